@@ -1,0 +1,38 @@
+SHELL := /bin/bash
+ACTIVATE := source .venv/bin/activate
+
+.PHONY: help install quickstart test lint clean
+
+help: ## what each target does
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 20
+	@echo "An existing environment: make install PYTHON=... TORCH=... HOROVOD_GPU_OPERATIONS=NCCL (README)"
+
+install: ## .venv with torch, MPI, Horovod and this package; what is there already is kept
+	@tools/install.sh
+
+EXPERIMENTS := bsp-iid bsp-one-label fedavg-iid fedavg-one-label
+SYNC_bsp := {kind: bsp}
+SYNC_fedavg := {kind: fedavg, local_epochs: 1}
+PARTITION_iid := {kind: iid}
+PARTITION_one-label := {kind: labels_per_client, labels: 1}
+
+quickstart: install ## trains digits on two ranks, synchronously and federated, and prints the table
+	@$(ACTIVATE) && set -e; rm -rf runs/quickstart; \
+	$(foreach experiment,$(EXPERIMENTS),$(call train,$(experiment),$(firstword $(subst -, ,$(experiment))));) \
+	hpclbfl report runs/quickstart
+
+# train(experiment, synchroniser)
+define train
+hpclbfl launch -np 2 jobs/quickstart.yaml 'sync=$(SYNC_$(2))' 'partition=$(PARTITION_$(patsubst $(2)-%,%,$(1)))' \
+	--run-dir runs/quickstart/runs/$(1)
+endef
+
+test: install lint ## lint, then all tests
+	@$(ACTIVATE) && pytest
+
+lint: install ## ruff and mypy
+	@$(ACTIVATE) && ruff check . && ruff format --check . && mypy -p hpclbfl
+
+clean: ## removes .venv and caches; runs and the built Horovod wheel stay
+	rm -rf .venv *.egg-info build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find hpclbfl tests -name __pycache__ -type d -prune -exec rm -rf {} +

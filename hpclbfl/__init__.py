@@ -1,0 +1,3 @@
+"""Large-batch federated and data-parallel training experiments on HPC clusters."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""`python -m hpclbfl`."""
+
+from hpclbfl.cli import main
+
+main()

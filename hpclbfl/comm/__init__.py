@@ -1,0 +1,1 @@
+"""Communication: one small interface, an engine a module, and the gradient buckets on top."""

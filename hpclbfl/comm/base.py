@@ -1,0 +1,79 @@
+"""The interface that carries all messages between ranks, and how a process learns that MPI started it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    # The command line asks this module for its rank and must answer without loading torch.
+    from torch import Tensor
+
+VOTE_BITS = 8
+"""How many independent yes-no votes one reduction can carry."""
+
+
+class Handle(Protocol):
+    """A reduction under way."""
+
+    def wait(self) -> None:
+        """Return once the result stands in the tensor (on a GPU: is ordered before the current stream's next work)."""
+
+
+class Communicator(Protocol):
+    """Collectives over all ranks. Every rank makes the same calls in the same order."""
+
+    engine: str
+    """horovod, mpi or local; stands in the provenance."""
+    library: str
+    """What carries the messages, with its version."""
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    def reduce_(self, flat: Tensor, name: str, on_chunk: Callable[[Tensor], None] | None = None) -> Handle:
+        """Sum `flat` (1-d, contiguous) over ranks, in place; `on_chunk(view)` once a piece is reduced.
+
+        `name` is equal on all ranks and unique among the reductions under way.
+        """
+
+    def vote(self, bits: int) -> int:
+        """Bitwise or of `bits` (VOTE_BITS wide) over ranks."""
+
+    def allgather(self, row: Any) -> list[Any]:
+        """Every rank's `row` (any picklable object), by rank."""
+
+    def broadcast_(self, tensors: Sequence[Tensor], root: int = 0) -> None:
+        """Overwrite the tensors with those of `root`."""
+
+    def barrier(self) -> None:
+        """Return once every rank has come here."""
+
+    def abort(self, code: int) -> None:
+        """End every rank of the job at once with this exit code; does not return under MPI."""
+
+    def close(self) -> None:
+        """Leave the job in order; every rank must come here."""
+
+
+def launched_size(environ: Mapping[str, str]) -> int:
+    """How many ranks the launcher started that started this process; 1 for a lone process.
+
+    Knows Open MPI (mpirun, horovodrun, srun with PMIx), MPICH and Slurm's PMI.
+    """
+    if "OMPI_COMM_WORLD_SIZE" in environ:
+        return int(environ["OMPI_COMM_WORLD_SIZE"])
+    if "PMI_SIZE" in environ:
+        return int(environ["PMI_SIZE"])
+    if "PMIX_RANK" in environ and "SLURM_NTASKS" in environ:
+        return int(environ["SLURM_NTASKS"])
+    return 1
+
+
+def launched_rank(environ: Mapping[str, str]) -> int:
+    """The rank of this process, as the launcher tells it, before any MPI call; 0 for a lone process."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"):
+        if name in environ:
+            return int(environ[name])
+    return 0

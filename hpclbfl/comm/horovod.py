@@ -1,0 +1,100 @@
+"""Horovod over MPI (and NCCL on GPUs): the only module that imports it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpclbfl import mpi_runtime
+from hpclbfl.comm.base import VOTE_BITS
+from hpclbfl.errors import EnvironmentFault
+
+
+class _Reduction:
+    """A Horovod handle; runs `on_chunk` when the result is there."""
+
+    def __init__(self, hvd: Any, handle: int, flat: Tensor, on_chunk: Callable[[Tensor], None] | None) -> None:
+        self._hvd, self._handle, self._flat, self._on_chunk = hvd, handle, flat, on_chunk
+
+    def wait(self) -> None:
+        self._hvd.synchronize(self._handle)
+        if self._on_chunk is not None:
+            self._on_chunk(self._flat)
+
+
+class HorovodCommunicator:
+    """All ranks of the MPI job; see `hpclbfl.comm.base.Communicator`.
+
+    Raises:
+        EnvironmentFault: Horovod is not installed, or was built without MPI.
+    """
+
+    engine = "horovod"
+
+    def __init__(self) -> None:
+        mpi_runtime.prepare()
+        try:
+            import horovod.torch as hvd
+        except ImportError as error:
+            raise EnvironmentFault(
+                f"comm.engine horovod: Horovod cannot be loaded ({error}); run 'make install', then 'hpclbfl doctor'"
+            ) from error
+        hvd.init()
+        if not hvd.mpi_enabled():
+            raise EnvironmentFault("comm.engine horovod: this Horovod runs without MPI; run 'hpclbfl doctor'")
+        self._hvd = hvd
+        self.rank, self.size = int(hvd.rank()), int(hvd.size())
+        self.local_rank, self.local_size = int(hvd.local_rank()), int(hvd.local_size())
+        from horovod import __version__ as horovod_version
+
+        self.library = f"Horovod {horovod_version}, {_mpi().Get_library_version().splitlines()[0].split(',')[0]}"
+
+    def reduce_(self, flat: Tensor, name: str, on_chunk: Callable[[Tensor], None] | None = None) -> _Reduction:
+        """Start an in-place sum; Horovod's thread carries it out while this one goes on."""
+        handle = self._hvd.allreduce_async_(flat, name=name, op=self._hvd.Sum)
+        return _Reduction(self._hvd, handle, flat, on_chunk)
+
+    def vote(self, bits: int) -> int:
+        """Bitwise or, as a sum of VOTE_BITS counters."""
+        ballots = torch.tensor([float(bits >> k & 1) for k in range(VOTE_BITS)])
+        counts = self._hvd.allreduce(ballots, name="vote", op=self._hvd.Sum).tolist()
+        return sum(1 << k for k, count in enumerate(counts) if count > 0)
+
+    def allgather(self, row: Any) -> list[Any]:
+        """Pickles the rows: for set-up and accounting, not for the inner loop."""
+        return list(self._hvd.allgather_object(row, name="rows"))
+
+    def broadcast_(self, tensors: Sequence[Tensor], root: int = 0) -> None:
+        """One broadcast after the other, under way together."""
+        handles = [self._hvd.broadcast_async_(t, root, name=f"broadcast.{k}") for k, t in enumerate(tensors)]
+        for handle in handles:
+            self._hvd.synchronize(handle)
+
+    def barrier(self) -> None:
+        """Through Horovod, so that it is ordered with the reductions."""
+        self._hvd.barrier()
+
+    def abort(self, code: int) -> None:
+        """MPI_Abort: a rank that merely raised would leave the others hanging in Horovod's shutdown."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _mpi().COMM_WORLD.Abort(code)
+
+    def close(self) -> None:
+        """Collective shutdown."""
+        self._hvd.shutdown()
+
+
+def _mpi() -> Any:
+    """Horovod's MPI through mpi4py, which neither starts nor ends it."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    mpi4py.rc.finalize = False
+    from mpi4py import MPI
+
+    return MPI

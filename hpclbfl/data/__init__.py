@@ -1,0 +1,1 @@
+"""Image sets, their partition over clients, and batches of them."""

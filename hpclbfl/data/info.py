@@ -1,0 +1,209 @@
+"""What `hpclbfl data info` shows: the clients' labels as a table or a picture, and what a packed file holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from hpclbfl.config import JobConfig
+from hpclbfl.data.datasets import load_dataset
+from hpclbfl.data.packed import IntArray, PackedFile
+from hpclbfl.data.partition import partition
+from hpclbfl.data.splits import decode
+from hpclbfl.errors import ConfigError, DataError
+
+_MAX_CLASS_COLUMNS = 20
+_CELL_PX = (3, 34)
+_PLOT_PX = 640
+
+
+class LabelInfo(NamedTuple):
+    """How a job's training set is spread over its clients."""
+
+    name: str
+    classes: tuple[str, ...]
+    counts: IntArray
+    """int64 [C, K]: samples of each class that each client holds."""
+    num_test: int
+    fingerprint: str
+
+
+def label_counts(shards: Sequence[IntArray], labels: IntArray, num_classes: int) -> IntArray:
+    """Samples of each class in each shard, int64 [C, K]."""
+    return np.stack([np.bincount(labels[shard], minlength=num_classes) for shard in shards]).astype(np.int64)
+
+
+def label_info(job: JobConfig) -> LabelInfo:
+    """Load the job's set and spread it over its clients.
+
+    Raises:
+        ConfigError: `clients` is not stated, or the partition cannot be made.
+        DataError: the set cannot be read.
+    """
+    if job.clients is None:
+        raise ConfigError("clients: state how many; without it the count follows from the ranks of a run")
+    dataset = load_dataset(job.data)
+    labels = dataset.train.labels
+    shards = partition(job.partition, labels, job.clients, dataset.num_classes, job.seed)
+    counts = label_counts(shards, labels, dataset.num_classes)
+    return LabelInfo(job.data.name, dataset.classes, counts, len(dataset.test), dataset.fingerprint)
+
+
+def print_info(job: JobConfig, console: Console | None = None) -> None:
+    """Print a table of clients by labels; with more than 20 classes, a summary per client."""
+    info = label_info(job)
+    total = int(info.counts.sum())
+    kind = job.partition.kind
+    table = Table(
+        title=f"{info.name}, {kind}: {total} training images over {len(info.counts)} clients", caption_justify="left"
+    )
+    table.caption = f"{len(info.classes)} classes, {info.num_test} test images, fingerprint {info.fingerprint[:10]}"
+    table.add_column("client", justify="right")
+    if len(info.classes) <= _MAX_CLASS_COLUMNS:
+        _fill_by_class(table, info)
+    else:
+        _fill_summary(table, info)
+    (console or Console()).print(table)
+
+
+def _fill_by_class(table: Table, info: LabelInfo) -> None:
+    for name in info.classes:
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("total", justify="right", style="bold")
+    for client, row in enumerate(info.counts):
+        cells = (str(count) if count else "." for count in row)
+        table.add_row(str(client), *cells, str(row.sum()), end_section=client == len(info.counts) - 1)
+    table.add_row("total", *(str(count) for count in info.counts.sum(axis=0)), str(info.counts.sum()))
+
+
+def _fill_summary(table: Table, info: LabelInfo) -> None:
+    for name in ("samples", "classes held", "largest class", "its share"):
+        table.add_column(name, justify="right")
+    for client, row in enumerate(info.counts):
+        held, largest = int(np.count_nonzero(row)), int(row.argmax())
+        cells = (info.classes[largest], f"{row[largest] / row.sum():.1%}") if held else ("", "")
+        table.add_row(str(client), str(row.sum()), str(held), *cells, end_section=client == len(info.counts) - 1)
+    table.add_row("total", str(info.counts.sum()), str(np.count_nonzero(info.counts.sum(axis=0))), "", "")
+
+
+def as_json(job: JobConfig) -> str:
+    """The same as a JSON object: name, classes, counts[client][class], test images, fingerprint."""
+    info = label_info(job)
+    return json.dumps(
+        {
+            "data": info.name,
+            "partition": job.partition.kind,
+            "classes": list(info.classes),
+            "counts": info.counts.tolist(),
+            "num_test": info.num_test,
+            "fingerprint": info.fingerprint,
+        }
+    )
+
+
+def plot(job: JobConfig, path: Path | str) -> None:
+    """Draw clients by classes as a heat map, PNG or SVG by the file's ending; client 0 on top.
+
+    Raises:
+        ConfigError: another ending.
+    """
+    import vl_convert
+
+    path = Path(path)
+    if path.suffix not in (".png", ".svg"):
+        raise ConfigError(f"{path}: a plot is a .png or an .svg")
+    specification = json.dumps(_heat_map(label_info(job), job.partition.kind))
+    try:
+        if path.suffix == ".png":
+            path.write_bytes(vl_convert.vegalite_to_png(specification, scale=2))
+        else:
+            path.write_text(vl_convert.vegalite_to_svg(specification), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _heat_map(info: LabelInfo, kind: str) -> dict[str, Any]:
+    import altair
+
+    num_clients, num_classes = info.counts.shape
+    cells = [
+        {"client": client, "class": name, "samples": int(info.counts[client, label])}
+        for client in range(num_clients)
+        for label, name in enumerate(info.classes)
+        if info.counts[client, label]  # white: none at all
+    ]
+    step_x, step_y = (int(np.clip(_PLOT_PX / count, *_CELL_PX)) for count in (num_classes, num_clients))
+    # Names that would overlap are left out: axes thin themselves only where the labels are numbers.
+    x_axis = altair.Axis(labelAngle=-45, labelOverlap=True, values=_thinned(info.classes, step_x))
+    y_axis = altair.Axis(labelOverlap=True, values=_thinned(range(num_clients), step_y))
+    x_scale, y_scale = altair.Scale(domain=list(info.classes)), altair.Scale(domain=list(range(num_clients)))
+    chart = (
+        altair.Chart(
+            altair.InlineData(values=cells), title=f"{info.name}, {kind}: training images per client and class"
+        )
+        .mark_rect()
+        .encode(
+            x=altair.X("class:N", sort=None, title="class", axis=x_axis, scale=x_scale),
+            y=altair.Y("client:O", sort=None, title="client", axis=y_axis, scale=y_scale),
+            color=altair.Color("samples:Q", title="images", scale=altair.Scale(scheme="blues", domainMin=0)),
+        )
+        .properties(width={"step": step_x}, height={"step": step_y})
+    )
+    specification: dict[str, Any] = chart.to_dict()
+    return specification
+
+
+def _thinned(values: Sequence[Any], step_px: int, label_px: int = 14) -> list[Any]:
+    return list(values[:: max(1, -(-label_px // step_px))])
+
+
+def packed_info(path: Path | str) -> dict[str, Any]:
+    """What a packed file holds: classes, fingerprint, and per split the count, counts per class and first size."""
+    with PackedFile(path) as file:
+        splits = {
+            name: {
+                "num_samples": len(split),
+                "encoded_bytes": int(split.sizes().sum()),
+                "label_counts": np.bincount(split.labels, minlength=len(file.classes)).tolist(),
+                "first_image_px": decode(split.encoded(0), split.describe(0)).size if len(split) else None,
+            }
+            for name, split in file.splits.items()
+        }
+        return {
+            "path": str(file.path),
+            "classes": list(file.classes),
+            "splits": splits,
+            "fingerprint": file.fingerprint(),
+        }
+
+
+def print_packed_info(path: Path | str, console: Console | None = None) -> None:
+    """Print what a packed file holds.
+
+    Raises:
+        DataError: it is missing or torn.
+    """
+    info = packed_info(path)
+    table = Table(title=info["path"], caption_justify="left")
+    names = ", ".join(info["classes"][:_MAX_CLASS_COLUMNS])
+    more = len(info["classes"]) - _MAX_CLASS_COLUMNS
+    names += f" and {more} more" if more > 0 else ""
+    table.caption = f"{len(info['classes'])} classes: {names}\nfingerprint {info['fingerprint']}"
+    for column in ("split", "images", "MB", "per class, least to most", "first image"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, split in info["splits"].items():
+        counts, size = split["label_counts"], split["first_image_px"]
+        table.add_row(
+            name,
+            str(split["num_samples"]),
+            f"{split['encoded_bytes'] / 1e6:.1f}",
+            f"{min(counts)} to {max(counts)}",
+            f"{size[0]}x{size[1]} px" if size else "",
+        )
+    (console or Console()).print(table)

@@ -1,0 +1,242 @@
+"""The packed format: a whole image set in one HDF5 file.
+
+Root attribute `classes` (names, in label order); per split a group with
+    encoded  uint8 [bytes]   the image files' bytes, back to back
+    offsets  int64 [N + 1]   where each image begins in `encoded`; the last one is its length
+    labels   int64 [N]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hpclbfl.errors import DataError
+
+IntArray = NDArray[np.int64]
+
+_CHUNK_BYTES = 64 * 1024
+_READ_AHEAD_BYTES = 1024 * 1024
+_WRITE_BLOCK_BYTES = 4 * 1024 * 1024
+_FINGERPRINT_IMAGES = 64
+_KINDS = {"u": "bytes", "i": "whole numbers"}
+# What h5py raises over damaged files.
+_DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+
+
+class Content(Protocol):
+    """What a fingerprint reads of a split."""
+
+    @property
+    def labels(self) -> IntArray:
+        """int64 [N]."""
+
+    def sizes(self) -> IntArray:
+        """Length of each image's content, bytes, int64 [N]."""
+
+    def content(self, index: int) -> bytes:
+        """What is covered of one image."""
+
+
+def fingerprint(classes: Sequence[str], splits: Mapping[str, Content]) -> str:
+    """Name a set by its content: 64 hexadecimal digits, the same wherever and however the files lie.
+
+    Covers the classes, every label and size, and the bytes of up to 64 evenly spaced images of each split.
+    """
+    digest = hashlib.sha256("\0".join(classes).encode())
+    for name in sorted(splits):
+        split = splits[name]
+        count = len(split.labels)
+        digest.update(f"\0{name}\0{count}\0".encode())
+        digest.update(np.ascontiguousarray(split.labels, dtype="<i8").tobytes())
+        digest.update(np.ascontiguousarray(split.sizes(), dtype="<i8").tobytes())
+        for index in evenly_spaced(count, _FINGERPRINT_IMAGES):
+            digest.update(split.content(int(index)))
+    return digest.hexdigest()
+
+
+def evenly_spaced(count: int, at_most: int) -> IntArray:
+    """Up to `at_most` of the indices below `count`, spread evenly."""
+    chosen = min(count, at_most)
+    return np.arange(chosen, dtype=np.int64) * count // max(chosen, 1)
+
+
+class PackedSplit:
+    """One split of a packed file: labels in memory, image bytes read when asked for."""
+
+    def __init__(self, group: Any, path: Path, name: str, num_classes: int) -> None:
+        self.path, self.name = path, name
+        missing = [key for key in ("encoded", "offsets", "labels") if key not in group]
+        if missing:
+            raise DataError(f"{path}: split '{name}' has no dataset {' and no '.join(missing)}: pack it again")
+        for key, kind in (("encoded", "u"), ("offsets", "i"), ("labels", "i")):
+            if not isinstance(group[key], h5py.Dataset) or group[key].ndim != 1 or group[key].dtype.kind != kind:
+                raise DataError(f"{path}: split '{name}': '{key}' is no list of {_KINDS[kind]}: pack it again")
+        self._encoded = group["encoded"]
+        self._offsets = group["offsets"][:].astype(np.int64)
+        self.labels: IntArray = group["labels"][:].astype(np.int64)
+        self._block: tuple[int, bytes] = (0, b"")
+        self._check(num_classes)
+
+    def _check(self, num_classes: int) -> None:
+        offsets, labels, total = self._offsets, self.labels, self._encoded.shape[0]
+        where = f"{self.path}: split '{self.name}'"
+        if len(offsets) != len(labels) + 1:
+            raise DataError(f"{where} is torn: {len(offsets)} offsets for {len(labels)} labels, one more is right")
+        if offsets[0] != 0 or np.any(np.diff(offsets) <= 0):
+            raise DataError(f"{where} is torn: its offsets do not rise from 0")
+        if offsets[-1] != total:
+            raise DataError(f"{where} is torn: offsets end at {offsets[-1]}, but it holds {total} bytes of images")
+        if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
+            raise DataError(
+                f"{where} has labels from {labels.min()} to {labels.max()}, but the file names {num_classes} classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def describe(self, index: int) -> str:
+        """Where an image lies, for error messages."""
+        return f"{self.path}: {self.name} image {index}"
+
+    def sizes(self) -> IntArray:
+        """Length of each image file, bytes, int64 [N]."""
+        sizes: IntArray = np.diff(self._offsets)
+        return sizes
+
+    def encoded(self, index: int) -> bytes:
+        """The image file's bytes.
+
+        Raises:
+            DataError: the file can no longer be read.
+        """
+        begin, end = int(self._offsets[index]), int(self._offsets[index + 1])
+        block_begin, block = self._block
+        if not block_begin <= begin <= end <= block_begin + len(block):
+            # Reading on pays when images are asked for in order (the set is decoded into memory), and only then.
+            in_order = begin == block_begin + len(block) or block_begin <= begin < block_begin + len(block) < end
+            stop = max(end, min(begin + _READ_AHEAD_BYTES, len(self._encoded))) if in_order else end
+            try:
+                block_begin, block = begin, self._encoded[begin:stop].tobytes()
+            except _DAMAGED as error:
+                raise DataError(f"{self.describe(index)}: cannot be read: {error}") from error
+            self._block = (block_begin, block)
+        return block[begin - block_begin : end - block_begin]
+
+    content = encoded
+
+
+class PackedFile:
+    """A packed file, open for reading. A context manager; splits read from it while it is open.
+
+    Raises:
+        DataError: the file is missing, is not a packed file, or is torn.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such file: give data.path a packed file (hpclbfl data pack makes one)")
+        try:
+            # Shared file systems (Lustre, NFS) often refuse HDF5's locks, and readers need none.
+            self._file = h5py.File(self.path, "r", locking=False)
+        except OSError as error:
+            raise DataError(f"{self.path}: not a whole HDF5 file: {error}: pack it again") from error
+        try:
+            self.classes, self.splits = self._read()
+        except _DAMAGED as error:
+            self.close()
+            raise DataError(f"{self.path}: torn: {error}") from error
+        except DataError:
+            self.close()
+            raise
+
+    def _read(self) -> tuple[tuple[str, ...], dict[str, PackedSplit]]:
+        if "classes" not in self._file.attrs:
+            raise DataError(f"{self.path}: not a packed file: it has no attribute 'classes'")
+        names = (name.decode() if isinstance(name, bytes) else str(name) for name in self._file.attrs["classes"])
+        classes = tuple(names)
+        groups = {name: group for name, group in self._file.items() if isinstance(group, h5py.Group)}
+        if not groups:
+            raise DataError(f"{self.path}: not a packed file: it has no splits (train, test)")
+        return classes, {name: PackedSplit(group, self.path, name, len(classes)) for name, group in groups.items()}
+
+    def fingerprint(self) -> str:
+        """See `fingerprint`."""
+        return fingerprint(self.classes, self.splits)
+
+    def close(self) -> None:
+        """Close the file; its splits keep their labels but can read no image."""
+        self._file.close()
+
+    def __enter__(self) -> PackedFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def write_packed(path: Path | str, classes: Sequence[str], splits: Mapping[str, Iterable[tuple[bytes, int]]]) -> None:
+    """Write a packed file from streams of (image file's bytes, label); appears whole or not at all.
+
+    Raises:
+        DataError: the folder cannot be written, an image is empty, or a label is out of range.
+    """
+    path = Path(path)
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        with h5py.File(temporary, "w") as file:
+            file.attrs.create("classes", list(classes), dtype=h5py.string_dtype())
+            for split, images in splits.items():
+                _write_split(file.create_group(split), split, images, len(classes))
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_split(group: Any, name: str, images: Iterable[tuple[bytes, int]], num_classes: int) -> None:
+    encoded = group.create_dataset("encoded", (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,))
+    offsets: list[int] = [0]
+    labels: list[int] = []
+    block = bytearray()
+
+    def append() -> None:
+        begin = encoded.shape[0]
+        encoded.resize(begin + len(block), axis=0)
+        encoded[begin:] = np.frombuffer(bytes(block), dtype=np.uint8)
+        block.clear()
+
+    for data, label in images:
+        if not data:
+            raise DataError(f"{name} image {len(labels)}: empty, no image file")
+        if not 0 <= label < num_classes:
+            raise DataError(f"{name} image {len(labels)}: label {label}, but there are {num_classes} classes")
+        block += data
+        offsets.append(offsets[-1] + len(data))
+        labels.append(label)
+        if len(block) >= _WRITE_BLOCK_BYTES:
+            append()
+    append()
+    group.create_dataset("offsets", data=np.asarray(offsets, dtype=np.int64))
+    group.create_dataset("labels", data=np.asarray(labels, dtype=np.int64))

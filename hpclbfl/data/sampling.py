@@ -1,0 +1,118 @@
+"""Which samples each client processes at each step.
+
+Samplers are pure functions of the seed and of how many samples each client has taken so far, so every rank computes
+the same answer, a checkpoint needs the positions alone, and batch sizes may change at any step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from hpclbfl.config import PartitionConfig
+from hpclbfl.data.packed import IntArray
+from hpclbfl.data.partition import partition
+from hpclbfl.errors import ConfigError
+
+_GLOBAL_STREAM, _SHARD_STREAM = 1, 2
+
+
+class Sampler(Protocol):
+    """Deals out samples to clients."""
+
+    def counts(self, sizes: Sequence[int]) -> IntArray:
+        """Samples that each client processes in a step with local batch sizes `sizes`: int64 [C]."""
+
+    def take(self, client: int, positions: IntArray, sizes: Sequence[int]) -> tuple[IntArray, IntArray]:
+        """A client's next batch.
+
+        Args:
+            client: its number.
+            positions: samples that each client has taken so far, int64 [C].
+            sizes: b_c of every client in this step.
+
+        Returns:
+            The samples (places in the training split) and the pass that each belongs to, int64 [b] both.
+        """
+
+
+class _Stream:
+    """An endless stream: the indices shuffled anew for every pass."""
+
+    def __init__(self, indices: IntArray, seed: int, key: tuple[int, ...]) -> None:
+        self._indices, self._seed, self._key = indices, seed, key
+        self._recent: dict[int, IntArray] = {}
+
+    def _shuffled(self, number: int) -> IntArray:
+        if number not in self._recent:
+            sequence = np.random.SeedSequence(self._seed, spawn_key=(*self._key, number))
+            shuffled = np.random.Generator(np.random.Philox(sequence)).permutation(self._indices)
+            # Two passes are alive at once where a batch straddles their boundary.
+            newest = next(reversed(self._recent), None)
+            kept = {} if newest is None else {newest: self._recent[newest]}
+            self._recent = {**kept, number: shuffled}
+        return self._recent[number]
+
+    def slice(self, begin: int, count: int) -> tuple[IntArray, IntArray]:
+        """Elements [begin, begin + count) and the pass of each, int64 [count] both."""
+        length = len(self._indices)
+        samples, passes = np.empty(count, np.int64), np.empty(count, np.int64)
+        done = 0
+        while done < count:
+            number, offset = divmod(begin + done, length)
+            piece = min(count - done, length - offset)
+            samples[done : done + piece] = self._shuffled(number)[offset : offset + piece]
+            passes[done : done + piece] = number
+            done += piece
+        return samples, passes
+
+
+class GlobalSampler:
+    """i.i.d.: each step takes its slices, client after client, of one permutation of the whole set per epoch.
+
+    A batch may straddle two epochs: global batches keep their size, and every sample still occurs once per epoch.
+    """
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        self._stream = _Stream(np.arange(num_samples, dtype=np.int64), seed, (_GLOBAL_STREAM,))
+
+    def counts(self, sizes: Sequence[int]) -> IntArray:
+        """All of `sizes`: the stream has no end."""
+        return np.asarray(sizes, dtype=np.int64)
+
+    def take(self, client: int, positions: IntArray, sizes: Sequence[int]) -> tuple[IntArray, IntArray]:
+        """The slice after those of the clients before; see `Sampler`."""
+        begin = int(positions.sum()) + sum(sizes[:client])
+        return self._stream.slice(begin, sizes[client])
+
+
+class ShardSampler:
+    """Other partitions: each client cycles through its own shard, shuffled anew for every pass."""
+
+    def __init__(self, shards: Sequence[IntArray], seed: int) -> None:
+        self._streams = [_Stream(shard, seed, (_SHARD_STREAM, client)) for client, shard in enumerate(shards)]
+        self._holds_samples = np.array([len(shard) > 0 for shard in shards])
+
+    def counts(self, sizes: Sequence[int]) -> IntArray:
+        """`sizes`, but 0 for a client whose shard is empty."""
+        return np.where(self._holds_samples, np.asarray(sizes, dtype=np.int64), 0)
+
+    def take(self, client: int, positions: IntArray, sizes: Sequence[int]) -> tuple[IntArray, IntArray]:
+        """The next slice of the client's own stream; see `Sampler`."""
+        count = sizes[client] if self._holds_samples[client] else 0
+        return self._streams[client].slice(int(positions[client]), count)
+
+
+def make_sampler(config: PartitionConfig, labels: IntArray, num_clients: int, num_classes: int, seed: int) -> Sampler:
+    """The sampler that a job's partition asks for.
+
+    Raises:
+        ConfigError: the partition cannot be made.
+    """
+    if len(labels) == 0:
+        raise ConfigError("data: the training split is empty, nothing to sample")
+    if config.kind == "iid":
+        return GlobalSampler(len(labels), seed)
+    return ShardSampler(partition(config, labels, num_clients, num_classes, seed), seed)

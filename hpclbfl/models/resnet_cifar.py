@@ -1,0 +1,69 @@
+"""Residual nets for small images: 6n + 2 layers of 16, 32 and 64 channels.
+
+K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2, with
+parameter-free shortcuts (option A).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut without parameters."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride = stride
+        self.new_channels = channels - channels_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, c_in, h, w] -> [b, c, h / stride, w / stride]."""
+        out = functional.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.new_channels:
+            shortcut = functional.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels))
+        return functional.relu(out + shortcut)
+
+
+class ResNetCifar(nn.Module):
+    """`blocks_per_stage` = n blocks in each of three stages."""
+
+    def __init__(self, blocks_per_stage: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        blocks: list[nn.Module] = []
+        channels_in = 16
+        for channels in (16, 32, 64):
+            for index in range(blocks_per_stage):
+                stride = 2 if index == 0 and channels > 16 else 1
+                blocks.append(Block(channels_in, channels, stride))
+                channels_in = channels
+        self.stages = nn.Sequential(*blocks)
+        self.fc = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [b, 3, h, w] -> class scores [b, num_classes]."""
+        out = functional.relu(self.bn1(self.conv1(x)))
+        scores: Tensor = self.fc(self.stages(out).mean(dim=(2, 3)))
+        return scores
+
+
+def resnet8(num_classes: int, image_size: int, stem: str, dropout: float | None) -> nn.Module:
+    """N = 1: 78 thousand parameters."""
+    return ResNetCifar(1, num_classes)
+
+
+def resnet20(num_classes: int, image_size: int, stem: str, dropout: float | None) -> nn.Module:
+    """N = 3: 272 thousand parameters."""
+    return ResNetCifar(3, num_classes)

@@ -1,0 +1,94 @@
+"""Nets whose parameters and BatchNorm buffers are views of flat tensors, and the clients that train them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+
+class Replica:
+    """A net on a device, its parameters and floating-point buffers laid flat.
+
+    Args:
+        template: the net to copy; stays as it is.
+        parameters_of: share this replica's parameters instead of copying; the buffers are always this one's own.
+
+    Attributes:
+        module: the net.
+        state: [P + F], parameters then buffers; what is averaged when replicas train alone. Only where the parameters
+            are its own.
+        buffers: [F], floating-point buffers (BatchNorm's running statistics).
+    """
+
+    def __init__(self, template: nn.Module, parameters_of: Replica | None = None) -> None:
+        memo = {}
+        if parameters_of is not None:
+            shared = dict(parameters_of.module.named_parameters())
+            memo = {id(p): shared[name] for name, p in template.named_parameters()}
+        self.module: nn.Module = copy.deepcopy(template, memo)
+        like = next(template.parameters())
+        buffers = [b for b in self.module.buffers() if b.is_floating_point()]
+        own = [] if parameters_of is not None else list(self.module.parameters())
+        num_parameters = sum(p.numel() for p in own)
+        self.state = torch.empty(num_parameters + sum(b.numel() for b in buffers), dtype=like.dtype, device=like.device)
+        self.buffers = self.state[num_parameters:]
+        begin = 0
+        with torch.no_grad():
+            for tensor in (*own, *buffers):
+                view = self.state[begin : begin + tensor.numel()].view_as(tensor)
+                view.copy_(tensor)
+                tensor.data = view
+                begin += tensor.numel()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """In the order of the net."""
+        return list(self.module.parameters())
+
+    def digest(self) -> str:
+        """SHA-256 of the parameters' bytes, for comparing ranks."""
+        sha = hashlib.sha256()
+        for parameter in self.module.parameters():
+            sha.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()
+
+
+class Client:
+    """A federated participant on this rank.
+
+    Attributes:
+        id: its number among all clients of the job.
+        replica: its net: parameters of its own (local training) or shared by all clients of the rank.
+        optimizer: None while the parameters are shared.
+    """
+
+    def __init__(self, client_id: int, replica: Replica, optimizer: torch.optim.Optimizer | None) -> None:
+        self.id, self.replica, self.optimizer = client_id, replica, optimizer
+
+
+def clients_of_rank(num_clients: int, rank: int, size: int) -> range:
+    """The contiguous block of clients that a rank holds; sizes differ by one at most.
+
+    More ranks than clients would leave ranks without work; the caller refuses that.
+    """
+    quotient, rest = divmod(num_clients, size)
+    begin = rank * quotient + min(rank, rest)
+    return range(begin, begin + quotient + (rank < rest))
+
+
+def key_generators(*key: int) -> None:
+    """Seed torch's generators from (seed, client, step), so that dropout does not depend on who runs beside whom."""
+    digest = hashlib.blake2b(b"".join(int(k).to_bytes(8, "little") for k in key), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def weighted_sum(tensors: list[Tensor], weights: list[float], out: Tensor) -> Tensor:
+    """sum_k weights[k] * tensors[k], into `out`; zero for an empty list."""
+    out.zero_()
+    for tensor, weight in zip(tensors, weights, strict=True):
+        if weight:
+            out.add_(tensor, alpha=weight)
+    return out

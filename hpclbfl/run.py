@@ -1,0 +1,157 @@
+"""One run from start to end on this rank: its folder, its log, the training, and what happens when a rank fails."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from hpclbfl import build
+from hpclbfl.comm.base import Communicator
+from hpclbfl.config import FedAvgConfig, JobConfig
+from hpclbfl.errors import ConfigError, DataError, EnvironmentFault, HpclbflError
+from hpclbfl.experiment import Experiment, make_experiment
+from hpclbfl.progress import Progress
+from hpclbfl.provenance import collect
+from hpclbfl.runfolder import Attempt, RunFolder
+from hpclbfl.runlog.writer import RunLog
+from hpclbfl.train import Outcome, train
+
+OTHERS_WAIT_S = 1.0
+"""How long a rank other than 0 holds back an error that rank 0 most likely reports, too, ending all."""
+
+
+def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False) -> Outcome:
+    """Train a job in the MPI job that this process belongs to, or alone; does not return if this rank fails.
+
+    Args:
+        run_dir: the run folder; default `runs/<slug>-<hash10>` below the current one.
+        debug: show the traceback of errors in the job, too.
+    """
+    comm = build.communicator(job.comm)
+    session = Session(comm)
+    try:
+        outcome = session.run(job.resolved(comm.size), run_dir)
+    # A rank that ended by itself would leave the others waiting for it, whatever the reason.
+    except BaseException as error:
+        session.fail(error, debug)
+    comm.close()
+    return outcome
+
+
+class Session:
+    """What has been opened so far, for a failure's sake."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+        self._exp: Experiment | None = None
+        self._folder: RunFolder | None = None
+        self._log: RunLog | None = None
+
+    def run(self, job: JobConfig, run_dir: Path | None) -> Outcome:
+        """Train a job whose clients are resolved; errors are the caller's, see `fail`."""
+        comm = self._comm
+        self._exp = exp = make_experiment(job, comm)
+        digest = job.digest(exp.dataset.fingerprint)
+        self._folder = folder = RunFolder(run_dir or Path("runs") / f"{job.slug()}-{digest}")
+        attempt = self._begin_attempt(exp, digest)
+        with ExitStack() as stack:
+            attributes: dict[str, str | int | float] = {
+                "config": job.to_yaml(),
+                "provenance": attempt.provenance.read_text(encoding="utf-8"),
+                "rank": comm.rank,
+                "attempt": attempt.number,
+                "resumed_from_step": 0,
+            }
+            self._log = log = stack.enter_context(RunLog(attempt.rank_log(comm.rank), attributes))
+            text = stack.enter_context(attempt.log.open("a", encoding="utf-8")) if comm.rank == 0 else None
+            progress = stack.enter_context(Progress(_title(job), job.stop.epochs, comm.rank == 0, text))
+            progress.say(
+                f"{_count(len(exp.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, "
+                f"{exp.device.type}), global batch {sum(exp.sizes)}, {exp.num_train} training images"
+            )
+            outcome = train(exp, log, progress)
+        if comm.rank == 0:
+            _save_model(exp, folder.path / "model.pt")
+            summary = {**asdict(outcome), "hash": digest, "engine": comm.engine, "num_ranks": comm.size}
+            folder.mark_done(summary)
+            folder.write_status("done", **asdict(outcome))
+        return outcome
+
+    def _begin_attempt(self, exp: Experiment, digest: str) -> Attempt:
+        """Rank 0 makes the folder and tells the others the attempt's number."""
+        comm, folder = self._comm, self._folder
+        if folder is None:
+            raise RuntimeError("the run folder is not known yet")
+        number = 0
+        if comm.rank == 0:
+            attempt = folder.next_attempt()
+            folder.clear_done()
+            folder.write_config(exp.job.to_yaml())
+            extra = {
+                "hash": digest,
+                "mpi_library": comm.library,
+                "device": str(exp.device),
+                "torch_threads": torch.get_num_threads(),
+                "data_fingerprint": exp.dataset.fingerprint,
+                "clients_per_rank": [len(exp.clients)],
+            }
+            attempt.write_provenance(collect(comm.engine, comm.size, extra))
+            folder.write_status("running", step=0)
+            number = attempt.number
+        return folder.attempt(int(comm.allgather(number)[0]))
+
+    def fail(self, error: BaseException, debug: bool) -> NoReturn:
+        """Say what happened on this rank, keep the log, end all ranks."""
+        comm, rank = self._comm, self._comm.rank
+        if isinstance(error, KeyboardInterrupt):
+            code, line = 130, "interrupted"
+        elif isinstance(error, HpclbflError):
+            code, line = error.exit_code, str(error)
+        else:
+            code, line = 1, f"{type(error).__name__}: {error}"
+        if self._exp is not None:
+            line = f"step {self._exp.counters.step}: {line}"
+        if rank and isinstance(error, ConfigError | DataError):
+            time.sleep(OTHERS_WAIT_S)
+        if debug or not isinstance(error, HpclbflError | KeyboardInterrupt):
+            traceback.print_exception(error)
+        where = f"rank {rank}: " if comm.size > 1 else ""
+        print(f"hpclbfl: error: {where}{line}", file=sys.stderr, flush=True)
+        try:
+            if self._log is not None:
+                self._log.close()
+            if self._folder is not None:
+                self._folder.write_status("failed", error=f"{where}{line}", rank=rank)
+        except HpclbflError as second:
+            print(f"hpclbfl: error: {where}{second}", file=sys.stderr, flush=True)
+        comm.abort(code)
+        raise SystemExit(code)
+
+
+def _title(job: JobConfig) -> str:
+    sync = "FA" if isinstance(job.sync, FedAvgConfig) else "BSP"
+    partition = job.partition.kind.replace("_", " ")
+    if job.partition.labels is not None:
+        partition = f"{_count(job.partition.labels, 'label')} per client"
+    return f"{job.name} {sync}, {partition}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' if number != 1 else ''}"
+
+
+def _save_model(exp: Experiment, path: Path) -> None:
+    """The averaged net's state dict, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        torch.save({k: v.cpu() for k, v in exp.mean.module.state_dict().items()}, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise EnvironmentFault(f"{path}: the trained model cannot be written: {error}") from error

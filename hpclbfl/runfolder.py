@@ -1,0 +1,183 @@
+"""The run folder: where a run's files lie, and how they are written so that nobody ever reads half a file.
+
+```
+<run>/{config.yaml, status.json, DONE.json, checkpoints/, attempts/000/{rank00000.h5, provenance.json, log}}
+```
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from hpclbfl.errors import EnvironmentFault
+
+State = Literal["running", "done", "failed", "requeue"]
+"""Of a run: training, finished, ended by an error, or stopped early and to be resumed."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run; a run that resumes has several."""
+
+    number: int
+    path: Path
+
+    @property
+    def provenance(self) -> Path:
+        """What ran, where and on what."""
+        return self.path / "provenance.json"
+
+    @property
+    def log(self) -> Path:
+        """Diagnostics as text."""
+        return self.path / "log"
+
+    def rank_log(self, rank: int) -> Path:
+        """The HDF5 log of one rank."""
+        return self.path / f"rank{rank:05d}.h5"
+
+    def write_provenance(self, provenance: dict[str, Any]) -> None:
+        """Write provenance.json, whole or not at all. Raises EnvironmentFault if it cannot be written."""
+        write_json(self.provenance, provenance)
+
+
+class RunFolder:
+    """A run's folder. Nothing is made or read before a method asks for it.
+
+    Every writing method raises EnvironmentFault, one line that names the path, when the folder cannot be written.
+    Under MPI rank 0 alone calls them and tells the others the attempt's number, for `attempt(number)`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def config(self) -> Path:
+        """The resolved job."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def create(self) -> None:
+        """Make the folder with its subfolders; what is there stays."""
+        for folder in (self.checkpoints, self.path / "attempts"):
+            with _explained(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, text: str) -> None:
+        """Write config.yaml, whole or not at all."""
+        write_text(self.config, text)
+
+    def attempt(self, number: int) -> Attempt:
+        """The attempt with this number, made already or not."""
+        return Attempt(number, self.path / "attempts" / f"{number:03d}")
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts so far, the oldest first."""
+        names = [p.name for p in (self.path / "attempts").glob("[0-9]*")]
+        return [self.attempt(number) for number in sorted(int(name) for name in names if name.isdigit())]
+
+    def next_attempt(self) -> Attempt:
+        """Make the next attempt's folder; two processes that ask at once get two numbers."""
+        self.create()
+        number = max((a.number for a in self.attempts()), default=-1) + 1
+        while True:
+            attempt = self.attempt(number)
+            with _explained(attempt.path):
+                try:
+                    attempt.path.mkdir()
+                except FileExistsError:
+                    number += 1
+                    continue
+            return attempt
+
+    def write_status(self, state: State, **fields: Any) -> None:
+        """Replace status.json by the state, the time (UTC) and the given fields (JSON values; `error`: one line)."""
+        write_json(self.path / "status.json", {"state": state, "time": utc_now(), **fields})
+
+    def status(self) -> dict[str, Any] | None:
+        """status.json, or None when there is none that can be read."""
+        return _read_json(self.path / "status.json")
+
+    def mark_done(self, summary: dict[str, Any]) -> None:
+        """Write DONE.json: the run is finished and is not to be run again."""
+        write_json(self.path / "DONE.json", {"time": utc_now(), **summary})
+
+    def done(self) -> dict[str, Any] | None:
+        """DONE.json, or None when the run is not done."""
+        return _read_json(self.path / "DONE.json")
+
+    def clear_done(self) -> None:
+        """Take DONE.json away, if it is there: the run goes on."""
+        path = self.path / "DONE.json"
+        with _explained(path):
+            path.unlink(missing_ok=True)
+
+
+def utc_now() -> str:
+    """The time now, ISO 8601 in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all: a reader sees the old one or the new one, also after a crash.
+
+    Raises:
+        EnvironmentFault: the file cannot be written; one line that names it.
+    """
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all. Raises EnvironmentFault as `write_json` does."""
+    # In the same folder, for a rename that is one step; per process, for writers that do not know of each other.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with _explained(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Some file systems refuse this; the rename holds there all the same.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise EnvironmentFault(f"{path}: cannot be written: {reason}; give a run folder that can be") from error
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,227 @@
+"""Reading logs: one rank's file, or a run folder with all its ranks and attempts as one set of tables.
+
+Loads neither torch nor Horovod. Files of live and of killed writers read alike: rows up to the counter `committed`.
+A file that is torn is named, never averaged in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from h5py import h5a, h5d, h5f, h5p, h5s, h5t
+
+from hpclbfl.errors import DataError
+from hpclbfl.runlog.schema import DTYPES, SCHEMA_VERSION, TABLES
+
+Table = np.ndarray[Any, np.dtype[Any]]
+"""Rows of one table: a structured array with the schema's row type."""
+
+
+class TornFile(DataError):
+    """A file of a run that cannot be trusted: unreadable, cut short, with holes, or missing."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class RankLog:
+    """What one rank wrote in one attempt."""
+
+    path: Path
+    attributes: dict[str, Any]
+    """Root attributes: schema_version, config, provenance, rank, attempt, resumed_from_step."""
+    tables: dict[str, Table]
+    """All tables of the schema, cut at the committed rows."""
+
+
+@dataclass(frozen=True)
+class RunLogs:
+    """A run folder, read whole; ranks and attempts merged."""
+
+    path: Path
+    config: dict[str, Any]
+    """config.yaml: the resolved job."""
+    status: dict[str, Any]
+    """status.json; empty when there is none."""
+    done: dict[str, Any] | None
+    """DONE.json; None while the run is not done."""
+    provenance: dict[str, Any]
+    """provenance.json of the last attempt that has one; empty when none has."""
+    num_attempts: int
+    tables: dict[str, Table]
+    """All tables: `steps` by step, then client; the others by step."""
+    torn: list[TornFile] = field(default_factory=list)
+    """Files whose rows are not in the tables, with the reason."""
+
+
+def read_file(path: str | Path) -> RankLog:
+    """Read one rank's log, also while it is being written.
+
+    Raises:
+        TornFile: it is missing, unreadable, cut short or has holes.
+        DataError: another version of the schema wrote it.
+    """
+    path = Path(path)
+    # The low-level calls read a folder of 1,000 files about three times as fast as h5py.File.
+    access = h5p.create(h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5f.LIBVER_LATEST, h5f.LIBVER_LATEST)
+    access.set_fclose_degree(h5f.CLOSE_STRONG)
+    access.set_file_locking(False, True)
+    try:
+        file = h5f.open(bytes(path), h5f.ACC_RDONLY | h5f.ACC_SWMR_READ, access)
+    except (OSError, RuntimeError) as error:
+        reason = "is not there" if not path.exists() else f"is torn, HDF5 cannot open it ({_first_line(error)})"
+        raise TornFile(path, reason) from error
+    try:
+        attributes = _attributes(file)
+        version = attributes.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise DataError(f"{path}: has log schema {version}; this version reads schema {SCHEMA_VERSION}")
+        committed = np.zeros(len(TABLES), np.int64)
+        h5d.open(file, b"committed").read(h5s.ALL, h5s.ALL, committed)
+        tables = {name: _read_table(path, file, name, int(rows)) for name, rows in zip(TABLES, committed, strict=True)}
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise TornFile(path, f"is torn, HDF5 cannot read it ({_first_line(error)})") from error
+    finally:
+        file.close()
+    return RankLog(path, attributes, tables)
+
+
+@cache
+def _memory_type(name: str) -> Any:
+    return h5t.py_create(DTYPES[name])
+
+
+def _attributes(file: Any) -> dict[str, Any]:
+    found = {}
+    for index in range(h5a.get_num_attrs(file)):
+        attribute = h5a.open(file, index=index)
+        value = np.zeros(attribute.shape, attribute.dtype)
+        attribute.read(value)
+        item = value.item()
+        found[attribute.name.decode()] = item.decode(errors="replace") if isinstance(item, bytes) else item
+    return found
+
+
+def _read_table(path: Path, file: Any, name: str, rows: int) -> Table:
+    dtype = DTYPES[name]
+    table: Table = np.zeros(rows, dtype)
+    if rows == 0:
+        return table
+    dataset = h5d.open(file, name.encode())
+    space = dataset.get_space()
+    if rows < 0 or space.shape[0] < rows:
+        raise TornFile(path, f"is torn: table '{name}' has {space.shape[0]} of {rows} committed rows")
+    # HDF5 reads zeros, without a word, where a file was cut short.
+    end = 0
+
+    def note_end(chunk: Any) -> None:
+        nonlocal end
+        if chunk.chunk_offset[0] < rows:
+            end = max(end, chunk.byte_offset + chunk.size)
+
+    dataset.chunk_iter(note_end)
+    if end > path.stat().st_size:
+        raise TornFile(path, f"is torn: cut short within table '{name}'")
+    space.select_hyperslab((0,), (rows,))
+    dataset.read(h5s.create_simple((rows,)), space, table, _memory_type(name))
+    suspects = table[table[dtype.names[0]] == 0] if dtype.names else table
+    if any(not row.tobytes().strip(b"\0") for row in suspects):
+        raise TornFile(path, f"is torn: table '{name}' has rows of zeros")
+    return table
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def read_run(run_dir: str | Path) -> RunLogs:
+    """Read a run folder: its JSON files and the tables of all ranks and attempts, merged.
+
+    Rows of an attempt whose step is at or after the step from which a later attempt resumed are dropped: the later
+    one trained them again. Steps come from every rank; evaluations, layers and plans, the same on all ranks, from
+    rank 0; events from every rank, equal ones once. Files that cannot be read stand in `torn`.
+
+    Raises:
+        DataError: the folder or its config.yaml is not there or cannot be read.
+    """
+    path = Path(run_dir)
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: not a run folder: config.yaml cannot be read ({_first_line(error)})") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{path}: not a run folder: config.yaml holds no mapping")
+    torn: list[TornFile] = []
+    provenance: dict[str, Any] = {}
+    attempts: list[list[RankLog]] = []
+    for folder in sorted((path / "attempts").glob("[0-9]*"), key=lambda p: (len(p.name), p.name)):
+        found = _read_json(folder / "provenance.json", torn)
+        provenance = found or provenance
+        attempts.append(_read_attempt(folder, (found or {}).get("num_ranks"), torn))
+    return RunLogs(
+        path=path,
+        config=config,
+        status=_read_json(path / "status.json", torn) or {},
+        done=_read_json(path / "DONE.json", torn),
+        provenance=provenance,
+        num_attempts=len(attempts),
+        tables=merge(attempts),
+        torn=torn,
+    )
+
+
+def _read_attempt(folder: Path, num_ranks: int | None, torn: list[TornFile]) -> list[RankLog]:
+    logs = []
+    files = sorted(folder.glob("rank*.h5"))
+    for file in files:
+        try:
+            logs.append(read_file(file))
+        except TornFile as error:
+            torn.append(error)
+    # An attempt that ended before its first step wrote no log at all; nothing is missing from it.
+    if files and num_ranks is not None and len(files) < num_ranks:
+        torn.append(TornFile(folder, f"{num_ranks - len(files)} of {num_ranks} ranks left no log"))
+    return logs
+
+
+def merge(attempts: list[list[RankLog]]) -> dict[str, Table]:
+    """One set of tables out of the rank logs of successive attempts (see `read_run`)."""
+    parts: dict[str, list[Table]] = {name: [np.zeros(0, DTYPES[name])] for name in TABLES}
+    limit: int | None = None
+    for logs in reversed(attempts):
+        for log in logs:
+            for name, table in log.tables.items():
+                if name in ("steps", "events") or log.attributes.get("rank") == 0:
+                    parts[name].append(table if limit is None else table[table["step"] < limit])
+        resumed = [int(log.attributes.get("resumed_from_step", 0)) for log in logs]
+        limit = min(resumed + ([] if limit is None else [limit]), default=None)
+    merged = {name: np.concatenate(tables[::-1]) for name, tables in parts.items()}
+    merged["events"] = np.unique(merged["events"])
+    for name, table in merged.items():
+        keys = (table["client"], table["step"]) if name in ("steps", "plans") else (table["step"],)
+        merged[name] = table[np.lexsort(keys)]
+    return merged
+
+
+def _read_json(path: Path, torn: list[TornFile]) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        torn.append(TornFile(path, f"cannot be read ({_first_line(error)})"))
+        return None
+    if isinstance(found, dict):
+        return found
+    torn.append(TornFile(path, "holds no JSON object"))
+    return None

@@ -1,0 +1,116 @@
+"""Tables of a rank's log file: column names, types, units and meanings.
+
+Conventions:
+    - `step` counts optimizer steps from 0 over the whole run, whatever the number of attempts; a run that resumes
+      after n finished steps goes on with step n (`resumed_from_step` = n).
+    - A float column that was not measured is NaN, never 0.
+    - Strings have a fixed width (`S`), hold UTF-8 and are cut at that width.
+    - No row is all zeros; so an all-zero row is a hole that a torn file left, and the reader can tell.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+SCHEMA_VERSION = 1
+"""Stands in each file's root attribute `schema_version`; rises when a column changes its name, type or meaning."""
+
+_INT, _FLOAT = "<i8", "<f8"
+
+# (column, type, unit, meaning); the unit "1" is a plain number, "" a text.
+_COLUMNS: dict[str, list[tuple[str, str, str, str]]] = {
+    "steps": [
+        ("step", _INT, "step", "optimizer step, from 0"),
+        ("round", _INT, "round", "averaging period that the step belongs to, from 0"),
+        ("epoch", _FLOAT, "epoch", "passes over the training set after this step: num_samples / its size"),
+        ("client", _INT, "1", "client, from 0"),
+        ("local_batch_size", _INT, "sample", "samples that this client processed in this step, the actual count"),
+        ("num_samples", _INT, "sample", "samples that all clients processed so far, this step included"),
+        ("loss", _FLOAT, "nat", "mean training loss over this client's batch"),
+        ("lr", _FLOAT, "1", "learning rate of this step"),
+        ("local_grad_sq_norm", _FLOAT, "1", "squared norm of this client's own gradient"),
+        ("grad_sq_norm", _FLOAT, "1", "squared norm of the reduced gradient, before it is scaled"),
+        ("grad_change", _FLOAT, "1", "relative gradient change (Eq. 8)"),
+        ("scale", _FLOAT, "1", "factor that the gradient was multiplied with (Eq. 6)"),
+        ("tr_sigma", _FLOAT, "1", "trace of the gradients' covariance over samples, estimated"),
+        ("true_grad_sq_norm", _FLOAT, "1", "squared norm of the gradient without noise, estimated"),
+        ("b_simple", _FLOAT, "sample", "simple noise scale: tr_sigma / true_grad_sq_norm"),
+        ("t_data_s", _FLOAT, "s", "waiting for and copying the batch, host to device included"),
+        ("t_compute_s", _FLOAT, "s", "forward and backward pass and the optimizer"),
+        ("t_sync_s", _FLOAT, "s", "reducing gradients or averaging parameters: t_wait_s + t_transfer_s"),
+        ("t_wait_s", _FLOAT, "s", "part of t_sync_s: waiting for slower ranks"),
+        ("t_transfer_s", _FLOAT, "s", "part of t_sync_s: moving and summing"),
+        ("t_step_s", _FLOAT, "s", "the step, whole: t_data_s + t_compute_s + t_sync_s (Eq. 2)"),
+    ],
+    "evals": [
+        ("step", _INT, "step", "last optimizer step before the evaluation (-1: before any)"),
+        ("epoch", _FLOAT, "epoch", "passes over the training set so far"),
+        ("num_samples", _INT, "sample", "samples that all clients processed so far"),
+        ("elapsed_s", _FLOAT, "s", "training time without evaluation and checkpoints, over all attempts"),
+        ("split", "S16", "", "part of the data: test or train"),
+        ("loss", _FLOAT, "nat", "mean loss over the split"),
+        ("top1", _FLOAT, "1", "share of samples whose likeliest class is right, 0 to 1"),
+        ("top5", _FLOAT, "1", "share of samples whose class is among the five likeliest, 0 to 1"),
+    ],
+    "layers": [
+        ("step", _INT, "step", "optimizer step, from 0"),
+        ("layer", "S128", "", "name of the parameter"),
+        ("grad_sq_norm", _FLOAT, "1", "squared norm of this parameter's gradient"),
+    ],
+    "plans": [
+        ("step", _INT, "step", "first optimizer step under this plan"),
+        ("client", _INT, "1", "client, from 0"),
+        ("local_batch_size", _INT, "sample", "samples per step that the client is to process"),
+        ("reason", "S128", "", "why the plan was made"),
+    ],
+    "events": [
+        ("step", _INT, "step", "optimizer step at which it happened"),
+        ("kind", "S32", "", "what happened, one word"),
+        ("text", "S256", "", "one line about it"),
+    ],
+}
+
+TABLES: tuple[str, ...] = tuple(_COLUMNS)
+"""Names of the tables; the order of the counters in a file's dataset `committed`."""
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    table: np.dtype([(name, kind) for name, kind, _, _ in columns]) for table, columns in _COLUMNS.items()
+}
+"""Row type of every table, columns in the file's order, packed."""
+
+UNITS: dict[str, dict[str, str]] = {
+    table: {name: unit for name, _, unit, _ in columns} for table, columns in _COLUMNS.items()
+}
+"""Unit of every column; "1" for a plain number, "" for a text."""
+
+MEANINGS: dict[str, dict[str, str]] = {
+    table: {name: meaning for name, _, _, meaning in columns} for table, columns in _COLUMNS.items()
+}
+"""What every column holds, in a few words."""
+
+ROOT_ATTRIBUTES: tuple[str, ...] = ("config", "provenance", "rank", "attempt", "resumed_from_step")
+"""Root attributes that whoever opens a log gives, besides `schema_version`, which the writer adds."""
+
+
+def text_columns(table: str) -> dict[int, int]:
+    """Width in bytes of each text column of a table, by its position."""
+    dtype = DTYPES[table]
+    return {i: dtype[i].itemsize for i in range(len(dtype)) if dtype[i].kind == "S"}
+
+
+def defaults(table: str) -> dict[str, Any]:
+    """What a column holds when nobody gives it: NaN for floats, an empty text; integers have no default."""
+    values: dict[str, Any] = {"f": float("nan"), "S": b""}
+    dtype = DTYPES[table]
+    return {name: values[dtype[name].kind] for name in dtype.names or () if dtype[name].kind in values}
+
+
+def fit_text(text: str | bytes, width: int) -> bytes:
+    """UTF-8 of a text, cut to `width` bytes at a character's border, the cut shown by three dots."""
+    raw = text.encode("utf-8", errors="replace") if isinstance(text, str) else bytes(text)
+    raw = raw.replace(b"\0", b" ")
+    if len(raw) <= width:
+        return raw
+    return raw[: width - 3].decode("utf-8", errors="ignore").encode() + b"..."

@@ -1,0 +1,102 @@
+"""From a step's tensors and time marks to rows of the log, without making the host wait for a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hpclbfl.runlog.writer import RunLog
+from hpclbfl.timing import Clock, Mark, seconds
+
+LAZY_STEPS = 50
+"""Steps that gather before their losses and events are fetched from a GPU, all in one copy."""
+
+_NAN = float("nan")
+
+
+@dataclass
+class ClientRecord:
+    """What one client's part of a step left behind."""
+
+    client: int
+    num_samples: int
+    loss: Tensor | None
+    """Scalar on the device; None for a client without samples."""
+    data: tuple[Mark, Mark]
+    compute: tuple[Mark, Mark]
+
+
+@dataclass
+class StepRecord:
+    """One step of one rank.
+
+    Clients on a rank run in turn: what the rank spends once per step (update, synchronisation) is shared evenly among
+    its clients' rows, so that the rows of a rank add up to its time, and each row obeys Eq. 2.
+    """
+
+    step: int
+    round: int
+    epoch: float
+    num_samples: int
+    lr: float
+    clients: list[ClientRecord] = field(default_factory=list)
+    update: list[tuple[Mark, Mark]] = field(default_factory=list)
+    sync: list[tuple[Mark, Mark]] = field(default_factory=list)
+
+
+class StepLog:
+    """Writes step records as rows of the table `steps`.
+
+    Args:
+        log: the rank's log.
+        clock: of the rank's device; on a GPU records wait until `LAZY_STEPS` have gathered.
+    """
+
+    def __init__(self, log: RunLog, clock: Clock) -> None:
+        self._log, self._is_lazy = log, clock.is_lazy
+        self._waiting: list[StepRecord] = []
+        self.last_loss = _NAN
+        """Mean loss over this rank's samples in the newest step written, nats."""
+
+    def add(self, record: StepRecord) -> None:
+        """Take a step's record."""
+        self._waiting.append(record)
+        if not self._is_lazy or len(self._waiting) >= LAZY_STEPS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        losses = self._fetch_losses()
+        for record in self._waiting:
+            self._write(record, losses)
+        self._waiting.clear()
+
+    def _fetch_losses(self) -> list[float]:
+        tensors = [c.loss for record in self._waiting for c in record.clients if c.loss is not None]
+        return [float(x) for x in torch.stack(tensors).tolist()] if tensors else []
+
+    def _write(self, record: StepRecord, losses: list[float]) -> None:
+        share = 1.0 / len(record.clients)
+        update = share * sum(seconds(*span) for span in record.update)
+        sync = share * sum(seconds(*span) for span in record.sync)
+        total = count = 0.0
+        for client in record.clients:
+            loss = losses.pop(0) if client.loss is not None else _NAN
+            if client.num_samples:
+                total, count = total + loss * client.num_samples, count + client.num_samples
+            data, compute = seconds(*client.data), seconds(*client.compute) + update
+            self._log.append_row(
+                "steps",
+                (
+                    *(record.step, record.round, record.epoch, client.client, client.num_samples, record.num_samples),
+                    *(loss, record.lr),
+                    # Norms, gradient change, factor and noise scale are not measured.
+                    *(_NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN),
+                    # Waiting is not told apart from transfer.
+                    *(data, compute, sync, _NAN, _NAN, data + compute + sync),
+                ),
+            )
+        if count:
+            self.last_loss = total / count

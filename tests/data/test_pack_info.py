@@ -1,0 +1,123 @@
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from hpclbfl.config import DataConfig, JobConfig
+from hpclbfl.data import info, pack
+from hpclbfl.data.datasets import DIGITS, load_dataset
+from hpclbfl.data.packed import PackedFile, write_packed
+from hpclbfl.data.splits import ArrayImages, Split
+from hpclbfl.errors import ConfigError, DataError
+from tests.data.conftest import png
+
+
+def job(clients: int | None = 10, data: dict[str, Any] | None = None, **partition: Any) -> JobConfig:
+    values = {"data": data or {"name": "digits"}, "model": {"name": "resnet18"}, "clients": clients}
+    return JobConfig.model_validate({**values, "partition": partition})
+
+
+def printed(function: Callable[..., None], *arguments: Any) -> str:
+    text = StringIO()
+    function(*arguments, Console(file=text, width=120))
+    return text.getvalue()
+
+
+def test_pack_a_folder_keeps_the_files(image_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = DataConfig(name="imagefolder", path=str(image_folder()))
+    out = tmp_path / "out.h5"
+    pack.pack(folder, out)
+    before, after = load_dataset(folder), load_dataset(DataConfig(name="packed", path=str(out)))
+    assert before.classes == after.classes and before.fingerprint == after.fingerprint
+    for a, b in ((before.train, after.train), (before.test, after.test)):
+        assert np.array_equal(a.labels, b.labels)
+        assert [a.encoded(i) for i in range(len(a))] == [b.encoded(i) for i in range(len(b))]
+
+
+def test_pack_refuses_a_damaged_image(image_folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = image_folder()
+    (root / "test" / "dog" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"test/dog/1.png: not a readable image"):
+        pack.pack(DataConfig(name="imagefolder", path=str(root)), tmp_path / "out.h5")
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_arrays_become_lossless_png(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+    split = Split.of(ArrayImages(pixels, "array"), [0, 1, 0, 1, 0])
+    write_packed(tmp_path / "a.h5", ["a", "b"], {"train": pack._checked(split), "test": pack._checked(split)})
+    packed = load_dataset(DataConfig(name="packed", path=str(tmp_path / "a.h5")))
+    assert all(np.array_equal(np.asarray(packed.train.image(i)), pixels[i]) for i in range(5))
+
+
+def test_digits_can_be_made_again(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed: the digits cannot be made again")
+    assert pack.main(["digits", str(tmp_path / "digits.h5")]) == 0
+    with PackedFile(tmp_path / "digits.h5") as again, PackedFile(DIGITS) as shipped:
+        for name, split in shipped.splits.items():
+            other = again.splits[name]
+            assert np.array_equal(other.labels, split.labels)
+        made, kept = (load_dataset(DataConfig(name="packed", path=str(file.path))) for file in (again, shipped))
+    assert all(made.test.image(i).tobytes() == kept.test.image(i).tobytes() for i in range(len(kept.test)))
+
+
+def test_pack_module_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pack.main([]) == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_table_of_clients_and_labels() -> None:
+    text = printed(info.print_info, job(kind="labels_per_client", labels=1))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    assert rows[0] == ["0", "142", *["."] * 9, "142"]
+    assert rows[9] == ["9", *["."] * 9, "144", "144"]
+    assert rows[10][0] == "total" and rows[10][-1] == "1438"
+    assert "digits, labels_per_client: 1438 training images over 10 clients" in text and "359 test images" in text
+
+
+def test_table_of_many_classes_is_a_summary(tmp_path: Path) -> None:
+    images = [(png(0), label) for label in range(25) for _ in range(2)]
+    write_packed(tmp_path / "many.h5", [f"class {i}" for i in range(25)], {"train": images, "test": images})
+    many = job(5, {"name": "packed", "path": str(tmp_path / "many.h5")}, kind="labels_per_client", labels=5)
+    rows = printed(info.print_info, many).splitlines()
+    first = next(line for line in rows if line.startswith("│"))
+    assert [cell.strip() for cell in first.split("│")[1:-1]] == ["0", "10", "5", "class 0", "20.0%"]
+
+
+def test_json() -> None:
+    values = json.loads(info.as_json(job(4, kind="quantity", alpha=0.5)))
+    assert np.array(values["counts"]).shape == (4, 10) and np.sum(values["counts"]) == 1438
+    assert values["partition"] == "quantity" and values["num_test"] == 359 and len(values["fingerprint"]) == 64
+
+
+def test_clients_must_be_stated() -> None:
+    with pytest.raises(ConfigError, match="clients: state how many"):
+        info.print_info(job(None))
+
+
+def test_plot(tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert")
+    dirichlet = job(kind="dirichlet", alpha=0.2)
+    info.plot(dirichlet, tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as image:
+        assert min(image.size) > 300
+    info.plot(dirichlet, tmp_path / "map.svg")
+    text = (tmp_path / "map.svg").read_text()
+    assert all(f">{title}<" in text for title in ("client", "class", "images"))
+    with pytest.raises(ConfigError, match=r"map.jpg: a plot is a .png or an .svg"):
+        info.plot(dirichlet, tmp_path / "map.jpg")
+
+
+def test_packed_info(packed_path: Path) -> None:
+    values = info.packed_info(packed_path)
+    assert values["splits"]["train"]["num_samples"] == 40
+    assert values["splits"]["test"]["label_counts"] == [3, 3, 3, 3]
+    text = printed(info.print_packed_info, packed_path)
+    assert "8x8 px" in text and "10 to 10" in text and "4 classes: ant, bee, cat, dog" in text
+    assert values["fingerprint"] in text

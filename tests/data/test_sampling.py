@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpclbfl.config import PartitionConfig
+from hpclbfl.data.partition import partition
+from hpclbfl.data.sampling import GlobalSampler, Sampler, ShardSampler, make_sampler
+from hpclbfl.errors import ConfigError
+
+SIZES = st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=3), min_size=1, max_size=25)
+
+
+def run(sampler: Sampler, steps: list[list[int]]) -> list[list[tuple[int, int]]]:
+    """Each client's stream of (sample, pass)."""
+    positions = np.zeros(len(steps[0]), np.int64)
+    streams: list[list[tuple[int, int]]] = [[] for _ in steps[0]]
+    for sizes in steps:
+        counts = sampler.counts(sizes)
+        for client in range(len(sizes)):
+            samples, passes = sampler.take(client, positions, sizes)
+            assert samples.dtype == passes.dtype == np.int64
+            assert len(samples) == len(passes) == counts[client]
+            streams[client] += zip(samples.tolist(), passes.tolist(), strict=True)
+        positions = positions + counts
+    return streams
+
+
+@settings(max_examples=150, deadline=None)
+@given(num_samples=st.integers(1, 40), seed=st.integers(0, 2**40), steps=SIZES)
+def test_iid_takes_every_sample_once_per_epoch(num_samples: int, seed: int, steps: list[list[int]]) -> None:
+    taken = [pair for stream in run(GlobalSampler(num_samples, seed), steps) for pair in stream]
+    total = sum(map(sum, steps))
+    for epoch in range(total // num_samples):
+        assert sorted(s for s, e in taken if e == epoch) == list(range(num_samples))
+    rest = [s for s, e in taken if e == total // num_samples]
+    assert len(rest) == total % num_samples == len(set(rest))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 99), steps=SIZES, lengths=st.lists(st.integers(0, 12), min_size=3, max_size=3))
+def test_shards_are_cycled_once_per_pass(seed: int, steps: list[list[int]], lengths: list[int]) -> None:
+    ends = np.cumsum(lengths)
+    shards = [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    sampler = ShardSampler(shards, seed)
+    streams = run(sampler, steps)
+    for client, shard in enumerate(shards):
+        if not len(shard):
+            assert streams[client] == [] and sampler.counts(steps[0])[client] == 0
+            continue
+        total = sum(sizes[client] for sizes in steps)
+        assert len(streams[client]) == total
+        for number in range(total // len(shard)):
+            assert sorted(s for s, p in streams[client] if p == number) == shard.tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(steps=SIZES)
+def test_global_batches_do_not_depend_on_how_they_are_split(steps: list[list[int]]) -> None:
+    # Ranks ask for their own clients alone: what a client gets follows from the positions, not from earlier calls.
+    sampler = GlobalSampler(17, 3)
+    streams = run(sampler, steps)
+    whole = run(GlobalSampler(17, 3), [[sum(map(sum, steps))]])[0]
+    merged: list[tuple[int, int]] = []
+    taken = [0, 0, 0]
+    for sizes in steps:
+        for client, size in enumerate(sizes):
+            merged += streams[client][taken[client] : taken[client] + size]
+            taken[client] += size
+    assert merged == whole
+
+
+def test_pure_in_seed_and_position() -> None:
+    sampler, other = GlobalSampler(50, 7), GlobalSampler(50, 7)
+    late = np.array([220, 31])
+    expected = sampler.take(1, late, [4, 6])
+    other.take(0, np.array([0, 0]), [4, 6])
+    assert all(np.array_equal(a, b) for a, b in zip(expected, other.take(1, late, [4, 6]), strict=True))
+    assert not np.array_equal(expected[0], GlobalSampler(50, 8).take(1, late, [4, 6])[0])
+
+
+def test_epochs_and_clients_are_shuffled_differently() -> None:
+    first, _ = GlobalSampler(100, 0).take(0, np.array([0]), [200])
+    assert not np.array_equal(first[:100], first[100:])
+    shards = ShardSampler([np.arange(100), np.arange(100)], 0)
+    zero = np.array([0, 0])
+    assert not np.array_equal(shards.take(0, zero, [100, 100])[0], shards.take(1, zero, [100, 100])[0])
+
+
+def test_make_sampler_follows_the_partition() -> None:
+    labels = np.arange(60) % 6
+    iid = make_sampler(PartitionConfig(), labels, 3, 6, 0)
+    assert isinstance(iid, GlobalSampler)
+    config = PartitionConfig(kind="labels_per_client", labels=2)
+    sampler = make_sampler(config, labels, 3, 6, 0)
+    samples, passes = sampler.take(1, np.zeros(3, np.int64), [20, 20, 20])
+    assert sorted(samples.tolist()) == partition(config, labels, 3, 6, 0)[1].tolist()
+    assert set(labels[samples]) == {2, 3} and set(passes) == {0}
+
+
+def test_empty_training_split() -> None:
+    with pytest.raises(ConfigError, match="training split is empty"):
+        make_sampler(PartitionConfig(), np.zeros(0, np.int64), 1, 1, 0)

@@ -1,0 +1,30 @@
+"""Run under mpirun by test_crash.py: trains a job; one rank raises in its third step.
+
+Usage: crash_program.py JOB.yaml RUN_FOLDER RANK
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hpclbfl.train
+from hpclbfl.comm.base import launched_rank
+from hpclbfl.config import load_job
+from hpclbfl.run import run_job
+
+job_file, run_folder, rank = sys.argv[1:]
+forward_backward = hpclbfl.train._forward_backward
+
+
+def faulty(exp, client, record, divisor):  # type: ignore[no-untyped-def]
+    if exp.counters.step == 2:
+        raise ValueError("the sensor fell off")
+    forward_backward(exp, client, record, divisor)
+
+
+import os
+
+if launched_rank(os.environ) == int(rank):
+    hpclbfl.train._forward_backward = faulty
+run_job(load_job(Path(job_file)), Path(run_folder))

@@ -1,0 +1,141 @@
+"""The same job on 1, 2 and 4 ranks, under a real mpirun: design invariants 1, 2, 3 and 8."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hpclbfl.config import JobConfig
+from hpclbfl.launch import run_mpirun
+from hpclbfl.runlog.reader import RunLogs, read_run
+from tests.conftest import make_job
+
+pytestmark = pytest.mark.mpi
+
+FEDAVG = {"kind": "fedavg", "local_steps": 5}
+PLAIN_SGD = {"lr": 0.05}
+VIT = {"name": "vit_cifar"}
+DROPOUT = {"name": "vit_cifar", "dropout": 0.2}
+ONE_LABEL = {"kind": "labels_per_client", "labels": 1}
+
+
+def jobs(toy_set: Path) -> dict[str, JobConfig]:
+    return {
+        "bn-bsp": make_job(toy_set),
+        "bn-fedavg": make_job(toy_set, sync=FEDAVG, partition=ONE_LABEL),
+        "dropout-bsp": make_job(toy_set, model=DROPOUT, partition=ONE_LABEL),
+        "dropout-fedavg": make_job(toy_set, model=DROPOUT, sync={**FEDAVG, "optimizer_state": "average"}),
+        "float32": make_job(toy_set, precision="float32"),
+        "bsp-plain": make_job(toy_set, optimizer=PLAIN_SGD),
+        "h1-plain": make_job(toy_set, optimizer=PLAIN_SGD, sync={"kind": "fedavg", "local_steps": 1}),
+        "unequal": make_job(toy_set, model=VIT, clients=4, batching={"local_batch_size": [1, 7, 2, 22]}),
+        "unequal-bn-off-iid": make_job(toy_set, model=VIT, clients=4, batching={"local_batch_size": 8}),
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, toy_set: Path) -> dict[int, Path]:
+    """Folder of the finished runs by number of ranks; `single` is the one-client form of `unequal`."""
+    base = tmp_path_factory.mktemp("ranks")
+    made = jobs(toy_set)
+    for name, job in made.items():
+        (base / f"{name}.yaml").write_text(job.to_yaml())
+    single = make_job(toy_set, model=VIT, clients=1, batching={"local_batch_size": 32})
+    (base / "single.yaml").write_text(single.to_yaml())
+    folders = {}
+    for size in (1, 2, 4):
+        folder = base / str(size)
+        names = [*made, "single"] if size == 1 else list(made)
+        todo = [
+            [str(base / f"{name}.yaml"), str(folder / name), "gradient" if name == "float32" else "train"]
+            for name in names
+        ]
+        listing = base / f"list{size}.json"
+        listing.write_text(json.dumps(todo))
+        program = Path(__file__).with_name("jobs_program.py")
+        assert run_mpirun(size, [sys.executable, str(program), str(listing)]) == 0
+        folders[size] = folder
+    return folders
+
+
+def losses(run: RunLogs) -> np.ndarray:
+    """[step, client]"""
+    steps = np.sort(run.tables["steps"], order=["step", "client"])
+    return steps["loss"].reshape(-1, 4)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", ["bn-bsp", "bn-fedavg", "dropout-bsp", "dropout-fedavg"])
+def test_losses_do_not_depend_on_the_number_of_ranks(runs: dict[int, Path], name: str, size: int) -> None:
+    one, many = read_run(runs[1] / name), read_run(runs[size] / name)
+    assert losses(one).shape == (20, 4)
+    difference = np.abs(losses(many) - losses(one)).max()
+    print(f"{name}, {size} ranks: largest difference of a loss {difference:.1e}")
+    assert difference <= 1e-6
+    # A run in which nothing is learnt would agree, too.
+    assert losses(one)[-5:].mean() < losses(one)[:5].mean()
+    for split in ("loss", "top1", "top5"):
+        np.testing.assert_allclose(many.tables["evals"][split], one.tables["evals"][split], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_first_reduced_gradient_agrees_in_float32(runs: dict[int, Path], size: int) -> None:
+    one, many = (np.load(runs[n] / "float32" / "gradient.npy") for n in (1, size))
+    difference = np.linalg.norm(many - one) / np.linalg.norm(one)
+    print(f"float32 gradient, {size} ranks: relative difference {difference:.1e}")
+    assert difference <= 1e-5
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_unequal_batches_equal_one_large_batch(runs: dict[int, Path], size: int) -> None:
+    single = torch.load(runs[1] / "single" / "model.pt")
+    for name in ("unequal", "unequal-bn-off-iid"):
+        split = torch.load(runs[size] / name / "model.pt")
+        for key, value in single.items():
+            torch.testing.assert_close(split[key], value, rtol=0, atol=1e-9, msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_averaging_every_step_with_plain_sgd_is_bsp(runs: dict[int, Path], size: int) -> None:
+    bsp, fedavg = (torch.load(runs[size] / name / "model.pt") for name in ("bsp-plain", "h1-plain"))
+    for key, value in bsp.items():
+        # BatchNorm's running statistics are averaged along the way in one, at the end in the other.
+        tolerance = 1e-9
+        torch.testing.assert_close(fedavg[key], value, rtol=tolerance, atol=tolerance, msg=key)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("name", ["bn-bsp", "bn-fedavg", "unequal"])
+def test_every_sample_is_counted(runs: dict[int, Path], toy_set: Path, name: str, size: int) -> None:
+    job = jobs(toy_set)[name]
+    sizes = job.local_batch_sizes()
+    run = read_run(runs[size] / name)
+    steps = np.sort(run.tables["steps"], order=["step", "client"])
+    assert steps["step"].tolist() == [s for s in range(20) for _ in range(4)]
+    assert steps["client"].tolist() == [0, 1, 2, 3] * 20
+    assert steps["local_batch_size"].tolist() == sizes * 20
+    assert steps["num_samples"].tolist() == [sum(sizes) * (s + 1) for s in range(20) for _ in range(4)]
+    np.testing.assert_allclose(steps["epoch"], steps["num_samples"] / 96)
+    expected_round = steps["step"] // 5 if name == "bn-fedavg" else steps["step"]
+    assert steps["round"].tolist() == expected_round.tolist()
+    assert run.tables["evals"]["num_samples"].tolist() == [10 * sum(sizes), 20 * sum(sizes)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_provenance_says_horovod_and_times_obey_eq_2(runs: dict[int, Path], size: int) -> None:
+    run = read_run(runs[size] / "bn-bsp")
+    assert run.provenance["engine"] == "horovod"
+    assert run.provenance["num_ranks"] == size
+    assert "Horovod 0.28.1" in run.provenance["mpi_library"]
+    assert "Open MPI" in run.provenance["mpi_library"] or "MPICH" in run.provenance["mpi_library"]
+    steps = run.tables["steps"]
+    total = steps["t_data_s"] + steps["t_compute_s"] + steps["t_sync_s"]
+    np.testing.assert_allclose(steps["t_step_s"], total, rtol=1e-12)
+    for column in ("t_data_s", "t_compute_s", "t_sync_s"):
+        assert (steps[column] > 0).all(), column
+    assert not run.torn

@@ -1,0 +1,308 @@
+"""The log of one rank: what is written is what is read, whatever becomes of the writer."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from hpclbfl.errors import DataError, RunFailed
+from hpclbfl.runlog import writer
+from hpclbfl.runlog.reader import TornFile, read_file
+from hpclbfl.runlog.schema import DTYPES, MEANINGS, SCHEMA_VERSION, TABLES, UNITS, fit_text
+from hpclbfl.runlog.writer import BLOCK_ROWS, RunLog
+
+ATTRIBUTES = {"config": "name: run\n" * 20000, "provenance": "{}", "rank": 3, "attempt": 1, "resumed_from_step": 40}
+
+DESIGN = {
+    "steps": "step, round, epoch, client, local_batch_size, num_samples, loss, lr, local_grad_sq_norm, grad_sq_norm, "
+    "grad_change, scale, tr_sigma, true_grad_sq_norm, b_simple, t_data_s, t_compute_s, t_sync_s, t_wait_s, "
+    "t_transfer_s, t_step_s",
+    "evals": "step, epoch, num_samples, elapsed_s, split, loss, top1, top5",
+    "layers": "step, layer, grad_sq_norm",
+    "plans": "step, client, local_batch_size, reason",
+    "events": "step, kind, text",
+}
+
+
+def some_rows(table, count, first=1):
+    """Rows whose every column differs from every other."""
+    rows = np.zeros(count, DTYPES[table])
+    for place, name in enumerate(rows.dtype.names):
+        values = (np.arange(count) + first) * 100 + place
+        rows[name] = values.astype(str).astype("S") if rows.dtype[name].kind == "S" else values
+        if rows.dtype[name].kind == "f":
+            rows[name] += 0.1
+    return rows
+
+
+def start_writer(path, body):
+    """A Python process with a log at `path`; `body` writes and prints, the log is `log`."""
+    head = f"""
+        import os, signal, sys, time
+        from hpclbfl.runlog.writer import RunLog
+        log = RunLog({str(path)!r}, {{"rank": 0, "attempt": 0, "resumed_from_step": 0}})
+        def row(i):
+            return (i, 0, 0.5, 0, 32, (i + 1) * 32, i * 0.5, 0.1, *[float(i)] * 13)
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(body)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_columns_are_the_designs(table):
+    assert ", ".join(DTYPES[table].names) == DESIGN[table]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_column_comes_back(table, tmp_path):
+    rows = some_rows(table, 257)
+    with RunLog(tmp_path / "rank00003.h5", ATTRIBUTES) as log:
+        for row in rows[:50]:
+            log.append_row(table, row.item())
+        for row in rows[50:60]:
+            log.append(table, **dict(zip(rows.dtype.names, row.item(), strict=True)))
+        log.extend(table, rows[60:])
+    found = read_file(tmp_path / "rank00003.h5")
+    for name in rows.dtype.names:
+        np.testing.assert_array_equal(found.tables[table][name], rows[name])
+    assert found.tables[table].dtype == DTYPES[table]
+    assert all(len(found.tables[other]) == 0 for other in TABLES if other != table)
+    assert found.attributes == {**ATTRIBUTES, "schema_version": SCHEMA_VERSION}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_column_has_unit_and_meaning(table, tmp_path):
+    path = tmp_path / "rank00000.h5"
+    RunLog(path, ATTRIBUTES).close()
+    with h5py.File(path, "r", swmr=True, locking=False) as file:
+        attributes = dict(file[table].attrs)
+        assert file["committed"].attrs["order"].split(",") == list(TABLES)
+    for name in DTYPES[table].names:
+        assert attributes[f"unit.{name}"] == UNITS[table][name]
+        assert attributes[f"meaning.{name}"] == MEANINGS[table][name] != ""
+        is_text = DTYPES[table][name].kind == "S"
+        assert (UNITS[table][name] == "") == is_text
+        assert not name.endswith("_s") or UNITS[table][name] == "s"
+
+
+def test_what_is_left_out(tmp_path):
+    with RunLog(tmp_path / "a.h5", ATTRIBUTES) as log:
+        log.append("evals", step=4, num_samples=10, split="test", top1=0.5)
+        with pytest.raises(ValueError, match=r"unknown \['losss'\], missing \['num_samples'\]"):
+            log.append("evals", step=4, losss=1.0)
+        with pytest.raises(ValueError, match="unknown log table 'step'; the tables are steps, evals"):
+            log.append("step", step=4)
+        with pytest.raises(ValueError, match="log table 'steps': rows have type"):
+            log.extend("steps", np.zeros(3))
+    row = read_file(tmp_path / "a.h5").tables["evals"][0]
+    assert (row["step"], row["split"], row["top1"]) == (4, b"test", 0.5)
+    assert np.isnan([row["loss"], row["top5"], row["epoch"], row["elapsed_s"]]).all()
+
+
+def test_text_is_cut_at_a_characters_border(tmp_path):
+    with RunLog(tmp_path / "a.h5", ATTRIBUTES) as log:
+        log.append_row("events", (7, "note", "ü" * 200))
+    text = read_file(tmp_path / "a.h5").tables["events"]["text"][0].decode()
+    assert text == "ü" * 126 + "..."
+    assert fit_text("a\0b", 8) == b"a b"
+
+
+def test_reader_sees_rows_while_the_writer_lives(tmp_path):
+    path = tmp_path / "rank00000.h5"
+    body = """
+        for i in range(250):
+            log.append_row("steps", row(i))
+        print("block", flush=True); sys.stdin.readline()
+        log.flush(fsync=True)
+        print("all", flush=True); sys.stdin.readline()
+    """
+    process = start_writer(path, body)
+    try:
+        assert process.stdout.readline() == "block\n"
+        assert read_file(path).tables["steps"]["step"].tolist() == list(range(200))
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "all\n"
+        assert read_file(path).tables["steps"]["loss"].tolist() == [i * 0.5 for i in range(250)]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.003, 0.02, 0.07, 0.2, 0.5])
+def test_sigkill_loses_no_flushed_row(tmp_path, delay_s):
+    path = tmp_path / "rank00000.h5"
+    body = """
+        print("ready", flush=True)
+        for i in range(10**9):
+            log.append_row("steps", row(i))
+            if i % 37 == 36:
+                log.append("events", step=i, kind="flush", text=str(i))
+                log.flush()
+                os.write(1, b"%d\\n" % (i + 1))
+    """
+    process = start_writer(path, body)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGKILL)
+    acknowledged = [int(line) for line in process.communicate()[0].splitlines()]
+    steps, events = (read_file(path).tables[name] for name in ("steps", "events"))
+    flushed = max(acknowledged, default=0)
+    assert len(steps) >= flushed
+    assert len(events) >= len(acknowledged)
+    numbers = np.arange(len(steps))
+    np.testing.assert_array_equal(steps["step"], numbers)
+    np.testing.assert_array_equal(steps["loss"], numbers * 0.5)
+    np.testing.assert_array_equal(steps["t_step_s"], numbers)
+
+
+def test_sigkill_right_after_a_flush(tmp_path):
+    path = tmp_path / "rank00000.h5"
+    body = """
+        for i in range(137):
+            log.append_row("steps", row(i))
+        log.flush()
+        for i in range(5):
+            log.append_row("steps", row(i))
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    start_writer(path, body).communicate()
+    assert read_file(path).tables["steps"]["step"].tolist() == list(range(137))
+
+
+def test_old_rows_are_flushed(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(writer, "monotonic", lambda: now[0])
+    path = tmp_path / "rank00000.h5"
+    row = some_rows("steps", 1)[0].item()
+
+    def visible():
+        return len(read_file(path).tables["steps"])
+
+    with RunLog(path, ATTRIBUTES) as log:
+        log.append_row("steps", row)
+        now[0] += 1.9
+        log.append_row("steps", row)
+        log.tick()
+        assert visible() == 0
+        now[0] += 0.2
+        log.append_row("steps", row)
+        assert visible() == 3
+        log.append_row("steps", row)
+        now[0] += 2.0
+        log.tick()
+        assert visible() == 4
+        for _ in range(BLOCK_ROWS):
+            log.append_row("steps", row)
+        assert visible() == 4 + BLOCK_ROWS
+
+
+def test_torn_file_is_reported(tmp_path):
+    path = tmp_path / "rank00000.h5"
+    with RunLog(path, ATTRIBUTES) as log:
+        log.extend("steps", some_rows("steps", 2000))
+    whole = path.read_bytes()
+    torn = tmp_path / "torn.h5"
+    for length in [0, 1, 100, 5000, *range(20000, len(whole), 30011), len(whole) - 1]:
+        torn.write_bytes(whole[:length])
+        with pytest.raises(TornFile, match=r"torn\.h5: is torn") as caught:
+            read_file(torn)
+        assert caught.value.path == torn
+        assert "\n" not in str(caught.value)
+
+
+def test_hole_is_reported(tmp_path):
+    path = tmp_path / "rank00000.h5"
+    rows = some_rows("steps", 2000)
+    with RunLog(path, ATTRIBUTES) as log:
+        log.extend("steps", rows)
+    whole = path.read_bytes()
+    at = whole.index(rows[1234].tobytes())
+    path.write_bytes(whole[:at] + bytes(DTYPES["steps"].itemsize) + whole[at + DTYPES["steps"].itemsize :])
+    with pytest.raises(TornFile, match="table 'steps' has rows of zeros"):
+        read_file(path)
+
+
+def test_missing_and_foreign_files(tmp_path):
+    with pytest.raises(TornFile, match="is not there"):
+        read_file(tmp_path / "none.h5")
+    with h5py.File(tmp_path / "foreign.h5", "w", libver="latest") as file:
+        file.attrs["schema_version"] = SCHEMA_VERSION + 1
+    with pytest.raises(DataError, match="has log schema 2; this version reads schema 1"):
+        read_file(tmp_path / "foreign.h5")
+
+
+def test_a_log_is_written_once(tmp_path):
+    path = tmp_path / "rank00000.h5"
+    log = RunLog(path, ATTRIBUTES)
+    with pytest.raises(RunFailed, match=r"rank00000\.h5: is there already"):
+        RunLog(path, ATTRIBUTES)
+    log.close()
+    log.close()
+    with pytest.raises(RunFailed, match="the log is closed"):
+        log.extend("steps", some_rows("steps", 1))
+    assert [p.name for p in tmp_path.iterdir()] == ["rank00000.h5"]
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(RunFailed, match=r"a\.h5: the log cannot be written: .*No such file") as caught:
+        RunLog(tmp_path / "none" / "a.h5", ATTRIBUTES)
+    assert "\n" not in str(caught.value)
+
+
+def test_full_disk_is_one_line(tmp_path):
+    # A limit on the file's size fails the write as a full disk does.
+    path = tmp_path / "rank00000.h5"
+    body = """
+        import resource
+        from hpclbfl.errors import RunFailed
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+        flushed = 0
+        try:
+            for i in range(100_000):
+                log.append_row("steps", row(i))
+        except RunFailed as error:
+            print(error)
+        for _ in range(3):
+            try:
+                log.append_row("steps", row(0))
+            except RunFailed as error:
+                print(error)
+        log.close()
+    """
+    process = start_writer(path, body)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert out.splitlines() == [f"{path}: the log cannot be written: File too large"] * 4
+    assert len(read_file(path).tables["steps"]) >= 1000
+
+
+def test_speed_is_printed(tmp_path, capsys):
+    row = some_rows("steps", 1)[0].item()
+    count = 20_000
+    with RunLog(tmp_path / "a.h5", ATTRIBUTES) as log:
+        begin = time.perf_counter()
+        for _ in range(count):
+            log.append_row("steps", row)
+        log.flush()
+        took = time.perf_counter() - begin
+    begin = time.perf_counter()
+    read_file(tmp_path / "a.h5")
+    with capsys.disabled():
+        read_ms = (time.perf_counter() - begin) * 1e3
+        print(f"\nlog: {took / count * 1e6:.1f} us per row written, {read_ms:.1f} ms to read {count} rows back")
+    assert (
+        Path(tmp_path / "a.h5").stat().st_size < 1.2 * count * DTYPES["steps"].itemsize + os.sysconf("SC_PAGESIZE") * 20
+    )
