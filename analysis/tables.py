@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from hpclbfl.errors import DataError
@@ -63,34 +65,44 @@ def print_summary(directory: str | Path, as_json: bool = False) -> None:
         plain = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
         sys.stdout.write(json.dumps(plain, indent=2) + "\n")
         return
+    root = Path(directory)
     width = min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH
-    console = Console(width=width, highlight=False, soft_wrap=False)
-    console.print(_rich_table(rows, Path(directory)))
+    console = Console(width=width, highlight=False)
+    console.print(_rich_table(rows, root))
+    is_one_run = (root / "config.yaml").exists()
+    console.print(f"logs: {root if is_one_run else root / '<run>'}/attempts/*/rank*.h5", markup=False, soft_wrap=True)
     for row in rows:
         for problem in row["problems"]:
-            console.print(f"{row['run']}: {problem}", markup=False, soft_wrap=True)
+            console.print(f"{_name(row, root)}: {problem}", markup=False, soft_wrap=True)
+
+
+def _name(row: dict[str, Any], root: Path) -> str:
+    """The run's folder as seen from `root`; its own name where that is the root."""
+    path = os.path.relpath(row["path"], root)
+    return str(row["run"]) if path == os.curdir else path
 
 
 def _rich_table(rows: list[dict[str, Any]], root: Path) -> RichTable:
-    table = RichTable(title=f"Runs in {root}", title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("sync")
-    table.add_column("partition")
-    for name in ("test accuracy", "seconds", "epochs", "loss", "sync %"):
-        table.add_column(name, justify="right")
-    table.add_column("state")
-    table.add_column("logs", overflow="fold")
+    table = RichTable(title=escape(f"Runs in {root}"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("sync", no_wrap=True)
+    table.add_column("partition", no_wrap=True)
+    for name in ("test accuracy", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    # Where all went well nobody needs to be told on every line.
+    shows_state = any(row["state"] != "done" for row in rows)
+    if shows_state:
+        table.add_column("state", no_wrap=True)
+    table.add_column("run", overflow="fold")
     for row in rows:
-        table.add_row(
+        cells = [
             row["sync"],
             row["partition"],
             _shown(row["top1"] * 100, ".1f", " %"),
             _shown(row["elapsed_s"], ".1f"),
-            _shown(row["epochs"], ".3g"),
-            _shown(row["train_loss"], ".3f"),
-            _shown(row["share_sync"] * 100, ".0f"),
-            row["state"],
-            os.path.relpath(Path(row["path"]) / "attempts", root),
-        )
+            *([row["state"]] if shows_state else []),
+            _name(row, root),
+        ]
+        table.add_row(*(escape(cell) for cell in cells))
     return table
 
 
@@ -107,9 +119,15 @@ def _summary_row(path: Path) -> dict[str, Any]:
         shares = ("share_data", "share_compute", "share_sync")
         return {
             **row,
-            **{"sync": "?", "partition": "?", "clients": None, "ranks": None, "engine": None, "steps": 0},
+            "sync": "?",
+            "partition": "?",
+            "clients": None,
+            "ranks": None,
+            "engine": None,
+            "steps": 0,
             **dict.fromkeys((*numbers, *shares), _NAN),
-            **{"state": "unreadable", "problems": [str(error)]},
+            "state": "unreadable",
+            "problems": [str(error)],
         }
     config, steps, evals = logs.config, logs.tables["steps"], logs.tables["evals"]
     tests = evals[evals["split"] == b"test"]

@@ -340,7 +340,8 @@ def load_job(path: Path, overrides: list[str] | None = None) -> JobConfig:
         _apply_override(values, override)
     job = parse_job(values, str(path))
     if job.data.path is not None and not Path(job.data.path).is_absolute():
-        beside = (path.parent / job.data.path).resolve()
+        is_override = any(o.partition("=")[0].strip() in ("data", "data.path") for o in overrides or [])
+        beside = ((Path.cwd() if is_override else path.parent) / job.data.path).resolve()
         job = job.model_copy(update={"data": job.data.model_copy(update={"path": str(beside)})})
     return job
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -132,10 +133,20 @@ def utc_now() -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all: a reader sees the old one or the new one, also after a crash.
 
+    JSON knows no NaN and no infinity: they become null.
+
     Raises:
         EnvironmentFault: the file cannot be written; one line that names it.
     """
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:

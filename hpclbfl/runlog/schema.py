@@ -96,8 +96,8 @@ ROOT_ATTRIBUTES: tuple[str, ...] = ("config", "provenance", "rank", "attempt", "
 
 def text_columns(table: str) -> dict[int, int]:
     """Width in bytes of each text column of a table, by its position."""
-    dtype = DTYPES[table]
-    return {i: dtype[i].itemsize for i in range(len(dtype)) if dtype[i].kind == "S"}
+    kinds = [np.dtype(kind) for _, kind, _, _ in _COLUMNS[table]]
+    return {place: kind.itemsize for place, kind in enumerate(kinds) if kind.kind == "S"}
 
 
 def defaults(table: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -79,9 +80,12 @@ class RunLog:
             self._create(attributes)
             self._file.flush()
             self._file.swmr_mode = True
-            os.rename(unready, self.path)
+            unready.rename(self.path)
         except (OSError, RuntimeError) as error:
-            raise self._failed(error) from error
+            failure = self._failed(error)
+            with suppress(OSError):
+                unready.unlink(missing_ok=True)
+            raise failure from error
 
     def _create(self, attributes: dict[str, str | int | float]) -> None:
         self._file.attrs["schema_version"] = SCHEMA_VERSION
@@ -173,15 +177,13 @@ class RunLog:
         """Write all rows and close the file; a second call does nothing."""
         if not self._file:
             return
+        if self._error:
+            return
+        self.flush()
         try:
-            if not self._error:
-                self.flush()
-        finally:
-            try:
-                self._file.close()
-            except (OSError, RuntimeError) as error:
-                if not self._error:
-                    raise self._failed(error) from error
+            self._file.close()
+        except (OSError, RuntimeError) as error:
+            raise self._failed(error) from error
 
     def __enter__(self) -> RunLog:
         return self
@@ -218,4 +220,24 @@ class RunLog:
         text = str(error).splitlines() or [type(error).__name__]
         reason = found.group(1) if found else getattr(error, "strerror", None) or text[0]
         self._error = f"{self.path}: the log cannot be written: {reason}"
+        if hasattr(self, "_file"):
+            _abandon(self._file)
         return RunFailed(self._error)
+
+
+def _abandon(file: Any) -> None:
+    """Let HDF5 close a file that it cannot write.
+
+    It keeps what it could not write and tries again when the file is closed, at the latest at the process's end;
+    failing there, it crashes. So its descriptor is led to a copy in memory, where all goes well; the file on disk
+    stays as it is, readable up to its committed rows.
+    """
+    with suppress(OSError, RuntimeError, ValueError):
+        descriptor = file.id.get_vfd_handle()
+        copy = os.memfd_create("log") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
+        place, size = 0, os.fstat(descriptor).st_size
+        while place < size and (piece := os.pread(descriptor, 1 << 20, place)):
+            place += os.pwrite(copy, piece, place)
+        os.dup2(copy, descriptor)
+        os.close(copy)
+        file.close()

@@ -25,7 +25,7 @@ def job(clients: int | None = 10, data: dict[str, Any] | None = None, **partitio
 
 def printed(function: Callable[..., None], *arguments: Any) -> str:
     text = StringIO()
-    function(*arguments, Console(file=text, width=120))
+    function(*arguments, console=Console(file=text, width=120))
     return text.getvalue()
 
 
@@ -74,7 +74,9 @@ def test_pack_module_usage(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_table_of_clients_and_labels() -> None:
     text = printed(info.print_info, job(kind="labels_per_client", labels=1))
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    rows = [
+        line.split() for line in text.splitlines() if line.split()[:1] in [[str(c)] for c in range(10)] + [["total"]]
+    ]
     assert rows[0] == ["0", "142", *["."] * 9, "142"]
     assert rows[9] == ["9", *["."] * 9, "144", "144"]
     assert rows[10][0] == "total" and rows[10][-1] == "1438"
@@ -86,12 +88,11 @@ def test_table_of_many_classes_is_a_summary(tmp_path: Path) -> None:
     write_packed(tmp_path / "many.h5", [f"class {i}" for i in range(25)], {"train": images, "test": images})
     many = job(5, {"name": "packed", "path": str(tmp_path / "many.h5")}, kind="labels_per_client", labels=5)
     rows = printed(info.print_info, many).splitlines()
-    first = next(line for line in rows if line.startswith("│"))
-    assert [cell.strip() for cell in first.split("│")[1:-1]] == ["0", "10", "5", "class 0", "20.0%"]
+    assert ["0", "10", "5", "class", "0", "20.0%"] in [line.split() for line in rows]
 
 
 def test_json() -> None:
-    values = json.loads(info.as_json(job(4, kind="quantity", alpha=0.5)))
+    values = json.loads(printed(info.print_info, job(4, kind="quantity", alpha=0.5), True))
     assert np.array(values["counts"]).shape == (4, 10) and np.sum(values["counts"]) == 1438
     assert values["partition"] == "quantity" and values["num_test"] == 359 and len(values["fingerprint"]) == 64
 
@@ -115,7 +116,7 @@ def test_plot(tmp_path: Path) -> None:
 
 
 def test_packed_info(packed_path: Path) -> None:
-    values = info.packed_info(packed_path)
+    values = json.loads(printed(info.print_packed_info, packed_path, True))
     assert values["splits"]["train"]["num_samples"] == 40
     assert values["splits"]["test"]["label_counts"] == [3, 3, 3, 3]
     text = printed(info.print_packed_info, packed_path)

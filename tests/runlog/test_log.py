@@ -261,32 +261,27 @@ def test_no_such_folder(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_full_disk_is_one_line(tmp_path):
-    # A limit on the file's size fails the write as a full disk does.
+def test_failing_disk_is_one_line(tmp_path):
+    # A descriptor that cannot be written fails HDF5 as a full disk does, which it would not survive by itself.
     path = tmp_path / "rank00000.h5"
     body = """
-        import resource
         from hpclbfl.errors import RunFailed
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
-        flushed = 0
-        try:
-            for i in range(100_000):
-                log.append_row("steps", row(i))
-        except RunFailed as error:
-            print(error)
-        for _ in range(3):
+        for i in range(1050):
+            log.append_row("steps", row(i))
+        os.dup2(os.open(log.path, os.O_RDONLY), log._file.id.get_vfd_handle())
+        for i in range(1050, 1103):
             try:
-                log.append_row("steps", row(0))
+                log.append_row("steps", row(i))
             except RunFailed as error:
                 print(error)
         log.close()
+        print("closed")
     """
     process = start_writer(path, body)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert out.splitlines() == [f"{path}: the log cannot be written: File too large"] * 4
-    assert len(read_file(path).tables["steps"]) >= 1000
+    assert out.splitlines() == [f"{path}: the log cannot be written: Bad file descriptor"] * 4 + ["closed"]
+    assert read_file(path).tables["steps"]["step"].tolist() == list(range(1000))
 
 
 def test_speed_is_printed(tmp_path, capsys):

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hpclbfl.comm.base import launched_rank, launched_size
+from hpclbfl.comm.local import LocalCommunicator
+from hpclbfl.comm.reducer import GradientReducer
+
+
+class Doubling(LocalCommunicator):
+    """Stands for two ranks with equal gradients, and remembers the order of the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def reduce_(self, flat: Tensor, name: str, on_chunk: Callable[[Tensor], None] | None = None):  # type: ignore[no-untyped-def]
+        self.calls.append(name)
+        flat.mul_(2)
+        return super().reduce_(flat, name, on_chunk)
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def reference(module: nn.Module, batches: list[Tensor]) -> list[Tensor]:
+    loss = sum(module(x).square().sum() for x in batches)
+    return list(torch.autograd.grad(loss, list(module.parameters())))
+
+
+@pytest.mark.parametrize("bucket_mb", [25.0, 1e-4, 1e-9])
+def test_gradients_of_all_passes_are_summed_in_buckets(bucket_mb: float) -> None:
+    module, comm = net(), Doubling()
+    batches = [torch.randn(3, 4), torch.randn(5, 4)]
+    expected = reference(module, batches)
+    reducer = GradientReducer(list(module.parameters()), comm, bucket_mb)
+    for step in range(2):
+        module(batches[0]).square().sum().backward()
+        reducer.arm()
+        module(batches[1]).square().sum().backward()
+        assert reducer.finish() == 0
+        for parameter, gradient in zip(module.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, 2 * gradient)
+        assert reducer.flat.numel() == sum(p.numel() for p in module.parameters())
+        torch.testing.assert_close(reducer.flat.square().sum(), sum(4 * g.square().sum() for g in expected))
+        reducer.zero_grad()
+    buckets = {25.0: 1, 1e-4: 3, 1e-9: 6}[bucket_mb]
+    assert comm.calls == [f"gradients.{k}" for k in range(buckets)] * 2
+
+
+def test_a_rank_without_samples_makes_the_same_calls() -> None:
+    module, comm = net(), Doubling()
+    reducer = GradientReducer(list(module.parameters()), comm, 1e-9)
+    reducer.arm()
+    reducer.finish()
+    assert len(comm.calls) == 6
+    assert all((p.grad == 0).all() for p in module.parameters())
+
+
+def test_an_unused_parameter_gets_a_zero_gradient() -> None:
+    module, comm = net(), Doubling()
+    reducer = GradientReducer(list(module.parameters()), comm, 25.0)
+    reducer.flat.fill_(9)
+    reducer.arm()
+    module[2:](torch.ones(1, 8)).sum().backward()
+    reducer.finish()
+    assert (module[0].weight.grad == 0).all()
+    assert (module[4].weight.grad != 0).any()
+
+
+def test_votes_travel_with_the_gradients_and_do_not_linger() -> None:
+    module = net()
+    reducer = GradientReducer(list(module.parameters()), Doubling(), 25.0)
+    results = []
+    for bits in (0b101, 0, 0b10):
+        reducer.arm(bits)
+        module(torch.ones(1, 4)).sum().backward()
+        results.append(reducer.finish())
+        reducer.zero_grad()
+    assert results == [0b101, 0, 0b10]
+
+
+def test_ranks_are_learnt_from_the_launchers_environment() -> None:
+    assert (launched_size({}), launched_rank({})) == (1, 0)
+    open_mpi = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "SLURM_NTASKS": "1"}
+    assert (launched_size(open_mpi), launched_rank(open_mpi)) == (4, 3)
+    assert (launched_size({"PMI_SIZE": "2", "PMI_RANK": "1"}), launched_rank({"PMI_RANK": "1"})) == (2, 1)
+    assert launched_size({"PMIX_RANK": "1", "SLURM_NTASKS": "8"}) == 8
+    # A lone process in an allocation is alone.
+    assert launched_size({"SLURM_NTASKS": "8"}) == 1

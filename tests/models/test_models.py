@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hpclbfl.errors import ConfigError
+from hpclbfl.models import NETS, create_model
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stem", "parameters"),
+    [
+        # Published sizes; torchvision's with their 1000-class heads replaced.
+        ("resnet8", 8, "imagenet", 75_290),
+        ("resnet20", 32, "imagenet", 269_722),
+        ("resnet18", 32, "imagenet", 11_181_642),
+        ("resnet18", 32, "cifar", 11_173_962),
+        ("resnet50", 32, "imagenet", 23_528_522),
+        ("vit_cifar", 32, "imagenet", 2_693_578),
+    ],
+)
+def test_nets_take_images_and_score_the_classes(name: str, size: int, stem: str, parameters: int) -> None:
+    net = create_model(name, 10, size, stem).eval()
+    assert net(torch.zeros(2, 3, size, size)).shape == (2, 10)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn", "alexnet", "vit_b_16"])
+def test_large_nets_have_the_datas_classes(name: str) -> None:
+    with torch.device("meta"):
+        net = create_model(name, 7, {"alexnet": 64, "vit_b_16": 224}.get(name, 32))
+    last = [m for m in net.modules() if isinstance(m, torch.nn.Linear)][-1]
+    assert last.out_features == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("resnet81", 32, "unknown net 'resnet81'; known: resnet8, resnet20, resnet18"),
+        ("alexnet", 32, "alexnet takes images of 63 px and more, these have 32 px; set data.resize"),
+        ("vit_b_16", 32, r"vit_b_16 takes images of 224 px alone"),
+        ("vit_cifar", 30, "vit_cifar takes images of multiples of 4"),
+        ("vgg11", 28, "vgg11 takes images of 32 px and more"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name: str, size: int, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        create_model(name, 10, size)
+
+
+def test_cifar_stem_and_dropout_are_for_nets_that_have_them() -> None:
+    with pytest.raises(ConfigError, match="'cifar' is for resnet18 and resnet50, not vgg11"):
+        create_model("vgg11", 10, 32, "cifar")
+    with pytest.raises(ConfigError, match="resnet8 has no dropout"):
+        create_model("resnet8", 10, 32, dropout=0.5)
+    vit = create_model("vit_cifar", 10, 32, dropout=0.3)
+    assert {m.p for m in vit.modules() if isinstance(m, torch.nn.Dropout)} >= {0.3}
+
+
+def test_smallest_sizes_are_as_stated() -> None:
+    for name in ("resnet8", "resnet20", "resnet18", "resnet50"):
+        assert NETS[name].takes(8) and not NETS[name].takes(7)
+        # In training mode: batch statistics need more than one value per channel.
+        assert create_model(name, 3, 8)(torch.randn(2, 3, 8, 8)).shape == (2, 3)

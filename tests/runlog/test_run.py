@@ -1,0 +1,114 @@
+"""A run folder read whole: ranks and attempts merged."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hpclbfl.errors import DataError
+from hpclbfl.runfolder import RunFolder
+from hpclbfl.runlog.reader import read_run
+from hpclbfl.runlog.writer import RunLog
+
+
+def add_attempt(folder, resumed_from_step, steps_of_rank, evals=(), events=()):
+    """An attempt whose rank r, client r, logged the steps `steps_of_rank[r]`; the loss tells attempt, rank and step."""
+    attempt = folder.next_attempt()
+    attempt.write_provenance({"num_ranks": len(steps_of_rank), "attempt": attempt.number})
+    for rank, steps in enumerate(steps_of_rank):
+        attributes = {"rank": rank, "attempt": attempt.number, "resumed_from_step": resumed_from_step}
+        with RunLog(attempt.rank_log(rank), attributes) as log:
+            for step in steps:
+                loss = attempt.number * 10000 + rank * 1000 + step
+                log.append("steps", step=step, round=0, client=rank, local_batch_size=4, num_samples=8, loss=loss)
+                log.append("layers", step=step, layer="fc.weight", grad_sq_norm=rank)
+            for step in evals if rank == 0 else ():
+                log.append("evals", step=step, num_samples=8, split="test", top1=attempt.number)
+            for step in events:
+                log.append("events", step=step, kind="note", text=f"attempt {attempt.number}")
+            log.append("plans", step=0, client=0, local_batch_size=4, reason=f"{attempt.number}.{rank}")
+    return attempt
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.write_config("clients: 2\n")
+    return folder
+
+
+def test_attempts_by_hand(folder):
+    # Resumed at 4, killed, resumed at 2 (the checkpoint at 4 was damaged), finished.
+    add_attempt(folder, 0, [range(6), range(5)], evals=[1, 3, 5], events=[5])
+    add_attempt(folder, 4, [range(4, 8), range(4, 8)], evals=[5, 7])
+    add_attempt(folder, 2, [range(2, 5), range(2, 5)], evals=[3])
+    run = read_run(folder.path)
+    steps = run.tables["steps"]
+    expected = [(0, 0, 0), (0, 1, 1000), (1, 0, 1), (1, 1, 1001)]
+    expected += [(step, rank, 20000 + rank * 1000 + step) for step in (2, 3, 4) for rank in (0, 1)]
+    assert list(zip(steps["step"], steps["client"], steps["loss"], strict=True)) == expected
+    assert run.tables["evals"][["step", "top1"]].tolist() == [(1, 0.0), (3, 2.0)]
+    assert run.tables["layers"]["step"].tolist() == [0, 1, 2, 3, 4]
+    assert run.tables["plans"]["reason"].tolist() == [b"0.0", b"1.0", b"2.0"]
+    assert len(run.tables["events"]) == 0
+    assert (run.num_attempts, run.torn, run.config) == (3, [], {"clients": 2})
+    assert run.provenance["attempt"] == 2
+    assert (run.status, run.done) == ({}, None)
+
+
+def test_resumed_at_the_checkpoint_keeps_what_came_before(folder):
+    add_attempt(folder, 0, [range(7)], evals=[3, 5])
+    add_attempt(folder, 4, [range(4, 6)], evals=[5])
+    run = read_run(folder.path)
+    assert run.tables["steps"]["loss"].tolist() == [0, 1, 2, 3, 10004, 10005]
+    assert run.tables["evals"]["top1"].tolist() == [0, 1]
+
+
+def test_started_anew_drops_all_that_was(folder):
+    add_attempt(folder, 0, [range(7)], evals=[3])
+    add_attempt(folder, 0, [range(2)])
+    run = read_run(folder.path)
+    assert run.tables["steps"]["loss"].tolist() == [10000, 10001]
+    assert len(run.tables["evals"]) == 0
+    assert run.tables["plans"]["reason"].tolist() == [b"1.0"]
+
+
+def test_equal_events_stand_once(folder):
+    add_attempt(folder, 0, [range(3), range(3)], events=[2, 1])
+    assert run_events(folder) == [(1, b"note", b"attempt 0"), (2, b"note", b"attempt 0")]
+
+
+def run_events(folder):
+    return read_run(folder.path).tables["events"].tolist()
+
+
+def test_torn_and_missing_files_are_listed(folder):
+    attempt = add_attempt(folder, 0, [range(300), range(300), range(300)])
+    torn, missing = attempt.rank_log(1), attempt.rank_log(2)
+    torn.write_bytes(torn.read_bytes()[:30000])
+    missing.unlink()
+    (folder.path / "status.json").write_text('{"state": ')
+    run = read_run(folder.path)
+    assert np.unique(run.tables["steps"]["client"]).tolist() == [0]
+    assert [t.path for t in run.torn] == [torn, attempt.path, folder.path / "status.json"]
+    assert "1 of 3 ranks left no log" in str(run.torn[1])
+    assert all("\n" not in str(t) for t in run.torn)
+
+
+def test_status_and_done(folder):
+    folder.write_status("failed", error="no data")
+    folder.mark_done({"top1": 0.5})
+    run = read_run(folder.path)
+    assert (run.status["state"], run.status["error"], run.done["top1"]) == ("failed", "no data", 0.5)
+    assert run.num_attempts == 0
+    json.dumps([run.status, run.done])
+
+
+@pytest.mark.parametrize("text", [None, "- 1\n", "a: [\n"])
+def test_not_a_run_folder(tmp_path, text):
+    if text is not None:
+        (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(DataError, match="not a run folder") as caught:
+        read_run(tmp_path)
+    assert "\n" not in str(caught.value)

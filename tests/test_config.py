@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hpclbfl.config import ConfigError, JobConfig, load_job, parse_job
+
+MINIMAL: dict[str, Any] = {"data": {"name": "digits"}, "model": {"name": "resnet8"}}
+
+
+def refused(**sections: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        parse_job({**MINIMAL, **sections}, "job.yaml")
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_unknown_key_names_file_key_near_miss_and_valid_keys() -> None:
+    message = refused(optimizer={"lrr": 0.1})
+    assert message.startswith("job.yaml: unknown key 'optimizer.lrr': did you mean 'lr'? valid under 'optimizer': ")
+    assert "momentum" in message and "weight_decay" in message
+    assert "did you mean 'partition'?" in refused(partitions={"kind": "iid"})
+    message = refused(sync={"kind": "fedavg", "local_step": 5})
+    assert "'sync.local_step': did you mean 'local_steps'?" in message and "optimizer_state" in message
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"seed": "many"}, "job.yaml: seed: input should be a valid integer"),
+        ({"clients": True}, "'clients' takes no true or false"),
+        ({"clients": 0}, "clients: input should be greater than 0, not 0"),
+        ({"optimizer": {"nesterov": True}}, "'nesterov' needs name sgd and a momentum above 0"),
+        ({"optimizer": {"name": "adam", "momentum": 0.9}}, "'momentum' goes with sgd; adam takes 'betas'"),
+        ({"sync": {"kind": "fedavg"}}, "exactly one of 'local_steps' and 'local_epochs'"),
+        ({"sync": {"kind": "gossip"}}, "sync"),
+        ({"partition": {"kind": "dirichlet"}}, "'alpha' goes with kind dirichlet or quantity"),
+        ({"partition": {"kind": "iid", "labels": 2}}, "'labels' goes with kind labels_per_client"),
+        ({"batching": {"local_batch_size": 4, "global_batch_size": 8}}, "exactly one of 'local_batch_size'"),
+        ({"stop": {"top1": 0.9}}, "give at least one of 'epochs'"),
+        ({"schedule": {"kind": "multistep"}}, "'milestones_epochs' goes with kind multistep"),
+        ({"schedule": {"scaling": "linear"}}, "'scaling: linear' and 'reference_batch_size' go together"),
+        ({"evaluate": {"splits": ["train"]}}, "must name 'test'"),
+        ({"precision": "float16"}, "precision: input should be 'float32', 'float64', 'bf16' or 'fp16'"),
+        ({"optimizer": {"lr": float("nan")}}, "optimizer.lr"),
+    ],
+)
+def test_wrong_values_are_refused_in_one_line(sections: dict[str, Any], words: str) -> None:
+    assert words in refused(**sections)
+
+
+def test_missing_section_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"job.yaml: 'model' is missing"):
+        parse_job({"data": {"name": "digits"}}, "job.yaml")
+
+
+def test_yaml_exponents_are_numbers(tmp_path: Path) -> None:
+    job = load(tmp_path, "optimizer: {weight_decay: 5e-4}")
+    assert job.optimizer.weight_decay == 5e-4
+
+
+def load(folder: Path, more: str = "", *overrides: str) -> JobConfig:
+    path = folder / "job.yaml"
+    path.write_text("data: {name: packed, path: set.h5}\nmodel: {name: resnet8}\n" + more)
+    return load_job(path, list(overrides))
+
+
+def test_overrides_replace_and_add_values(tmp_path: Path) -> None:
+    job = load(tmp_path, "", "optimizer.lr=0.5", "sync={kind: fedavg, local_steps: 3}", "stop.epochs=2", "clients=4")
+    assert (job.optimizer.lr, job.stop.epochs, job.clients) == (0.5, 2, 4)
+    assert job.sync.model_dump()["local_steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("lr", "write key.path=value"),
+        ("optimizer.lr.x=1", "optimizer"),
+        ("optimizer.lr=[", "not valid YAML"),
+        ("optimizr.lr=1", "did you mean 'optimizer'?"),
+    ],
+)
+def test_wrong_overrides_are_refused(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words.replace("?", r"\?")):
+        load(tmp_path, "optimizer: {lr: 1}", override)
+
+
+def test_paths_are_relative_to_the_job_file_but_in_overrides_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert load(tmp_path).data.path == str(tmp_path / "set.h5")
+    assert load(tmp_path, "", "data.path=other.h5").data.path == str(elsewhere / "other.h5")
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none.yaml: cannot be read: No such file"):
+        load_job(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("data: {name: x\nmodel: [")
+    with pytest.raises(ConfigError, match=r"bad.yaml:\d+: not valid YAML"):
+        load_job(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match=r"list.yaml: a job file is a mapping"):
+        load_job(tmp_path / "list.yaml")
+
+
+def test_printed_config_reads_back_as_the_same_job(tmp_path: Path) -> None:
+    job = load(tmp_path, "sync: {kind: fedavg, local_epochs: 1}\nbatching: {local_batch_size: [1, 2]}\nclients: 2")
+    assert parse_job(yaml.safe_load(job.to_yaml()), "printed") == job
+
+
+def test_batch_sizes_of_clients() -> None:
+    def sizes(clients: int, **batching: Any) -> list[int]:
+        return parse_job({**MINIMAL, "clients": clients, "batching": batching}, "job").resolved(1).local_batch_sizes()
+
+    assert sizes(3, local_batch_size=8) == [8, 8, 8]
+    assert sizes(3, local_batch_size=[1, 7, 24]) == [1, 7, 24]
+    assert sizes(3, global_batch_size=32) == [11, 11, 10]
+    with pytest.raises(ConfigError, match="lists 2 sizes for 3 clients"):
+        sizes(3, local_batch_size=[1, 2])
+    with pytest.raises(ConfigError, match="less than one sample for each of 3 clients"):
+        sizes(3, global_batch_size=2)
+
+
+def test_clients_default_to_one_per_rank() -> None:
+    assert parse_job(MINIMAL, "job").resolved(4).clients == 4
+    assert parse_job({**MINIMAL, "clients": 10}, "job").resolved(4).clients == 10
+
+
+def test_hash_covers_what_changes_the_result_alone() -> None:
+    def digest(**sections: Any) -> str:
+        return parse_job({**MINIMAL, "clients": 2, **sections}, "job").digest("fingerprint")
+
+    plain = digest()
+    assert len(plain) == 10
+    assert digest(comm={"bucket_mb": 1}) == plain
+    assert digest(name="other name") == plain
+    assert digest(data={"name": "digits", "workers": 7}) == plain
+    assert digest(seed=1) != plain
+    assert digest(data={"name": "digits", "limit": 100}) != plain
+    assert parse_job({**MINIMAL, "clients": 2}, "job").digest("other data") != plain
+
+
+def test_slug() -> None:
+    assert parse_job({**MINIMAL, "name": "CIFAR-10 ResNet18"}, "job").slug() == "cifar-10-resnet18"

@@ -1,0 +1,111 @@
+"""Whole runs in one process, without MPI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hpclbfl.errors import ConfigError
+from hpclbfl.run import run_job
+from hpclbfl.runlog.reader import RunLogs, read_run
+from tests.conftest import make_job
+
+FAST = {"precision": "float32", "batching": {"local_batch_size": 8}, "evaluate": {"every_steps": 1000}}
+
+
+def run(folder: Path, toy_set: Path, **sections: Any) -> RunLogs:
+    outcome = run_job(make_job(toy_set, **{**FAST, **sections}), folder)
+    logs = read_run(folder)
+    assert logs.done is not None and logs.done["reason"] == outcome.reason
+    return logs
+
+
+@pytest.mark.parametrize(
+    ("stop", "steps"),
+    [
+        ({"steps": 3}, 3),
+        # B = 32 of 96 samples: 3 steps per epoch.
+        ({"epochs": 2}, 6),
+        ({"epochs": 1.1}, 4),
+        ({"samples": 100}, 4),
+        ({"steps": 5, "epochs": 1}, 3),
+    ],
+)
+def test_stop_conditions(tmp_path: Path, toy_set: Path, stop: dict[str, Any], steps: int) -> None:
+    logs = run(tmp_path, toy_set, stop=stop)
+    assert logs.tables["steps"]["step"].max() == steps - 1
+    assert logs.done is not None and logs.done["step"] == steps
+
+
+@pytest.mark.parametrize("sync", [{"kind": "bsp"}, {"kind": "fedavg", "local_steps": 4}])
+def test_stop_by_time(tmp_path: Path, toy_set: Path, sync: dict[str, Any]) -> None:
+    logs = run(tmp_path, toy_set, sync=sync, stop={"seconds": 0.5, "steps": 100_000})
+    assert logs.done is not None and logs.done["reason"] == "seconds"
+    assert 0.5 <= logs.done["elapsed_s"] < 30
+
+
+def test_stop_by_accuracy_learns_the_toy_task(tmp_path: Path, toy_set: Path) -> None:
+    # Without flips, which turn one quarter into another.
+    data = {"name": "packed", "path": str(toy_set)}
+    stop, evaluate = {"top1": 0.9, "epochs": 60}, {"every_epochs": 2}
+    logs = run(tmp_path, toy_set, data=data, stop=stop, evaluate=evaluate, optimizer={"lr": 0.1})
+    assert logs.done is not None and logs.done["reason"] == "top1"
+    assert logs.tables["evals"]["top1"][-1] >= 0.9
+
+
+def test_evaluations_come_when_asked_and_at_the_end(tmp_path: Path, toy_set: Path) -> None:
+    logs = run(tmp_path, toy_set, stop={"steps": 8}, evaluate={"every_epochs": 1, "splits": ["test", "train"]})
+    evals = logs.tables["evals"]
+    assert evals["step"].tolist() == [2, 2, 5, 5, 7, 7]
+    assert evals["split"].tolist() == [b"test", b"train"] * 3
+    assert (evals["top5"] == 1).all()  # of four classes
+
+
+def test_local_steps_leave_buffers_averaged_and_the_model_saved(tmp_path: Path, toy_set: Path) -> None:
+    logs = run(
+        tmp_path, toy_set, stop={"steps": 4}, sync={"kind": "fedavg", "local_steps": 2, "optimizer_state": "reset"}
+    )
+    assert logs.tables["steps"]["round"].tolist() == [0] * 8 + [1] * 8
+    state = torch.load(tmp_path / "model.pt")
+    assert (state["bn1.running_mean"] != 0).any()
+    assert logs.provenance["engine"] == "local"
+
+
+def test_learning_rate_follows_the_schedule(tmp_path: Path, toy_set: Path) -> None:
+    schedule = {"kind": "multistep", "milestones_epochs": [1], "gamma": 0.1}
+    logs = run(tmp_path, toy_set, stop={"steps": 5}, schedule=schedule, clients=1)
+    # B = 8 of 96: the epoch ends after 12 steps; with 4 clients after 3.
+    assert set(logs.tables["steps"]["lr"]) == {0.02}
+    logs = run(tmp_path / "four", toy_set, stop={"steps": 5}, schedule=schedule)
+    np.testing.assert_allclose(np.unique(logs.tables["steps"]["lr"]), [0.002, 0.02])
+    assert logs.tables["steps"]["lr"][11] == 0.02 and logs.tables["steps"]["lr"][12] == pytest.approx(0.002)
+
+
+def test_a_second_run_of_the_folder_is_a_new_attempt(tmp_path: Path, toy_set: Path) -> None:
+    first = run(tmp_path, toy_set, stop={"steps": 3})
+    second = run(tmp_path, toy_set, stop={"steps": 3})
+    assert second.num_attempts == 2
+    assert second.tables["steps"]["loss"].tolist() == first.tables["steps"]["loss"].tolist()
+
+
+def test_seeds_differ(tmp_path: Path, toy_set: Path) -> None:
+    losses = [run(tmp_path / str(s), toy_set, seed=s, stop={"steps": 2}).tables["steps"]["loss"] for s in (0, 1)]
+    assert (losses[0] != losses[1]).all()
+
+
+def test_bf16_autocast_trains(tmp_path: Path, toy_set: Path) -> None:
+    logs = run(tmp_path, toy_set, precision="bf16", stop={"steps": 3})
+    assert np.isfinite(logs.tables["steps"]["loss"]).all()
+
+
+def test_fp16_needs_a_gpu(tmp_path: Path, toy_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, toy_set, precision="fp16")
+    assert end.value.code == ConfigError.exit_code
+    assert "precision: fp16 needs a GPU" in capsys.readouterr().err
