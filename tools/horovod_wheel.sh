@@ -31,16 +31,19 @@ build_jobs() {
 }
 
 compile_horovod() {
-    local work=$1 run=env
-    [[ $mpi == wheel:* ]] && run=with_wheel_mpi
+    local work=$1 run=
+    local settings=(
+        MAKEFLAGS=-j$(build_jobs) CMAKE_POLICY_VERSION_MINIMUM=3.5 "PATH=$venv/bin:$PATH"
+        HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1
+        HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1
+    )
+    if [ -n "$gpu_operations" ]; then settings+=("HOROVOD_GPU_OPERATIONS=$gpu_operations"); fi
+    if [[ $mpi == wheel:* ]]; then run=with_wheel_mpi; fi
     "$pip" download --no-deps --no-build-isolation --no-binary=:all: "horovod==$horovod_version" -d "$work" &&
         tar -xzf "$work/horovod-$horovod_version.tar.gz" -C "$work" &&
         cure_sources "$work/horovod-$horovod_version" &&
-        MAKEFLAGS=-j$(build_jobs) CMAKE_POLICY_VERSION_MINIMUM=3.5 PATH="$venv/bin:$PATH" \
-            HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1 \
-            HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 \
-            ${gpu_operations:+HOROVOD_GPU_OPERATIONS=$gpu_operations} \
-            $run "$pip" wheel --no-deps --no-build-isolation -w "$work/wheel" "$work/horovod-$horovod_version"
+        $run env "${settings[@]}" \
+            "$pip" wheel --no-deps --no-build-isolation -w "$work/wheel" "$work/horovod-$horovod_version"
 }
 
 # Prints nothing but progress; leaves the wheel in $1.
