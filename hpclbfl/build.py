@@ -12,8 +12,9 @@ from torch import nn
 
 from hpclbfl.comm.base import Communicator, launched_size
 from hpclbfl.comm.local import LocalCommunicator
-from hpclbfl.config import BspConfig, CommConfig, JobConfig, OptimizerConfig
+from hpclbfl.config import JobConfig
 from hpclbfl.errors import ConfigError
+from hpclbfl.sections import BspConfig, CommConfig, OptimizerConfig
 from hpclbfl.sync import Synchroniser
 from hpclbfl.sync.bsp import BulkSynchronous
 from hpclbfl.sync.fedavg import FederatedAveraging

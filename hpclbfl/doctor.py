@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.resources
 import json
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpclbfl.errors import EnvironmentFault
-from hpclbfl.launch import available_cores, find_mpirun, mpirun_command
+from hpclbfl.launch import available_cores, environment_without_job, find_mpirun, mpirun_command
 from hpclbfl.mpi_probe import MARK
 from hpclbfl.mpi_runtime import bundled_environment, bundled_libmpi
 
@@ -75,7 +74,6 @@ def check_mpirun() -> Check:
     where = "the environment's own" if bundled_libmpi() else "the machine's"
     if "Open MPI" not in version:
         return Check("mpirun", "warn", f"{version}, {mpirun}", "hpclbfl launch speaks Open MPI's; use srun or mpiexec")
-    # Only a new build of Horovod needs the compiler.
     own_first = f"{Path(sys.prefix, 'bin')}:{os.environ.get('PATH', '')}"
     compiler = "with mpicxx" if shutil.which("mpicxx", path=own_first) else "no mpicxx"
     return Check("mpirun", "ok", f"{version}, {where}, {compiler}, {mpirun}")
@@ -100,7 +98,7 @@ def check_horovod() -> list[Check]:
 
 def check_ranks() -> Check:
     """Let two ranks add a number through Horovod."""
-    environ = _environment_without_job()
+    environ = environment_without_job(os.environ)
     argv, env = mpirun_command(
         2,
         PROBE,
@@ -145,12 +143,9 @@ def check_slurm() -> Check:
 
 def check_machine() -> Check:
     """Report cores and memory."""
-    found = f"{available_cores()} cores, {len(os.sched_getaffinity(0))} threads"
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available_kb = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-        found += f", {available_kb / 2**20:.1f} GiB of memory free"
-    return Check("machine", "ok", found)
+    memory_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    threads = len(os.sched_getaffinity(0))
+    return Check("machine", "ok", f"{available_cores()} cores, {threads} threads, {memory_bytes / 2**30:.1f} GiB free")
 
 
 def check_digits() -> Check:
@@ -217,14 +212,8 @@ def run(as_json: bool) -> int:
     return 1 if any(check.state == "missing" for check in found) else 0
 
 
-def _environment_without_job() -> dict[str, str]:
-    """Return the environment without the traces of an MPI or Slurm job around us, which probes would try to join."""
-    prefixes = ("OMPI_COMM_", "OMPI_UNIVERSE", "PMIX_", "PMI_", "ORTE_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
-
-
 def _run(argv: list[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    environ = _environment_without_job()
+    environ = environment_without_job(os.environ)
     env = {**environ, **bundled_environment(environ)} if env is None else env
     return subprocess.run(
         argv, env=dict(env), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PROBE_TIMEOUT_S

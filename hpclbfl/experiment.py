@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from hpclbfl import build
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.reducer import GradientReducer
-from hpclbfl.config import FedAvgConfig, JobConfig
+from hpclbfl.config import JobConfig
 from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.loader import Loader, make_loaders
 from hpclbfl.data.sampling import Sampler, make_sampler
 from hpclbfl.errors import ConfigError, RunFailed
 from hpclbfl.optim.schedule import Schedule, make_schedule
 from hpclbfl.replicas import Client, Replica, clients_of_rank
+from hpclbfl.sections import FedAvgConfig
 from hpclbfl.sync import Synchroniser
 from hpclbfl.sync.fedavg import average, averaging_weights
 from hpclbfl.timing import Clock

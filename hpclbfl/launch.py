@@ -108,6 +108,12 @@ def mpirun_command(
     return [*argv, *command], env
 
 
+def environment_without_job(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without the traces of an MPI job around us, which a new one would try to join."""
+    traces = ("OMPI_COMM_", "OMPI_UNIVERSE", "PMIX_", "PMI_", "ORTE_")
+    return {name: value for name, value in environ.items() if not name.startswith(traces)}
+
+
 def available_cores() -> int:
     """Return the physical cores that this process may use, which is what mpirun counts as slots."""
     cpus = os.sched_getaffinity(0)

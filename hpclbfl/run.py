@@ -14,13 +14,14 @@ import torch
 
 from hpclbfl import build
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config import FedAvgConfig, JobConfig
+from hpclbfl.config import JobConfig
 from hpclbfl.errors import ConfigError, DataError, EnvironmentFault, HpclbflError
 from hpclbfl.experiment import Experiment, make_experiment
 from hpclbfl.progress import Progress
 from hpclbfl.provenance import collect
 from hpclbfl.runfolder import Attempt, RunFolder
 from hpclbfl.runlog.writer import RunLog
+from hpclbfl.sections import FedAvgConfig
 from hpclbfl.train import Outcome, train
 
 OTHERS_WAIT_S = 1.0

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from hpclbfl.config import FedAvgConfig
 from hpclbfl.evaluate import Score, evaluate
 from hpclbfl.experiment import Experiment
 from hpclbfl.progress import Progress
 from hpclbfl.replicas import Client, key_generators
 from hpclbfl.runlog.writer import RunLog
+from hpclbfl.sections import FedAvgConfig
 from hpclbfl.steplog import ClientRecord, StepLog, StepRecord
 from hpclbfl.sync.fedavg import average_optimizer_states, averaging_weights
 from hpclbfl.timing import Mark

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from hpclbfl.config import DataConfig
 from hpclbfl.data.packed import IntArray, PackedFile, fingerprint
 from hpclbfl.data.splits import ArrayImages, FileImages, PackedImages, Split
 from hpclbfl.errors import ConfigError, DataError
+from hpclbfl.sections import DataConfig
 
 DIGITS = Path(__file__).with_name("digits.h5")
 

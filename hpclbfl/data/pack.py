@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hpclbfl.config import DataConfig
 from hpclbfl.data.datasets import DIGITS, load_dataset
 from hpclbfl.data.packed import write_packed
 from hpclbfl.data.splits import Split, encode_png
 from hpclbfl.errors import DataError, HpclbflError
+from hpclbfl.sections import DataConfig
 
 _DIGITS_TEST_SHARE = 0.2
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpclbfl.config import PartitionConfig
 from hpclbfl.data.packed import IntArray
 from hpclbfl.errors import ConfigError
+from hpclbfl.sections import PartitionConfig
 
 _PARTITION_STREAM = 3
 

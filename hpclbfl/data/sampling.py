@@ -11,10 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
-from hpclbfl.config import PartitionConfig
 from hpclbfl.data.packed import IntArray
 from hpclbfl.data.partition import partition
 from hpclbfl.errors import ConfigError
+from hpclbfl.sections import PartitionConfig
 
 _GLOBAL_STREAM, _SHARD_STREAM = 1, 2
 

@@ -39,7 +39,7 @@ def test_gradients_of_all_passes_are_summed_in_buckets(bucket_mb: float) -> None
     batches = [torch.randn(3, 4), torch.randn(5, 4)]
     expected = reference(module, batches)
     reducer = GradientReducer(list(module.parameters()), comm, bucket_mb)
-    for step in range(2):
+    for _ in range(2):
         module(batches[0]).square().sum().backward()
         reducer.arm()
         module(batches[1]).square().sum().backward()

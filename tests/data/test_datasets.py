@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpclbfl.config import DataConfig
 from hpclbfl.data.datasets import DIGITS, Dataset, limited, load_dataset
 from hpclbfl.data.packed import PackedFile, write_packed
 from hpclbfl.data.splits import ArrayImages, Split
 from hpclbfl.errors import ConfigError, DataError
+from hpclbfl.sections import DataConfig
 from hpclbfl.vision import torchvision
 from tests.data.conftest import png
 

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from hpclbfl.config import DataConfig, JobConfig
+from hpclbfl.config import JobConfig
 from hpclbfl.data import info, pack
 from hpclbfl.data.datasets import DIGITS, load_dataset
 from hpclbfl.data.packed import PackedFile, write_packed
 from hpclbfl.data.splits import ArrayImages, Split
 from hpclbfl.errors import ConfigError, DataError
+from hpclbfl.sections import DataConfig
 from tests.data.conftest import png
 
 

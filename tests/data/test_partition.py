@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpclbfl.config import PartitionConfig
 from hpclbfl.data.info import label_counts
 from hpclbfl.data.packed import IntArray
 from hpclbfl.data.partition import partition
 from hpclbfl.errors import ConfigError
+from hpclbfl.sections import PartitionConfig
 
 CONFIGS: list[dict[str, Any]] = [
     {"kind": "iid"},

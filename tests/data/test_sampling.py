@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpclbfl.config import PartitionConfig
 from hpclbfl.data.partition import partition
 from hpclbfl.data.sampling import GlobalSampler, Sampler, ShardSampler, make_sampler
 from hpclbfl.errors import ConfigError
+from hpclbfl.sections import PartitionConfig
 
 SIZES = st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=3), min_size=1, max_size=25)
 

@@ -5,6 +5,7 @@ Usage: crash_program.py JOB.yaml RUN_FOLDER RANK
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,8 +23,6 @@ def faulty(exp, client, record, divisor):  # type: ignore[no-untyped-def]
         raise ValueError("the sensor fell off")
     forward_backward(exp, client, record, divisor)
 
-
-import os
 
 if launched_rank(os.environ) == int(rank):
     hpclbfl.train._forward_backward = faulty

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from hpclbfl import build
-from hpclbfl.config import CommConfig, load_job
+from hpclbfl.config import load_job
 from hpclbfl.experiment import make_experiment
 from hpclbfl.run import Session
+from hpclbfl.sections import CommConfig
 from hpclbfl.train import _begin_record, _forward_backward
 
 comm = build.communicator(CommConfig())
