@@ -102,10 +102,14 @@ install_torch() {
     esac
     say "installing $spec and torchvision"
     echo 'setuptools<80' >"$constraints"
+    if [[ $spec == *+cpu ]] && ! "$pip" download --no-deps -q -d "$state/probe" "$spec" >>"$log" 2>&1; then
+        say "pip finds no CPU build of torch $torch_version, taking the one with CUDA, several GB" \
+            "(PIP_EXTRA_INDEX_URL can point to PyTorch's CPU packages)"
+        spec=${spec%+cpu}
+    fi
+    rm -rf "$state/probe"
     if ! "$pip" install -c "$constraints" setuptools wheel packaging "$spec" >>"$log" 2>&1; then
         tail -n 5 "$log" >&2
-        [[ $spec == *+cpu ]] && die "pip found no CPU build of torch $torch_version: point PIP_EXTRA_INDEX_URL to PyTorch's" \
-            "CPU packages, or take the build with CUDA, several GB: make install TORCH=$torch_version"
         die "pip could not install $spec (all of it in $log)"
     fi
     # From here on nothing may bring another torch.

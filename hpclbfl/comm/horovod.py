@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -82,7 +83,11 @@ class HorovodCommunicator:
         """MPI_Abort: a rank that merely raised would leave the others hanging in Horovod's shutdown."""
         sys.stdout.flush()
         sys.stderr.flush()
-        _mpi().COMM_WORLD.Abort(code)
+        mpi = _mpi()
+        if mpi.Is_finalized():
+            # The first rank to leave ends MPI for all; then there is nobody left to wait for this one.
+            os._exit(code)
+        mpi.COMM_WORLD.Abort(code)
 
     def close(self) -> None:
         """Collective shutdown."""
