@@ -84,6 +84,6 @@ class Progress:
                 raise RunFailed(f"{self._log.name}: cannot be written: {error.strerror}") from error
 
     def _text(self, step: int, epoch: float, loss: float) -> str:
-        end = f"/{self._total:g}" if self._total is not None else ""
+        end = f"/{self._total:.4g}" if self._total is not None else ""
         top1 = f"  top-1 {100 * self._top1:.1f} %" if self._top1 is not None else ""
         return f"epoch {epoch:.2f}{end}  step {step}  loss {loss:.3f}{top1}"

@@ -17,6 +17,7 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
 from hpclbfl.errors import ConfigError, DataError, EnvironmentFault, HpclbflError
 from hpclbfl.experiment import Experiment, make_experiment
+from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.progress import Progress
 from hpclbfl.provenance import collect
 from hpclbfl.runfolder import Attempt, RunFolder
@@ -72,7 +73,8 @@ class Session:
             }
             self._log = log = stack.enter_context(RunLog(attempt.rank_log(comm.rank), attributes))
             text = stack.enter_context(attempt.log.open("a", encoding="utf-8")) if comm.rank == 0 else None
-            progress = stack.enter_context(Progress(_title(job), job.stop.epochs, comm.rank == 0, text))
+            end = planned_epochs(job, sum(exp.sizes), exp.num_train)
+            progress = stack.enter_context(Progress(_title(job), end, comm.rank == 0, text))
             progress.say(
                 f"{_count(len(exp.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, "
                 f"{exp.device.type}), global batch {sum(exp.sizes)}, {exp.num_train} training images"

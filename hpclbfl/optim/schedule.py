@@ -61,7 +61,9 @@ def make_schedule(job: JobConfig, global_batch_size: int, num_train: int) -> Sch
         peak *= global_batch_size / config.reference_batch_size
     total = config.total_epochs
     if config.kind == "cosine":
-        total = total if total is not None else _planned_epochs(job, global_batch_size, num_train)
+        total = total if total is not None else planned_epochs(job, global_batch_size, num_train)
+        if total is None:
+            raise ConfigError("schedule.total_epochs: a cosine needs an end: give it, or stop.epochs, steps or samples")
         if total <= config.warmup_epochs:
             raise ConfigError(f"schedule: the cosine ends at epoch {total:g}, within the warm-up")
     return Schedule(
@@ -75,7 +77,8 @@ def make_schedule(job: JobConfig, global_batch_size: int, num_train: int) -> Sch
     )
 
 
-def _planned_epochs(job: JobConfig, global_batch_size: int, num_train: int) -> float:
+def planned_epochs(job: JobConfig, global_batch_size: int, num_train: int) -> float | None:
+    """Where the job's stop conditions end it at the latest; None when only time or accuracy do."""
     stop = job.stop
     ends = []
     if stop.epochs is not None:
@@ -84,6 +87,4 @@ def _planned_epochs(job: JobConfig, global_batch_size: int, num_train: int) -> f
         ends.append(stop.steps * global_batch_size / num_train)
     if stop.samples is not None:
         ends.append(stop.samples / num_train)
-    if not ends:
-        raise ConfigError("schedule.total_epochs: a cosine needs an end: give it, or stop.epochs, steps or samples")
-    return min(ends)
+    return min(ends, default=None)
