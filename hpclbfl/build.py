@@ -14,6 +14,7 @@ from hpclbfl.comm.base import Communicator, launched_size
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.config import JobConfig
 from hpclbfl.errors import ConfigError
+from hpclbfl.optim.slots import reset_slots
 from hpclbfl.sections import BspConfig, CommConfig, OptimizerConfig
 from hpclbfl.sync import Synchroniser
 from hpclbfl.sync.bsp import BulkSynchronous
@@ -27,6 +28,8 @@ def communicator(config: CommConfig, environ: Mapping[str, str] = os.environ) ->
         ConfigError: `local` under a launcher of several ranks, each of which would run the whole job.
     """
     size = launched_size(environ)
+    if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not _under_mpi(environ):
+        raise ConfigError("srun started several tasks that do not know of each other: use srun --mpi=pmix")
     if config.engine == "local" and size > 1:
         raise ConfigError(f"comm.engine: local is for one process, this job has {size} ranks; leave it 'auto'")
     if config.engine == "horovod" or (config.engine == "auto" and _under_mpi(environ)):
@@ -84,8 +87,18 @@ _OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], OptimizerConfig], torch
 
 
 def optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Torch's optimizer in its fused form: one pass over the parameters."""
-    return _OPTIMIZERS[config.name](parameters, config)
+    """torch's optimizer in its fused form, one pass over the parameters, with its state laid out."""
+    made = _OPTIMIZERS[config.name](parameters, config)
+    reset_slots(made)
+    return made
+
+
+def loss_scaler(job: JobConfig, on: torch.device) -> torch.amp.GradScaler:
+    """Loss scaling for fp16; passes everything through otherwise."""
+    made = torch.amp.GradScaler(on.type, enabled=job.precision == "fp16")
+    # Its scale is made with the first loss, which a rank without samples never sees.
+    made.scale(torch.zeros((), device=on))
+    return made
 
 
 def synchroniser(job: JobConfig, global_batch_size: int, num_train: int) -> Synchroniser:

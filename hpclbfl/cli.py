@@ -125,7 +125,7 @@ def data_info(
         return
     from hpclbfl.config import load_job
 
-    job = load_job(file, overrides).resolved(1)
+    job = load_job(file, overrides)
     info.print_info(job, as_json)
     if plot is not None:
         info.plot(job, plot)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, StrictBool, ValidationError
+from pydantic import BaseModel, Field, PositiveInt, StrictBool, ValidationError
 
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import (
@@ -39,7 +39,7 @@ class JobConfig(Section):
     """A job file, whole."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")] = "run"
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     clients: PositiveInt | None = None
     """Federated participants; null: one per rank."""
     precision: Literal["float32", "float64", "bf16", "fp16"] = "float32"
@@ -103,6 +103,19 @@ class JobConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, where YAML would let the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(self.construct_object(key_node, deep=True))
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def load_job(path: Path, overrides: list[str] | None = None) -> JobConfig:
     """Read a job file and apply `key.path=value` overrides (values are YAML).
 
@@ -115,11 +128,12 @@ def load_job(path: Path, overrides: list[str] | None = None) -> JobConfig:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise ConfigError(f"{path}: cannot be read: {reason}") from error
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{where}: not valid YAML: {reason}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a job file is a mapping with 'data' and 'model'")
     for override in overrides or []:
@@ -137,7 +151,7 @@ def parse_job(values: dict[str, Any], source: str) -> JobConfig:
     try:
         return JobConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(e, source, values) for e in error.errors()[:3])) from error
+        raise ConfigError("; ".join(_explain(e, source) for e in error.errors()[:3])) from error
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -160,34 +174,47 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _explain(error: Any, source: str, values: dict[str, Any]) -> str:
-    location = [part for part in error["loc"] if isinstance(part, int | str)]
-    # A discriminated section adds its kind to the location; the user never wrote that.
-    path = [str(part) for part in location if not (part in ("bsp", "fedavg") and location[0] == "sync")]
+def _explain(error: Any, source: str) -> str:
+    path, model = _locate(error["loc"])
     key = ".".join(path)
-    if error["type"] == "extra_forbidden":
-        valid = _valid_keys(location[:-1])
-        near = difflib.get_close_matches(path[-1], valid, n=1)
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        valid = list(model.model_fields)
+        *parents, last = path
+        near = difflib.get_close_matches(last, valid, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        where = f"under '{'.'.join(path[:-1])}'" if path[:-1] else "at the top"
+        where = f"under '{'.'.join(parents)}'" if parents else "at the top"
         return f"{source}: unknown key '{key}': {hint}valid {where}: {', '.join(valid)}"
-    if error["type"] == "missing":
+    if kind == "missing":
         return f"{source}: '{key}' is missing"
+    if kind == "union_tag_not_found":
+        return f"{source}: '{key}.kind' is missing: {' or '.join(_SYNC_KINDS)}"
+    if kind == "union_tag_invalid":
+        return f"{source}: {key}.kind: '{error['ctx']['tag']}' is not known: {' or '.join(_SYNC_KINDS)}"
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool | list) else ""
     return f"{source}: {key or 'job'}: {message[0].lower() + message[1:]}{shown}"
 
 
-def _valid_keys(location: list[Any]) -> list[str]:
+def _locate(location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
+    """The keys as the user wrote them, and the section that holds the last one.
+
+    pydantic's locations also name the branch of a union that it tried.
+    """
+    path: list[str] = []
     model: type[BaseModel] = JobConfig
-    for part in location:
-        if part in ("bsp", "fedavg") and model is not JobConfig:
+    for index, part in enumerate(location):
+        if path == ["sync"] and part in _SYNC_KINDS:
+            model = _SYNC_KINDS[str(part)]
             continue
-        if part == "sync":
-            model = FedAvgConfig if "fedavg" in location else BspConfig
-            continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-    return list(model.model_fields)
+        path.append(str(part))
+        field = model.model_fields.get(str(part))
+        if index < len(location) - 1 and field is not None:
+            annotation = field.annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                model = annotation
+    return path, model
+
+
+_SYNC_KINDS: dict[str, type[Section]] = {"bsp": BspConfig, "fedavg": FedAvgConfig}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -65,6 +66,8 @@ class Experiment:
     sampler: Sampler
     sizes: list[int]
     """b_c of every client."""
+    global_batch_size: int
+    """B: samples per step, of clients that hold any."""
     sync: Synchroniser
     schedule: Schedule
     clients: list[Client]
@@ -77,7 +80,7 @@ class Experiment:
     """The net that is evaluated: the clients' (virtual) average."""
     autocast: Callable[[], AbstractContextManager[object]]
     loss_scaler: torch.amp.GradScaler
-    """Loss scaling for fp16; passes everything through otherwise."""
+    """Of the shared model; in local training every client has its own."""
     clock: Clock
     counters: Counters = field(init=False)
 
@@ -154,19 +157,21 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
     schedule = make_schedule(job, global_batch_size, len(labels))
 
     template = build.net(job, len(dataset.classes), train_images.image_shape, device)
+    if min(sizes) == 1:
+        _check_single_sample(template, train_images.image_shape)
     ids = clients_of_rank(num_clients, comm.rank, comm.size)
-    optimizer, reducer = None, None
+    optimizer, reducer, loss_scaler = None, None, build.loss_scaler(job, device)
     if sync.shared(1):
         mean = Replica(template)
         replicas = [Replica(template, parameters_of=mean) for _ in ids]
         optimizer = build.optimizer(job.optimizer, mean.parameters)
         reducer = GradientReducer(mean.parameters, comm, job.comm.bucket_mb)
-        clients = [Client(i, replica, None) for i, replica in zip(ids, replicas, strict=True)]
+        clients = [Client(i, replica, None, loss_scaler) for i, replica in zip(ids, replicas, strict=True)]
     else:
         mean = Replica(template)
         replicas = [Replica(template) for _ in ids]
         clients = [
-            Client(i, replica, build.optimizer(job.optimizer, replica.parameters))
+            Client(i, replica, build.optimizer(job.optimizer, replica.parameters), build.loss_scaler(job, device))
             for i, replica in zip(ids, replicas, strict=True)
         ]
     _check_agreement(comm, dataset.fingerprint, mean.digest())
@@ -179,6 +184,7 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
         test_images=test_images,
         sampler=sampler,
         sizes=sizes,
+        global_batch_size=global_batch_size,
         sync=sync,
         schedule=schedule,
         clients=clients,
@@ -186,7 +192,7 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
         reducer=reducer,
         mean=mean,
         autocast=autocast,
-        loss_scaler=torch.amp.GradScaler(device.type, enabled=job.precision == "fp16"),
+        loss_scaler=loss_scaler,
         clock=Clock(device),
     )
 
@@ -194,7 +200,17 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
 def _set_threads(comm: Communicator) -> None:
     """Share a node's cores among its ranks, unless the user has said otherwise."""
     if "OMP_NUM_THREADS" not in os.environ and comm.local_size > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.local_size))
+        usable = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, min(usable, (os.cpu_count() or 1) // comm.local_size)))
+
+
+def _check_single_sample(template: torch.nn.Module, shape: tuple[int, int, int]) -> None:
+    """Refuse a batch of one where BatchNorm would have one value per channel."""
+    like = next(template.parameters())
+    try:
+        copy.deepcopy(template).train()(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+    except ValueError as error:
+        raise ConfigError("batching: this net's BatchNorm needs at least 2 samples per client and step") from error
 
 
 def _check_agreement(comm: Communicator, data: str, weights: str) -> None:

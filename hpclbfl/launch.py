@@ -15,6 +15,7 @@ from types import FrameType
 
 from hpclbfl.errors import ConfigError, EnvironmentFault
 from hpclbfl.mpi_runtime import bundled_environment
+from hpclbfl.progress import TERMINAL_COLUMNS
 
 # Ranks allocate and free the same large blocks every step: keep them instead of returning them to the kernel.
 ALLOCATOR = {
@@ -146,6 +147,8 @@ def run_mpirun(
 ) -> int:
     """Run the command on `np` ranks and return its exit code, 128+n where signal n ended it."""
     environ = os.environ if environ is None else environ
+    if sys.stderr.isatty():
+        environ = {**environ, TERMINAL_COLUMNS: str(shutil.get_terminal_size().columns)}
     argv, env = mpirun_command(
         np,
         command,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -10,6 +11,8 @@ from typing import TextIO
 from hpclbfl.errors import RunFailed
 
 LINE_EVERY_S = 30.0
+TERMINAL_COLUMNS = "HPCLBFL_TERMINAL_COLUMNS"
+"""Environment variable: this process's stderr ends on a terminal of so many columns."""
 
 
 class Progress:
@@ -26,7 +29,9 @@ class Progress:
         self._last_line = self._begin = time.monotonic()
         self._top1: float | None = None
         self._bar = None
-        if visible and sys.stderr.isatty():
+        # Under mpirun stderr is a pipe; `hpclbfl launch` says how wide the terminal at its other end is.
+        columns = os.environ.get(TERMINAL_COLUMNS, "")
+        if visible and (sys.stderr.isatty() or columns):
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -37,7 +42,7 @@ class Progress:
                 TextColumn("{task.fields[text]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                console=Console(stderr=True),
+                console=Console(stderr=True, force_terminal=True, width=int(columns) if columns.isdigit() else None),
                 transient=True,
             )
             self._task = self._bar.add_task(title, total=total_epochs, text="")

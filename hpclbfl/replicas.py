@@ -63,10 +63,17 @@ class Client:
         id: its number among all clients of the job.
         replica: its net: parameters of its own (local training) or shared by all clients of the rank.
         optimizer: None while the parameters are shared.
+        loss_scaler: the shared model's, or the client's own.
     """
 
-    def __init__(self, client_id: int, replica: Replica, optimizer: torch.optim.Optimizer | None) -> None:
-        self.id, self.replica, self.optimizer = client_id, replica, optimizer
+    def __init__(
+        self,
+        client_id: int,
+        replica: Replica,
+        optimizer: torch.optim.Optimizer | None,
+        loss_scaler: torch.amp.GradScaler,
+    ) -> None:
+        self.id, self.replica, self.optimizer, self.loss_scaler = client_id, replica, optimizer, loss_scaler
 
 
 def clients_of_rank(num_clients: int, rank: int, size: int) -> range:

@@ -20,6 +20,7 @@ from hpclbfl.experiment import Experiment, make_experiment
 from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.progress import Progress
 from hpclbfl.provenance import collect
+from hpclbfl.replicas import clients_of_rank
 from hpclbfl.runfolder import Attempt, RunFolder
 from hpclbfl.runlog.writer import RunLog
 from hpclbfl.sections import FedAvgConfig
@@ -73,13 +74,17 @@ class Session:
             }
             self._log = log = stack.enter_context(RunLog(attempt.rank_log(comm.rank), attributes))
             text = stack.enter_context(attempt.log.open("a", encoding="utf-8")) if comm.rank == 0 else None
-            end = planned_epochs(job, sum(exp.sizes), exp.num_train)
+            end = planned_epochs(job, exp.global_batch_size, exp.num_train)
             progress = stack.enter_context(Progress(_title(job), end, comm.rank == 0, text))
             progress.say(
                 f"{_count(len(exp.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, "
-                f"{exp.device.type}), global batch {sum(exp.sizes)}, {exp.num_train} training images"
+                f"{exp.device.type}), global batch {exp.global_batch_size}, {exp.num_train} training images"
             )
             outcome = train(exp, log, progress)
+            progress.say(
+                f"top-1 {100 * outcome.top1:.1f} % after {_count(outcome.step, 'step')}, {outcome.epoch:.2f} epochs, "
+                f"{outcome.elapsed_s:.1f} s of training ({outcome.reason}); {folder.path}"
+            )
         if comm.rank == 0:
             _save_model(exp, folder.path / "model.pt")
             summary = {**asdict(outcome), "hash": digest, "engine": comm.engine, "num_ranks": comm.size}
@@ -103,7 +108,7 @@ class Session:
                 "device": str(exp.device),
                 "torch_threads": torch.get_num_threads(),
                 "data_fingerprint": exp.dataset.fingerprint,
-                "clients_per_rank": [len(exp.clients)],
+                "clients_per_rank": [len(clients_of_rank(len(exp.sizes), r, comm.size)) for r in range(comm.size)],
             }
             attempt.write_provenance(collect(comm.engine, comm.size, extra))
             folder.write_status("running", step=0)

@@ -148,7 +148,7 @@ class ScheduleConfig(Section):
     total_epochs: PositiveFloat | None = None
     """cosine: where the rate reaches 0; null: the end of the run."""
     warmup_epochs: NonNegativeFloat = 0.0
-    """Linear warm-up per step from lr (of the reference batch, when scaled) over this many epochs (Goyal et al.)."""
+    """Rise in equal steps over this many epochs: to lr from zero, or when scaled from lr to the scaled rate."""
     scaling: Literal["none", "linear"] = "none"
     """linear: lr * B / reference_batch_size (Goyal et al. 2017)."""
     reference_batch_size: PositiveInt | None = None
@@ -157,8 +157,10 @@ class ScheduleConfig(Section):
     def _own_keys(self) -> ScheduleConfig:
         if (self.kind == "multistep") != bool(self.milestones_epochs):
             raise ValueError("'milestones_epochs' goes with kind multistep, and only with it")
-        if list(self.milestones_epochs) != sorted(self.milestones_epochs):
+        if list(self.milestones_epochs) != sorted(set(self.milestones_epochs)):
             raise ValueError("'milestones_epochs' must rise")
+        if self.total_epochs is not None and self.kind != "cosine":
+            raise ValueError("'total_epochs' goes with kind cosine")
         if (self.scaling != "none") != (self.reference_batch_size is not None):
             raise ValueError("'scaling: linear' and 'reference_batch_size' go together")
         return self
@@ -178,6 +180,14 @@ class BatchingConfig(Section):
     """b_c: one for all clients, or a list with one per client."""
     global_batch_size: PositiveInt | None = None
     """B, spread as evenly as can be over the clients."""
+
+    @field_validator("local_batch_size", mode="before")
+    @classmethod
+    def _number_or_list(cls, value: Any) -> Any:
+        sizes = value if isinstance(value, list | tuple) else [value]
+        if value is not None and not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError("should be a whole number above 0, or a list with one for each client")
+        return value
 
     @model_validator(mode="after")
     def _one_size(self) -> BatchingConfig:
@@ -205,12 +215,19 @@ class StopConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """How often the test accuracy is taken; always at the end, too."""
+    """How often the test accuracy is taken: every epoch unless said otherwise; always at the end, too."""
 
     every_epochs: PositiveFloat | None = None
     every_steps: PositiveInt | None = None
     splits: tuple[Literal["test", "train"], ...] = ("test",)
     batch_size: PositiveInt = 256
+
+    @model_validator(mode="before")
+    @classmethod
+    def _every_epoch(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("every_epochs") is None and values.get("every_steps") is None:
+            return {**values, "every_epochs": 1}
+        return values
 
     @model_validator(mode="after")
     def _one_interval(self) -> EvaluateConfig:

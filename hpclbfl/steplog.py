@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from hpclbfl.runlog.writer import RunLog
+from hpclbfl.runlog.writer import FLUSH_AFTER_S, RunLog
 from hpclbfl.timing import Clock, Mark, seconds
 
 LAZY_STEPS = 50
@@ -57,13 +60,25 @@ class StepLog:
     def __init__(self, log: RunLog, clock: Clock) -> None:
         self._log, self._is_lazy = log, clock.is_lazy
         self._waiting: list[StepRecord] = []
+        self._oldest = 0.0
         self.last_loss = _NAN
         """Mean loss over this rank's samples in the newest step written, nats."""
 
+    def __enter__(self) -> StepLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        # After an error the device may be gone, and the error matters more than the last rows.
+        with suppress(RuntimeError) if error is not None else nullcontext():
+            self.flush()
+
     def add(self, record: StepRecord) -> None:
         """Take a step's record."""
+        now = time.monotonic()
+        if not self._waiting:
+            self._oldest = now
         self._waiting.append(record)
-        if not self._is_lazy or len(self._waiting) >= LAZY_STEPS:
+        if not self._is_lazy or len(self._waiting) >= LAZY_STEPS or now - self._oldest >= FLUSH_AFTER_S:
             self.flush()
 
     def flush(self) -> None:

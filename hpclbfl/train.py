@@ -11,6 +11,7 @@ from torch import nn
 
 from hpclbfl.evaluate import Score, evaluate
 from hpclbfl.experiment import Experiment
+from hpclbfl.optim.slots import reset_slots
 from hpclbfl.progress import Progress
 from hpclbfl.replicas import Client, key_generators
 from hpclbfl.runlog.writer import RunLog
@@ -41,7 +42,12 @@ class Outcome:
 
 def train(exp: Experiment, log: RunLog, progress: Progress) -> Outcome:
     """Run an experiment to its end on this rank; every rank calls this and gets the same outcome but for the time."""
-    counters, steps = exp.counters, StepLog(log, exp.clock)
+    with StepLog(log, exp.clock) as steps:
+        return _loop(exp, log, steps, progress)
+
+
+def _loop(exp: Experiment, log: RunLog, steps: StepLog, progress: Progress) -> Outcome:
+    counters = exp.counters
     score: Score | None = None
     reason = ""
     while not reason:
@@ -57,17 +63,20 @@ def train(exp: Experiment, log: RunLog, progress: Progress) -> Outcome:
             _average(exp, record)
         if exp.sync.shared(counters.step) or exp.sync.averages(counters.step, fired=False):
             counters.round += 1
-        counters.elapsed_s += time.perf_counter() - begin
 
-        # 3. The log.
+        # 3. The log; on a GPU this is where the host waits for the device.
+        reason = _reason_to_stop(exp, votes)
+        evaluates = bool(reason) or _evaluation_is_due(exp)
         record.epoch, record.num_samples = exp.epoch, counters.num_samples
         steps.add(record)
+        if evaluates:
+            steps.flush()
+        log.tick()
+        counters.elapsed_s += time.perf_counter() - begin
         progress.step(counters.step, exp.epoch, steps.last_loss)
 
-        # 4. Stop and evaluation, both decided from what all ranks know.
-        reason = _reason_to_stop(exp, votes)
-        if reason or _evaluation_is_due(exp):
-            steps.flush()
+        # 4. Evaluation and the end, both decided from what all ranks know.
+        if evaluates:
             score = evaluate_all(exp, log, progress)
             top1 = exp.job.stop.top1
             reason = reason or ("top1" if top1 is not None and score.top1 >= top1 else "")
@@ -88,17 +97,16 @@ def _shared_step(exp: Experiment, record: StepRecord) -> int:
     optimizer, reducer = exp.optimizer, exp.reducer
     if optimizer is None or reducer is None:
         raise RuntimeError("a shared step needs the shared model's optimizer and reducer")
-    batch_total = int(exp.sampler.counts(exp.sizes).sum())
     votes = _time_vote(exp)
     for client in exp.clients:
         if client is exp.clients[-1]:
             reducer.arm(votes)
         # sum over samples / B, then a sum over clients: the mean over all B samples, whatever each client's share.
-        _forward_backward(exp, client, record, batch_total)
+        _forward_backward(exp, client, record, exp.global_batch_size)
     begin = exp.clock.mark()
     votes = reducer.finish()
     synced = exp.clock.mark()
-    _update(exp, optimizer, record.lr)
+    _update(optimizer, exp.loss_scaler, record.lr)
     reducer.zero_grad()
     record.sync.append((begin, synced))
     record.update.append((synced, exp.clock.mark()))
@@ -114,7 +122,7 @@ def _local_step(exp: Experiment, record: StepRecord) -> int:
         _forward_backward(exp, client, record, int(counts[client.id]))
         begin = exp.clock.mark()
         if counts[client.id]:
-            _update(exp, client.optimizer, record.lr)
+            _update(client.optimizer, client.loss_scaler, record.lr)
         client.optimizer.zero_grad(set_to_none=True)
         record.update.append((begin, exp.clock.mark()))
     if not exp.sync.needs_vote(exp.counters.step + 1):
@@ -140,16 +148,16 @@ def _forward_backward(exp: Experiment, client: Client, record: StepRecord, divis
     with exp.autocast():
         scores = client.replica.module(images)
         losses = nn.functional.cross_entropy(scores, labels, reduction="sum", label_smoothing=job.loss.label_smoothing)
-    exp.loss_scaler.scale(losses / divisor).backward()
+    client.loss_scaler.scale(losses / divisor).backward()
     loss = losses.detach() / len(samples)
     record.clients.append(ClientRecord(client.id, len(samples), loss, (begin, loaded), (loaded, clock.mark())))
 
 
-def _update(exp: Experiment, optimizer: torch.optim.Optimizer, lr: float) -> None:
+def _update(optimizer: torch.optim.Optimizer, loss_scaler: torch.amp.GradScaler, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
-    exp.loss_scaler.step(optimizer)
-    exp.loss_scaler.update()
+    loss_scaler.step(optimizer)
+    loss_scaler.update()
 
 
 def _average(exp: Experiment, record: StepRecord) -> None:
@@ -165,7 +173,7 @@ def _average(exp: Experiment, record: StepRecord) -> None:
     elif isinstance(config, FedAvgConfig) and config.optimizer_state == "reset":
         for client in exp.clients:
             if client.optimizer is not None:
-                client.optimizer.state.clear()
+                reset_slots(client.optimizer)
     exp.counters.averaged_at = exp.counters.positions.copy()
     record.sync.append((begin, exp.clock.mark()))
 
@@ -188,6 +196,7 @@ def evaluate_all(exp: Experiment, log: RunLog, progress: Progress) -> Score:
                 split=split,
                 **asdict(score),
             )
+    log.flush()
     progress.evaluated(scores["test"].top1)
     return scores["test"]
 
@@ -203,7 +212,7 @@ def _reason_to_stop(exp: Experiment, votes: int) -> str:
         return "steps"
     if stop.samples is not None and counters.num_samples >= stop.samples:
         return "samples"
-    if stop.epochs is not None and counters.num_samples >= stop.epochs * exp.num_train:
+    if stop.epochs is not None and counters.num_samples >= round(stop.epochs * exp.num_train):
         return "epochs"
     return "seconds" if votes & TIME_UP else ""
 
@@ -214,6 +223,5 @@ def _evaluation_is_due(exp: Experiment) -> bool:
         return counters.step % config.every_steps == 0
     if config.every_epochs is None:
         return False
-    period = config.every_epochs * exp.num_train
-    before = counters.num_samples - int(exp.sampler.counts(exp.sizes).sum())
-    return counters.num_samples // period > before // period
+    period = max(1, round(config.every_epochs * exp.num_train))
+    return counters.num_samples // period > (counters.num_samples - exp.global_batch_size) // period

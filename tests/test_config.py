@@ -37,7 +37,14 @@ def test_unknown_key_names_file_key_near_miss_and_valid_keys() -> None:
         ({"optimizer": {"nesterov": True}}, "'nesterov' needs name sgd and a momentum above 0"),
         ({"optimizer": {"name": "adam", "momentum": 0.9}}, "'momentum' goes with sgd; adam takes 'betas'"),
         ({"sync": {"kind": "fedavg"}}, "exactly one of 'local_steps' and 'local_epochs'"),
-        ({"sync": {"kind": "gossip"}}, "sync"),
+        ({"sync": {"kind": "gossip"}}, "job.yaml: sync.kind: 'gossip' is not known: bsp or fedavg"),
+        ({"sync": {"local_steps": 5}}, "job.yaml: 'sync.kind' is missing: bsp or fedavg"),
+        ({"batching": {"local_batch_size": "abc"}}, "job.yaml: batching.local_batch_size: should be a whole number"),
+        ({"batching": {"local_batch_size": [True, 2]}}, "should be a whole number above 0, or a list"),
+        ({"batching": {"local_batch_size": [4, 0]}}, "should be a whole number above 0, or a list"),
+        ({"seed": 2**64}, "job.yaml: seed: input should be less than"),
+        ({"schedule": {"total_epochs": 5}}, "'total_epochs' goes with kind cosine"),
+        ({"schedule": {"kind": "multistep", "milestones_epochs": [5, 5]}}, "'milestones_epochs' must rise"),
         ({"partition": {"kind": "dirichlet"}}, "'alpha' goes with kind dirichlet or quantity"),
         ({"partition": {"kind": "iid", "labels": 2}}, "'labels' goes with kind labels_per_client"),
         ({"batching": {"local_batch_size": 4, "global_batch_size": 8}}, "exactly one of 'local_batch_size'"),
@@ -108,6 +115,21 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match=r"list.yaml: a job file is a mapping"):
         load_job(tmp_path / "list.yaml")
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"job.yaml:4: not valid YAML: key 'optimizer' is given twice"):
+        load(tmp_path, "optimizer: {lr: 1}\noptimizer: {momentum: 0.9}\n")
+
+
+def test_evaluation_is_every_epoch_unless_said_otherwise() -> None:
+    def evaluate(**keys: Any) -> tuple[float | None, int | None]:
+        config = parse_job({**MINIMAL, "evaluate": keys}, "job").evaluate
+        return config.every_epochs, config.every_steps
+
+    assert evaluate() == (1, None)
+    assert evaluate(splits=["test", "train"]) == (1, None)
+    assert evaluate(every_steps=5) == (None, 5)
 
 
 def test_printed_config_reads_back_as_the_same_job(tmp_path: Path) -> None:

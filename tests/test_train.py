@@ -102,6 +102,17 @@ def test_bf16_autocast_trains(tmp_path: Path, toy_set: Path) -> None:
     assert np.isfinite(logs.tables["steps"]["loss"]).all()
 
 
+def test_a_single_sample_is_refused_where_batchnorm_cannot_take_it(
+    tmp_path: Path, toy_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, toy_set, model={"name": "resnet18"}, batching={"local_batch_size": 1})
+    assert end.value.code == ConfigError.exit_code
+    assert "batching: this net's BatchNorm needs at least 2 samples" in capsys.readouterr().err
+    # resnet8 keeps 2 x 2 values per channel at 8 px.
+    run(tmp_path, toy_set, batching={"local_batch_size": 1}, stop={"steps": 2})
+
+
 def test_fp16_needs_a_gpu(tmp_path: Path, toy_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

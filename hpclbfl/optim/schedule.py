@@ -18,12 +18,14 @@ class Schedule:
     """lr(epoch) = warm-up, or peak * decay(epoch).
 
     Attributes:
-        base_lr: the optimizer's lr of the job file.
-        peak_lr: after scaling; equal to base_lr without.
+        start_lr: where the warm-up comes from: with linear scaling the rate of the reference batch, else zero.
+        peak_lr: where it goes to, after scaling.
+        step_epochs: length of a step, B / N epochs.
     """
 
-    base_lr: float
+    start_lr: float
     peak_lr: float
+    step_epochs: float
     kind: str
     warmup_epochs: float
     milestones_epochs: tuple[float, ...]
@@ -33,9 +35,9 @@ class Schedule:
     def lr(self, epoch: float) -> float:
         """Learning rate of a step that starts at `epoch` (samples before it / N)."""
         if epoch < self.warmup_epochs:
-            # Without scaling there is no lower rate to come from, so the warm-up starts at zero.
-            start = self.base_lr if self.peak_lr > self.base_lr else 0.0
-            return start + (self.peak_lr - start) * epoch / self.warmup_epochs
+            # A step at rate zero would be lost, so that ramp counts the step that begins here as taken.
+            reached = epoch if self.start_lr else epoch + self.step_epochs
+            return self.start_lr + (self.peak_lr - self.start_lr) * min(1.0, reached / self.warmup_epochs)
         if self.kind == "multistep":
             return self.peak_lr * self.gamma ** sum(epoch >= m for m in self.milestones_epochs)
         if self.kind == "cosine":
@@ -67,8 +69,9 @@ def make_schedule(job: JobConfig, global_batch_size: int, num_train: int) -> Sch
         if total <= config.warmup_epochs:
             raise ConfigError(f"schedule: the cosine ends at epoch {total:g}, within the warm-up")
     return Schedule(
-        base_lr=job.optimizer.lr,
+        start_lr=job.optimizer.lr if config.scaling == "linear" else 0.0,
         peak_lr=peak,
+        step_epochs=global_batch_size / num_train,
         kind=config.kind,
         warmup_epochs=config.warmup_epochs,
         milestones_epochs=config.milestones_epochs,

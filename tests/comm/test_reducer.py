@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hpclbfl import build
 from hpclbfl.comm.base import launched_rank, launched_size
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.comm.reducer import GradientReducer
+from hpclbfl.errors import ConfigError
+from hpclbfl.sections import CommConfig
 
 
 class Doubling(LocalCommunicator):
@@ -91,5 +94,9 @@ def test_ranks_are_learnt_from_the_launchers_environment() -> None:
     assert (launched_size(open_mpi), launched_rank(open_mpi)) == (4, 3)
     assert (launched_size({"PMI_SIZE": "2", "PMI_RANK": "1"}), launched_rank({"PMI_RANK": "1"})) == (2, 1)
     assert launched_size({"PMIX_RANK": "1", "SLURM_NTASKS": "8"}) == 8
-    # A lone process in an allocation is alone.
+    # A lone process in an allocation is alone; tasks of one srun that do not know of each other are a mistake.
     assert launched_size({"SLURM_NTASKS": "8"}) == 1
+    with pytest.raises(ConfigError, match="srun --mpi=pmix"):
+        build.communicator(CommConfig(), {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"})
+    with pytest.raises(ConfigError, match=r"comm.engine: local is for one process, this job has 4 ranks"):
+        build.communicator(CommConfig(engine="local"), open_mpi)

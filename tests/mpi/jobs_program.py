@@ -1,7 +1,8 @@
 """Run under mpirun by test_ranks.py: trains several jobs in one MPI job.
 
 Usage: jobs_program.py LIST.json, a list of [job file, run folder, "train" | "gradient"].
-"gradient" writes the first reduced gradient to <run folder>/gradient.npy instead of training.
+"gradient" writes the first reduced gradient to <run folder>/gradient.npy instead of training. "train" also writes
+samples<rank>.npy: client, step and sample of everything that the rank asked its loader for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+import hpclbfl.train
 from hpclbfl import build
 from hpclbfl.config import load_job
 from hpclbfl.experiment import make_experiment
@@ -19,13 +21,34 @@ from hpclbfl.run import Session
 from hpclbfl.sections import CommConfig
 from hpclbfl.train import _begin_record, _forward_backward
 
+
+def recording(taken):  # type: ignore[no-untyped-def]
+    """The trainer's forward and backward pass, writing down which images the loader gave."""
+
+    def run(exp, client, record, divisor):  # type: ignore[no-untyped-def]
+        batch = exp.train_images.batch
+
+        def spy(samples, passes):  # type: ignore[no-untyped-def]
+            taken.extend((client.id, exp.counters.step, int(s)) for s in samples)
+            return batch(samples, passes)
+
+        exp.train_images.batch = spy
+        _forward_backward(exp, client, record, divisor)
+        del exp.train_images.batch
+
+    return run
+
+
 comm = build.communicator(CommConfig())
 for job_file, run_folder, what in json.loads(Path(sys.argv[1]).read_text()):
     job = load_job(Path(job_file))
     session = Session(comm)
     try:
         if what == "train":
+            taken: list[tuple[int, int, int]] = []
+            hpclbfl.train._forward_backward = recording(taken)
             session.run(job, Path(run_folder))
+            np.save(Path(run_folder) / f"samples{comm.rank}.npy", np.array(taken))
             continue
         exp = make_experiment(job, comm)
         record = _begin_record(exp)

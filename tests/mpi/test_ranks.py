@@ -21,6 +21,8 @@ FEDAVG = {"kind": "fedavg", "local_steps": 5}
 PLAIN_SGD = {"lr": 0.05}
 VIT = {"name": "vit_cifar"}
 DROPOUT = {"name": "vit_cifar", "dropout": 0.2}
+SPARSE = {"kind": "dirichlet", "alpha": 0.05}
+FEW = {"stop": {"steps": 6}, "evaluate": {"every_steps": 6}}
 ONE_LABEL = {"kind": "labels_per_client", "labels": 1}
 
 
@@ -30,11 +32,14 @@ def jobs(toy_set: Path) -> dict[str, JobConfig]:
         "bn-fedavg": make_job(toy_set, sync=FEDAVG, partition=ONE_LABEL),
         "dropout-bsp": make_job(toy_set, model=DROPOUT, partition=ONE_LABEL),
         "dropout-fedavg": make_job(toy_set, model=DROPOUT, sync={**FEDAVG, "optimizer_state": "average"}),
+        # With these seeds the law leaves the first, and the last, of four clients without a sample.
+        "empty": make_job(toy_set, seed=11, partition=SPARSE, sync={**FEDAVG, "optimizer_state": "average"}),
+        "empty-bsp": make_job(toy_set, seed=7, partition=SPARSE, stop={"steps": 6}),
         "float32": make_job(toy_set, precision="float32"),
-        "bsp-plain": make_job(toy_set, optimizer=PLAIN_SGD),
-        "h1-plain": make_job(toy_set, optimizer=PLAIN_SGD, sync={"kind": "fedavg", "local_steps": 1}),
-        "unequal": make_job(toy_set, model=VIT, clients=4, batching={"local_batch_size": [1, 7, 2, 22]}),
-        "unequal-bn-off-iid": make_job(toy_set, model=VIT, clients=4, batching={"local_batch_size": 8}),
+        "bsp-plain": make_job(toy_set, optimizer=PLAIN_SGD, **FEW),
+        "h1-plain": make_job(toy_set, optimizer=PLAIN_SGD, sync={"kind": "fedavg", "local_steps": 1}, **FEW),
+        "unequal": make_job(toy_set, model=VIT, batching={"local_batch_size": [1, 7, 2, 22]}, **FEW),
+        "equal": make_job(toy_set, model=VIT, batching={"local_batch_size": 8}, **FEW),
     }
 
 
@@ -45,7 +50,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, toy_set: Path) -> dict[int, P
     made = jobs(toy_set)
     for name, job in made.items():
         (base / f"{name}.yaml").write_text(job.to_yaml())
-    single = make_job(toy_set, model=VIT, clients=1, batching={"local_batch_size": 32})
+    single = make_job(toy_set, model=VIT, clients=1, batching={"local_batch_size": 32}, **FEW)
     (base / "single.yaml").write_text(single.to_yaml())
     folders = {}
     for size in (1, 2, 4):
@@ -94,7 +99,7 @@ def test_first_reduced_gradient_agrees_in_float32(runs: dict[int, Path], size: i
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_unequal_batches_equal_one_large_batch(runs: dict[int, Path], size: int) -> None:
     single = torch.load(runs[1] / "single" / "model.pt")
-    for name in ("unequal", "unequal-bn-off-iid"):
+    for name in ("unequal", "equal"):
         split = torch.load(runs[size] / name / "model.pt")
         for key, value in single.items():
             torch.testing.assert_close(split[key], value, rtol=0, atol=1e-9, msg=f"{name}: {key}")
@@ -110,20 +115,56 @@ def test_averaging_every_step_with_plain_sgd_is_bsp(runs: dict[int, Path], size:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("name", ["empty", "empty-bsp"])
+def test_a_client_without_samples_takes_part_in_every_reduction(runs: dict[int, Path], name: str, size: int) -> None:
+    one, many = read_run(runs[1] / name), read_run(runs[size] / name)
+    rows = np.sort(many.tables["steps"], order=["step", "client"])
+    sizes = rows["local_batch_size"][:4]
+    assert sorted(sizes) == [0, 4, 4, 4]
+    assert np.isnan(rows["loss"][rows["local_batch_size"] == 0]).all()
+    np.testing.assert_allclose(losses(many), losses(one), atol=1e-6)
+    np.testing.assert_allclose(many.tables["evals"]["loss"], one.tables["evals"]["loss"], atol=1e-6)
+    assert rows["num_samples"][:8].tolist() == [12] * 4 + [24] * 4
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_ranks_together_see_every_sample_once_per_epoch(runs: dict[int, Path], size: int) -> None:
+    """B = 16 of 96 samples: six steps are an epoch."""
+    taken = np.concatenate([np.load(runs[size] / "bn-bsp" / f"samples{rank}.npy") for rank in range(size)])
+    for epoch in range(3):
+        samples = taken[taken[:, 1] // 6 == epoch][:, 2]
+        assert sorted(samples) == list(range(96))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_clients_keep_to_their_own_labels(runs: dict[int, Path], size: int) -> None:
+    """One label per client: 24 samples of it, six steps a pass; sample i has label i mod 4."""
+    taken = np.concatenate([np.load(runs[size] / "bn-fedavg" / f"samples{rank}.npy") for rank in range(size)])
+    assert (taken[:, 2] % 4 == taken[:, 0]).all()
+    for client in range(4):
+        own = taken[taken[:, 0] == client]
+        for pass_ in range(3):
+            assert sorted(own[own[:, 1] // 6 == pass_][:, 2]) == list(range(client, 96, 4))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("name", ["bn-bsp", "bn-fedavg", "unequal"])
 def test_every_sample_is_counted(runs: dict[int, Path], toy_set: Path, name: str, size: int) -> None:
     job = jobs(toy_set)[name]
     sizes = job.local_batch_sizes()
     run = read_run(runs[size] / name)
     steps = np.sort(run.tables["steps"], order=["step", "client"])
-    assert steps["step"].tolist() == [s for s in range(20) for _ in range(4)]
-    assert steps["client"].tolist() == [0, 1, 2, 3] * 20
-    assert steps["local_batch_size"].tolist() == sizes * 20
-    assert steps["num_samples"].tolist() == [sum(sizes) * (s + 1) for s in range(20) for _ in range(4)]
+    count = job.stop.steps
+    assert count is not None
+    assert steps["step"].tolist() == [s for s in range(count) for _ in range(4)]
+    assert steps["client"].tolist() == [0, 1, 2, 3] * count
+    assert steps["local_batch_size"].tolist() == sizes * count
+    assert steps["num_samples"].tolist() == [sum(sizes) * (s + 1) for s in range(count) for _ in range(4)]
     np.testing.assert_allclose(steps["epoch"], steps["num_samples"] / 96)
     expected_round = steps["step"] // 5 if name == "bn-fedavg" else steps["step"]
     assert steps["round"].tolist() == expected_round.tolist()
-    assert run.tables["evals"]["num_samples"].tolist() == [10 * sum(sizes), 20 * sum(sizes)]
+    evaluated_at = [6] if count == 6 else [10, 20]
+    assert run.tables["evals"]["num_samples"].tolist() == [n * sum(sizes) for n in evaluated_at]
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

@@ -45,11 +45,15 @@ def test_linear_scaling_warms_up_from_the_base_rate() -> None:
     # Goyal et al.: B = 4 B_ref gives 4 lr, reached in equal steps from lr.
     made = schedule(scaling="linear", reference_batch_size=16, warmup_epochs=4)
     assert [made.lr(e) for e in (0, 1, 2, 3, 4, 5)] == pytest.approx([0.1, 0.175, 0.25, 0.325, 0.4, 0.4])
+    # A batch below the reference one comes down instead.
+    made = schedule(scaling="linear", reference_batch_size=128, warmup_epochs=4)
+    assert [made.lr(e) for e in (0, 2, 4)] == pytest.approx([0.1, 0.075, 0.05])
 
 
-def test_warmup_without_scaling_starts_at_zero_and_cosine_follows() -> None:
+def test_warmup_without_scaling_rises_from_zero_and_cosine_follows() -> None:
+    # 10 steps per epoch: the first of 20 warm-up steps runs at a twentieth of the rate, the last one at all of it.
     made = schedule(kind="cosine", warmup_epochs=2)
-    assert [made.lr(e) for e in (0, 1, 2, 6)] == pytest.approx([0.0, 0.05, 0.1, 0.05])
+    assert [made.lr(e) for e in (0, 0.1, 1, 1.9, 2, 6)] == pytest.approx([0.005, 0.01, 0.055, 0.1, 0.1, 0.05])
 
 
 def test_cosine_needs_an_end() -> None:

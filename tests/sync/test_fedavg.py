@@ -69,7 +69,7 @@ def test_momentum_is_averaged_by_weight() -> None:
         for parameter in replica.parameters:
             parameter.grad = torch.full_like(parameter, 1.0 + 3 * client)
         optimizer.step()
-        clients.append(Client(client, replica, optimizer))
+        clients.append(Client(client, replica, optimizer, torch.amp.GradScaler("cpu", enabled=False)))
     average_optimizer_states(clients, [0.75, 0.25], LocalCommunicator())
     for client_ in clients:
         for parameter in client_.replica.parameters:
