@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hpclbfl.runlog.reader import read_file
+from hpclbfl.runlog.writer import RunLog
+from hpclbfl.steplog import ClientRecord, StepLog, StepRecord
+from hpclbfl.timing import Clock, seconds
+
+ATTRIBUTES: dict[str, str | int | float] = {
+    "config": "",
+    "provenance": "",
+    "rank": 0,
+    "attempt": 0,
+    "resumed_from_step": 0,
+}
+
+
+def test_rows_share_what_the_rank_spends_once(tmp_path: Path) -> None:
+    with RunLog(tmp_path / "log.h5", ATTRIBUTES) as log, StepLog(log, Clock(torch.device("cpu"))) as steps:
+        record = StepRecord(step=4, round=2, epoch=0.5, num_samples=48, lr=0.1)
+        record.clients.append(ClientRecord(0, 6, torch.tensor(2.0), data=(0.0, 0.25), compute=(0.25, 1.0)))
+        record.clients.append(ClientRecord(1, 2, torch.tensor(4.0), data=(1.0, 1.5), compute=(1.5, 2.0)))
+        record.clients.append(ClientRecord(2, 0, None, data=(2.0, 2.0), compute=(2.0, 2.0)))
+        record.sync.append((2.0, 2.75))
+        record.update.append((2.75, 3.0))
+        record.update.append((3.0, 3.5))
+        steps.add(record)
+        assert steps.last_loss == pytest.approx((6 * 2 + 2 * 4) / 8)
+    rows = read_file(tmp_path / "log.h5").tables["steps"]
+    assert rows["client"].tolist() == [0, 1, 2]
+    assert rows["local_batch_size"].tolist() == [6, 2, 0]
+    assert rows["loss"][:2].tolist() == [2.0, 4.0] and np.isnan(rows["loss"][2])
+    np.testing.assert_allclose(rows["t_data_s"], [0.25, 0.5, 0.0])
+    # 0.75 s of updates and 0.75 s of synchronisation among three clients.
+    np.testing.assert_allclose(rows["t_compute_s"], [1.0, 0.75, 0.25])
+    np.testing.assert_allclose(rows["t_sync_s"], [0.25, 0.25, 0.25])
+    # The rank's step took from 0 to 3.5 s.
+    assert rows["t_step_s"].sum() == pytest.approx(3.5)
+    for column in ("grad_sq_norm", "scale", "b_simple", "t_wait_s"):
+        assert np.isnan(rows[column]).all()
+
+
+def test_lazy_records_wait_and_are_written_at_the_end(tmp_path: Path) -> None:
+    clock = Clock(torch.device("cpu"))
+    clock.is_lazy = True
+    with RunLog(tmp_path / "log.h5", ATTRIBUTES) as log, StepLog(log, clock) as steps:
+        for step in range(60):
+            record = StepRecord(step, 0, 0.0, 1, 0.1)
+            record.clients.append(ClientRecord(0, 1, torch.tensor(float(step)), (0.0, 1.0), (1.0, 2.0)))
+            steps.add(record)
+            assert steps.last_loss == 49.0 if step >= 49 else np.isnan(steps.last_loss)
+    assert read_file(tmp_path / "log.h5").tables["steps"]["loss"].tolist() == [float(s) for s in range(60)]
+
+
+def test_marks_of_one_clock_alone_can_be_compared() -> None:
+    clock = Clock(torch.device("cpu"))
+    begin = clock.mark()
+    assert seconds(begin, clock.mark()) >= 0
+    with pytest.raises(TypeError, match="two different clocks"):
+        seconds(begin, object())  # type: ignore[arg-type]
