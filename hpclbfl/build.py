@@ -14,6 +14,7 @@ from hpclbfl.comm.base import Communicator, launched_size
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.config import JobConfig
 from hpclbfl.errors import ConfigError
+from hpclbfl.gradients.scaler import StepUp
 from hpclbfl.optim.slots import reset_slots
 from hpclbfl.sections import BspConfig, CommConfig, OptimizerConfig
 from hpclbfl.sync import Synchroniser
@@ -99,6 +100,14 @@ def loss_scaler(job: JobConfig, on: torch.device) -> torch.amp.GradScaler:
     # Its scale is made with the first loss, which a rank without samples never sees.
     made.scale(torch.zeros((), device=on))
     return made
+
+
+def transform(job: JobConfig) -> StepUp | None:
+    """The multiplier of the gradient; without a scaler one that measures alone, or nothing."""
+    config = job.gradients.scaler
+    if config is None:
+        return StepUp(factor=1.0, when="never") if job.gradients.measure else None
+    return StepUp(config.factor, config.threshold, config.when, config.duty if config.duty is not None else 1.0)
 
 
 def synchroniser(job: JobConfig, global_batch_size: int, num_train: int) -> Synchroniser:

@@ -24,6 +24,7 @@ from hpclbfl.sections import (
     DataConfig,
     EvaluateConfig,
     FedAvgConfig,
+    GradientsConfig,
     LossConfig,
     ModelConfig,
     OptimizerConfig,
@@ -49,6 +50,7 @@ class JobConfig(Section):
     partition: PartitionConfig = PartitionConfig()
     model: ModelConfig
     sync: SyncConfig = BspConfig()
+    gradients: GradientsConfig = GradientsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     loss: LossConfig = LossConfig()

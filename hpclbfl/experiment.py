@@ -20,6 +20,8 @@ from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.loader import Loader, make_loaders
 from hpclbfl.data.sampling import Sampler, make_sampler
 from hpclbfl.errors import ConfigError, RunFailed
+from hpclbfl.gradients.change import ChangeState
+from hpclbfl.gradients.scaler import StepUp
 from hpclbfl.optim.schedule import Schedule, make_schedule
 from hpclbfl.replicas import Client, Replica, clients_of_rank
 from hpclbfl.sections import FedAvgConfig
@@ -82,6 +84,10 @@ class Experiment:
     loss_scaler: torch.amp.GradScaler
     """Of the shared model; in local training every client has its own."""
     clock: Clock
+    transform: StepUp | None
+    """Measures gradients and decides their factor."""
+    changes: dict[int, ChangeState]
+    """The transform's state: of the shared model at -1, or of every client of this rank in local training."""
     counters: Counters = field(init=False)
 
     def __post_init__(self) -> None:
@@ -160,6 +166,7 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
     if min(sizes) == 1:
         _check_single_sample(template, train_images.image_shape)
     ids = clients_of_rank(num_clients, comm.rank, comm.size)
+    transform = build.transform(job)
     optimizer, reducer, loss_scaler = None, None, build.loss_scaler(job, device)
     if sync.shared(1):
         mean = Replica(template)
@@ -194,6 +201,8 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
         autocast=autocast,
         loss_scaler=loss_scaler,
         clock=Clock(device),
+        transform=transform,
+        changes={} if transform is None else {i: transform.init() for i in (-1, *ids)},
     )
 
 

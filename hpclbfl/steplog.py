@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -29,6 +30,17 @@ class ClientRecord:
     """Scalar on the device; None for a client without samples."""
     data: tuple[Mark, Mark]
     compute: tuple[Mark, Mark]
+    gradient: GradientRecord | None = None
+    """Of the client's own gradient, in local training."""
+
+
+@dataclass
+class GradientRecord:
+    """What was measured of a gradient: 0-d tensors on the device."""
+
+    sq_norm: Tensor
+    change: Tensor
+    scale: Tensor
 
 
 @dataclass
@@ -44,6 +56,8 @@ class StepRecord:
     epoch: float
     num_samples: int
     lr: float
+    gradient: GradientRecord | None = None
+    """Of the reduced gradient, while the model is shared."""
     clients: list[ClientRecord] = field(default_factory=list)
     update: list[tuple[Mark, Mark]] = field(default_factory=list)
     sync: list[tuple[Mark, Mark]] = field(default_factory=list)
@@ -83,22 +97,21 @@ class StepLog:
 
     def flush(self) -> None:
         """Write what waits."""
-        losses = self._fetch_losses()
+        values = iter(_fetch([t for record in self._waiting for t in _tensors(record)]))
         for record in self._waiting:
-            self._write(record, losses)
+            self._write(record, values)
         self._waiting.clear()
 
-    def _fetch_losses(self) -> list[float]:
-        tensors = [c.loss for record in self._waiting for c in record.clients if c.loss is not None]
-        return [float(x) for x in torch.stack(tensors).tolist()] if tensors else []
-
-    def _write(self, record: StepRecord, losses: list[float]) -> None:
+    def _write(self, record: StepRecord, values: Iterator[float]) -> None:
+        shared = [next(values) for _ in range(3)] if record.gradient is not None else [_NAN] * 3
         share = 1.0 / len(record.clients)
         update = share * sum(seconds(*span) for span in record.update)
         sync = share * sum(seconds(*span) for span in record.sync)
         total = count = 0.0
         for client in record.clients:
-            loss = losses.pop(0) if client.loss is not None else _NAN
+            loss = next(values) if client.loss is not None else _NAN
+            own = [next(values) for _ in range(3)] if client.gradient is not None else [_NAN] * 3
+            change, scale = (own if client.gradient is not None else shared)[1:]
             if client.num_samples:
                 total, count = total + loss * client.num_samples, count + client.num_samples
             data, compute = seconds(*client.data), seconds(*client.compute) + update
@@ -107,11 +120,28 @@ class StepLog:
                 (
                     *(record.step, record.round, record.epoch, client.client, client.num_samples, record.num_samples),
                     *(loss, record.lr),
-                    # Norms, gradient change, factor and noise scale are not measured.
-                    *(_NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN),
+                    *(own[0], shared[0], change, scale),
+                    # The noise scale is not measured.
+                    *(_NAN, _NAN, _NAN),
                     # Waiting is not told apart from transfer.
                     *(data, compute, sync, _NAN, _NAN, data + compute + sync),
                 ),
             )
         if count:
             self.last_loss = total / count
+
+
+def _tensors(record: StepRecord) -> Iterator[Tensor]:
+    """A record's numbers on the device, in the order in which `_write` takes them."""
+    if record.gradient is not None:
+        yield from (record.gradient.sq_norm, record.gradient.change, record.gradient.scale)
+    for client in record.clients:
+        if client.loss is not None:
+            yield client.loss
+        if client.gradient is not None:
+            yield from (client.gradient.sq_norm, client.gradient.change, client.gradient.scale)
+
+
+def _fetch(tensors: list[Tensor]) -> list[float]:
+    """All of them in one copy."""
+    return [float(x) for x in torch.stack([t.double() for t in tensors]).tolist()] if tensors else []

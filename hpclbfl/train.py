@@ -7,19 +7,24 @@ import time
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpclbfl.evaluate import Score, evaluate
 from hpclbfl.experiment import Experiment
+from hpclbfl.gradients import Context
+from hpclbfl.gradients.norm import squared_norm
+from hpclbfl.gradients.scaler import scale_gradients
 from hpclbfl.optim.slots import reset_slots
 from hpclbfl.progress import Progress
 from hpclbfl.replicas import Client, key_generators
 from hpclbfl.runlog.writer import RunLog
 from hpclbfl.sections import FedAvgConfig
-from hpclbfl.steplog import ClientRecord, StepLog, StepRecord
+from hpclbfl.steplog import ClientRecord, GradientRecord, StepLog, StepRecord
 from hpclbfl.sync.fedavg import average_optimizer_states, averaging_weights
 from hpclbfl.timing import Mark
 
+SHARED = -1
+"""Stands for a client where the model is shared."""
 TIME_UP = 1
 """Vote of rank 0: the job's seconds are over."""
 
@@ -106,7 +111,9 @@ def _shared_step(exp: Experiment, record: StepRecord) -> int:
     begin = exp.clock.mark()
     votes = reducer.finish()
     synced = exp.clock.mark()
-    _update(optimizer, exp.loss_scaler, record.lr)
+    exp.loss_scaler.unscale_(optimizer)
+    record.gradient = _measure(exp, [reducer.flat], SHARED)
+    _update(exp, optimizer, exp.loss_scaler, record.lr, record.gradient)
     reducer.zero_grad()
     record.sync.append((begin, synced))
     record.update.append((synced, exp.clock.mark()))
@@ -122,7 +129,10 @@ def _local_step(exp: Experiment, record: StepRecord) -> int:
         _forward_backward(exp, client, record, int(counts[client.id]))
         begin = exp.clock.mark()
         if counts[client.id]:
-            _update(client.optimizer, client.loss_scaler, record.lr)
+            client.loss_scaler.unscale_(client.optimizer)
+            gradients = [p.grad for p in client.replica.parameters if p.grad is not None]
+            own = record.clients[-1].gradient = _measure(exp, gradients, client.id)
+            _update(exp, client.optimizer, client.loss_scaler, record.lr, own)
         client.optimizer.zero_grad(set_to_none=True)
         record.update.append((begin, exp.clock.mark()))
     if not exp.sync.needs_vote(exp.counters.step + 1):
@@ -153,9 +163,27 @@ def _forward_backward(exp: Experiment, client: Client, record: StepRecord, divis
     record.clients.append(ClientRecord(client.id, len(samples), loss, (begin, loaded), (loaded, clock.mark())))
 
 
-def _update(optimizer: torch.optim.Optimizer, loss_scaler: torch.amp.GradScaler, lr: float) -> None:
+def _measure(exp: Experiment, gradients: list[Tensor], client: int) -> GradientRecord | None:
+    """Squared norm and change of an unscaled gradient, and the factor that it gets."""
+    if exp.transform is None:
+        return None
+    sq_norm = squared_norm(gradients)
+    context = Context(exp.job.seed, exp.counters.step, client)
+    scale, exp.changes[client] = exp.transform.update(sq_norm, exp.changes[client], context)
+    return GradientRecord(sq_norm, exp.changes[client].change, scale)
+
+
+def _update(
+    exp: Experiment,
+    optimizer: torch.optim.Optimizer,
+    loss_scaler: torch.amp.GradScaler,
+    lr: float,
+    gradient: GradientRecord | None,
+) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+    if gradient is not None and exp.transform is not None and not exp.transform.is_identity:
+        scale_gradients(optimizer, gradient.scale, loss_scaler.is_enabled())
     loss_scaler.step(optimizer)
     loss_scaler.update()
 

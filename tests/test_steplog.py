@@ -8,7 +8,7 @@ import torch
 
 from hpclbfl.runlog.reader import read_file
 from hpclbfl.runlog.writer import RunLog
-from hpclbfl.steplog import ClientRecord, StepLog, StepRecord
+from hpclbfl.steplog import ClientRecord, GradientRecord, StepLog, StepRecord
 from hpclbfl.timing import Clock, seconds
 
 ATTRIBUTES: dict[str, str | int | float] = {
@@ -43,6 +43,27 @@ def test_rows_share_what_the_rank_spends_once(tmp_path: Path) -> None:
     assert rows["t_step_s"].sum() == pytest.approx(3.5)
     for column in ("grad_sq_norm", "scale", "b_simple", "t_wait_s"):
         assert np.isnan(rows[column]).all()
+
+
+def test_norms_change_and_factor_are_the_shared_models_or_the_clients_own(tmp_path: Path) -> None:
+    def gradient(*values: float) -> GradientRecord:
+        return GradientRecord(*(torch.tensor(v, dtype=torch.float64) for v in values))
+
+    with RunLog(tmp_path / "log.h5", ATTRIBUTES) as log, StepLog(log, Clock(torch.device("cpu"))) as steps:
+        shared = StepRecord(0, 0, 0.0, 2, 0.1, gradient=gradient(9.0, 0.5, 4.0))
+        alone = StepRecord(1, 0, 0.0, 4, 0.1)
+        for client in range(2):
+            shared.clients.append(ClientRecord(client, 1, torch.tensor(1.0 + client), (0.0, 1.0), (1.0, 2.0)))
+            own = gradient(2.0 + client, 0.25, 1.0)
+            alone.clients.append(ClientRecord(client, 1, torch.tensor(5.0), (0.0, 1.0), (1.0, 2.0), own))
+        steps.add(shared)
+        steps.add(alone)
+    rows = read_file(tmp_path / "log.h5").tables["steps"]
+    assert rows["loss"].tolist() == [1, 2, 5, 5]
+    np.testing.assert_equal(rows["grad_sq_norm"], [9, 9, np.nan, np.nan])
+    np.testing.assert_equal(rows["local_grad_sq_norm"], [np.nan, np.nan, 2, 3])
+    assert rows["grad_change"].tolist() == [0.5, 0.5, 0.25, 0.25]
+    assert rows["scale"].tolist() == [4, 4, 1, 1]
 
 
 def test_lazy_records_wait_and_are_written_at_the_end(tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""The step-up function of the paper's Eq. 6: the update is scaled by X in some steps and left alone in others.
+
+S. Tyagi, "On Using Large-Batches in Federated Learning", section III-B. The paper says which steps in two ways that
+exclude each other: by Eq. 6 the factor is 1 in critical phases and X otherwise, and in the work it cites a large change
+is critical; by the description of its experiments a change of at least the threshold gives X and a smaller one 1. What
+it observed (a higher threshold left most steps at 1) fits the second alone. So the side is an option:
+
+    delta_ge  X where delta >= threshold, as evaluated in the paper; the default
+    delta_lt  X where delta < threshold, as Eq. 6 reads
+    always    X in every step, the first one too: the control that equals a learning rate of X lr with a decay of wd / X
+    never     1: the baseline
+    random    X in a share `duty` of the steps, drawn from the seed: the control of equal duty
+
+The noise of Eq. 7, (X - 1) G, is parallel to G: scaling adds no independent noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpclbfl.gradients import Context
+from hpclbfl.gradients.change import ChangeState, observe
+
+When = Literal["delta_ge", "delta_lt", "always", "never", "random"]
+_GATE_STREAM = 4
+
+
+@dataclass(frozen=True)
+class StepUp:
+    """A `hpclbfl.gradients.GradientTransform`.
+
+    In the first step, whose change is not known, the delta gates give 1.
+    """
+
+    factor: float
+    threshold: float = 0.5
+    when: When = "delta_ge"
+    duty: float = 1.0
+    """random: share of the steps that are scaled."""
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it only measures."""
+        return self.when == "never" or self.factor == 1.0
+
+    def init(self) -> ChangeState:
+        """No predecessor yet."""
+        return ChangeState()
+
+    def update(self, grad_sq_norm: Tensor, state: ChangeState, ctx: Context) -> tuple[Tensor, ChangeState]:
+        """X or 1, float64 0-d, and the state with this step's change."""
+        state = observe(grad_sq_norm, state)
+        factor = torch.full_like(state.change, self.factor)
+        return torch.where(self._fires(state.change, ctx), factor, torch.ones_like(factor)), state
+
+    def _fires(self, change: Tensor, ctx: Context) -> Tensor:
+        if self.when == "delta_ge":
+            return change >= self.threshold
+        if self.when == "delta_lt":
+            return change < self.threshold
+        if self.when == "random":
+            # The same draw on every rank: keyed by what all of them know.
+            key = np.random.SeedSequence(ctx.seed, spawn_key=(_GATE_STREAM, ctx.client + 1, ctx.step))
+            fires = bool(np.random.Generator(np.random.Philox(key)).random() < self.duty)
+        else:
+            fires = self.when == "always"
+        return torch.full_like(change, fires, dtype=torch.bool)
+
+
+def scale_gradients(optimizer: torch.optim.Optimizer, factor: Tensor, has_loss_scaler: bool) -> None:
+    """Multiply the gradients of the next step by a 0-d factor.
+
+    Fused SGD does it in its own pass; elsewhere, and where a loss scaler uses that way itself, it costs one pass more.
+    """
+    if isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["fused"] and not has_loss_scaler:
+        # It divides by grad_scale: exact for powers of two, to float32 rounding else.
+        optimizer.grad_scale = factor.reciprocal().float()  # type: ignore[attr-defined]
+        return
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
