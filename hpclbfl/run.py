@@ -81,7 +81,9 @@ class Session:
                 f"{exp.device.type}), global batch {exp.global_batch_size}, {exp.num_train} training images"
             )
             if job.gradients.scaler is not None and job.optimizer.name != "sgd":
-                advice = f"gradients.scaler: {job.optimizer.name} divides by the gradient's size, the factor hardly acts"
+                advice = (
+                    f"gradients.scaler: {job.optimizer.name} divides by the gradient's size, the factor hardly acts"
+                )
                 progress.say(f"warning: {advice}")
                 log.append("events", step=0, kind="warning", text=advice)
             outcome = train(exp, log, progress)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-import hpclbfl.train
+import hpclbfl.steps
 from hpclbfl import build
 from hpclbfl.config import load_job
 from hpclbfl.experiment import make_experiment
 from hpclbfl.run import Session
 from hpclbfl.sections import CommConfig
-from hpclbfl.train import _begin_record, _forward_backward
+from hpclbfl.steps import forward_backward
+from hpclbfl.train import begin_record
 
 
 def recording(taken):  # type: ignore[no-untyped-def]
@@ -33,7 +34,7 @@ def recording(taken):  # type: ignore[no-untyped-def]
             return batch(samples, passes)
 
         exp.train_images.batch = spy
-        _forward_backward(exp, client, record, divisor)
+        forward_backward(exp, client, record, divisor)
         del exp.train_images.batch
 
     return run
@@ -46,16 +47,16 @@ for job_file, run_folder, what in json.loads(Path(sys.argv[1]).read_text()):
     try:
         if what == "train":
             taken: list[tuple[int, int, int]] = []
-            hpclbfl.train._forward_backward = recording(taken)
+            hpclbfl.steps.forward_backward = recording(taken)
             session.run(job, Path(run_folder))
             np.save(Path(run_folder) / f"samples{comm.rank}.npy", np.array(taken))
             continue
         exp = make_experiment(job, comm)
-        record = _begin_record(exp)
+        record = begin_record(exp)
         for client in exp.clients:
             if client is exp.clients[-1]:
                 exp.reducer.arm()
-            _forward_backward(exp, client, record, sum(exp.sizes))
+            forward_backward(exp, client, record, sum(exp.sizes))
         exp.reducer.finish()
         if comm.rank == 0:
             Path(run_folder).mkdir(parents=True)
