@@ -1,0 +1,28 @@
+"""The sections of a job file: frozen models that refuse unknown keys and wrong types."""
+
+from hpclbfl.sections.base import Section
+from hpclbfl.sections.data import DataConfig, PartitionConfig
+from hpclbfl.sections.gradients import GradientsConfig, ScalerConfig
+from hpclbfl.sections.model import LossConfig, ModelConfig
+from hpclbfl.sections.optimizer import OptimizerConfig, ScheduleConfig
+from hpclbfl.sections.run import BatchingConfig, CommConfig, EvaluateConfig, StopConfig
+from hpclbfl.sections.sync import BspConfig, FedAvgConfig, SyncConfig
+
+__all__ = [
+    "BatchingConfig",
+    "BspConfig",
+    "CommConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "FedAvgConfig",
+    "GradientsConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PartitionConfig",
+    "ScalerConfig",
+    "ScheduleConfig",
+    "Section",
+    "StopConfig",
+    "SyncConfig",
+]

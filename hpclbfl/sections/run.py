@@ -1,0 +1,89 @@
+"""Sections of a job file: batch sizes, the end of the run, evaluation, and who carries the messages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from hpclbfl.sections.base import Section
+
+
+class BatchingConfig(Section):
+    """How many samples each client processes per step."""
+
+    policy: Literal["fixed"] = "fixed"
+    local_batch_size: PositiveInt | tuple[PositiveInt, ...] | None = None
+    """b_c: one for all clients, or a list with one per client."""
+    global_batch_size: PositiveInt | None = None
+    """B, spread as evenly as can be over the clients."""
+
+    @field_validator("local_batch_size", mode="before")
+    @classmethod
+    def _number_or_list(cls, value: Any) -> Any:
+        sizes = value if isinstance(value, list | tuple) else [value]
+        if value is not None and not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError("should be a whole number above 0, or a list with one for each client")
+        return value
+
+    @model_validator(mode="after")
+    def _one_size(self) -> BatchingConfig:
+        if (self.local_batch_size is None) == (self.global_batch_size is None):
+            raise ValueError("give exactly one of 'local_batch_size' and 'global_batch_size'")
+        return self
+
+
+class StopConfig(Section):
+    """When the run ends: the first one met."""
+
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    samples: PositiveInt | None = None
+    seconds: PositiveFloat | None = None
+    """Training time, without evaluation and checkpoints."""
+    top1: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Test accuracy, as a fraction."""
+
+    @model_validator(mode="after")
+    def _some_end(self) -> StopConfig:
+        if all(v is None for v in (self.epochs, self.steps, self.samples, self.seconds)):
+            raise ValueError("give at least one of 'epochs', 'steps', 'samples', 'seconds' ('top1' may never come)")
+        return self
+
+
+class EvaluateConfig(Section):
+    """How often the test accuracy is taken: every epoch unless said otherwise; always at the end, too."""
+
+    every_epochs: PositiveFloat | None = None
+    every_steps: PositiveInt | None = None
+    splits: tuple[Literal["test", "train"], ...] = ("test",)
+    batch_size: PositiveInt = 256
+
+    @model_validator(mode="before")
+    @classmethod
+    def _every_epoch(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("every_epochs") is None and values.get("every_steps") is None:
+            return {**values, "every_epochs": 1}
+        return values
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> EvaluateConfig:
+        if self.every_epochs is not None and self.every_steps is not None:
+            raise ValueError("give one of 'every_epochs' and 'every_steps'")
+        return self
+
+    @field_validator("splits")
+    @classmethod
+    def _test_is_there(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        if "test" not in splits or len(set(splits)) != len(splits):
+            raise ValueError("must name 'test', and each split once")
+        return splits
+
+
+class CommConfig(Section):
+    """Who carries the messages; never changes the result."""
+
+    engine: Literal["auto", "horovod", "local"] = "auto"
+    """auto: Horovod under MPI, local in a lone process."""
+    bucket_mb: PositiveFloat = 25.0
+    """Size of the gradient buckets that are reduced at once, MB."""

@@ -1,0 +1,38 @@
+"""Section of a job file: when gradients are reduced and when parameters are averaged."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from hpclbfl.sections.base import Section
+
+
+class BspConfig(Section):
+    """Bulk-synchronous: gradients are summed over all clients in every step (paper, Eq. 1 with H = 1)."""
+
+    kind: Literal["bsp"] = "bsp"
+
+
+class FedAvgConfig(Section):
+    """Federated averaging: clients train alone for H steps, then parameters are averaged (paper, Eq. 1b)."""
+
+    kind: Literal["fedavg"]
+    local_steps: PositiveInt | None = None
+    """H: optimizer steps of every client between two averagings."""
+    local_epochs: PositiveFloat | None = None
+    """Instead of local_steps: passes over the training set (the clients' global count) between two averagings."""
+    weights: Literal["samples", "uniform"] = "samples"
+    """samples: by the samples that each client processed since the last averaging."""
+    optimizer_state: Literal["keep", "average", "reset"] = "keep"
+    """What becomes of momentum and the like at an averaging."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> FedAvgConfig:
+        if (self.local_steps is None) == (self.local_epochs is None):
+            raise ValueError("give exactly one of 'local_steps' and 'local_epochs'")
+        return self
+
+
+SyncConfig = Annotated[BspConfig | FedAvgConfig, Field(discriminator="kind")]
