@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpclbfl.comm.base import Communicator, launched_size
 from hpclbfl.comm.local import LocalCommunicator
+from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config import JobConfig
 from hpclbfl.errors import ConfigError
+from hpclbfl.gradients import GradientTransform
+from hpclbfl.gradients.chain import Chain
+from hpclbfl.gradients.clip import Clip
+from hpclbfl.gradients.noise_scale import NoiseScale
+from hpclbfl.gradients.pipeline import Pipeline
 from hpclbfl.gradients.scaler import StepUp
-from hpclbfl.optim.slots import reset_slots
-from hpclbfl.sections import BspConfig, CommConfig, OptimizerConfig
+from hpclbfl.optim.extrapolation import Extrapolation
+from hpclbfl.optim.optimizers import make_optimizer
+from hpclbfl.replicas import Client, Replica, key_generators
+from hpclbfl.sections import BspConfig, CommConfig, OptimizerConfig, PostLocalConfig, SelSyncConfig
 from hpclbfl.sync import Synchroniser
 from hpclbfl.sync.bsp import BulkSynchronous
 from hpclbfl.sync.fedavg import FederatedAveraging
+from hpclbfl.sync.post_local import PostLocal
+from hpclbfl.sync.selsync import SelectiveSynchronisation
 
 
 def communicator(config: CommConfig, environ: Mapping[str, str] = os.environ) -> Communicator:
@@ -37,6 +47,10 @@ def communicator(config: CommConfig, environ: Mapping[str, str] = os.environ) ->
         from hpclbfl.comm.horovod import HorovodCommunicator
 
         return HorovodCommunicator()
+    if config.engine == "mpi":
+        from hpclbfl.comm.mpi import MpiCommunicator
+
+        return MpiCommunicator(config.chunk_mb)
     return LocalCommunicator()
 
 
@@ -74,24 +88,9 @@ def autocast(job: JobConfig, on: torch.device) -> Callable[[], AbstractContextMa
     return lambda: torch.autocast(on.type, dtype=half)
 
 
-_OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], OptimizerConfig], torch.optim.Optimizer]] = {
-    "sgd": lambda parameters, c: torch.optim.SGD(
-        parameters, lr=c.lr, momentum=c.momentum, nesterov=c.nesterov, weight_decay=c.weight_decay, fused=True
-    ),
-    "adam": lambda parameters, c: torch.optim.Adam(
-        parameters, lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay, fused=True
-    ),
-    "adamw": lambda parameters, c: torch.optim.AdamW(
-        parameters, lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay, fused=True
-    ),
-}
-
-
 def optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """torch's optimizer in its fused form, one pass over the parameters, with its state laid out."""
-    made = _OPTIMIZERS[config.name](parameters, config)
-    reset_slots(made)
-    return made
+    """The job's optimizer with its state laid out; the names stand in `hpclbfl.optim.optimizers`."""
+    return make_optimizer(config, parameters)
 
 
 def loss_scaler(job: JobConfig, on: torch.device) -> torch.amp.GradScaler:
@@ -102,28 +101,68 @@ def loss_scaler(job: JobConfig, on: torch.device) -> torch.amp.GradScaler:
     return made
 
 
-def transform(job: JobConfig) -> StepUp | None:
-    """The multiplier of the gradient; without a scaler one that measures alone, or nothing."""
-    config = job.gradients.scaler
-    if config is None:
-        return StepUp(factor=1.0, when="never") if job.gradients.measure else None
-    return StepUp(config.factor, config.threshold, config.when, config.duty if config.duty is not None else 1.0)
+def local_client(job: JobConfig, client_id: int, template: nn.Module, on: torch.device) -> Client:
+    """A client with a copy of a net and an optimizer of its own."""
+    replica = Replica(template)
+    return Client(client_id, replica, optimizer(job.optimizer, replica.parameters), loss_scaler(job, on))
+
+
+def reducer(job: JobConfig, parameters: Sequence[nn.Parameter], comm: Communicator) -> GradientReducer:
+    """Of the shared model's gradients."""
+    config = job.gradients
+    return GradientReducer(
+        parameters,
+        comm,
+        job.comm.bucket_mb,
+        # Under loss scaling the norm is known only after the sum has been unscaled.
+        measure=config.measure and job.precision != "fp16",
+        measure_clients=config.noise_scale is not None,
+        wire_dtype=torch.float16 if config.compression == "fp16" else None,
+    )
+
+
+def pipeline(job: JobConfig, agree: Callable[[Tensor], Tensor]) -> Pipeline | None:
+    """Measures and multiplies gradients; None where nothing is measured."""
+    config = job.gradients
+    if not config.measure:
+        return None
+    step_up = StepUp(factor=1.0, when="never")
+    if config.scaler is not None:
+        c = config.scaler
+        step_up = StepUp(c.factor, c.threshold, c.when, c.duty if c.duty is not None else 1.0, c.change)
+    elif isinstance(job.sync, SelSyncConfig):
+        step_up = StepUp(factor=1.0, when="never", change=job.sync.change)
+    transforms: list[GradientTransform[Any]] = [step_up]
+    if config.clip_norm is not None:
+        transforms.append(Clip(config.clip_norm))
+    noise_scale = NoiseScale(config.noise_scale.decay) if config.noise_scale is not None else None
+    return Pipeline(Chain(transforms), noise_scale, job.seed, agree)
+
+
+def extrapolation(job: JobConfig) -> Extrapolation | None:
+    """Of the points at which clients take their gradients."""
+    rate = job.gradients.extrapolation_lr
+    return Extrapolation(rate) if rate is not None else None
 
 
 def synchroniser(job: JobConfig, global_batch_size: int, num_train: int) -> Synchroniser:
-    """BSP, or federated averaging with H from local_steps or local_epochs (rounded to whole steps)."""
-    if isinstance(job.sync, BspConfig):
+    """The job's; H from local_steps or local_epochs (rounded to whole steps)."""
+    config = job.sync
+    if isinstance(config, BspConfig):
         return BulkSynchronous()
-    if job.sync.local_steps is not None:
-        return FederatedAveraging(job.sync.local_steps)
-    steps = (job.sync.local_epochs or 1.0) * num_train / global_batch_size
+    if isinstance(config, PostLocalConfig):
+        return PostLocal(config.switch_step, config.local_steps)
+    if isinstance(config, SelSyncConfig):
+        return SelectiveSynchronisation()
+    if config.local_steps is not None:
+        return FederatedAveraging(config.local_steps)
+    steps = (config.local_epochs or 1.0) * num_train / global_batch_size
     return FederatedAveraging(max(1, round(steps)))
 
 
 def net(job: JobConfig, num_classes: int, image_shape: tuple[int, int, int], on: torch.device) -> nn.Module:
     """The job's net with weights drawn from its seed, the same on every rank."""
     from hpclbfl.models import create_model
-    from hpclbfl.replicas import key_generators
 
     _, height, width = image_shape
     if height != width:

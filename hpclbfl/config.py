@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, StrictBool, ValidationError
+from pydantic import BaseModel, Field, PositiveInt, StrictBool, ValidationError, model_validator
 
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import (
@@ -29,8 +29,10 @@ from hpclbfl.sections import (
     ModelConfig,
     OptimizerConfig,
     PartitionConfig,
+    PostLocalConfig,
     ScheduleConfig,
     Section,
+    SelSyncConfig,
     StopConfig,
     SyncConfig,
 )
@@ -58,6 +60,23 @@ class JobConfig(Section):
     stop: StopConfig = StopConfig(epochs=10)
     evaluate: EvaluateConfig = EvaluateConfig(every_epochs=1)
     comm: CommConfig = CommConfig()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> JobConfig:
+        gradients, sync = self.gradients, self.sync
+        if isinstance(sync, FedAvgConfig | SelSyncConfig) and gradients.shared_only:
+            keys = ", ".join(f"gradients.{key}" for key in gradients.shared_only)
+            raise ValueError(f"{keys}: for gradients that are summed over clients, under sync bsp and post_local")
+        if gradients.extrapolation_lr is not None and self.precision == "fp16":
+            raise ValueError("gradients.extrapolation_lr does not go with precision fp16")
+        if isinstance(sync, SelSyncConfig):
+            if not gradients.measure:
+                raise ValueError("sync selsync needs 'gradients.measure: true'")
+            if gradients.scaler is not None and gradients.scaler.change != sync.change:
+                raise ValueError("sync.change and gradients.scaler.change must agree: a run has one change metric")
+        if gradients.compression != "none" and self.comm.engine == "mpi":
+            raise ValueError("gradients.compression: MPI cannot sum fp16; comm.engine horovod can")
+        return self
 
     def resolved(self, num_ranks: int) -> JobConfig:
         """The job with its clients counted; refuses a batch list of another length."""
@@ -219,4 +238,9 @@ def _locate(location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]
     return path, model
 
 
-_SYNC_KINDS: dict[str, type[Section]] = {"bsp": BspConfig, "fedavg": FedAvgConfig}
+_SYNC_KINDS: dict[str, type[Section]] = {
+    "bsp": BspConfig,
+    "fedavg": FedAvgConfig,
+    "post_local": PostLocalConfig,
+    "selsync": SelSyncConfig,
+}

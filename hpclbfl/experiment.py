@@ -1,9 +1,8 @@
-"""Everything that a run holds on one rank, built from its job: data, net, clients, optimizers, synchroniser."""
+"""Everything that a run holds on one rank: data, net, clients, optimizers, synchroniser, and how far it is."""
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,15 +15,14 @@ from hpclbfl import build
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config import JobConfig
-from hpclbfl.data.datasets import Dataset, load_dataset
-from hpclbfl.data.loader import Loader, make_loaders
-from hpclbfl.data.sampling import Sampler, make_sampler
-from hpclbfl.errors import ConfigError, RunFailed
-from hpclbfl.gradients.change import ChangeState
-from hpclbfl.gradients.scaler import StepUp
-from hpclbfl.optim.schedule import Schedule, make_schedule
-from hpclbfl.replicas import Client, Replica, clients_of_rank
-from hpclbfl.sections import FedAvgConfig
+from hpclbfl.data.datasets import Dataset
+from hpclbfl.data.loader import Loader
+from hpclbfl.data.sampling import Sampler
+from hpclbfl.gradients.pipeline import Pipeline
+from hpclbfl.optim.extrapolation import Extrapolation
+from hpclbfl.optim.schedule import Schedule
+from hpclbfl.replicas import Client, Replica
+from hpclbfl.sections import LocalConfig
 from hpclbfl.sync import Synchroniser
 from hpclbfl.sync.fedavg import average, averaging_weights
 from hpclbfl.timing import Clock
@@ -84,10 +82,10 @@ class Experiment:
     loss_scaler: torch.amp.GradScaler
     """Of the shared model; in local training every client has its own."""
     clock: Clock
-    transform: StepUp | None
+    pipeline: Pipeline | None
     """Measures gradients and decides their factor."""
-    changes: dict[int, ChangeState]
-    """The transform's state: of the shared model at -1, or of every client of this rank in local training."""
+    extrapolation: Extrapolation | None
+    """Of the points at which clients take their gradients."""
     counters: Counters = field(init=False)
 
     def __post_init__(self) -> None:
@@ -116,115 +114,42 @@ class Experiment:
         if len(samples):
             self.train_images.prefetch(samples, passes)
 
-    def average_replicas(self) -> Replica:
-        """Fill `mean` with the clients' weighted average, parameters and BatchNorm buffers, and return it.
+    def start_local_training(self) -> None:
+        """Give every client a copy of the shared model and of its optimizer, for it to train alone."""
+        shared = self.optimizer
+        if shared is None or self.reducer is None:
+            raise RuntimeError("clients train alone already")
+        self.reducer.close()
+        self.clients = [build.local_client(self.job, c.id, c.replica.module, self.device) for c in self.clients]
+        for client in self.clients:
+            if client.optimizer is not None:
+                # torch would share the tensors of the state that it loads.
+                client.optimizer.load_state_dict(copy.deepcopy(shared.state_dict()))
+            if self.loss_scaler.is_enabled():
+                client.loss_scaler.load_state_dict(self.loss_scaler.state_dict())
+        self.optimizer = self.reducer = None
+        self.counters.averaged_at = self.counters.positions.copy()
+
+    def average_replicas(self) -> NDArray[np.float64]:
+        """Fill `mean` with the clients' weighted average, parameters and BatchNorm buffers.
 
         Weighted by the samples since the last averaging (or uniformly, as the job says); while the model is shared,
         only the buffers are the clients' own, weighted by all samples so far.
+
+        Returns:
+            [C] the weights; zeros where there was nothing to average.
         """
         counters, comm = self.counters, self.comm
         if self.optimizer is not None:
+            weights = averaging_weights(counters.positions, "samples")
             if self.mean.buffers.numel():
-                weights = averaging_weights(counters.positions, "samples")
                 buffers = [c.replica.buffers for c in self.clients]
                 average(buffers, [weights[c.id] for c in self.clients], comm, "buffers", self.mean.buffers)
-        elif counters.since_averaging.any():
-            config = self.job.sync
-            weights = averaging_weights(
-                counters.since_averaging, config.weights if isinstance(config, FedAvgConfig) else "samples"
-            )
+            return weights
+        config = self.job.sync
+        by = config.weights if isinstance(config, LocalConfig) else "samples"
+        weights = averaging_weights(counters.since_averaging, by)
+        if counters.since_averaging.any():
             states = [c.replica.state for c in self.clients]
             average(states, [weights[c.id] for c in self.clients], comm, "state", self.mean.state)
-        return self.mean
-
-
-def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
-    """Build this rank's share of a job whose clients are resolved.
-
-    Raises:
-        ConfigError: more ranks than clients, or parts of the job that do not fit each other.
-        RunFailed: the ranks did not come to the same data and weights.
-    """
-    num_clients = len(sizes := job.local_batch_sizes())
-    if comm.size > num_clients:
-        raise ConfigError(f"clients: {num_clients} for {comm.size} ranks leaves some without work; start fewer ranks")
-    _set_threads(comm)
-    device = build.device(comm)
-    if job.deterministic and device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    autocast = build.autocast(job, device)
-    dataset = load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)
-    train_images, test_images = make_loaders(dataset, job.data, job.seed, device, build.dtype(job))
-    labels = np.asarray(dataset.train.labels)
-    sampler = make_sampler(job.partition, labels, num_clients, len(dataset.classes), job.seed)
-    global_batch_size = int(sampler.counts(sizes).sum())
-    sync = build.synchroniser(job, global_batch_size, len(labels))
-    schedule = make_schedule(job, global_batch_size, len(labels))
-
-    template = build.net(job, len(dataset.classes), train_images.image_shape, device)
-    if min(sizes) == 1:
-        _check_single_sample(template, train_images.image_shape)
-    ids = clients_of_rank(num_clients, comm.rank, comm.size)
-    transform = build.transform(job)
-    optimizer, reducer, loss_scaler = None, None, build.loss_scaler(job, device)
-    if sync.shared(1):
-        mean = Replica(template)
-        replicas = [Replica(template, parameters_of=mean) for _ in ids]
-        optimizer = build.optimizer(job.optimizer, mean.parameters)
-        reducer = GradientReducer(mean.parameters, comm, job.comm.bucket_mb)
-        clients = [Client(i, replica, None, loss_scaler) for i, replica in zip(ids, replicas, strict=True)]
-    else:
-        mean = Replica(template)
-        replicas = [Replica(template) for _ in ids]
-        clients = [
-            Client(i, replica, build.optimizer(job.optimizer, replica.parameters), build.loss_scaler(job, device))
-            for i, replica in zip(ids, replicas, strict=True)
-        ]
-    _check_agreement(comm, dataset.fingerprint, mean.digest())
-    return Experiment(
-        job=job,
-        comm=comm,
-        device=device,
-        dataset=dataset,
-        train_images=train_images,
-        test_images=test_images,
-        sampler=sampler,
-        sizes=sizes,
-        global_batch_size=global_batch_size,
-        sync=sync,
-        schedule=schedule,
-        clients=clients,
-        optimizer=optimizer,
-        reducer=reducer,
-        mean=mean,
-        autocast=autocast,
-        loss_scaler=loss_scaler,
-        clock=Clock(device),
-        transform=transform,
-        changes={} if transform is None else {i: transform.init() for i in (-1, *ids)},
-    )
-
-
-def _set_threads(comm: Communicator) -> None:
-    """Share a node's cores among its ranks, unless the user has said otherwise."""
-    if "OMP_NUM_THREADS" not in os.environ and comm.local_size > 1:
-        usable = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, min(usable, (os.cpu_count() or 1) // comm.local_size)))
-
-
-def _check_single_sample(template: torch.nn.Module, shape: tuple[int, int, int]) -> None:
-    """Refuse a batch of one where BatchNorm would have one value per channel."""
-    like = next(template.parameters())
-    try:
-        copy.deepcopy(template).train()(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
-    except ValueError as error:
-        raise ConfigError("batching: this net's BatchNorm needs at least 2 samples per client and step") from error
-
-
-def _check_agreement(comm: Communicator, data: str, weights: str) -> None:
-    rows = comm.allgather((data, weights))
-    for what, column in (("data", 0), ("initial weights", 1)):
-        odd = [rank for rank, row in enumerate(rows) if row[column] != rows[0][column]]
-        if odd:
-            raise RunFailed(f"rank {odd[0]} has other {what} than rank 0; are the files and versions the same there?")
+        return weights

@@ -13,17 +13,17 @@ from typing import NoReturn
 import torch
 
 from hpclbfl import build
+from hpclbfl.assemble import make_experiment
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
 from hpclbfl.errors import ConfigError, DataError, EnvironmentFault, HpclbflError
-from hpclbfl.experiment import Experiment, make_experiment
+from hpclbfl.experiment import Experiment
 from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.progress import Progress
 from hpclbfl.provenance import collect
 from hpclbfl.replicas import clients_of_rank
 from hpclbfl.runfolder import Attempt, RunFolder
 from hpclbfl.runlog.writer import RunLog
-from hpclbfl.sections import FedAvgConfig
 from hpclbfl.train import Outcome, train
 
 OTHERS_WAIT_S = 1.0
@@ -150,7 +150,7 @@ class Session:
 
 
 def _title(job: JobConfig) -> str:
-    sync = "FA" if isinstance(job.sync, FedAvgConfig) else "BSP"
+    sync = {"bsp": "BSP", "fedavg": "FA", "post_local": "post-local SGD", "selsync": "SelSync"}[job.sync.kind]
     partition = job.partition.kind.replace("_", " ")
     if job.partition.labels is not None:
         partition = f"{_count(job.partition.labels, 'label')} per client"

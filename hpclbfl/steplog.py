@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -11,6 +11,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from hpclbfl.runlog.schema import DTYPES
 from hpclbfl.runlog.writer import FLUSH_AFTER_S, RunLog
 from hpclbfl.timing import Clock, Mark, seconds
 
@@ -18,6 +19,8 @@ LAZY_STEPS = 50
 """Steps that gather before their losses and events are fetched from a GPU, all in one copy."""
 
 _NAN = float("nan")
+_NAMES = DTYPES["steps"].names or ()
+_MEASURED = _NAMES[_NAMES.index("lr") + 1 : _NAMES.index("t_data_s")]
 
 
 @dataclass
@@ -26,21 +29,10 @@ class ClientRecord:
 
     client: int
     num_samples: int
-    loss: Tensor | None
-    """Scalar on the device; None for a client without samples."""
     data: tuple[Mark, Mark]
     compute: tuple[Mark, Mark]
-    gradient: GradientRecord | None = None
-    """Of the client's own gradient, in local training."""
-
-
-@dataclass
-class GradientRecord:
-    """What was measured of a gradient: 0-d tensors on the device."""
-
-    sq_norm: Tensor
-    change: Tensor
-    scale: Tensor
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    """What was measured, by the log's columns: 0-d tensors on the device; no loss for a client without samples."""
 
 
 @dataclass
@@ -56,8 +48,10 @@ class StepRecord:
     epoch: float
     num_samples: int
     lr: float
-    gradient: GradientRecord | None = None
-    """Of the reduced gradient, while the model is shared."""
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    """What was measured of the reduced gradient, by the log's columns: 0-d tensors on the device."""
+    layer_sq_norms: Tensor | None = None
+    """[L] of the reduced gradient, in steps that log them."""
     clients: list[ClientRecord] = field(default_factory=list)
     update: list[tuple[Mark, Mark]] = field(default_factory=list)
     sync: list[tuple[Mark, Mark]] = field(default_factory=list)
@@ -69,10 +63,11 @@ class StepLog:
     Args:
         log: the rank's log.
         clock: of the rank's device; on a GPU records wait until `LAZY_STEPS` have gathered.
+        layers: names of the parameters, [L].
     """
 
-    def __init__(self, log: RunLog, clock: Clock) -> None:
-        self._log, self._is_lazy = log, clock.is_lazy
+    def __init__(self, log: RunLog, clock: Clock, layers: Sequence[str] = ()) -> None:
+        self._log, self._is_lazy, self._layers = log, clock.is_lazy, layers
         self._waiting: list[StepRecord] = []
         self._oldest = 0.0
         self.last_loss = _NAN
@@ -103,26 +98,25 @@ class StepLog:
         self._waiting.clear()
 
     def _write(self, record: StepRecord, values: Iterator[float]) -> None:
-        shared = [next(values) for _ in range(3)] if record.gradient is not None else [_NAN] * 3
+        shared = {name: next(values) for name in record.columns}
+        if record.layer_sq_norms is not None:
+            for name, norm in zip(self._layers, record.layer_sq_norms.tolist(), strict=True):
+                self._log.append_row("layers", (record.step, name, norm))
         share = 1.0 / len(record.clients)
         update = share * sum(seconds(*span) for span in record.update)
         sync = share * sum(seconds(*span) for span in record.sync)
         total = count = 0.0
         for client in record.clients:
-            loss = next(values) if client.loss is not None else _NAN
-            own = [next(values) for _ in range(3)] if client.gradient is not None else [_NAN] * 3
-            change, scale = (own if client.gradient is not None else shared)[1:]
+            found = {**shared, **{name: next(values) for name in client.columns}}
             if client.num_samples:
-                total, count = total + loss * client.num_samples, count + client.num_samples
+                total, count = total + found["loss"] * client.num_samples, count + client.num_samples
             data, compute = seconds(*client.data), seconds(*client.compute) + update
             self._log.append_row(
                 "steps",
                 (
                     *(record.step, record.round, record.epoch, client.client, client.num_samples, record.num_samples),
-                    *(loss, record.lr),
-                    *(own[0], shared[0], change, scale),
-                    # The noise scale is not measured.
-                    *(_NAN, _NAN, _NAN),
+                    *(found.get("loss", _NAN), record.lr),
+                    *(found.get(name, _NAN) for name in _MEASURED),
                     # Waiting is not told apart from transfer.
                     *(data, compute, sync, _NAN, _NAN, data + compute + sync),
                 ),
@@ -133,13 +127,9 @@ class StepLog:
 
 def _tensors(record: StepRecord) -> Iterator[Tensor]:
     """A record's numbers on the device, in the order in which `_write` takes them."""
-    if record.gradient is not None:
-        yield from (record.gradient.sq_norm, record.gradient.change, record.gradient.scale)
+    yield from record.columns.values()
     for client in record.clients:
-        if client.loss is not None:
-            yield client.loss
-        if client.gradient is not None:
-            yield from (client.gradient.sq_norm, client.gradient.change, client.gradient.scale)
+        yield from client.columns.values()
 
 
 def _fetch(tensors: list[Tensor]) -> list[float]:

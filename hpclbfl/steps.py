@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.experiment import Experiment
-from hpclbfl.gradients import Context
-from hpclbfl.gradients.norm import squared_norm
+from hpclbfl.gradients.norm import layer_squared_norms, squared_norm
+from hpclbfl.gradients.pipeline import SHARED
 from hpclbfl.gradients.scaler import scale_gradients
+from hpclbfl.gradients.weight_noise import client_factors
 from hpclbfl.optim.slots import reset_slots
 from hpclbfl.replicas import Client, key_generators
-from hpclbfl.sections import FedAvgConfig
-from hpclbfl.steplog import ClientRecord, GradientRecord, StepRecord
-from hpclbfl.sync.fedavg import average_optimizer_states, averaging_weights
+from hpclbfl.sections import LocalConfig, SelSyncConfig
+from hpclbfl.steplog import ClientRecord, StepRecord
+from hpclbfl.sync.fedavg import average_optimizer_states
 from hpclbfl.timing import Mark
 
-SHARED = -1
-"""Stands for a client where the model is shared."""
+TIME_UP = 1
+"""Vote of rank 0: the job's seconds are over."""
+CHANGED = 2
+"""Vote of a rank one of whose clients saw its gradient change (SelSync)."""
 
 
 def shared_step(exp: Experiment, record: StepRecord, votes: int) -> int:
@@ -25,17 +33,26 @@ def shared_step(exp: Experiment, record: StepRecord, votes: int) -> int:
     optimizer, reducer = exp.optimizer, exp.reducer
     if optimizer is None or reducer is None:
         raise RuntimeError("a shared step needs the shared model's optimizer and reducer")
+    counts = exp.sampler.counts(exp.sizes)
+    # sum over samples / B, then a sum over clients: the mean over all B samples, whatever each client's share.
+    divisors = exp.global_batch_size / _client_factors(exp, counts)
+    reducer.begin_step(votes)
     for client in exp.clients:
-        if client is exp.clients[-1]:
-            reducer.arm(votes)
-        # sum over samples / B, then a sum over clients: the mean over all B samples, whatever each client's share.
-        forward_backward(exp, client, record, exp.global_batch_size)
+        count = max(1, int(counts[client.id]))
+        divisor = float(divisors[client.id])
+        share = count / divisor
+        with exp.extrapolation.ahead(client.id, share) if exp.extrapolation else nullcontext() as keep:
+            reducer.begin_pass(client is exp.clients[-1], 1.0 / share, keep)
+            forward_backward(exp, client, record, divisor)
+            own = reducer.end_pass()
+        if own is not None and counts[client.id]:
+            record.clients[-1].columns["local_grad_sq_norm"] = own / share**2
     begin = exp.clock.mark()
     votes = reducer.finish()
     synced = exp.clock.mark()
     exp.loss_scaler.unscale_(optimizer)
-    record.gradient = _measure(exp, [reducer.flat], SHARED)
-    _update(exp, optimizer, exp.loss_scaler, record.lr, record.gradient)
+    multiplier = _measure_shared(exp, record, reducer, counts)
+    _update(exp, optimizer, exp.loss_scaler, record.lr, multiplier)
     reducer.zero_grad()
     record.sync.append((begin, synced))
     record.update.append((synced, exp.clock.mark()))
@@ -52,9 +69,9 @@ def local_step(exp: Experiment, record: StepRecord, votes: int) -> int:
         begin = exp.clock.mark()
         if counts[client.id]:
             client.loss_scaler.unscale_(client.optimizer)
-            gradients = [p.grad for p in client.replica.parameters if p.grad is not None]
-            own = record.clients[-1].gradient = _measure(exp, gradients, client.id)
-            _update(exp, client.optimizer, client.loss_scaler, record.lr, own)
+            multiplier = _measure_local(exp, client, record.clients[-1])
+            votes |= _ask_for_averaging(exp, record.clients[-1])
+            _update(exp, client.optimizer, client.loss_scaler, record.lr, multiplier)
         client.optimizer.zero_grad(set_to_none=True)
         record.update.append((begin, exp.clock.mark()))
     if not exp.sync.needs_vote(exp.counters.step + 1):
@@ -68,14 +85,13 @@ def local_step(exp: Experiment, record: StepRecord, votes: int) -> int:
 def average_clients(exp: Experiment, record: StepRecord) -> None:
     """Give every client the weighted mean of all; what becomes of momentum is the job's choice."""
     begin = exp.clock.mark()
-    mean = exp.average_replicas()
+    weights = exp.average_replicas()
     for client in exp.clients:
-        client.replica.state.copy_(mean.state)
+        client.replica.state.copy_(exp.mean.state)
     config = exp.job.sync
-    if isinstance(config, FedAvgConfig) and config.optimizer_state == "average":
-        weights = averaging_weights(exp.counters.since_averaging, config.weights)
+    if isinstance(config, LocalConfig) and config.optimizer_state == "average":
         average_optimizer_states(exp.clients, [weights[c.id] for c in exp.clients], exp.comm)
-    elif isinstance(config, FedAvgConfig) and config.optimizer_state == "reset":
+    elif isinstance(config, LocalConfig) and config.optimizer_state == "reset":
         for client in exp.clients:
             if client.optimizer is not None:
                 reset_slots(client.optimizer)
@@ -83,13 +99,13 @@ def average_clients(exp: Experiment, record: StepRecord) -> None:
     record.sync.append((begin, exp.clock.mark()))
 
 
-def forward_backward(exp: Experiment, client: Client, record: StepRecord, divisor: int) -> None:
+def forward_backward(exp: Experiment, client: Client, record: StepRecord, divisor: float) -> None:
     """Add the gradient of sum(losses) / divisor to the client's parameters."""
     clock, job, step = exp.clock, exp.job, exp.counters.step
     begin = clock.mark()
     samples, passes = exp.sampler.take(client.id, exp.counters.positions, exp.sizes)
     if len(samples) == 0:
-        record.clients.append(ClientRecord(client.id, 0, None, (begin, begin), (begin, begin)))
+        record.clients.append(ClientRecord(client.id, 0, (begin, begin), (begin, begin)))
         return
     images, labels = exp.train_images.batch(samples, passes)
     exp.prefetch_after(client)
@@ -99,18 +115,56 @@ def forward_backward(exp: Experiment, client: Client, record: StepRecord, diviso
         scores = client.replica.module(images)
         losses = nn.functional.cross_entropy(scores, labels, reduction="sum", label_smoothing=job.loss.label_smoothing)
     client.loss_scaler.scale(losses / divisor).backward()
-    loss = losses.detach() / len(samples)
-    record.clients.append(ClientRecord(client.id, len(samples), loss, (begin, loaded), (loaded, clock.mark())))
+    columns = {"loss": losses.detach() / len(samples)}
+    record.clients.append(ClientRecord(client.id, len(samples), (begin, loaded), (loaded, clock.mark()), columns))
 
 
-def _measure(exp: Experiment, gradients: list[Tensor], client: int) -> GradientRecord | None:
-    """Squared norm and change of an unscaled gradient, and the factor that it gets."""
-    if exp.transform is None:
+def _client_factors(exp: Experiment, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[C] what each client's weight is multiplied with."""
+    noise = exp.job.gradients.weight_noise
+    if noise is None:
+        return np.ones(len(counts))
+    return client_factors(counts, noise, exp.job.seed, exp.counters.step)
+
+
+def _measure_shared(
+    exp: Experiment, record: StepRecord, reducer: GradientReducer, counts: NDArray[np.int64]
+) -> Tensor | None:
+    """Log the reduced, unscaled gradient and return its multiplier."""
+    every = exp.job.gradients.layers_every
+    logs_layers = every is not None and exp.counters.step % every == 0
+    needs_layers = exp.pipeline is not None and exp.pipeline.transform.needs_layers
+    layers = layer_squared_norms(reducer.by_layer()) if logs_layers or needs_layers else None
+    if logs_layers and exp.comm.rank == 0:
+        record.layer_sq_norms = layers
+    if exp.pipeline is None:
         return None
+    sq_norm = reducer.sq_norm if reducer.sq_norm is not None else squared_norm([reducer.flat])
+    multiplier, record.columns = exp.pipeline.update(sq_norm, exp.counters.step, SHARED, layers)
+    num_clients = int((counts > 0).sum())
+    if num_clients > 1:
+        record.columns |= exp.pipeline.estimate_noise(reducer.noise, sq_norm, num_clients, exp.global_batch_size)
+    return multiplier
+
+
+def _measure_local(exp: Experiment, client: Client, record: ClientRecord) -> Tensor | None:
+    """Log a client's own, unscaled gradient and return its multiplier."""
+    if exp.pipeline is None:
+        return None
+    gradients = [p.grad for p in client.replica.parameters if p.grad is not None]
+    layers = layer_squared_norms(gradients) if exp.pipeline.transform.needs_layers else None
     sq_norm = squared_norm(gradients)
-    context = Context(exp.job.seed, exp.counters.step, client)
-    scale, exp.changes[client] = exp.transform.update(sq_norm, exp.changes[client], context)
-    return GradientRecord(sq_norm, exp.changes[client].change, scale)
+    multiplier, columns = exp.pipeline.update(sq_norm, exp.counters.step, client.id, layers)
+    record.columns |= columns
+    return multiplier
+
+
+def _ask_for_averaging(exp: Experiment, record: ClientRecord) -> int:
+    """SelSync: this client's vote."""
+    config = exp.job.sync
+    if not isinstance(config, SelSyncConfig):
+        return 0
+    return CHANGED if bool(record.columns["grad_change"] >= config.threshold) else 0
 
 
 def _update(
@@ -118,11 +172,11 @@ def _update(
     optimizer: torch.optim.Optimizer,
     loss_scaler: torch.amp.GradScaler,
     lr: float,
-    gradient: GradientRecord | None,
+    multiplier: Tensor | None,
 ) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
-    if gradient is not None and exp.transform is not None and not exp.transform.is_identity:
-        scale_gradients(optimizer, gradient.scale, loss_scaler.is_enabled())
+    if multiplier is not None:
+        scale_gradients(optimizer, multiplier, loss_scaler.is_enabled())
     loss_scaler.step(optimizer)
     loss_scaler.update()

@@ -11,10 +11,7 @@ from hpclbfl.experiment import Experiment
 from hpclbfl.progress import Progress
 from hpclbfl.runlog.writer import RunLog
 from hpclbfl.steplog import StepLog, StepRecord
-from hpclbfl.steps import average_clients, local_step, shared_step
-
-TIME_UP = 1
-"""Vote of rank 0: the job's seconds are over."""
+from hpclbfl.steps import CHANGED, TIME_UP, average_clients, local_step, shared_step
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,8 @@ class Outcome:
 
 def train(exp: Experiment, log: RunLog, progress: Progress) -> Outcome:
     """Run an experiment to its end on this rank; every rank calls this and gets the same outcome but for the time."""
-    with StepLog(log, exp.clock) as steps:
+    layers = [name for name, parameter in exp.mean.module.named_parameters() if parameter.requires_grad]
+    with StepLog(log, exp.clock, layers) as steps:
         return _loop(exp, log, steps, progress)
 
 
@@ -47,16 +45,19 @@ def _loop(exp: Experiment, log: RunLog, steps: StepLog, progress: Progress) -> O
         begin = time.perf_counter()
         # 1. Every client's forward and backward pass, and the update, alone or with the summed gradient.
         record = begin_record(exp)
-        take_step = shared_step if exp.sync.shared(counters.step + 1) else local_step
+        is_shared = exp.sync.shared(counters.step + 1)
+        if not is_shared and exp.optimizer is not None:
+            exp.start_local_training()
+        take_step = shared_step if is_shared else local_step
         votes = take_step(exp, record, _time_vote(exp))
 
         # 2. Parameters are averaged where the synchroniser says so.
         counters.positions += exp.sampler.counts(exp.sizes)
         counters.step += 1
-        averages = exp.sync.averages(counters.step, fired=False)
+        averages = exp.sync.averages(counters.step, fired=bool(votes & CHANGED))
         if averages:
             average_clients(exp, record)
-        if averages or exp.sync.shared(counters.step):
+        if averages or is_shared:
             counters.round += 1
 
         # 3. The log; on a GPU this is where the host waits for the device.
@@ -91,7 +92,8 @@ def begin_record(exp: Experiment) -> StepRecord:
 def evaluate_all(exp: Experiment, log: RunLog, progress: Progress) -> Score:
     """Score the (virtual) average on the job's splits, write the rows, and return the test split's."""
     counters, config = exp.counters, exp.job.evaluate
-    module = exp.average_replicas().module
+    exp.average_replicas()
+    module = exp.mean.module
     scores = {}
     for split in config.splits:
         images = exp.test_images if split == "test" else exp.train_images

@@ -8,7 +8,7 @@ import torch
 
 from hpclbfl.runlog.reader import read_file
 from hpclbfl.runlog.writer import RunLog
-from hpclbfl.steplog import ClientRecord, GradientRecord, StepLog, StepRecord
+from hpclbfl.steplog import ClientRecord, StepLog, StepRecord
 from hpclbfl.timing import Clock, seconds
 
 ATTRIBUTES: dict[str, str | int | float] = {
@@ -20,12 +20,20 @@ ATTRIBUTES: dict[str, str | int | float] = {
 }
 
 
+def numbers(**values: float) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+
+def loss(value: float) -> dict[str, torch.Tensor]:
+    return numbers(loss=value)
+
+
 def test_rows_share_what_the_rank_spends_once(tmp_path: Path) -> None:
     with RunLog(tmp_path / "log.h5", ATTRIBUTES) as log, StepLog(log, Clock(torch.device("cpu"))) as steps:
         record = StepRecord(step=4, round=2, epoch=0.5, num_samples=48, lr=0.1)
-        record.clients.append(ClientRecord(0, 6, torch.tensor(2.0), data=(0.0, 0.25), compute=(0.25, 1.0)))
-        record.clients.append(ClientRecord(1, 2, torch.tensor(4.0), data=(1.0, 1.5), compute=(1.5, 2.0)))
-        record.clients.append(ClientRecord(2, 0, None, data=(2.0, 2.0), compute=(2.0, 2.0)))
+        record.clients.append(ClientRecord(0, 6, (0.0, 0.25), (0.25, 1.0), loss(2.0)))
+        record.clients.append(ClientRecord(1, 2, (1.0, 1.5), (1.5, 2.0), loss(4.0)))
+        record.clients.append(ClientRecord(2, 0, (2.0, 2.0), (2.0, 2.0)))
         record.sync.append((2.0, 2.75))
         record.update.append((2.75, 3.0))
         record.update.append((3.0, 3.5))
@@ -46,24 +54,25 @@ def test_rows_share_what_the_rank_spends_once(tmp_path: Path) -> None:
 
 
 def test_norms_change_and_factor_are_the_shared_models_or_the_clients_own(tmp_path: Path) -> None:
-    def gradient(*values: float) -> GradientRecord:
-        return GradientRecord(*(torch.tensor(v, dtype=torch.float64) for v in values))
-
-    with RunLog(tmp_path / "log.h5", ATTRIBUTES) as log, StepLog(log, Clock(torch.device("cpu"))) as steps:
-        shared = StepRecord(0, 0, 0.0, 2, 0.1, gradient=gradient(9.0, 0.5, 4.0))
+    with RunLog(tmp_path / "log.h5", ATTRIBUTES) as log, StepLog(log, Clock(torch.device("cpu")), ["w", "b"]) as steps:
+        columns = numbers(grad_sq_norm=9.0, grad_change=0.5, scale=4.0, b_simple=64.0)
+        shared = StepRecord(0, 0, 0.0, 2, 0.1, columns, torch.tensor([8.0, 1.0]))
         alone = StepRecord(1, 0, 0.0, 4, 0.1)
         for client in range(2):
-            shared.clients.append(ClientRecord(client, 1, torch.tensor(1.0 + client), (0.0, 1.0), (1.0, 2.0)))
-            own = gradient(2.0 + client, 0.25, 1.0)
-            alone.clients.append(ClientRecord(client, 1, torch.tensor(5.0), (0.0, 1.0), (1.0, 2.0), own))
+            shared.clients.append(ClientRecord(client, 1, (0.0, 1.0), (1.0, 2.0), loss(1.0 + client)))
+            own = numbers(loss=5.0, local_grad_sq_norm=2.0 + client, grad_change=0.25, scale=1.0)
+            alone.clients.append(ClientRecord(client, 1, (0.0, 1.0), (1.0, 2.0), own))
         steps.add(shared)
         steps.add(alone)
-    rows = read_file(tmp_path / "log.h5").tables["steps"]
+    tables = read_file(tmp_path / "log.h5").tables
+    rows = tables["steps"]
     assert rows["loss"].tolist() == [1, 2, 5, 5]
     np.testing.assert_equal(rows["grad_sq_norm"], [9, 9, np.nan, np.nan])
     np.testing.assert_equal(rows["local_grad_sq_norm"], [np.nan, np.nan, 2, 3])
+    np.testing.assert_equal(rows["b_simple"], [64, 64, np.nan, np.nan])
     assert rows["grad_change"].tolist() == [0.5, 0.5, 0.25, 0.25]
     assert rows["scale"].tolist() == [4, 4, 1, 1]
+    assert tables["layers"].tolist() == [(0, b"w", 8.0), (0, b"b", 1.0)]
 
 
 def test_lazy_records_wait_and_are_written_at_the_end(tmp_path: Path) -> None:
@@ -72,7 +81,7 @@ def test_lazy_records_wait_and_are_written_at_the_end(tmp_path: Path) -> None:
     with RunLog(tmp_path / "log.h5", ATTRIBUTES) as log, StepLog(log, clock) as steps:
         for step in range(60):
             record = StepRecord(step, 0, 0.0, 1, 0.1)
-            record.clients.append(ClientRecord(0, 1, torch.tensor(float(step)), (0.0, 1.0), (1.0, 2.0)))
+            record.clients.append(ClientRecord(0, 1, (0.0, 1.0), (1.0, 2.0), loss(float(step))))
             steps.add(record)
             assert steps.last_loss == 49.0 if step >= 49 else np.isnan(steps.last_loss)
     assert read_file(tmp_path / "log.h5").tables["steps"]["loss"].tolist() == [float(s) for s in range(60)]

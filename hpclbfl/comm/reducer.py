@@ -1,8 +1,8 @@
 """Gradient buckets: flat slices that are reduced as soon as the backward pass has filled them.
 
-Hooks on the parameters copy each gradient into its place in one flat tensor; when all of a bucket is there its
-reduction starts, while the backward pass goes on with earlier layers. Clients on a rank run in turn and torch adds
-up their gradients; the hooks act in the last client's pass alone.
+Hooks on the parameters add each gradient to its place in one flat tensor; when all of a bucket is there its reduction
+starts, while the backward pass goes on with earlier layers. Clients on a rank run in turn: each one's gradient passes
+through the hooks on its own, where its norm can be taken, and the last one's pass starts the reductions.
 """
 
 from __future__ import annotations
@@ -13,43 +13,66 @@ import torch
 from torch import Tensor, nn
 
 from hpclbfl.comm.base import VOTE_BITS, Communicator, Handle
+from hpclbfl.gradients.norm import SquaredNorm
 
 
 class _Bucket:
-    def __init__(self, flat: Tensor, name: str, num_waiting: int) -> None:
-        self.flat, self.name, self.num_parameters = flat, name, num_waiting
-        self.num_waiting = num_waiting
+    def __init__(self, flat: Tensor, wire: Tensor, name: str) -> None:
+        self.flat, self.wire, self.name = flat, wire, name
+        """`wire` is what travels: `flat` itself, or its compressed form."""
+        self.num_parameters = self.num_waiting = 0
         self.handle: Handle | None = None
 
 
 class GradientReducer:
-    """Sums the gradients of `parameters` over all ranks.
+    """Sums the gradients of `parameters` over all clients and ranks.
+
+    A step is `begin_step`, then for each client of the rank `begin_pass`, its backward pass and `end_pass`, then
+    `finish`.
 
     Args:
         parameters: in the order of the net; buckets are filled from the last one, as the backward pass goes.
         comm: the engine.
         bucket_mb: size of a bucket, MB.
+        measure: take the squared norm of the sum while it is reduced.
+        measure_clients: take the squared norm of each client's own gradient, too.
+        wire_dtype: type in which gradients travel; None: their own.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], comm: Communicator, bucket_mb: float) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        comm: Communicator,
+        bucket_mb: float,
+        measure: bool = False,
+        measure_clients: bool = False,
+        wire_dtype: torch.dtype | None = None,
+    ) -> None:
         self._comm = comm
         self._parameters = [p for p in reversed(parameters) if p.requires_grad]
-        total = sum(p.numel() for p in self._parameters)
+        self._total = sum(p.numel() for p in self._parameters)
         like = self._parameters[0]
-        # The votes stand behind the gradients and travel with the last bucket.
-        self._storage = torch.zeros(total + VOTE_BITS, dtype=like.dtype, device=like.device)
-        self.flat = self._storage[:total]
+        # The votes and the clients' part of the noise scale stand behind the gradients and travel with the last bucket.
+        self._storage = torch.zeros(self._total + VOTE_BITS + 1, dtype=like.dtype, device=like.device)
+        self._wire = torch.empty_like(self._storage, dtype=wire_dtype) if wire_dtype is not None else self._storage
+        self.flat = self._storage[: self._total]
         """The gradient, flat [P], in reverse order of the parameters; after `finish` the sum over ranks."""
-        self._votes = self._storage[total:]
+        self.sq_norm: Tensor | None = None
+        """Of that sum, 0-d float64, after `finish`; None unless measured."""
+        self._votes = self._storage[self._total : self._total + VOTE_BITS]
+        self._noise = self._storage[self._total + VOTE_BITS]
+        self._norm = SquaredNorm(self.flat) if measure else None
+        self._own_norm = SquaredNorm(self.flat) if measure_clients else None
         self._views: dict[nn.Parameter, Tensor] = {}
         self._bucket_of: dict[nn.Parameter, _Bucket] = {}
         self._buckets: list[_Bucket] = []
         self._lay_out(int(bucket_mb * 1e6) // like.element_size())
-        self._ready: set[nn.Parameter] = set()
-        self._armed = False
-        self._late_votes = _LateVotes(self._votes) if like.device.type == "cuda" else None
-        for parameter in self._parameters:
-            parameter.register_post_accumulate_grad_hook(self._on_gradient)
+        self._filled: set[nn.Parameter] = set()
+        self._in_pass = self._is_last = False
+        self._kept: dict[nn.Parameter, Tensor] | None = None
+        self._noise_weight = 0.0
+        self._late_votes = _LateVotes(self._votes) if like.is_cuda else None
+        self._hooks = [p.register_post_accumulate_grad_hook(self._on_gradient) for p in self._parameters]
 
     def _lay_out(self, bucket_elements: int) -> None:
         members: list[nn.Parameter] = []
@@ -61,63 +84,126 @@ class GradientReducer:
             is_last = parameter is self._parameters[-1]
             if end - begin >= bucket_elements or is_last:
                 stop = self._storage.numel() if is_last else end
-                bucket = _Bucket(self._storage[begin:stop], f"gradients.{len(self._buckets)}", len(members))
+                name = f"gradients.{len(self._buckets)}"
+                bucket = _Bucket(self._storage[begin:stop], self._wire[begin:stop], name)
+                bucket.num_parameters = len(members)
                 self._buckets.append(bucket)
                 self._bucket_of.update(dict.fromkeys(members, bucket))
                 members, begin = [], end
 
-    def arm(self, vote_bits: int = 0) -> None:
-        """Call before the last backward pass of this rank in a step: its hooks start the reductions."""
+    def begin_step(self, vote_bits: int = 0) -> None:
+        """Forget the last step; `vote_bits` are this rank's votes."""
         # Always written: the slots hold the last step's sums.
+        self._storage[self._total :].zero_()
         if vote_bits:
             ballots = [float(vote_bits >> k & 1) for k in range(VOTE_BITS)]
             self._votes.copy_(torch.tensor(ballots), non_blocking=True)
-        else:
-            self._votes.zero_()
-        self._ready.clear()
+        self._filled.clear()
         for bucket in self._buckets:
             bucket.num_waiting, bucket.handle = bucket.num_parameters, None
-        self._armed = True
+
+    def begin_pass(
+        self, is_last: bool, noise_weight: float = 0.0, keep: dict[nn.Parameter, Tensor] | None = None
+    ) -> None:
+        """Call before a client's backward pass.
+
+        Args:
+            is_last: the rank's last pass in this step; its hooks start the reductions.
+            noise_weight: what the client's own squared norm counts in the noise scale's A.
+            keep: filled with the client's own gradients.
+        """
+        self._in_pass, self._is_last, self._noise_weight, self._kept = True, is_last, noise_weight, keep
 
     def _on_gradient(self, parameter: Tensor) -> None:
-        if self._armed and isinstance(parameter, nn.Parameter):
-            self._take(parameter)
-
-    def _take(self, parameter: nn.Parameter) -> None:
-        view = self._views[parameter]
-        if parameter.grad is None:
-            view.zero_()
+        if not self._in_pass or not isinstance(parameter, nn.Parameter) or parameter.grad is None:
+            return
+        gradient, parameter.grad = parameter.grad, None
+        if parameter in self._filled:
+            self._views[parameter].add_(gradient)
         else:
-            view.copy_(parameter.grad)
-        parameter.grad = view
-        self._ready.add(parameter)
-        bucket = self._bucket_of[parameter]
-        bucket.num_waiting -= 1
-        if bucket.num_waiting == 0:
-            bucket.handle = self._comm.reduce_(bucket.flat, bucket.name)
+            self._views[parameter].copy_(gradient)
+            self._filled.add(parameter)
+        if self._own_norm is not None:
+            self._own_norm.add(gradient)
+        if self._kept is not None:
+            self._kept[parameter] = gradient
+        if self._is_last:
+            bucket = self._bucket_of[parameter]
+            bucket.num_waiting -= 1
+            # What travels with the last bucket is known only at the end of the pass.
+            if bucket.num_waiting == 0 and bucket is not self._buckets[-1]:
+                self._start(bucket)
+
+    def end_pass(self) -> Tensor | None:
+        """Squared norm of the pass's own gradient, 0-d float64; None unless clients are measured."""
+        self._in_pass = False
+        if self._own_norm is None:
+            return None
+        own = self._own_norm.take()
+        self._noise.add_(own * self._noise_weight)
+        return own
+
+    def _start(self, bucket: _Bucket) -> None:
+        on_chunk = None
+        if self._wire is not self._storage:
+            bucket.wire.copy_(bucket.flat)
+            on_chunk = self._take_from_wire
+        elif self._norm is not None:
+            on_chunk = self._measure
+        bucket.handle = self._comm.reduce_(bucket.wire, bucket.name, on_chunk)
+
+    def _take_from_wire(self, piece: Tensor) -> None:
+        begin = piece.storage_offset()
+        wide = self._storage[begin : begin + piece.numel()]
+        wide.copy_(piece)
+        if self._norm is not None:
+            self._measure(wide)
+
+    def _measure(self, piece: Tensor) -> None:
+        size = min(piece.numel(), self._total - piece.storage_offset())
+        if self._norm is not None and size > 0:
+            self._norm.add(piece[:size])
 
     def finish(self) -> int:
         """Wait for all buckets; every `grad` is then a view of the sum. Returns the votes, or-ed over ranks.
 
-        A parameter that the pass did not reach, and a rank without samples, take part with what they have: every rank
-        makes the same calls. On a GPU the votes are those of the step before, as reading this step's would make the
-        host wait for the device.
+        A parameter that no pass reached, and a rank without samples, take part with what they have: every rank makes
+        the same calls. On a GPU the votes are those of the step before, as reading this step's would make the host wait
+        for the device.
         """
         for parameter in self._parameters:
-            if parameter not in self._ready:
-                self._take(parameter)
-        self._armed = False
+            if parameter not in self._filled:
+                self._views[parameter].zero_()
+            parameter.grad = self._views[parameter]
+        for bucket in self._buckets:
+            if bucket.handle is None:
+                self._start(bucket)
         for bucket in self._buckets:
             if bucket.handle is not None:
                 bucket.handle.wait()
+        self.sq_norm = self._norm.take() if self._norm is not None else None
         if self._late_votes is not None:
             return self._late_votes.exchange()
         return _bits(self._votes)
+
+    @property
+    def noise(self) -> Tensor:
+        """A of the noise scale, 0-d, after `finish`."""
+        return self._noise.clone()
+
+    def by_layer(self) -> list[Tensor]:
+        """The reduced gradient of every parameter that has one, in the order of the net."""
+        return [self._views[p] for p in reversed(self._parameters)]
 
     def zero_grad(self) -> None:
         """Drop the gradients, so that the next pass's are taken over without an addition."""
         for parameter in self._parameters:
             parameter.grad = None
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
 
 
 class _LateVotes:

@@ -1,17 +1,32 @@
-"""The relative gradient change of the paper's Eq. 8, which tells critical phases.
+"""The relative gradient change, which tells critical phases: the paper's Eq. 8, and SelSync's smoothed one.
+
+Eq. 8 compares the squared norm of the whole, aggregated and unscaled gradient (of the client's own gradient in local
+training) with the step before:
 
     delta_i = | |G_i|^2 - |G_(i-1)|^2 | / |G_(i-1)|^2
 
-on the squared norm of the whole, aggregated and unscaled gradient (of the client's own gradient in local training). It
-is asymmetric: 0.5 is reached at a ratio of norms of 1.22 or 0.71, 0.8 at 1.34 or 0.45.
+It is asymmetric: 0.5 is reached at a ratio of norms of 1.22 or 0.71, 0.8 at 1.34 or 0.45.
+
+SelSync (S. Tyagi, M. Swany, "Accelerating Distributed ML Training via Selective Synchronization", IEEE CLUSTER 2023)
+adds up the norms, not squared, of the layers, smooths the sum over a window, takes the relative change, and smooths
+that as well. Its public code divides by zero until the window has filled; here a mean is taken over the values there
+are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+
+Metric = Literal["squared_norm", "selsync"]
+
+WINDOW = 25
+"""SelSync: steps that are averaged."""
+DECAY = 0.99
+"""SelSync: weight of a step against the one after it, 1 - a with a = 0.01."""
 
 _UNKNOWN = torch.tensor(float("nan"), dtype=torch.float64)
 
@@ -21,15 +36,71 @@ class ChangeState:
     """What the next change depends on."""
 
     previous: Tensor = _UNKNOWN
-    """Squared norm of the last finite gradient; NaN before the first one."""
+    """Squared norm of the last finite gradient, or SelSync's smoothed sum; NaN before the first one."""
     change: Tensor = _UNKNOWN
     """delta of the newest step; NaN in the first one and where the gradient is not finite."""
+    windows: Tensor | None = None
+    """SelSync: [2, WINDOW] newest sums of norms and newest changes, the newest first, NaN where there is none."""
 
 
-def observe(grad_sq_norm: Tensor, state: ChangeState) -> ChangeState:
-    """Take the squared norm of a step's gradient (0-d); one that is not finite does not become the predecessor."""
-    now = grad_sq_norm.double()
-    previous = state.previous.to(now.device)
-    is_finite = torch.isfinite(now)
-    change = torch.where(is_finite, (now - previous).abs() / previous, torch.full_like(now, torch.nan))
-    return ChangeState(previous=torch.where(is_finite, now, previous), change=change)
+class ChangeMetric(Protocol):
+    """A rule that turns norms into a relative change."""
+
+    needs_layers: bool
+
+    def observe(self, grad_sq_norm: Tensor, layer_sq_norms: Tensor | None, state: ChangeState) -> ChangeState:
+        """Take a step's norms; a gradient that is not finite does not become the predecessor."""
+
+
+class SquaredNormChange:
+    """Eq. 8; see the module."""
+
+    needs_layers = False
+
+    def observe(self, grad_sq_norm: Tensor, layer_sq_norms: Tensor | None, state: ChangeState) -> ChangeState:
+        """Needs the squared norm alone, 0-d."""
+        now = grad_sq_norm.double()
+        previous = state.previous.to(now.device)
+        is_finite = torch.isfinite(now)
+        change = torch.where(is_finite, (now - previous).abs() / previous, torch.nan)
+        return ChangeState(previous=torch.where(is_finite, now, previous), change=change)
+
+
+class SmoothedChange:
+    """SelSync's; see the module."""
+
+    needs_layers = True
+
+    def observe(self, grad_sq_norm: Tensor, layer_sq_norms: Tensor | None, state: ChangeState) -> ChangeState:
+        """Needs the layers' squared norms, [L]."""
+        if layer_sq_norms is None:
+            raise ValueError("SelSync's change needs the layers' norms")
+        now = layer_sq_norms.double().sqrt().sum()
+        is_finite = torch.isfinite(now)
+        before = state.windows
+        if before is None:
+            before = now.new_full((2, WINDOW), torch.nan)
+        previous = state.previous.to(now.device)
+        sums = _push(before[0], now)
+        smoothed = _weighted_mean(sums)
+        relative = (smoothed - previous).abs() / previous
+        changes = torch.where(torch.isfinite(relative), _push(before[1], relative), before[1])
+        return ChangeState(
+            previous=torch.where(is_finite, smoothed, previous),
+            change=torch.where(is_finite, _weighted_mean(changes), torch.nan),
+            windows=torch.where(is_finite, torch.stack([sums, changes]), before),
+        )
+
+
+METRICS: dict[str, ChangeMetric] = {"squared_norm": SquaredNormChange(), "selsync": SmoothedChange()}
+
+
+def _push(window: Tensor, value: Tensor) -> Tensor:
+    return torch.cat([value.reshape(1), window[:-1]])
+
+
+def _weighted_mean(window: Tensor) -> Tensor:
+    """Over what is known; NaN when nothing is."""
+    weights = DECAY ** torch.arange(WINDOW, dtype=torch.float64, device=window.device)
+    known = torch.isfinite(window)
+    return (weights * window.where(known, 0.0)).sum() / (weights * known).sum()

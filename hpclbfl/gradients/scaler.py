@@ -16,7 +16,7 @@ The noise of Eq. 7, (X - 1) G, is parallel to G: scaling adds no independent noi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -24,10 +24,20 @@ import torch
 from torch import Tensor
 
 from hpclbfl.gradients import Context
-from hpclbfl.gradients.change import ChangeState, observe
+from hpclbfl.gradients.change import METRICS, ChangeState, Metric
 
 When = Literal["delta_ge", "delta_lt", "always", "never", "random"]
 _GATE_STREAM = 4
+_ONE = torch.ones((), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class ScalerState:
+    """What the next step's factor depends on, and what the last one's was."""
+
+    detector: ChangeState = field(default_factory=ChangeState)
+    scale: Tensor = _ONE
+    """X or 1, of the newest step."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +52,29 @@ class StepUp:
     when: When = "delta_ge"
     duty: float = 1.0
     """random: share of the steps that are scaled."""
+    change: Metric = "squared_norm"
+    """squared_norm: Eq. 8; selsync: see `hpclbfl.gradients.change`."""
+
+    @property
+    def needs_layers(self) -> bool:
+        """Whether the change is taken from the layers' norms."""
+        return METRICS[self.change].needs_layers
 
     @property
     def is_identity(self) -> bool:
         """Whether it only measures."""
         return self.when == "never" or self.factor == 1.0
 
-    def init(self) -> ChangeState:
+    def init(self) -> ScalerState:
         """No predecessor yet."""
-        return ChangeState()
+        return ScalerState()
 
-    def update(self, grad_sq_norm: Tensor, state: ChangeState, ctx: Context) -> tuple[Tensor, ChangeState]:
+    def update(self, grad_sq_norm: Tensor, state: ScalerState, ctx: Context) -> tuple[Tensor, ScalerState]:
         """X or 1, float64 0-d, and the state with this step's change."""
-        state = observe(grad_sq_norm, state)
-        factor = torch.full_like(state.change, self.factor)
-        return torch.where(self._fires(state.change, ctx), factor, torch.ones_like(factor)), state
+        detector = METRICS[self.change].observe(grad_sq_norm, ctx.layer_sq_norms, state.detector)
+        factor = torch.full_like(detector.change, self.factor)
+        scale = torch.where(self._fires(detector.change, ctx), factor, 1.0)
+        return scale, ScalerState(detector, scale)
 
     def _fires(self, change: Tensor, ctx: Context) -> Tensor:
         if self.when == "delta_ge":
@@ -72,14 +90,20 @@ class StepUp:
         return torch.full_like(change, fires, dtype=torch.bool)
 
 
+def rides_on_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer multiplies gradients in the pass that it makes anyway: fused SGD does."""
+    return isinstance(optimizer, torch.optim.SGD) and all(group.get("fused") for group in optimizer.param_groups)
+
+
 def scale_gradients(optimizer: torch.optim.Optimizer, factor: Tensor, has_loss_scaler: bool) -> None:
     """Multiply the gradients of the next step by a 0-d factor.
 
-    Fused SGD does it in its own pass; elsewhere, and where a loss scaler uses that way itself, it costs one pass more.
+    Where the optimizer cannot do it in its own pass, or a loss scaler uses that way itself, it costs one pass more.
     """
-    if isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["fused"] and not has_loss_scaler:
+    if rides_on_step(optimizer) and not has_loss_scaler:
         # It divides by grad_scale: exact for powers of two, to float32 rounding else.
         optimizer.grad_scale = factor.reciprocal().float()  # type: ignore[attr-defined]
         return
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+    if gradients:
+        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))

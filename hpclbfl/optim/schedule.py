@@ -2,15 +2,23 @@
 
 Linear scaling and its gradual warm-up: P. Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour",
 arXiv 1706.02677, sections 2.1 and 2.2: lr = base * B / B_ref, reached from base in equal steps.
+
+Square-root scaling: A. Krizhevsky, "One weird trick for parallelizing convolutional neural networks", arXiv 1404.5997:
+lr = base * sqrt(B / B_ref) keeps the variance of the update. For Adam it follows from the limiting stochastic
+differential equation: S. Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", arXiv
+2205.10287; their rule moves 1 - betas and eps with the batch, too, which is left to the job here.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hpclbfl.config import JobConfig
 from hpclbfl.errors import ConfigError
+from hpclbfl.optim import tvlars
+from hpclbfl.sections import ScheduleConfig
 
 
 @dataclass(frozen=True)
@@ -18,19 +26,17 @@ class Schedule:
     """lr(epoch) = warm-up, or peak * decay(epoch).
 
     Attributes:
-        start_lr: where the warm-up comes from: with linear scaling the rate of the reference batch, else zero.
+        start_lr: where the warm-up comes from: with scaling the rate of the reference batch, else zero.
         peak_lr: where it goes to, after scaling.
         step_epochs: length of a step, B / N epochs.
+        decay: epoch to a factor, from the end of the warm-up on.
     """
 
     start_lr: float
     peak_lr: float
     step_epochs: float
-    kind: str
     warmup_epochs: float
-    milestones_epochs: tuple[float, ...]
-    gamma: float
-    total_epochs: float
+    decay: Callable[[float], float]
 
     def lr(self, epoch: float) -> float:
         """Learning rate of a step that starts at `epoch` (samples before it / N)."""
@@ -38,13 +44,7 @@ class Schedule:
             # A step at rate zero would be lost, so that ramp counts the step that begins here as taken.
             reached = epoch if self.start_lr else epoch + self.step_epochs
             return self.start_lr + (self.peak_lr - self.start_lr) * min(1.0, reached / self.warmup_epochs)
-        if self.kind == "multistep":
-            return self.peak_lr * self.gamma ** sum(epoch >= m for m in self.milestones_epochs)
-        if self.kind == "cosine":
-            span = self.total_epochs - self.warmup_epochs
-            done = min((epoch - self.warmup_epochs) / span, 1.0)
-            return self.peak_lr * 0.5 * (1.0 + math.cos(math.pi * done))
-        return self.peak_lr
+        return self.peak_lr * self.decay(epoch)
 
 
 def make_schedule(job: JobConfig, global_batch_size: int, num_train: int) -> Schedule:
@@ -55,12 +55,11 @@ def make_schedule(job: JobConfig, global_batch_size: int, num_train: int) -> Sch
         num_train: N, size of the training set.
 
     Raises:
-        ConfigError: a cosine without an end, or one that ends within the warm-up.
+        ConfigError: a cosine without an end, or one that ends within the warm-up; TVLARS without LARS.
     """
     config = job.schedule
-    peak = job.optimizer.lr
-    if config.reference_batch_size is not None:
-        peak *= global_batch_size / config.reference_batch_size
+    if config.kind == "tvlars" and job.optimizer.name != "lars":
+        raise ConfigError(f"schedule.kind: tvlars goes with optimizer.name: lars, not {job.optimizer.name}")
     total = config.total_epochs
     if config.kind == "cosine":
         total = total if total is not None else planned_epochs(job, global_batch_size, num_train)
@@ -69,15 +68,35 @@ def make_schedule(job: JobConfig, global_batch_size: int, num_train: int) -> Sch
         if total <= config.warmup_epochs:
             raise ConfigError(f"schedule: the cosine ends at epoch {total:g}, within the warm-up")
     return Schedule(
-        start_lr=job.optimizer.lr if config.scaling == "linear" else 0.0,
-        peak_lr=peak,
+        start_lr=job.optimizer.lr if config.scaling != "none" else 0.0,
+        peak_lr=job.optimizer.lr * batch_scaling(config, global_batch_size),
         step_epochs=global_batch_size / num_train,
-        kind=config.kind,
         warmup_epochs=config.warmup_epochs,
-        milestones_epochs=config.milestones_epochs,
-        gamma=config.gamma,
-        total_epochs=total or math.inf,
+        decay=_decay(config, total or math.inf),
     )
+
+
+def batch_scaling(config: ScheduleConfig, global_batch_size: int) -> float:
+    """What the batch does to the learning rate: 1, B / B_ref or its square root."""
+    if config.reference_batch_size is None:
+        return 1.0
+    ratio = global_batch_size / config.reference_batch_size
+    return math.sqrt(ratio) if config.scaling == "sqrt" else ratio
+
+
+def _decay(config: ScheduleConfig, total_epochs: float) -> Callable[[float], float]:
+    def multistep(epoch: float) -> float:
+        return config.gamma ** sum(epoch >= m for m in config.milestones_epochs)
+
+    def cosine(epoch: float) -> float:
+        done = min((epoch - config.warmup_epochs) / (total_epochs - config.warmup_epochs), 1.0)
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+
+    def tvlars_factor(epoch: float) -> float:
+        return tvlars.factor(epoch, config.alpha, config.rate or 0.0, config.delay_epochs or 0.0, config.floor)
+
+    kinds = {"constant": lambda epoch: 1.0, "multistep": multistep, "cosine": cosine, "tvlars": tvlars_factor}
+    return kinds[config.kind]
 
 
 def planned_epochs(job: JobConfig, global_batch_size: int, num_train: int) -> float | None:

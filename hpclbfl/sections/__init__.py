@@ -2,11 +2,11 @@
 
 from hpclbfl.sections.base import Section
 from hpclbfl.sections.data import DataConfig, PartitionConfig
-from hpclbfl.sections.gradients import GradientsConfig, ScalerConfig
+from hpclbfl.sections.gradients import GradientsConfig, NoiseScaleConfig, ScalerConfig
 from hpclbfl.sections.model import LossConfig, ModelConfig
 from hpclbfl.sections.optimizer import OptimizerConfig, ScheduleConfig
 from hpclbfl.sections.run import BatchingConfig, CommConfig, EvaluateConfig, StopConfig
-from hpclbfl.sections.sync import BspConfig, FedAvgConfig, SyncConfig
+from hpclbfl.sections.sync import BspConfig, FedAvgConfig, LocalConfig, PostLocalConfig, SelSyncConfig, SyncConfig
 
 __all__ = [
     "BatchingConfig",
@@ -16,13 +16,17 @@ __all__ = [
     "EvaluateConfig",
     "FedAvgConfig",
     "GradientsConfig",
+    "LocalConfig",
     "LossConfig",
     "ModelConfig",
+    "NoiseScaleConfig",
     "OptimizerConfig",
     "PartitionConfig",
+    "PostLocalConfig",
     "ScalerConfig",
     "ScheduleConfig",
     "Section",
+    "SelSyncConfig",
     "StopConfig",
     "SyncConfig",
 ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, StrictBool, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, StrictBool, model_validator
 
-from hpclbfl.sections.base import Section
+from hpclbfl.sections.base import Fraction, Section
 
 
 class ScalerConfig(Section):
@@ -21,6 +21,8 @@ class ScalerConfig(Section):
     its Eq. 6 reads (the two contradict each other); always, never, random: controls."""
     duty: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """random: share of the steps that are scaled."""
+    change: Literal["squared_norm", "selsync"] = "squared_norm"
+    """squared_norm: Eq. 8; selsync: of the layers' norms, smoothed over 25 steps (its usual threshold is 0.3)."""
 
     @model_validator(mode="after")
     def _own_keys(self) -> ScalerConfig:
@@ -29,9 +31,45 @@ class ScalerConfig(Section):
         return self
 
 
+class NoiseScaleConfig(Section):
+    """The gradient noise scale, estimated in every step of a shared model."""
+
+    decay: Fraction = 0.95
+    """Weight of the averages over steps, of which b_simple is the ratio, against the newest step."""
+
+
 class GradientsConfig(Section):
-    """What happens between the reduced gradient and the optimizer."""
+    """What happens between the clients' gradients and the optimizer."""
 
     scaler: ScalerConfig | None = None
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of the gradient, before the scaler's factor."""
+    weight_noise: PositiveFloat | None = None
+    """s: noise in the clients' weights that makes the gradient's covariance 1 + s^2 times as large, as a batch of
+    B / (1 + s^2) has it."""
+    extrapolation_lr: PositiveFloat | None = None
+    """Each client takes its gradient at a point extrapolated by this rate along its last one (extrapolated SGD)."""
+    compression: Literal["none", "fp16"] = "none"
+    """fp16: gradients travel, and are summed, in half precision."""
     measure: StrictBool = True
     """Log the squared norm and its relative change also where nothing is scaled."""
+    noise_scale: NoiseScaleConfig | None = None
+    layers_every: PositiveInt | None = None
+    """Log each parameter's squared norm every so many steps."""
+
+    @model_validator(mode="after")
+    def _fit(self) -> GradientsConfig:
+        if not self.measure and (self.scaler or self.clip_norm or self.noise_scale):
+            raise ValueError("'measure: false' leaves 'scaler', 'clip_norm' and 'noise_scale' without their norm")
+        if self.noise_scale is not None and self.weight_noise is not None:
+            raise ValueError("'noise_scale' cannot be measured under 'weight_noise'")
+        if self.noise_scale is not None and self.compression != "none":
+            raise ValueError("'noise_scale' needs 'compression: none'")
+        return self
+
+    @property
+    def shared_only(self) -> list[str]:
+        """Keys in use that need gradients which are summed over the clients."""
+        keys = ("weight_noise", "extrapolation_lr", "noise_scale", "layers_every")
+        used = [key for key in keys if getattr(self, key) is not None]
+        return used + (["compression"] if self.compression != "none" else [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from hpclbfl.sections.base import Section
 
@@ -35,4 +35,30 @@ class FedAvgConfig(Section):
         return self
 
 
-SyncConfig = Annotated[BspConfig | FedAvgConfig, Field(discriminator="kind")]
+class PostLocalConfig(Section):
+    """Post-local SGD: bulk-synchronous until a step, then federated averaging."""
+
+    kind: Literal["post_local"]
+    switch_step: PositiveInt
+    """Steps with a shared model."""
+    local_steps: PositiveInt
+    """H, afterwards."""
+    weights: Literal["samples", "uniform"] = "samples"
+    optimizer_state: Literal["keep", "average", "reset"] = "keep"
+
+
+class SelSyncConfig(Section):
+    """Selective synchronisation: clients train alone until one of them sees its gradient change."""
+
+    kind: Literal["selsync"]
+    threshold: NonNegativeFloat = 0.3
+    """Of the change of a client's own gradient, from which on all average."""
+    change: Literal["squared_norm", "selsync"] = "selsync"
+    """selsync: of the layers' norms, smoothed over 25 steps; squared_norm: Eq. 8."""
+    weights: Literal["samples", "uniform"] = "samples"
+    optimizer_state: Literal["keep", "average", "reset"] = "keep"
+
+
+LocalConfig = FedAvgConfig | PostLocalConfig | SelSyncConfig
+"""Those under which clients train alone, always or for a time."""
+SyncConfig = Annotated[BspConfig | FedAvgConfig | PostLocalConfig | SelSyncConfig, Field(discriminator="kind")]

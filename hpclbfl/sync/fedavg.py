@@ -45,14 +45,14 @@ class FederatedAveraging:
 
 
 def averaging_weights(samples: NDArray[np.int64], weights: str) -> NDArray[np.float64]:
-    """Weight of every client, summing to 1.
+    """[C] weight of every client, summing to 1; zeros where nobody processed any samples.
 
     Args:
         samples: [C] samples that each client processed since the last averaging.
         weights: samples (n_c / sum n) or uniform over the clients that processed any (1 / C').
     """
     mass: NDArray[np.float64] = (samples if weights == "samples" else samples > 0).astype(np.float64)
-    return np.asarray(mass / mass.sum(), dtype=np.float64)
+    return mass / mass.sum() if mass.any() else mass
 
 
 def average(

@@ -43,9 +43,11 @@ def test_gradients_of_all_passes_are_summed_in_buckets(bucket_mb: float) -> None
     expected = reference(module, batches)
     reducer = GradientReducer(list(module.parameters()), comm, bucket_mb)
     for _ in range(2):
-        module(batches[0]).square().sum().backward()
-        reducer.arm()
-        module(batches[1]).square().sum().backward()
+        reducer.begin_step()
+        for batch in batches:
+            reducer.begin_pass(batch is batches[-1])
+            module(batch).square().sum().backward()
+            assert reducer.end_pass() is None
         assert reducer.finish() == 0
         for parameter, gradient in zip(module.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.grad, 2 * gradient)
@@ -59,7 +61,9 @@ def test_gradients_of_all_passes_are_summed_in_buckets(bucket_mb: float) -> None
 def test_a_rank_without_samples_makes_the_same_calls() -> None:
     module, comm = net(), Doubling()
     reducer = GradientReducer(list(module.parameters()), comm, 1e-9)
-    reducer.arm()
+    reducer.begin_step()
+    reducer.begin_pass(is_last=True)
+    reducer.end_pass()
     reducer.finish()
     assert len(comm.calls) == 6
     assert all((p.grad == 0).all() for p in module.parameters())
@@ -69,7 +73,8 @@ def test_an_unused_parameter_gets_a_zero_gradient() -> None:
     module, comm = net(), Doubling()
     reducer = GradientReducer(list(module.parameters()), comm, 25.0)
     reducer.flat.fill_(9)
-    reducer.arm()
+    reducer.begin_step()
+    reducer.begin_pass(is_last=True)
     module[2:](torch.ones(1, 8)).sum().backward()
     reducer.finish()
     assert (module[0].weight.grad == 0).all()
@@ -81,7 +86,8 @@ def test_votes_travel_with_the_gradients_and_do_not_linger() -> None:
     reducer = GradientReducer(list(module.parameters()), Doubling(), 25.0)
     results = []
     for bits in (0b101, 0, 0b10):
-        reducer.arm(bits)
+        reducer.begin_step(bits)
+        reducer.begin_pass(is_last=True)
         module(torch.ones(1, 4)).sum().backward()
         results.append(reducer.finish())
         reducer.zero_grad()
@@ -100,3 +106,53 @@ def test_ranks_are_learnt_from_the_launchers_environment() -> None:
         build.communicator(CommConfig(), {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"})
     with pytest.raises(ConfigError, match=r"comm.engine: local is for one process, this job has 4 ranks"):
         build.communicator(CommConfig(engine="local"), open_mpi)
+
+
+def test_norms_of_the_sum_and_of_each_pass_are_taken_on_the_way() -> None:
+    module, comm = net(), Doubling()
+    batches = [torch.randn(3, 4), torch.randn(5, 4)]
+    own = [sum(g.square().sum() for g in reference(module, [batch])) for batch in batches]
+    total = sum(4 * g.square().sum() for g in reference(module, batches))
+    reducer = GradientReducer(list(module.parameters()), comm, 1e-4, measure=True, measure_clients=True)
+    for _ in range(2):
+        reducer.begin_step(vote_bits=0b11)
+        for batch, weight, norm in zip(batches, (3.0, 0.5), own, strict=True):
+            kept: dict[nn.Parameter, Tensor] = {}
+            reducer.begin_pass(batch is batches[-1], weight, kept)
+            module(batch).square().sum().backward()
+            found = reducer.end_pass()
+            assert found is not None and found.item() == pytest.approx(norm.item(), rel=1e-5)
+            for parameter, gradient in zip(module.parameters(), reference(module, [batch]), strict=True):
+                torch.testing.assert_close(kept[parameter], gradient)
+        assert reducer.finish() == 0b11
+        # The votes and the noise scale's part, which travel behind the gradients, are no gradients.
+        assert reducer.sq_norm is not None and reducer.sq_norm.item() == pytest.approx(total.item(), rel=1e-5)
+        assert reducer.noise.item() == pytest.approx(2 * (3 * own[0] + 0.5 * own[1]).item(), rel=1e-5)
+        assert [g.shape for g in reducer.by_layer()] == [p.shape for p in module.parameters()]
+        reducer.zero_grad()
+
+
+def test_half_precision_travels_and_float32_arrives() -> None:
+    module = net()
+    batch = torch.randn(3, 4)
+    expected = reference(module, [batch])
+    reducer = GradientReducer(list(module.parameters()), Doubling(), 1e-4, measure=True, wire_dtype=torch.float16)
+    reducer.begin_step(0b100)
+    reducer.begin_pass(is_last=True)
+    module(batch).square().sum().backward()
+    reducer.end_pass()
+    assert reducer.finish() == 0b100
+    for parameter, gradient in zip(module.parameters(), expected, strict=True):
+        assert torch.equal(parameter.grad, 2 * gradient.half().float())
+    assert reducer.sq_norm is not None
+    assert reducer.sq_norm.item() == pytest.approx(
+        sum(p.grad.square().sum().item() for p in module.parameters()), rel=1e-6
+    )
+
+
+def test_after_close_gradients_stay_with_their_parameters() -> None:
+    module = net()
+    reducer = GradientReducer(list(module.parameters()), Doubling(), 25.0)
+    reducer.close()
+    module(torch.ones(1, 4)).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())

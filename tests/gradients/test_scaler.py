@@ -6,31 +6,11 @@ import pytest
 import torch
 
 from hpclbfl.gradients import Context
-from hpclbfl.gradients.change import ChangeState, observe
-from hpclbfl.gradients.norm import squared_norm
 from hpclbfl.gradients.scaler import StepUp, When
 
 
 def of(value: float) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64)
-
-
-def test_change_by_hand() -> None:
-    """Eq. 8 on squared norms 4, 6, 3: |6 - 4| / 4 and |3 - 6| / 6."""
-    state, changes = ChangeState(), []
-    for value in (4.0, 6.0, 3.0):
-        state = observe(of(value), state)
-        changes.append(state.change.item())
-    assert math.isnan(changes[0])
-    assert changes[1:] == [0.5, 0.5]
-
-
-def test_a_gradient_that_is_not_finite_has_no_change_and_is_no_predecessor() -> None:
-    state = observe(of(4.0), ChangeState())
-    for value in (math.inf, math.nan):
-        state = observe(of(value), state)
-        assert math.isnan(state.change.item())
-    assert observe(of(5.0), state).change.item() == 0.25
 
 
 @pytest.mark.parametrize(
@@ -63,16 +43,3 @@ def test_random_gate_has_its_duty_and_is_a_function_of_seed_step_and_client() ->
     assert first != draws(1, -1) and first != draws(0, 0)
     # Three standard deviations of the binomial.
     assert abs(first.count(2.0) / 2000 - 0.3) < 3 * math.sqrt(0.3 * 0.7 / 2000)
-
-
-def test_squared_norm_is_exact_enough_at_ten_million_elements() -> None:
-    torch.manual_seed(0)
-    gradient = torch.randn(10_000_019) * 1e-3
-    exact = sum(part.double().square().sum().item() for part in gradient.split(1 << 20))
-    assert squared_norm([gradient]).item() == pytest.approx(exact, rel=1e-6)
-    pieces = [gradient[:7], gradient[7:70_000].clone(), gradient[70_000:]]
-    assert squared_norm(pieces).item() == pytest.approx(exact, rel=1e-6)
-
-
-def test_squared_norm_by_hand() -> None:
-    assert squared_norm([torch.tensor([3.0]), torch.tensor([[4.0, 12.0]])]).item() == 169.0

@@ -1,6 +1,6 @@
 """Run under mpirun by test_ranks.py: trains several jobs in one MPI job.
 
-Usage: jobs_program.py LIST.json, a list of [job file, run folder, "train" | "gradient"].
+Usage: jobs_program.py LIST.json [ENGINE], a list of [job file, run folder, "train" | "gradient"].
 "gradient" writes the first reduced gradient to <run folder>/gradient.npy instead of training. "train" also writes
 samples<rank>.npy: client, step and sample of everything that the rank asked its loader for.
 """
@@ -15,8 +15,8 @@ import numpy as np
 
 import hpclbfl.steps
 from hpclbfl import build
+from hpclbfl.assemble import make_experiment
 from hpclbfl.config import load_job
-from hpclbfl.experiment import make_experiment
 from hpclbfl.run import Session
 from hpclbfl.sections import CommConfig
 from hpclbfl.steps import forward_backward
@@ -40,7 +40,7 @@ def recording(taken):  # type: ignore[no-untyped-def]
     return run
 
 
-comm = build.communicator(CommConfig())
+comm = build.communicator(CommConfig(engine=sys.argv[2] if len(sys.argv) > 2 else "auto"))
 for job_file, run_folder, what in json.loads(Path(sys.argv[1]).read_text()):
     job = load_job(Path(job_file))
     session = Session(comm)
@@ -53,10 +53,11 @@ for job_file, run_folder, what in json.loads(Path(sys.argv[1]).read_text()):
             continue
         exp = make_experiment(job, comm)
         record = begin_record(exp)
+        exp.reducer.begin_step()
         for client in exp.clients:
-            if client is exp.clients[-1]:
-                exp.reducer.arm()
+            exp.reducer.begin_pass(client is exp.clients[-1])
             forward_backward(exp, client, record, sum(exp.sizes))
+            exp.reducer.end_pass()
         exp.reducer.finish()
         if comm.rank == 0:
             Path(run_folder).mkdir(parents=True)

@@ -6,6 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+# isort: split
+import hpclbfl.vision  # noqa: F401  (before timm)
+
+# isort: split
+from timm.optim import Lamb, Lars
+
 from hpclbfl.optim.slots import reset_slots
 
 MAKERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
@@ -14,6 +20,11 @@ MAKERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
     "plain": lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
     "adam": lambda p: torch.optim.Adam(p, lr=0.1, fused=True),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+    "lars": lambda p: Lars(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "lars_nesterov": lambda p: Lars(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01, foreach=True),
+    "lars_plain": lambda p: Lars(p, lr=0.1, weight_decay=0.01),
+    "lamb": lambda p: Lamb(p, lr=0.1, weight_decay=0.01),
+    "lamb_foreach": lambda p: Lamb(p, lr=0.1, weight_decay=0.01, foreach=True),
 }
 
 
@@ -41,3 +52,14 @@ def test_reset_forgets_momentum() -> None:
     optimizer.step()
     reset_slots(optimizer)
     assert optimizer.state[parameter]["momentum_buffer"].tolist() == [0, 0]
+
+
+def test_reset_forgets_the_count_of_lamb() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = MAKERS["lamb"]([parameter])
+    parameter.grad = torch.ones(2)
+    optimizer.step()
+    assert optimizer.param_groups[0]["step"] == 1
+    reset_slots(optimizer)
+    assert optimizer.param_groups[0]["step"] == 0
+    assert {k: v.tolist() for k, v in optimizer.state[parameter].items()} == {"exp_avg": [0, 0], "exp_avg_sq": [0, 0]}

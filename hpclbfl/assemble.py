@@ -1,0 +1,121 @@
+"""Builds a rank's share of a run from its job."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpclbfl import build
+from hpclbfl.comm.base import Communicator
+from hpclbfl.config import JobConfig
+from hpclbfl.data.datasets import load_dataset
+from hpclbfl.data.loader import make_loaders
+from hpclbfl.data.sampling import make_sampler
+from hpclbfl.errors import ConfigError, RunFailed
+from hpclbfl.experiment import Experiment
+from hpclbfl.gradients.norm import arithmetic
+from hpclbfl.optim.schedule import make_schedule
+from hpclbfl.replicas import Client, Replica, clients_of_rank
+from hpclbfl.timing import Clock
+
+
+def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
+    """Build this rank's share of a job whose clients are resolved.
+
+    Raises:
+        ConfigError: more ranks than clients, or parts of the job that do not fit each other.
+        RunFailed: the ranks did not come to the same data and weights.
+    """
+    num_clients = len(sizes := job.local_batch_sizes())
+    if comm.size > num_clients:
+        raise ConfigError(f"clients: {num_clients} for {comm.size} ranks leaves some without work; start fewer ranks")
+    _set_threads(comm)
+    device = build.device(comm)
+    if job.deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    autocast = build.autocast(job, device)
+    dataset = load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)
+    train_images, test_images = make_loaders(dataset, job.data, job.seed, device, build.dtype(job))
+    labels = np.asarray(dataset.train.labels)
+    sampler = make_sampler(job.partition, labels, num_clients, len(dataset.classes), job.seed)
+    global_batch_size = int(sampler.counts(sizes).sum())
+    sync = build.synchroniser(job, global_batch_size, len(labels))
+    schedule = make_schedule(job, global_batch_size, len(labels))
+
+    template = build.net(job, len(dataset.classes), train_images.image_shape, device)
+    if min(sizes) == 1:
+        _check_single_sample(template, train_images.image_shape)
+    ids = clients_of_rank(num_clients, comm.rank, comm.size)
+    mean = Replica(template)
+    optimizer, reducer, loss_scaler = None, None, build.loss_scaler(job, device)
+    if sync.shared(1):
+        optimizer = build.optimizer(job.optimizer, mean.parameters)
+        reducer = build.reducer(job, mean.parameters, comm)
+        clients = [Client(i, Replica(template, parameters_of=mean), None, loss_scaler) for i in ids]
+    else:
+        clients = [build.local_client(job, i, template, device) for i in ids]
+    _check_agreement(comm, dataset.fingerprint, mean.digest())
+    return Experiment(
+        job=job,
+        comm=comm,
+        device=device,
+        dataset=dataset,
+        train_images=train_images,
+        test_images=test_images,
+        sampler=sampler,
+        sizes=sizes,
+        global_batch_size=global_batch_size,
+        sync=sync,
+        schedule=schedule,
+        clients=clients,
+        optimizer=optimizer,
+        reducer=reducer,
+        mean=mean,
+        autocast=autocast,
+        loss_scaler=loss_scaler,
+        clock=Clock(device),
+        pipeline=build.pipeline(job, _agreeing(comm, device)),
+        extrapolation=build.extrapolation(job),
+    )
+
+
+def _agreeing(comm: Communicator, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What makes a norm equal on all ranks: nothing where they round alike, else rank 0's is taken."""
+    if len(set(comm.allgather(arithmetic(device)))) == 1:
+        return lambda norm: norm
+
+    def take_first(norm: Tensor) -> Tensor:
+        comm.broadcast_([norm])
+        return norm
+
+    return take_first
+
+
+def _set_threads(comm: Communicator) -> None:
+    """Share a node's cores among its ranks, unless the user has said otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ and comm.local_size > 1:
+        usable = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, min(usable, (os.cpu_count() or 1) // comm.local_size)))
+
+
+def _check_single_sample(template: torch.nn.Module, shape: tuple[int, int, int]) -> None:
+    """Refuse a batch of one where BatchNorm would have one value per channel."""
+    like = next(template.parameters())
+    try:
+        copy.deepcopy(template).train()(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+    except ValueError as error:
+        raise ConfigError("batching: this net's BatchNorm needs at least 2 samples per client and step") from error
+
+
+def _check_agreement(comm: Communicator, data: str, weights: str) -> None:
+    rows = comm.allgather((data, weights))
+    for what, column in (("data", 0), ("initial weights", 1)):
+        odd = [rank for rank, row in enumerate(rows) if row[column] != rows[0][column]]
+        if odd:
+            raise RunFailed(f"rank {odd[0]} has other {what} than rank 0; are the files and versions the same there?")

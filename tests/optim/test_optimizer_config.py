@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from hpclbfl.config import ConfigError, JobConfig, parse_job
+
+
+def parse(**sections: Any) -> JobConfig:
+    return parse_job({"data": {"name": "digits"}, "model": {"name": "resnet8"}, **sections}, "job.yaml")
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"optimizer": {"name": "lamb", "momentum": 0.9}}, "'momentum' goes with lars; lamb takes 'betas'"),
+        ({"optimizer": {"name": "adamw", "momentum": 0.9}}, "'momentum' goes with sgd; adamw takes 'betas'"),
+        ({"optimizer": {"name": "lars", "betas": [0.8, 0.9]}}, "'betas' goes with lamb; lars takes 'momentum'"),
+        ({"optimizer": {"betas": [0.8, 0.9]}}, "'betas' goes with adam; sgd takes 'momentum'"),
+        ({"optimizer": {"name": "lars", "eps": 1e-6}}, "'eps' goes with lamb; lars has none to set"),
+        ({"optimizer": {"name": "lars", "nesterov": True}}, "'nesterov' needs name lars and a momentum above 0"),
+        ({"optimizer": {"name": "lamb", "nesterov": True}}, "'nesterov' needs name sgd or lars and a momentum above 0"),
+        ({"optimizer": {"trust_coefficient": 0.01}}, "'trust_coefficient' goes with lars, not sgd"),
+        ({"optimizer": {"name": "lamb", "trust_coefficient": 0.01}}, "'trust_coefficient' goes with lars, not lamb"),
+        ({"optimizer": {"decay": "biases"}}, "optimizer.decay: input should be 'all' or 'weights'"),
+        ({"optimizer": {"name": ["lars"]}}, "optimizer.name: input should be 'sgd'"),
+        ({"schedule": {"kind": "tvlars", "rate": 1.0}}, "kind tvlars needs 'rate' (per epoch) and 'delay_epochs'"),
+        ({"schedule": {"kind": "tvlars", "delay_epochs": 1.0}}, "kind tvlars needs 'rate'"),
+        (
+            {"schedule": {"kind": "tvlars", "rate": 1.0, "delay_epochs": 5, "warmup_epochs": 5}},
+            "'warmup_epochs' does not go with kind tvlars, which replaces the warm-up",
+        ),
+        ({"schedule": {"rate": 1.0}}, "'rate' goes with kind tvlars"),
+        ({"schedule": {"kind": "cosine", "floor": 0.1}}, "'floor' goes with kind tvlars"),
+        ({"schedule": {"alpha": 0.5}}, "'alpha' goes with kind tvlars"),
+        ({"schedule": {"delay_epochs": 0}}, "'delay_epochs' goes with kind tvlars"),
+        ({"schedule": {"scaling": "sqrt"}}, "'scaling: sqrt' and 'reference_batch_size' go together"),
+        ({"schedule": {"reference_batch_size": 8}}, "'scaling: linear (or sqrt)' and 'reference_batch_size' go"),
+    ],
+)
+def test_keys_of_others_are_refused(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse(**sections)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "decay", "eps"),
+    [
+        ("sgd", "all", 1e-8),
+        ("adam", "all", 1e-8),
+        ("adamw", "all", 1e-8),
+        ("lars", "weights", 1e-8),
+        ("lamb", "weights", 1e-6),
+    ],
+)
+def test_defaults_go_by_the_name(name: str, decay: str, eps: float) -> None:
+    for given in ({}, {"decay": None, "eps": None}):
+        job = parse(optimizer={"name": name, **given})
+        assert (job.optimizer.decay, job.optimizer.eps) == (decay, eps)
+    # A job that was written out reads as the same job.
+    assert parse_job(yaml.safe_load(job.to_yaml()), "config.yaml") == job
+    assert parse(optimizer={"name": name, "decay": "weights"}).optimizer.decay == "weights"
+
+
+def test_null_is_the_default_written_out() -> None:
+    given = parse(optimizer={"name": "lamb", "decay": "weights", "eps": 1e-6})
+    assert parse(optimizer={"name": "lamb"}).digest("data") == given.digest("data")
+    assert parse().optimizer == parse(optimizer={}).optimizer
