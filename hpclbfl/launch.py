@@ -27,6 +27,8 @@ ALLOCATOR = {
 STALL = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "60", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800"}
 # A longer cycle leaves the cores of a CPU node to the computation.
 CPU_CYCLE = {"HOROVOD_CYCLE_TIME": "5"}
+# Waiting for a reduction then orders the GPU's stream behind it instead of holding the host.
+GPU_ASYNC = {"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"}
 
 # mpirun hands the environment to ranks of other nodes by name alone.
 FORWARDED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "OPAL_PREFIX")
@@ -63,8 +65,7 @@ def ranks_per_node(np: int, environ: Mapping[str, str], hosts: Mapping[str, int]
 def rank_environment(environ: Mapping[str, str], threads: int, has_gpu: bool) -> dict[str, str]:
     """Return what ranks should find set; what the user has set stays."""
     wanted = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **ALLOCATOR, **STALL}
-    if not has_gpu:
-        wanted |= CPU_CYCLE
+    wanted |= GPU_ASYNC if has_gpu else CPU_CYCLE
     if "OMP_NUM_THREADS" in environ:
         wanted["MKL_NUM_THREADS"] = environ["OMP_NUM_THREADS"]
     return {name: value for name, value in wanted.items() if name not in environ}

@@ -40,7 +40,10 @@ def test_the_users_variables_stay() -> None:
     assert "HOROVOD_CYCLE_TIME" not in added
     assert added["MKL_NUM_THREADS"] == "3"
     assert added["MALLOC_MMAP_MAX_"] == "0"
-    assert "HOROVOD_CYCLE_TIME" not in rank_environment({}, threads=1, has_gpu=True)
+    on_gpus = rank_environment({}, threads=1, has_gpu=True)
+    assert "HOROVOD_CYCLE_TIME" not in on_gpus
+    assert on_gpus["HOROVOD_ENABLE_ASYNC_COMPLETION"] == "1"
+    assert "HOROVOD_ENABLE_ASYNC_COMPLETION" not in rank_environment({}, threads=1, has_gpu=False)
 
 
 def test_command_on_one_host() -> None:
