@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, PositiveInt, StrictBool, ValidationError, model_validator
@@ -232,9 +232,10 @@ def _locate(location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]
         path.append(str(part))
         field = model.model_fields.get(str(part))
         if index < len(location) - 1 and field is not None:
-            annotation = field.annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                model = annotation
+            # A section, or one that may be absent: `Section | None`.
+            for annotation in get_args(field.annotation) or (field.annotation,):
+                if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                    model = annotation
     return path, model
 
 

@@ -26,6 +26,8 @@ def test_unknown_key_names_file_key_near_miss_and_valid_keys() -> None:
     assert "did you mean 'partition'?" in refused(partitions={"kind": "iid"})
     message = refused(sync={"kind": "fedavg", "local_step": 5})
     assert "'sync.local_step': did you mean 'local_steps'?" in message and "optimizer_state" in message
+    message = refused(gradients={"scaler": {"factor": 2, "treshold": 1}})
+    assert "'gradients.scaler.treshold': did you mean 'threshold'? valid under 'gradients.scaler': factor" in message
 
 
 @pytest.mark.parametrize(
