@@ -25,6 +25,7 @@ class HorovodGradients:
         self._optimizer = optimizer
         self._synchronize = optimizer.synchronize
         self._is_marked = False
+        self._is_second = False
         optimizer.synchronize = self._marking
 
     def _marking(self) -> None:
@@ -39,7 +40,11 @@ class HorovodGradients:
 
     def take(self) -> bool:
         """Whether this call of the hook is the one, of the two in a step, that acts."""
-        # After a synchronize() whose step was left out; a step of one rank has no handles that would show it.
+        if not self._optimizer._requires_update:
+            # One rank, or one outside of the process set: nothing is reduced or begun, and each second call will do.
+            self._is_second = not self._is_second
+            return self._is_second
+        # synchronize() has been called, and step() will call it once more.
         is_reduced_again = self._optimizer._synchronized and self._optimizer._should_synchronize
         if not self.are_reduced or is_reduced_again:
             return False

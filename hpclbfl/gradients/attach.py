@@ -1,0 +1,296 @@
+"""The step-up scaler for any training script: attached to a torch optimizer, it acts in each of the optimizer's steps.
+
+S. Tyagi, "On Using Large-Batches in Federated Learning", Eq. 6 and 8; `hpclbfl.gradients.scaler` tells what is scaled,
+and when. Here the order is kept, whatever the script is made of: reduce, unscale, measure, clip, scale, step.
+
+    DistributedDataParallel    has reduced the gradients when step() is called.
+    hvd.DistributedOptimizer   reduces them inside step(), or in synchronize() before it; nothing is done until then.
+    torch.amp.GradScaler       has unscaled them, except for a fused optimizer, which it gives the loss scale instead.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hpclbfl.gradients import Context
+from hpclbfl.gradients.chain import Chain
+from hpclbfl.gradients.change import ChangeState, Metric
+from hpclbfl.gradients.clip import Clip
+from hpclbfl.gradients.owned import HorovodGradients, by_kind, gradients_of, loss_scale_of, squared_norm_of
+from hpclbfl.gradients.scaler import ScalerState, StepUp, When, rides_on_step
+
+NORMALISERS = frozenset({"adam", "adamw", "adamax", "nadam", "radam", "lamb", "lars"})
+"""Optimizers, in lower case, that divide out a constant factor on the gradient, or nearly."""
+
+_STATE_KEYS = ("steps", "grad_sq_norm", "previous", "change", "windows", "scale")
+_OWNER = "_hpclbfl_scaler"
+_ABSENT = object()
+
+
+class GradientScaler:
+    """Multiplies the gradient by X in some steps (Eq. 6), decided from its relative change (Eq. 8).
+
+    Args:
+        factor: X, above 0.
+        threshold: of the change | |G_i|^2 - |G_(i-1)|^2 | / |G_(i-1)|^2.
+        when: delta_ge, delta_lt, always, never or random; see `hpclbfl.gradients.scaler`.
+        change: squared_norm (Eq. 8), or selsync (of the layers' norms, smoothed over 25 steps).
+        duty: share of the steps that are scaled, from 0 to 1; with when="random", and only with it.
+        max_norm: the gradient is clipped to this norm before X, from the norm that is measured anyway.
+        seed: of when="random"; the same on all ranks.
+        agree: makes a tensor of norms (float64, 1-d) equal on all ranks, by what it returns or in place, such as
+            `lambda t: hvd.broadcast(t, 0)` or `lambda t: dist.broadcast(t, 0)`. Like machines compute equal norms of
+            the reduced gradients and need none. Unlike ones may round differently; where the threshold falls between
+            two roundings of a change, some ranks alone would scale, and their models part for good.
+
+    Raises:
+        ValueError: one line, for a value that is out of range.
+    """
+
+    def __init__(
+        self,
+        factor: float,
+        threshold: float = 0.5,
+        when: When = "delta_ge",
+        change: Metric = "squared_norm",
+        duty: float | None = None,
+        max_norm: float | None = None,
+        seed: int = 0,
+        agree: Callable[[Tensor], Tensor | None] | None = None,
+    ) -> None:
+        _check("factor", factor, _is_number(factor) and factor > 0, "a number above 0")
+        _check("threshold", threshold, _is_number(threshold) and threshold >= 0, "a number of at least 0")
+        _check("when", when, when in get_args(When), f"one of {', '.join(get_args(When))}")
+        _check("change", change, change in get_args(Metric), f"one of {', '.join(get_args(Metric))}")
+        if when == "random":
+            is_share = duty is not None and _is_number(duty) and 0 <= duty <= 1
+            _check("duty", duty, is_share, "a share from 0 to 1 with when='random'")
+        else:
+            _check("duty", duty, duty is None, "none without when='random'")
+        is_norm = max_norm is None or (_is_number(max_norm) and max_norm > 0)
+        _check("max_norm", max_norm, is_norm, "a number above 0, or None")
+        is_seed = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+        _check("seed", seed, is_seed, "a whole number of at least 0")
+        _check("agree", agree, agree is None or callable(agree), "a function of a tensor, or None")
+
+        step_up = StepUp(float(factor), float(threshold), when, 1.0 if duty is None else float(duty), change)
+        self._chain = Chain([step_up] if max_norm is None else [step_up, Clip(float(max_norm))])
+        self._state = self._chain.init()
+        self._seed = seed
+        self._agree = agree
+        self._steps = 0
+        self._grad_sq_norm: Tensor | None = None
+        self._measured: Tensor | None = None
+        self._optimizer: Optimizer | None = None
+        self._horovod: HorovodGradients | None = None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._ridden: tuple[Tensor, Any] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps taken with a gradient; one that AMP leaves out counts where the optimizer is fused."""
+        return self._steps
+
+    @property
+    def change(self) -> Tensor | None:
+        """delta of the newest step, float64 0-d; NaN in the first one and where the gradient was not finite."""
+        return self._scaler_state.detector.change if self._steps else None
+
+    @property
+    def scale(self) -> Tensor | None:
+        """X or 1, of the newest step, float64 0-d; without the clipping."""
+        return self._scaler_state.scale if self._steps else None
+
+    @property
+    def grad_sq_norm(self) -> Tensor | None:
+        """Squared norm of the newest step's gradient, before clipping and X, float64 0-d."""
+        return self._grad_sq_norm
+
+    def attach(self, optimizer: Optimizer) -> GradientScaler:
+        """Act in every step of this optimizer from now on; its hvd.DistributedOptimizer is made before.
+
+        Returns:
+            itself
+
+        Raises:
+            RuntimeError: it is attached already, or the optimizer has another one.
+            ValueError: not an optimizer, or Horovod's Adasum, which reduces updates instead of gradients.
+        """
+        if self._optimizer is not None:
+            raise RuntimeError("this GradientScaler is attached already: detach() it, or make one for each optimizer")
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(f"attach() takes a torch optimizer, not {type(optimizer).__name__}")
+        if hasattr(optimizer, _OWNER):
+            raise RuntimeError("the optimizer has a GradientScaler already: detach() that one first")
+        if hasattr(optimizer, "_starting_models"):
+            raise ValueError("Horovod's Adasum reduces updates, not gradients: a GradientScaler finds none to measure")
+        name = next((c.__name__ for c in type(optimizer).__mro__ if c.__name__.lower() in NORMALISERS), None)
+        if name is not None:
+            text = f"{name} divides by the gradient's own size: a factor on the gradient hardly acts; SGD follows it"
+            warnings.warn(text, stacklevel=2)
+        self._optimizer = optimizer
+        setattr(optimizer, _OWNER, self)
+        if hasattr(optimizer, "skip_synchronize"):
+            self._horovod = HorovodGradients(optimizer)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        return self
+
+    def detach(self) -> None:
+        """Leave the optimizer as it was; the state stays."""
+        if self._optimizer is None:
+            return
+        self._restore_grad_scale(self._optimizer)
+        for hook in self._hooks:
+            hook.remove()
+        if self._horovod is not None:
+            self._horovod.detach()
+        delattr(self._optimizer, _OWNER)
+        self._optimizer, self._horovod, self._hooks, self._measured = None, None, [], None
+
+    @torch.no_grad()
+    def measure(self) -> Tensor:
+        """Take the norm now instead of in the next step(): before a script clips its gradients by itself.
+
+        The order is unscale_(), measure(), clip, step(). A step that is left out needs a new measurement.
+
+        Returns:
+            the squared norm, float64 0-d
+
+        Raises:
+            RuntimeError: not attached, no gradient, or one that hvd.DistributedOptimizer has not reduced yet.
+        """
+        if self._optimizer is None:
+            raise RuntimeError("measure() finds no optimizer: attach() comes first")
+        if self._horovod is not None and not self._horovod.are_reduced:
+            raise RuntimeError(
+                "measure() needs reduced gradients: call optimizer.synchronize() before it, "
+                "and step() inside `with optimizer.skip_synchronize()`"
+            )
+        gradients = gradients_of(self._optimizer)
+        if not gradients:
+            raise RuntimeError("measure() finds no gradient: it comes after backward()")
+        self._measured = self._sq_norms(gradients)
+        return self._measured[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next steps depend on: 0-d and [2, 25] float64 tensors, numbers and None; for torch.save."""
+        detector = self._scaler_state.detector
+        values = (
+            self._steps,
+            self._grad_sq_norm,
+            detector.previous,
+            detector.change,
+            detector.windows,
+            self._scaler_state.scale,
+        )
+        return dict(zip(_STATE_KEYS, values, strict=True))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`, bit for bit, on whatever device the gradients are.
+
+        Raises:
+            ValueError: it is not such a state.
+        """
+        if not isinstance(state, dict) or set(state) != set(_STATE_KEYS):
+            raise ValueError(f"not the state of a GradientScaler: expected the keys {', '.join(_STATE_KEYS)}")
+        previous, change, scale = (state[key].clone() for key in ("previous", "change", "scale"))
+        windows, sq_norm = (None if state[key] is None else state[key].clone() for key in ("windows", "grad_sq_norm"))
+        self._scaler_state = ScalerState(ChangeState(previous, change, windows), scale)
+        self._steps, self._grad_sq_norm, self._measured = state["steps"], sq_norm, None
+
+    @property
+    def _scaler_state(self) -> ScalerState:
+        state: ScalerState = self._state[0]
+        return state
+
+    @_scaler_state.setter
+    def _scaler_state(self, state: ScalerState) -> None:
+        self._state = (state, *self._state[1:])
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(callable(value) for value in (*args[1:], kwargs.get("closure"))):
+            raise RuntimeError(
+                "step(closure) computes the gradients after a GradientScaler has to see them: "
+                "call backward() first and step() without a closure"
+            )
+        if self._horovod is not None and not self._horovod.take():
+            return
+        self._restore_grad_scale(optimizer)  # Left over where the step before has raised.
+        measured, self._measured = self._measured, None
+        gradients = gradients_of(optimizer)
+        if not gradients:
+            return
+        sq_norms = self._sq_norms(gradients) if measured is None else measured
+        loss_scale = loss_scale_of(optimizer)
+        if loss_scale is not None:
+            loss_scale = loss_scale.to(sq_norms.device, torch.float64)
+            sq_norms = sq_norms / loss_scale.square()
+        self._scaler_state = _moved(self._scaler_state, sq_norms.device)
+        context = Context(seed=self._seed, step=self._steps, layer_sq_norms=sq_norms[1:])
+        multiplier, self._state = self._chain.update(sq_norms[0], self._state, context)
+        self._grad_sq_norm = sq_norms[0]
+        self._steps += 1
+        # Elsewhere than on a CPU the host does not know the multiplier, and does not wait for it.
+        if self._chain.is_identity or (multiplier.device.type == "cpu" and multiplier.item() == 1):
+            return
+        if rides_on_step(optimizer) and all(g.dtype != torch.float64 for g in gradients):
+            # It divides by grad_scale, which has to be float32: exact for powers of two, to rounding else.
+            divisor = multiplier.reciprocal() if loss_scale is None else loss_scale / multiplier
+            self._ridden = (divisor.float(), getattr(optimizer, "grad_scale", _ABSENT))
+            optimizer.grad_scale = self._ridden[0]  # type: ignore[attr-defined]
+            return
+        for (device, dtype), group in by_kind(gradients).items():
+            torch._foreach_mul_(group, multiplier.to(device, torch.promote_types(dtype, torch.float32)))
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._restore_grad_scale(optimizer)
+
+    def _restore_grad_scale(self, optimizer: Optimizer) -> None:
+        ridden, self._ridden = self._ridden, None
+        if ridden is None or getattr(optimizer, "grad_scale", None) is not ridden[0]:
+            return
+        if ridden[1] is _ABSENT:
+            del optimizer.grad_scale  # type: ignore[attr-defined]
+        else:
+            optimizer.grad_scale = ridden[1]  # type: ignore[attr-defined]
+
+    def _sq_norms(self, gradients: Sequence[Tensor]) -> Tensor:
+        """[1] of the whole, or [1 + L] with those of the parameters after it; float64, on the first one's device."""
+        if self._chain.needs_layers:
+            layers = torch.stack([squared_norm_of([g]).to(gradients[0].device) for g in gradients])
+            sq_norms = torch.cat([layers.sum(0, keepdim=True), layers])
+        else:
+            sq_norms = squared_norm_of(gradients).reshape(1)
+        if self._agree is None:
+            return sq_norms
+        agreed = self._agree(sq_norms)
+        return sq_norms if agreed is None else agreed.to(sq_norms)
+
+
+def _check(name: str, value: object, is_right: bool, expected: str) -> None:
+    if not is_right:
+        raise ValueError(f"GradientScaler: {name}={value!r}: expected {expected}")
+
+
+def _is_number(value: object) -> bool:
+    return not isinstance(value, (bool, complex)) and isinstance(value, Real) and math.isfinite(value)
+
+
+def _moved(state: ScalerState, device: torch.device) -> ScalerState:
+    detector = state.detector
+    windows = None if detector.windows is None else detector.windows.to(device)
+    return ScalerState(
+        ChangeState(detector.previous.to(device), detector.change.to(device), windows), state.scale.to(device)
+    )
