@@ -21,6 +21,7 @@ from hpclbfl.experiment import Experiment
 from hpclbfl.gradients.norm import arithmetic
 from hpclbfl.optim.schedule import make_schedule
 from hpclbfl.replicas import Client, Replica, clients_of_rank
+from hpclbfl.stragglers import TimeExchange
 from hpclbfl.timing import Clock
 
 
@@ -31,9 +32,12 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
         ConfigError: more ranks than clients, or parts of the job that do not fit each other.
         RunFailed: the ranks did not come to the same data and weights.
     """
-    num_clients = len(sizes := job.local_batch_sizes())
+    num_clients = len(sizes := tuple(job.local_batch_sizes()))
     if comm.size > num_clients:
         raise ConfigError(f"clients: {num_clients} for {comm.size} ranks leaves some without work; start fewer ranks")
+    policy = build.policy(job, comm.size)
+    plan, policy_state = policy.init(sizes)
+    sizes = plan.sizes
     _set_threads(comm)
     device = build.device(comm)
     if job.deterministic and device.type == "cuda":
@@ -51,6 +55,7 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
     template = build.net(job, len(dataset.classes), train_images.image_shape, device)
     if min(sizes) == 1:
         _check_single_sample(template, train_images.image_shape)
+    clock = Clock(device)
     ids = clients_of_rank(num_clients, comm.rank, comm.size)
     mean = Replica(template)
     optimizer, reducer, loss_scaler = None, None, build.loss_scaler(job, device)
@@ -69,8 +74,10 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
         train_images=train_images,
         test_images=test_images,
         sampler=sampler,
-        sizes=sizes,
-        global_batch_size=global_batch_size,
+        plan=plan,
+        policy=policy,
+        policy_state=policy_state,
+        local_steps=build.local_steps(job, comm.size),
         sync=sync,
         schedule=schedule,
         clients=clients,
@@ -79,9 +86,11 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
         mean=mean,
         autocast=autocast,
         loss_scaler=loss_scaler,
-        clock=Clock(device),
+        clock=clock,
         pipeline=build.pipeline(job, _agreeing(comm, device)),
         extrapolation=build.extrapolation(job),
+        times=TimeExchange(comm, clock),
+        emulation=build.emulation(job, comm, device),
     )
 
 

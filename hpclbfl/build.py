@@ -5,15 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hpclbfl.batching import BatchPolicy
+from hpclbfl.batching.dynamic import Dynamic
+from hpclbfl.batching.fixed import Fixed
+from hpclbfl.batching.noise_scale import NoiseScalePolicy
+from hpclbfl.batching.proportional import Proportional
 from hpclbfl.comm.base import Communicator, launched_size
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config import JobConfig
+from hpclbfl.emulate import Emulation
 from hpclbfl.errors import ConfigError
 from hpclbfl.gradients import GradientTransform
 from hpclbfl.gradients.chain import Chain
@@ -24,7 +33,7 @@ from hpclbfl.gradients.scaler import StepUp
 from hpclbfl.optim.extrapolation import Extrapolation
 from hpclbfl.optim.optimizers import make_optimizer
 from hpclbfl.replicas import Client, Replica, key_generators
-from hpclbfl.sections import BspConfig, CommConfig, OptimizerConfig, PostLocalConfig, SelSyncConfig
+from hpclbfl.sections import BspConfig, CommConfig, FedAvgConfig, OptimizerConfig, PostLocalConfig, SelSyncConfig
 from hpclbfl.sync import Synchroniser
 from hpclbfl.sync.bsp import BulkSynchronous
 from hpclbfl.sync.fedavg import FederatedAveraging
@@ -145,6 +154,76 @@ def extrapolation(job: JobConfig) -> Extrapolation | None:
     return Extrapolation(rate) if rate is not None else None
 
 
+def policy(job: JobConfig, num_ranks: int) -> BatchPolicy:
+    """The job's batch policy.
+
+    Raises:
+        ConfigError: it needs one client per rank, bounds that leave room for B, or a plan that fits the job.
+    """
+    config = job.batching
+    sizes = job.local_batch_sizes()
+    if config.policy == "fixed":
+        return Fixed()
+    low = [config.min_local_batch_size or 1] * len(sizes)
+    high = [config.max_local_batch_size or sum(sizes)] * len(sizes)
+    if config.policy == "noise_scale":
+        if job.gradients.noise_scale is None:
+            raise ConfigError("batching.policy noise_scale needs the noise scale: give gradients.noise_scale: {}")
+        return NoiseScalePolicy(max(high), config.max_global_batch_size or sum(sizes))
+    _check_one_client_per_rank(f"batching.policy {config.policy}", len(sizes), num_ranks)
+    plan = None
+    if config.source is not None and config.source != "warmup":
+        from hpclbfl.planner.plan_file import check_plan, load_plan
+
+        plan = load_plan(Path(config.source))
+        check_plan(plan, job, num_ranks)
+        high = [min(bound, rank.max_batch) for bound, rank in zip(high, plan.ranks, strict=True)]
+    if not sum(low) <= sum(sizes) <= sum(high):
+        raise ConfigError(
+            f"batching: a global batch of {sum(sizes)} does not fit bounds that sum up to {sum(low)} and {sum(high)}"
+        )
+    if plan is not None:
+        fixed_s = np.array([rank.t_fixed_s for rank in plan.ranks])
+        per_sample_s = np.array([rank.t_per_sample_s for rank in plan.ranks])
+        return Proportional(fixed_s, per_sample_s, low, high)
+    window = config.window or 5
+    if config.policy == "proportional":
+        return Dynamic(low, high, window, min_gain=0.01, max_changes=2)
+    return Dynamic(low, high, window, config.min_gain if config.min_gain is not None else 0.03)
+
+
+def local_steps(job: JobConfig, num_ranks: int) -> NDArray[np.int64] | None:
+    """[C] H of every client before speeds are known, where H follows them."""
+    config = job.sync
+    if not isinstance(config, FedAvgConfig) or config.max_local_steps is None:
+        return None
+    num_clients = len(job.local_batch_sizes())
+    _check_one_client_per_rank("sync.local_steps proportional", num_clients, num_ranks)
+    return np.full(num_clients, config.max_local_steps, np.int64)
+
+
+def _check_one_client_per_rank(what: str, num_clients: int, num_ranks: int) -> None:
+    if num_clients != num_ranks:
+        raise ConfigError(f"{what} needs one client per rank, not {num_clients} clients on {num_ranks} ranks")
+
+
+def emulation(job: JobConfig, comm: Communicator, on: torch.device) -> Emulation | None:
+    """What makes this rank slower than it is.
+
+    Raises:
+        ConfigError: `emulate` names other ranks than there are.
+    """
+    config = job.emulate
+    if config is None:
+        return None
+    if config.slowdown is not None and len(config.slowdown) != comm.size:
+        raise ConfigError(f"emulate.slowdown lists {len(config.slowdown)} ranks, this job has {comm.size}")
+    beyond = [change.rank for change in config.at if change.rank >= comm.size]
+    if beyond:
+        raise ConfigError(f"emulate.at: rank {beyond[0]} is not among this job's {comm.size} ranks, 0 the first")
+    return Emulation(config, comm.rank, comm.size, job.seed, on)
+
+
 def synchroniser(job: JobConfig, global_batch_size: int, num_train: int) -> Synchroniser:
     """The job's; H from local_steps or local_epochs (rounded to whole steps)."""
     config = job.sync
@@ -154,7 +233,9 @@ def synchroniser(job: JobConfig, global_batch_size: int, num_train: int) -> Sync
         return PostLocal(config.switch_step, config.local_steps)
     if isinstance(config, SelSyncConfig):
         return SelectiveSynchronisation()
-    if config.local_steps is not None:
+    if config.max_local_steps is not None:
+        return FederatedAveraging(config.max_local_steps)
+    if isinstance(config.local_steps, int):
         return FederatedAveraging(config.local_steps)
     steps = (config.local_epochs or 1.0) * num_train / global_batch_size
     return FederatedAveraging(max(1, round(steps)))

@@ -22,6 +22,7 @@ from hpclbfl.sections import (
     BspConfig,
     CommConfig,
     DataConfig,
+    EmulateConfig,
     EvaluateConfig,
     FedAvgConfig,
     GradientsConfig,
@@ -57,6 +58,7 @@ class JobConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     loss: LossConfig = LossConfig()
     batching: BatchingConfig = BatchingConfig(local_batch_size=32)
+    emulate: EmulateConfig | None = None
     stop: StopConfig = StopConfig(epochs=10)
     evaluate: EvaluateConfig = EvaluateConfig(every_epochs=1)
     comm: CommConfig = CommConfig()
@@ -108,6 +110,12 @@ class JobConfig(Section):
         for key in ("path", "download", "workers", "in_memory"):
             del job["data"][key]
         job["data"]["fingerprint"] = data_fingerprint
+        source = self.batching.source
+        if source is not None and source != "warmup":
+            try:
+                job["batching"]["from"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+            except OSError as error:
+                raise ConfigError(f"batching.from: {source} cannot be read: {error.strerror}") from error
         return job
 
     def digest(self, data_fingerprint: str) -> str:
@@ -160,11 +168,20 @@ def load_job(path: Path, overrides: list[str] | None = None) -> JobConfig:
     for override in overrides or []:
         _apply_override(values, override)
     job = parse_job(values, str(path))
-    if job.data.path is not None and not Path(job.data.path).is_absolute():
-        is_override = any(o.partition("=")[0].strip() in ("data", "data.path") for o in overrides or [])
-        beside = ((Path.cwd() if is_override else path.parent) / job.data.path).resolve()
-        job = job.model_copy(update={"data": job.data.model_copy(update={"path": str(beside)})})
+    given = {override.partition("=")[0].strip() for override in overrides or []}
+    if job.data.path is not None:
+        found = _beside(path, job.data.path, bool(given & {"data", "data.path"}))
+        job = job.model_copy(update={"data": job.data.model_copy(update={"path": found})})
+    source = job.batching.source
+    if source is not None and source != "warmup":
+        found = _beside(path, source, bool(given & {"batching", "batching.from"}))
+        job = job.model_copy(update={"batching": job.batching.model_copy(update={"source": found})})
     return job
+
+
+def _beside(job_file: Path, path: str, is_override: bool) -> str:
+    """An absolute path: relative ones are meant from the job file, in overrides from the current folder."""
+    return str(((Path.cwd() if is_override else job_file.parent) / path).resolve())
 
 
 def parse_job(values: dict[str, Any], source: str) -> JobConfig:
@@ -200,7 +217,7 @@ def _explain(error: Any, source: str) -> str:
     key = ".".join(path)
     kind = error["type"]
     if kind == "extra_forbidden":
-        valid = list(model.model_fields)
+        valid = [field.alias or name for name, field in model.model_fields.items()]
         *parents, last = path
         near = difflib.get_close_matches(last, valid, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""

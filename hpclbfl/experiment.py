@@ -6,23 +6,28 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from hpclbfl import build
+from hpclbfl.batching import BatchPolicy, Plan
+from hpclbfl.batching.local_steps import takes_part
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config import JobConfig
 from hpclbfl.data.datasets import Dataset
 from hpclbfl.data.loader import Loader
 from hpclbfl.data.sampling import Sampler
+from hpclbfl.emulate import Emulation
 from hpclbfl.gradients.pipeline import Pipeline
 from hpclbfl.optim.extrapolation import Extrapolation
 from hpclbfl.optim.schedule import Schedule
 from hpclbfl.replicas import Client, Replica
-from hpclbfl.sections import LocalConfig
+from hpclbfl.sections import FedAvgConfig, LocalConfig
+from hpclbfl.stragglers import TimeExchange
 from hpclbfl.sync import Synchroniser
 from hpclbfl.sync.fedavg import average, averaging_weights
 from hpclbfl.timing import Clock
@@ -64,10 +69,13 @@ class Experiment:
     train_images: Loader
     test_images: Loader
     sampler: Sampler
-    sizes: list[int]
-    """b_c of every client."""
-    global_batch_size: int
-    """B: samples per step, of clients that hold any."""
+    plan: Plan
+    """Batch sizes in force."""
+    policy: BatchPolicy
+    policy_state: Any
+    """What the policy's next plan depends on."""
+    local_steps: NDArray[np.int64] | None
+    """[C] steps of each client in a round, where these follow its speed."""
     sync: Synchroniser
     schedule: Schedule
     clients: list[Client]
@@ -86,11 +94,42 @@ class Experiment:
     """Measures gradients and decides their factor."""
     extrapolation: Extrapolation | None
     """Of the points at which clients take their gradients."""
+    times: TimeExchange
+    emulation: Emulation | None
+    """Makes this rank slower than it is."""
     counters: Counters = field(init=False)
 
     def __post_init__(self) -> None:
         zeros = np.zeros(len(self.sizes), np.int64)
         self.counters = Counters(positions=zeros.copy(), averaged_at=zeros.copy())
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """b_c of every client under the plan in force."""
+        return self.plan.sizes
+
+    @property
+    def sizes_now(self) -> tuple[int, ...]:
+        """b_c of every client in the coming step; 0 for one that sits it out."""
+        config = self.job.sync
+        if self.local_steps is None or not isinstance(config, FedAvgConfig) or config.max_local_steps is None:
+            return self.sizes
+        part = takes_part(self.counters.step % config.max_local_steps, self.local_steps, config.max_local_steps)
+        return tuple(size if takes else 0 for size, takes in zip(self.sizes, part, strict=True))
+
+    @property
+    def lr_factor(self) -> float:
+        """What the learning rate is multiplied with because B has grown."""
+        config = self.job.batching
+        if config.lr_rule in (None, "none"):
+            return 1.0
+        growth = sum(self.sizes) / sum(self.job.local_batch_sizes())
+        return growth if config.lr_rule == "linear" else growth**0.5
+
+    @property
+    def global_batch_size(self) -> int:
+        """B under the plan in force: samples per step, of clients that hold any."""
+        return int(self.sampler.counts(self.sizes).sum())
 
     @property
     def num_train(self) -> int:
@@ -109,8 +148,8 @@ class Experiment:
         index = self.clients.index(client) + 1
         positions = self.counters.positions
         if index == len(self.clients):
-            index, positions = 0, positions + self.sampler.counts(self.sizes)
-        samples, passes = self.sampler.take(self.clients[index].id, positions, self.sizes)
+            index, positions = 0, positions + self.sampler.counts(self.sizes_now)
+        samples, passes = self.sampler.take(self.clients[index].id, positions, self.sizes_now)
         if len(samples):
             self.train_images.prefetch(samples, passes)
 

@@ -55,6 +55,16 @@ class StepRecord:
     clients: list[ClientRecord] = field(default_factory=list)
     update: list[tuple[Mark, Mark]] = field(default_factory=list)
     sync: list[tuple[Mark, Mark]] = field(default_factory=list)
+    sizes: tuple[int, ...] = ()
+    """b_c of every client of the job in this step."""
+    transfer: float | None = None
+    """Part of the synchronisation that was not waiting for slower ranks, s; None while that is not known, infinite
+    where all of it is."""
+
+    def spent(self) -> tuple[float, float]:
+        """Seconds of this rank in data, passes and update, and in synchronisation; on a GPU waits for the marks."""
+        passes = sum(seconds(*c.data) + seconds(*c.compute) for c in self.clients)
+        return passes + sum(seconds(*s) for s in self.update), sum(seconds(*s) for s in self.sync)
 
 
 class StepLog:
@@ -82,20 +92,26 @@ class StepLog:
             self.flush()
 
     def add(self, record: StepRecord) -> None:
-        """Take a step's record."""
+        """Take a step's record; it is written once its waiting is known."""
         now = time.monotonic()
         if not self._waiting:
             self._oldest = now
         self._waiting.append(record)
         if not self._is_lazy or len(self._waiting) >= LAZY_STEPS or now - self._oldest >= FLUSH_AFTER_S:
-            self.flush()
+            settled = 0
+            while settled < len(self._waiting) and self._waiting[settled].transfer is not None:
+                settled += 1
+            self._write_first(settled)
 
     def flush(self) -> None:
-        """Write what waits."""
-        values = iter(_fetch([t for record in self._waiting for t in _tensors(record)]))
-        for record in self._waiting:
+        """Write all that there is."""
+        self._write_first(len(self._waiting))
+
+    def _write_first(self, count: int) -> None:
+        records, self._waiting = self._waiting[:count], self._waiting[count:]
+        values = iter(_fetch([t for record in records for t in _tensors(record)]))
+        for record in records:
             self._write(record, values)
-        self._waiting.clear()
 
     def _write(self, record: StepRecord, values: Iterator[float]) -> None:
         shared = {name: next(values) for name in record.columns}
@@ -105,6 +121,7 @@ class StepLog:
         share = 1.0 / len(record.clients)
         update = share * sum(seconds(*span) for span in record.update)
         sync = share * sum(seconds(*span) for span in record.sync)
+        transfer = _NAN if record.transfer is None else min(share * record.transfer, sync)
         total = count = 0.0
         for client in record.clients:
             found = {**shared, **{name: next(values) for name in client.columns}}
@@ -117,8 +134,7 @@ class StepLog:
                     *(record.step, record.round, record.epoch, client.client, client.num_samples, record.num_samples),
                     *(found.get("loss", _NAN), record.lr),
                     *(found.get(name, _NAN) for name in _MEASURED),
-                    # Waiting is not told apart from transfer.
-                    *(data, compute, sync, _NAN, _NAN, data + compute + sync),
+                    *(data, compute, sync, sync - transfer, transfer, data + compute + sync),
                 ),
             )
         if count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 
 import numpy as np
@@ -33,10 +34,10 @@ def shared_step(exp: Experiment, record: StepRecord, votes: int) -> int:
     optimizer, reducer = exp.optimizer, exp.reducer
     if optimizer is None or reducer is None:
         raise RuntimeError("a shared step needs the shared model's optimizer and reducer")
-    counts = exp.sampler.counts(exp.sizes)
+    counts = exp.sampler.counts(exp.sizes_now)
     # sum over samples / B, then a sum over clients: the mean over all B samples, whatever each client's share.
-    divisors = exp.global_batch_size / _client_factors(exp, counts)
-    reducer.begin_step(votes)
+    divisors = counts.sum() / _client_factors(exp, counts)
+    reducer.begin_step(votes, exp.times.outgoing())
     for client in exp.clients:
         count = max(1, int(counts[client.id]))
         divisor = float(divisors[client.id])
@@ -49,11 +50,15 @@ def shared_step(exp: Experiment, record: StepRecord, votes: int) -> int:
             record.clients[-1].columns["local_grad_sq_norm"] = own / share**2
     begin = exp.clock.mark()
     votes = reducer.finish()
-    synced = exp.clock.mark()
+    if exp.emulation is not None:
+        exp.emulation.transfer(reducer.flat.nbytes)
+    synced, host_begin = exp.clock.mark(), time.perf_counter()
     exp.loss_scaler.unscale_(optimizer)
     multiplier = _measure_shared(exp, record, reducer, counts)
     _update(exp, optimizer, exp.loss_scaler, record.lr, multiplier)
     reducer.zero_grad()
+    if exp.emulation is not None:
+        exp.emulation.stretch(exp.counters.step, host_begin)
     record.sync.append((begin, synced))
     record.update.append((synced, exp.clock.mark()))
     return votes
@@ -61,18 +66,20 @@ def shared_step(exp: Experiment, record: StepRecord, votes: int) -> int:
 
 def local_step(exp: Experiment, record: StepRecord, votes: int) -> int:
     """One step of every client's own model; returns the votes where they are taken."""
-    counts = exp.sampler.counts(exp.sizes)
+    counts = exp.sampler.counts(exp.sizes_now)
     for client in exp.clients:
         if client.optimizer is None:
             raise RuntimeError("a local step needs every client's own optimizer")
         forward_backward(exp, client, record, int(counts[client.id]))
-        begin = exp.clock.mark()
+        begin, host_begin = exp.clock.mark(), time.perf_counter()
         if counts[client.id]:
             client.loss_scaler.unscale_(client.optimizer)
             multiplier = _measure_local(exp, client, record.clients[-1])
             votes |= _ask_for_averaging(exp, record.clients[-1])
             _update(exp, client.optimizer, client.loss_scaler, record.lr, multiplier)
         client.optimizer.zero_grad(set_to_none=True)
+        if exp.emulation is not None:
+            exp.emulation.stretch(exp.counters.step, host_begin)
         record.update.append((begin, exp.clock.mark()))
     if not exp.sync.needs_vote(exp.counters.step + 1):
         return 0
@@ -86,6 +93,8 @@ def average_clients(exp: Experiment, record: StepRecord) -> None:
     """Give every client the weighted mean of all; what becomes of momentum is the job's choice."""
     begin = exp.clock.mark()
     weights = exp.average_replicas()
+    if exp.emulation is not None:
+        exp.emulation.transfer(exp.mean.state.nbytes)
     for client in exp.clients:
         client.replica.state.copy_(exp.mean.state)
     config = exp.job.sync
@@ -102,8 +111,8 @@ def average_clients(exp: Experiment, record: StepRecord) -> None:
 def forward_backward(exp: Experiment, client: Client, record: StepRecord, divisor: float) -> None:
     """Add the gradient of sum(losses) / divisor to the client's parameters."""
     clock, job, step = exp.clock, exp.job, exp.counters.step
-    begin = clock.mark()
-    samples, passes = exp.sampler.take(client.id, exp.counters.positions, exp.sizes)
+    begin, host_begin = clock.mark(), time.perf_counter()
+    samples, passes = exp.sampler.take(client.id, exp.counters.positions, exp.sizes_now)
     if len(samples) == 0:
         record.clients.append(ClientRecord(client.id, 0, (begin, begin), (begin, begin)))
         return
@@ -115,6 +124,8 @@ def forward_backward(exp: Experiment, client: Client, record: StepRecord, diviso
         scores = client.replica.module(images)
         losses = nn.functional.cross_entropy(scores, labels, reduction="sum", label_smoothing=job.loss.label_smoothing)
     client.loss_scaler.scale(losses / divisor).backward()
+    if exp.emulation is not None:
+        exp.emulation.stretch(step, host_begin)
     columns = {"loss": losses.detach() / len(samples)}
     record.clients.append(ClientRecord(client.id, len(samples), (begin, loaded), (loaded, clock.mark()), columns))
 
@@ -143,7 +154,7 @@ def _measure_shared(
     multiplier, record.columns = exp.pipeline.update(sq_norm, exp.counters.step, SHARED, layers)
     num_clients = int((counts > 0).sum())
     if num_clients > 1:
-        record.columns |= exp.pipeline.estimate_noise(reducer.noise, sq_norm, num_clients, exp.global_batch_size)
+        record.columns |= exp.pipeline.estimate_noise(reducer.noise, sq_norm, num_clients, int(counts.sum()))
     return multiplier
 
 

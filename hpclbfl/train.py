@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 
+from hpclbfl.adapt import adapt, log_plan, observe
 from hpclbfl.evaluate import Score, evaluate
 from hpclbfl.experiment import Experiment
 from hpclbfl.progress import Progress
@@ -41,6 +42,8 @@ def _loop(exp: Experiment, log: RunLog, steps: StepLog, progress: Progress) -> O
     counters = exp.counters
     score: Score | None = None
     reason = ""
+    if exp.job.batching.policy != "fixed":
+        log_plan(exp, log)
     while not reason:
         begin = time.perf_counter()
         # 1. Every client's forward and backward pass, and the update, alone or with the summed gradient.
@@ -52,7 +55,7 @@ def _loop(exp: Experiment, log: RunLog, steps: StepLog, progress: Progress) -> O
         votes = take_step(exp, record, _time_vote(exp))
 
         # 2. Parameters are averaged where the synchroniser says so.
-        counters.positions += exp.sampler.counts(exp.sizes)
+        counters.positions += exp.sampler.counts(exp.sizes_now)
         counters.step += 1
         averages = exp.sync.averages(counters.step, fired=bool(votes & CHANGED))
         if averages:
@@ -60,18 +63,24 @@ def _loop(exp: Experiment, log: RunLog, steps: StepLog, progress: Progress) -> O
         if averages or is_shared:
             counters.round += 1
 
-        # 3. The log; on a GPU this is where the host waits for the device.
-        reason = _reason_to_stop(exp, votes)
-        evaluates = bool(reason) or _evaluation_is_due(exp)
+        # 3. Ranks' times, and the batch sizes that follow from them.
         record.epoch, record.num_samples = exp.epoch, counters.num_samples
+        told = observe(exp, record, is_shared, averages)
+        reason = _reason_to_stop(exp, votes)
+        if not reason:
+            adapt(exp, log, told, record, ends_epoch=_is_new_multiple(exp, record, exp.num_train))
+
+        # 4. The log; on a GPU this is where the host waits for the device.
+        evaluates = bool(reason) or _evaluation_is_due(exp, record)
         steps.add(record)
         if evaluates:
+            exp.times.settle()
             steps.flush()
         log.tick()
         counters.elapsed_s += time.perf_counter() - begin
         progress.step(counters.step, exp.epoch, steps.last_loss)
 
-        # 4. Evaluation and the end, both decided from what all ranks know.
+        # 5. Evaluation and the end, both decided from what all ranks know.
         if evaluates:
             score = evaluate_all(exp, log, progress)
             top1 = exp.job.stop.top1
@@ -86,7 +95,8 @@ def _loop(exp: Experiment, log: RunLog, steps: StepLog, progress: Progress) -> O
 def begin_record(exp: Experiment) -> StepRecord:
     """A record of the step about to be taken."""
     counters = exp.counters
-    return StepRecord(counters.step, counters.round, exp.epoch, counters.num_samples, exp.schedule.lr(exp.epoch))
+    lr = exp.lr_factor * exp.schedule.lr(exp.epoch)
+    return StepRecord(counters.step, counters.round, exp.epoch, counters.num_samples, lr, sizes=exp.sizes_now)
 
 
 def evaluate_all(exp: Experiment, log: RunLog, progress: Progress) -> Score:
@@ -129,11 +139,16 @@ def _reason_to_stop(exp: Experiment, votes: int) -> str:
     return "seconds" if votes & TIME_UP else ""
 
 
-def _evaluation_is_due(exp: Experiment) -> bool:
+def _evaluation_is_due(exp: Experiment, record: StepRecord) -> bool:
     config, counters = exp.job.evaluate, exp.counters
     if config.every_steps is not None:
         return counters.step % config.every_steps == 0
     if config.every_epochs is None:
         return False
-    period = max(1, round(config.every_epochs * exp.num_train))
-    return counters.num_samples // period > (counters.num_samples - exp.global_batch_size) // period
+    return _is_new_multiple(exp, record, max(1, round(config.every_epochs * exp.num_train)))
+
+
+def _is_new_multiple(exp: Experiment, record: StepRecord, period: int) -> bool:
+    """Whether the step passed a multiple of so many samples."""
+    before = exp.counters.num_samples - int(exp.sampler.counts(record.sizes).sum())
+    return exp.counters.num_samples // period > before // period

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,17 @@ def test_rows_share_what_the_rank_spends_once(tmp_path: Path) -> None:
         record.sync.append((2.0, 2.75))
         record.update.append((2.75, 3.0))
         record.update.append((3.0, 3.5))
+        # A step whose waiting is not known yet is not written.
         steps.add(record)
+        assert np.isnan(steps.last_loss)
+        record.transfer = 0.15
+        later = StepRecord(5, 3, 0.5, 48, 0.1, clients=[ClientRecord(0, 0, (0.0, 0.0), (0.0, 0.0))])
+        steps.add(later)
         assert steps.last_loss == pytest.approx((6 * 2 + 2 * 4) / 8)
+        assert record.spent() == pytest.approx((2.75, 0.75))
     rows = read_file(tmp_path / "log.h5").tables["steps"]
+    assert rows["step"].tolist() == [4, 4, 4, 5] and np.isnan(rows["t_wait_s"][3])
+    rows = rows[:3]
     assert rows["client"].tolist() == [0, 1, 2]
     assert rows["local_batch_size"].tolist() == [6, 2, 0]
     assert rows["loss"][:2].tolist() == [2.0, 4.0] and np.isnan(rows["loss"][2])
@@ -47,9 +56,11 @@ def test_rows_share_what_the_rank_spends_once(tmp_path: Path) -> None:
     # 0.75 s of updates and 0.75 s of synchronisation among three clients.
     np.testing.assert_allclose(rows["t_compute_s"], [1.0, 0.75, 0.25])
     np.testing.assert_allclose(rows["t_sync_s"], [0.25, 0.25, 0.25])
+    np.testing.assert_allclose(rows["t_transfer_s"], [0.05, 0.05, 0.05])
+    np.testing.assert_allclose(rows["t_wait_s"], [0.2, 0.2, 0.2])
     # The rank's step took from 0 to 3.5 s.
     assert rows["t_step_s"].sum() == pytest.approx(3.5)
-    for column in ("grad_sq_norm", "scale", "b_simple", "t_wait_s"):
+    for column in ("grad_sq_norm", "scale", "b_simple"):
         assert np.isnan(rows[column]).all()
 
 
@@ -62,8 +73,9 @@ def test_norms_change_and_factor_are_the_shared_models_or_the_clients_own(tmp_pa
             shared.clients.append(ClientRecord(client, 1, (0.0, 1.0), (1.0, 2.0), loss(1.0 + client)))
             own = numbers(loss=5.0, local_grad_sq_norm=2.0 + client, grad_change=0.25, scale=1.0)
             alone.clients.append(ClientRecord(client, 1, (0.0, 1.0), (1.0, 2.0), own))
-        steps.add(shared)
-        steps.add(alone)
+        for record in (shared, alone):
+            record.transfer = math.inf
+            steps.add(record)
     tables = read_file(tmp_path / "log.h5").tables
     rows = tables["steps"]
     assert rows["loss"].tolist() == [1, 2, 5, 5]
@@ -72,6 +84,7 @@ def test_norms_change_and_factor_are_the_shared_models_or_the_clients_own(tmp_pa
     np.testing.assert_equal(rows["b_simple"], [64, 64, np.nan, np.nan])
     assert rows["grad_change"].tolist() == [0.5, 0.5, 0.25, 0.25]
     assert rows["scale"].tolist() == [4, 4, 1, 1]
+    assert (rows["t_wait_s"] == 0).all()
     assert tables["layers"].tolist() == [(0, b"w", 8.0), (0, b"b", 1.0)]
 
 
@@ -82,6 +95,7 @@ def test_lazy_records_wait_and_are_written_at_the_end(tmp_path: Path) -> None:
         for step in range(60):
             record = StepRecord(step, 0, 0.0, 1, 0.1)
             record.clients.append(ClientRecord(0, 1, (0.0, 1.0), (1.0, 2.0), loss(float(step))))
+            record.transfer = 0.0
             steps.add(record)
             assert steps.last_loss == 49.0 if step >= 49 else np.isnan(steps.last_loss)
     assert read_file(tmp_path / "log.h5").tables["steps"]["loss"].tolist() == [float(s) for s in range(60)]

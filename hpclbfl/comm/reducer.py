@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpclbfl.comm.base import VOTE_BITS, Communicator, Handle
 from hpclbfl.gradients.norm import SquaredNorm
+
+FloatArray = NDArray[np.float64]
 
 
 class _Bucket:
@@ -52,15 +56,18 @@ class GradientReducer:
         self._parameters = [p for p in reversed(parameters) if p.requires_grad]
         self._total = sum(p.numel() for p in self._parameters)
         like = self._parameters[0]
-        # The votes and the clients' part of the noise scale stand behind the gradients and travel with the last bucket.
-        self._storage = torch.zeros(self._total + VOTE_BITS + 1, dtype=like.dtype, device=like.device)
+        # Votes, ranks' times and the clients' part of the noise scale travel behind the gradients of the last bucket.
+        size = self._total + VOTE_BITS + 2 * comm.size + 1
+        self._storage = torch.zeros(size, dtype=like.dtype, device=like.device)
         self._wire = torch.empty_like(self._storage, dtype=wire_dtype) if wire_dtype is not None else self._storage
         self.flat = self._storage[: self._total]
         """The gradient, flat [P], in reverse order of the parameters; after `finish` the sum over ranks."""
         self.sq_norm: Tensor | None = None
         """Of that sum, 0-d float64, after `finish`; None unless measured."""
-        self._votes = self._storage[self._total : self._total + VOTE_BITS]
-        self._noise = self._storage[self._total + VOTE_BITS]
+        self.times: FloatArray | None = None
+        """[R, 2] what each rank gave to `begin_step`, after `finish` (on a GPU a step later, None after the first)."""
+        self._told = self._storage[self._total : size - 1]
+        self._noise = self._storage[size - 1]
         self._norm = SquaredNorm(self.flat) if measure else None
         self._own_norm = SquaredNorm(self.flat) if measure_clients else None
         self._views: dict[nn.Parameter, Tensor] = {}
@@ -71,7 +78,7 @@ class GradientReducer:
         self._in_pass = self._is_last = False
         self._kept: dict[nn.Parameter, Tensor] | None = None
         self._noise_weight = 0.0
-        self._late_votes = _LateVotes(self._votes) if like.is_cuda else None
+        self._late = _LateCopy(self._told) if like.is_cuda else None
         self._hooks = [p.register_post_accumulate_grad_hook(self._on_gradient) for p in self._parameters]
 
     def _lay_out(self, bucket_elements: int) -> None:
@@ -91,13 +98,16 @@ class GradientReducer:
                 self._bucket_of.update(dict.fromkeys(members, bucket))
                 members, begin = [], end
 
-    def begin_step(self, vote_bits: int = 0) -> None:
-        """Forget the last step; `vote_bits` are this rank's votes."""
+    def begin_step(self, vote_bits: int = 0, times: tuple[float, float] | None = None) -> None:
+        """Forget the last step; `vote_bits` are this rank's votes, `times` two numbers that it tells all others."""
         # Always written: the slots hold the last step's sums.
         self._storage[self._total :].zero_()
-        if vote_bits:
-            ballots = [float(vote_bits >> k & 1) for k in range(VOTE_BITS)]
-            self._votes.copy_(torch.tensor(ballots), non_blocking=True)
+        if vote_bits or times is not None:
+            told = torch.zeros(len(self._told))
+            told[:VOTE_BITS] = torch.tensor([float(vote_bits >> k & 1) for k in range(VOTE_BITS)])
+            begin = VOTE_BITS + 2 * self._comm.rank
+            told[begin : begin + 2] = torch.tensor(times or (0.0, 0.0))
+            self._told.copy_(told, non_blocking=True)
         self._filled.clear()
         for bucket in self._buckets:
             bucket.num_waiting, bucket.handle = bucket.num_parameters, None
@@ -182,9 +192,13 @@ class GradientReducer:
             if bucket.handle is not None:
                 bucket.handle.wait()
         self.sq_norm = self._norm.take() if self._norm is not None else None
-        if self._late_votes is not None:
-            return self._late_votes.exchange()
-        return _bits(self._votes)
+        values = self._told.tolist() if self._late is None else self._late.exchange()
+        if values is None:
+            self.times = None
+            return 0
+        told = np.array(values)
+        self.times = told[VOTE_BITS:].reshape(-1, 2)
+        return sum(1 << k for k, count in enumerate(told[:VOTE_BITS]) if count > 0)
 
     @property
     def noise(self) -> Tensor:
@@ -206,24 +220,20 @@ class GradientReducer:
             hook.remove()
 
 
-class _LateVotes:
-    """Votes read one step late, through pinned memory, without waiting for the device."""
+class _LateCopy:
+    """A tensor read one step late, through pinned memory, without waiting for the device."""
 
-    def __init__(self, votes: Tensor) -> None:
-        self._votes = votes
-        self._host = torch.zeros(VOTE_BITS, dtype=votes.dtype, pin_memory=True)
+    def __init__(self, source: Tensor) -> None:
+        self._source = source
+        self._host = torch.zeros(source.shape, dtype=source.dtype, pin_memory=True)
         self._copied: torch.cuda.Event | None = None
 
-    def exchange(self) -> int:
-        bits = 0
+    def exchange(self) -> list[float] | None:
+        values: list[float] | None = None
         if self._copied is not None:
             self._copied.synchronize()
-            bits = _bits(self._host)
-        self._host.copy_(self._votes, non_blocking=True)
+            values = self._host.tolist()
+        self._host.copy_(self._source, non_blocking=True)
         self._copied = torch.cuda.Event()
         self._copied.record()
-        return bits
-
-
-def _bits(votes: Tensor) -> int:
-    return sum(1 << k for k, count in enumerate(votes.tolist()) if count > 0)
+        return values

@@ -1,11 +1,12 @@
 """The sections of a job file: frozen models that refuse unknown keys and wrong types."""
 
 from hpclbfl.sections.base import Section
+from hpclbfl.sections.batching import BatchingConfig, EmulateConfig
 from hpclbfl.sections.data import DataConfig, PartitionConfig
 from hpclbfl.sections.gradients import GradientsConfig, NoiseScaleConfig, ScalerConfig
 from hpclbfl.sections.model import LossConfig, ModelConfig
 from hpclbfl.sections.optimizer import OptimizerConfig, ScheduleConfig
-from hpclbfl.sections.run import BatchingConfig, CommConfig, EvaluateConfig, StopConfig
+from hpclbfl.sections.run import CommConfig, EvaluateConfig, StopConfig
 from hpclbfl.sections.sync import BspConfig, FedAvgConfig, LocalConfig, PostLocalConfig, SelSyncConfig, SyncConfig
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "BspConfig",
     "CommConfig",
     "DataConfig",
+    "EmulateConfig",
     "EvaluateConfig",
     "FedAvgConfig",
     "GradientsConfig",

@@ -1,4 +1,4 @@
-"""Sections of a job file: batch sizes, the end of the run, evaluation, and who carries the messages."""
+"""Sections of a job file: the end of the run, evaluation, and who carries the messages."""
 
 from __future__ import annotations
 
@@ -7,30 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from hpclbfl.sections.base import Section
-
-
-class BatchingConfig(Section):
-    """How many samples each client processes per step."""
-
-    policy: Literal["fixed"] = "fixed"
-    local_batch_size: PositiveInt | tuple[PositiveInt, ...] | None = None
-    """b_c: one for all clients, or a list with one per client."""
-    global_batch_size: PositiveInt | None = None
-    """B, spread as evenly as can be over the clients."""
-
-    @field_validator("local_batch_size", mode="before")
-    @classmethod
-    def _number_or_list(cls, value: Any) -> Any:
-        sizes = value if isinstance(value, list | tuple) else [value]
-        if value is not None and not all(type(size) is int and size > 0 for size in sizes):
-            raise ValueError("should be a whole number above 0, or a list with one for each client")
-        return value
-
-    @model_validator(mode="after")
-    def _one_size(self) -> BatchingConfig:
-        if (self.local_batch_size is None) == (self.global_batch_size is None):
-            raise ValueError("give exactly one of 'local_batch_size' and 'global_batch_size'")
-        return self
 
 
 class StopConfig(Section):

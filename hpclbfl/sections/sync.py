@@ -19,8 +19,11 @@ class FedAvgConfig(Section):
     """Federated averaging: clients train alone for H steps, then parameters are averaged (paper, Eq. 1b)."""
 
     kind: Literal["fedavg"]
-    local_steps: PositiveInt | None = None
-    """H: optimizer steps of every client between two averagings."""
+    local_steps: PositiveInt | Literal["proportional"] | None = None
+    """H: optimizer steps of every client between two averagings; proportional: of each client in proportion to its
+    speed."""
+    max_local_steps: PositiveInt | None = None
+    """local_steps proportional: H of the fastest client."""
     local_epochs: PositiveFloat | None = None
     """Instead of local_steps: passes over the training set (the clients' global count) between two averagings."""
     weights: Literal["samples", "uniform"] = "samples"
@@ -32,6 +35,8 @@ class FedAvgConfig(Section):
     def _one_length(self) -> FedAvgConfig:
         if (self.local_steps is None) == (self.local_epochs is None):
             raise ValueError("give exactly one of 'local_steps' and 'local_epochs'")
+        if (self.max_local_steps is not None) != (self.local_steps == "proportional"):
+            raise ValueError("'max_local_steps' goes with local_steps: proportional, and only with it")
         return self
 
 

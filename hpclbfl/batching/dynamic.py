@@ -1,0 +1,116 @@
+"""A controller of batch sizes on measured compute times, in the manner of OmniLearn.
+
+S. Tyagi, P. Sharma, "OmniLearn: A Framework for Distributed Deep Learning over Heterogeneous Clusters", IEEE TPDS 2025,
+gives each worker a batch in proportion to its speed. Here each rank's time is a straight line in its batch, which two
+plans suffice to know, so that the fixed part of a step is not taken for slowness. A new plan must gain more than a few
+per cent and more than the timers' noise. Steps right after a change, when memory is laid out anew, are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hpclbfl.batching import FloatArray, Observation, Plan
+from hpclbfl.batching.share import balance
+
+SETTLING_STEPS = 2
+"""Steps after a change that are not looked at."""
+BLOCKS = 4
+"""Windows without a change that are looked at together."""
+JUMP = 0.25
+"""Relative change of a rank's time from one window to the next that makes the older ones worthless."""
+_MEDIAN_ERROR = 1.2533
+"""Standard error of a median of normal values over that of their mean."""
+
+
+@dataclass(frozen=True)
+class ControllerState:
+    """What the next plan depends on."""
+
+    sizes: tuple[int, ...]
+    times: tuple[tuple[float, ...], ...] = ()
+    """Seconds of each rank in the steps under this plan that count."""
+    history: tuple[tuple[tuple[int, ...], tuple[float, ...]], ...] = ()
+    """Earlier plans' sizes and median seconds, while devices were as fast as now; the newest last."""
+    settling: int = SETTLING_STEPS
+    num_changes: int = 0
+
+
+class Dynamic:
+    """See `hpclbfl.batching.BatchPolicy`.
+
+    Args:
+        low, high: [R] bounds, samples.
+        window: steps between two decisions.
+        min_gain: of the predicted step, relative.
+        max_changes: None: as many as it takes; a warm-up ends after so many.
+    """
+
+    needs_seconds = True
+
+    def __init__(
+        self, low: Sequence[int], high: Sequence[int], window: int, min_gain: float, max_changes: int | None = None
+    ) -> None:
+        self._low, self._high, self._window = low, high, window
+        self._min_gain, self._max_changes = min_gain, max_changes
+
+    def init(self, sizes: tuple[int, ...]) -> tuple[Plan, ControllerState]:
+        """The job's sizes, within bounds."""
+        ones = np.ones(len(sizes))
+        if any(not lo <= n <= hi for n, lo, hi in zip(sizes, self._low, self._high, strict=True)):
+            sizes = balance(sum(sizes), np.zeros(len(sizes)), ones, self._low, self._high)
+        return Plan(sizes, "start"), ControllerState(sizes)
+
+    def update(self, seen: Observation, state: ControllerState) -> tuple[Plan | None, ControllerState]:
+        """Decide at the end of every window."""
+        is_over = self._max_changes is not None and state.num_changes >= self._max_changes
+        if is_over or seen.sizes != state.sizes or not np.isfinite(seen.seconds).all():
+            return None, state
+        if state.settling:
+            return None, replace(state, settling=state.settling - 1)
+        times = (*state.times, tuple(float(s) for s in seen.seconds))
+        state = replace(state, times=times)
+        if len(times) % self._window:
+            return None, state
+        state = self._forget_what_no_longer_holds(state)
+        return self._decide(state)
+
+    def _forget_what_no_longer_holds(self, state: ControllerState) -> ControllerState:
+        blocks = np.array(state.times[-BLOCKS * self._window :]).reshape(-1, self._window, len(state.sizes))
+        if len(blocks) > 1:
+            before, now = np.median(blocks[-2], axis=0), np.median(blocks[-1], axis=0)
+            if (np.abs(now - before) > JUMP * np.minimum(before, now)).any():
+                return replace(state, times=state.times[-self._window :], history=())
+        return replace(state, times=state.times[-BLOCKS * self._window :])
+
+    def _decide(self, state: ControllerState) -> tuple[Plan | None, ControllerState]:
+        times = np.array(state.times)
+        now = np.median(times, axis=0)
+        fixed_s, per_sample_s = _lines(state, now)
+        sizes = balance(sum(state.sizes), fixed_s, per_sample_s, self._low, self._high)
+        predicted = float((fixed_s + per_sample_s * np.array(sizes)).max())
+        gain = float(now.max()) - predicted
+        # Of the difference of two ranks' medians.
+        error = float(np.sqrt(2) * _MEDIAN_ERROR * times.std(axis=0, ddof=1).max() / np.sqrt(len(times)))
+        if sizes == state.sizes or gain <= self._min_gain * now.max() or gain <= 2 * error:
+            return None, state
+        history = (*state.history, (state.sizes, tuple(float(t) for t in now)))[-2:]
+        reason = f"step {1e3 * now.max():.0f} -> {1e3 * predicted:.0f} ms predicted"
+        return Plan(sizes, reason), ControllerState(sizes, history=history, num_changes=state.num_changes + 1)
+
+
+def _lines(state: ControllerState, now: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """[R] fixed seconds and seconds per sample; through what is measured now, and through the origin at first."""
+    sizes = np.array(state.sizes, dtype=np.float64)
+    per_sample_s = now / sizes
+    for rank in range(len(sizes)):
+        others = [(b[rank], t[rank]) for b, t in state.history if b[rank] != sizes[rank]]
+        if others:
+            batch, seconds = max(others, key=lambda point: abs(point[0] - sizes[rank]))
+            slope = (now[rank] - seconds) / (sizes[rank] - batch)
+            # Noise on two near points may tell any slope; a fixed part of four fifths is more than is seen.
+            per_sample_s[rank] = np.clip(slope, 0.2 * per_sample_s[rank], per_sample_s[rank])
+    return now - per_sample_s * sizes, per_sample_s

@@ -1,0 +1,52 @@
+"""A global batch that grows with the gradient noise scale.
+
+S. McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162: a batch well below B_simple wastes
+steps, one well above it wastes samples, and B_simple grows as the loss falls. B follows it at the ends of epochs,
+upwards alone and never by less than a factor, so that steps stay comparable in between.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hpclbfl.batching import Observation, Plan
+from hpclbfl.batching.share import even
+
+HYSTERESIS = 1.5
+"""Least factor by which B grows."""
+
+
+@dataclass(frozen=True)
+class GrowthState:
+    """The global batch now, samples."""
+
+    total: int
+
+
+class NoiseScalePolicy:
+    """See `hpclbfl.batching.BatchPolicy`.
+
+    Args:
+        max_local: largest batch of a client, samples.
+        max_total: largest global batch, samples.
+    """
+
+    needs_seconds = False
+
+    def __init__(self, max_local: int, max_total: int) -> None:
+        self._max_local, self._max_total = max_local, max_total
+
+    def init(self, sizes: tuple[int, ...]) -> tuple[Plan, GrowthState]:
+        """The job's sizes."""
+        return Plan(sizes, "start"), GrowthState(sum(sizes))
+
+    def update(self, seen: Observation, state: GrowthState) -> tuple[Plan | None, GrowthState]:
+        """At the end of an epoch: B_simple, within bounds, if that is much more than B."""
+        if not seen.ends_epoch or not math.isfinite(seen.b_simple):
+            return None, state
+        clients = len(seen.sizes)
+        total = int(min(seen.b_simple, self._max_total, self._max_local * clients))
+        if total < HYSTERESIS * state.total:
+            return None, state
+        return Plan(even(total, clients), f"noise scale {seen.b_simple:.0f} samples"), GrowthState(total)

@@ -1,0 +1,110 @@
+"""Batch policies in whole runs of one process, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpclbfl.assemble import make_experiment
+from hpclbfl.comm.local import LocalCommunicator
+from hpclbfl.config import load_job, parse_job
+from hpclbfl.errors import ConfigError
+from hpclbfl.run import run_job
+from hpclbfl.runlog.reader import read_run
+from tests.conftest import make_job
+
+
+def test_the_global_batch_grows_and_the_learning_rate_follows(tmp_path: Path, toy_set: Path) -> None:
+    batching = {"global_batch_size": 8, "policy": "noise_scale", "max_global_batch_size": 24, "lr_rule": "sqrt"}
+    job = make_job(toy_set, batching=batching, gradients={"noise_scale": {}}, stop={"epochs": 3})
+    run_job(job, tmp_path)
+    run = read_run(tmp_path)
+    steps = run.tables["steps"]
+    totals = steps["local_batch_size"].reshape(-1, 4).sum(1)
+    assert totals[0] == 8 and totals[-1] == 24
+    np.testing.assert_allclose(steps["lr"][::4], 0.02 * np.sqrt(totals / 8))
+    # 96 samples an epoch: the first one ends after twelve steps, and B changes then.
+    assert set(totals[:12]) == {8}
+    assert run.tables["plans"]["step"].tolist() == [0] * 4 + [int(np.argmax(totals > 8))] * 4
+    assert steps["num_samples"][-1] == totals.sum() and steps["epoch"][-1] >= 3
+
+
+def test_a_batch_may_be_larger_than_a_shard(tmp_path: Path, toy_set: Path) -> None:
+    """24 samples of one label for each client, batches of 60: two and a half passes a step."""
+    partition = {"kind": "labels_per_client", "labels": 1}
+    job = make_job(toy_set, partition=partition, batching={"local_batch_size": [60, 1, 7, 24]}, stop={"steps": 2})
+    run_job(job, tmp_path)
+    steps = read_run(tmp_path).tables["steps"]
+    assert steps["local_batch_size"].tolist() == [60, 1, 7, 24] * 2
+    assert steps["num_samples"][-1] == 2 * 92
+
+
+@pytest.mark.parametrize(
+    ("sections", "error"),
+    [
+        (
+            {"batching": {"local_batch_size": 4, "policy": "dynamic"}},
+            "needs one client per rank, not 4 clients on 1 ranks",
+        ),
+        (
+            {"clients": 1, "batching": {"local_batch_size": 8, "policy": "dynamic", "max_local_batch_size": 4}},
+            "a global batch of 8 does not fit bounds that sum up to 1 and 4",
+        ),
+        (
+            {"batching": {"local_batch_size": 4, "policy": "noise_scale", "max_global_batch_size": 64}},
+            "give gradients.noise_scale",
+        ),
+        ({"emulate": {"slowdown": [1, 2]}}, "emulate.slowdown lists 2 ranks, this job has 1"),
+        ({"emulate": {"at": [{"step": 1, "rank": 3, "factor": 2}]}}, "emulate.at: rank 3 is not among"),
+        (
+            {"sync": {"kind": "fedavg", "local_steps": "proportional", "max_local_steps": 4}},
+            "sync.local_steps proportional needs one client per rank",
+        ),
+    ],
+)
+def test_policies_that_do_not_fit_the_job(toy_set: Path, sections: dict[str, Any], error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
+        make_experiment(make_job(toy_set, **sections), LocalCommunicator())
+
+
+@pytest.mark.parametrize(
+    ("batching", "error"),
+    [
+        ({"local_batch_size": 4, "policy": "proportional"}, r"'from' \(warmup, or a plan.yaml\) goes with policy prop"),
+        ({"local_batch_size": 4, "from": "warmup"}, r"'from' \(warmup, or a plan.yaml\) goes with policy prop"),
+        ({"local_batch_size": 4, "policy": "noise_scale"}, "needs 'max_global_batch_size'"),
+        ({"local_batch_size": 4, "window": 3}, "'window' goes with policy dynamic"),
+        ({"local_batch_size": 4, "max_local_batch_size": 9}, "go with the other policies"),
+        ({"local_batch_size": 4, "form": "warmup"}, "did you mean 'from'.*valid under 'batching': policy,.* from, "),
+    ],
+)
+def test_keys_that_do_not_fit_each_other(toy_set: Path, batching: dict[str, Any], error: str) -> None:
+    values = {"data": {"name": "packed", "path": str(toy_set)}, "model": {"name": "resnet8"}, "batching": batching}
+    with pytest.raises(ConfigError, match=error):
+        parse_job(values, "job.yaml")
+
+
+def test_a_job_with_an_alias_survives_the_round_trip(toy_set: Path) -> None:
+    import yaml
+
+    job = make_job(toy_set, batching={"global_batch_size": 8, "policy": "proportional", "from": "warmup"})
+    again = parse_job(yaml.safe_load(job.to_yaml()), "config.yaml")
+    assert again == job and again.batching.source == "warmup"
+    assert again.digest("") == job.digest("")
+
+
+def test_a_plan_lies_beside_the_job_file_and_its_content_counts(tmp_path: Path, toy_set: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("one")
+    text = f"{{data: {{name: packed, path: {toy_set}}}, model: {{name: resnet8}}, clients: 1, "
+    (tmp_path / "job.yaml").write_text(text + "batching: {policy: proportional, from: plan.yaml, local_batch_size: 4}}")
+    job = load_job(tmp_path / "job.yaml")
+    assert job.batching.source == str(tmp_path / "plan.yaml")
+    digest = job.digest("")
+    (tmp_path / "plan.yaml").write_text("two")
+    assert job.digest("") != digest
+    (tmp_path / "plan.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"batching.from: .*plan.yaml cannot be read"):
+        job.digest("")
