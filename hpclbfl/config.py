@@ -20,6 +20,7 @@ from hpclbfl.errors import ConfigError
 from hpclbfl.sections import (
     BatchingConfig,
     BspConfig,
+    CheckpointConfig,
     CommConfig,
     DataConfig,
     EmulateConfig,
@@ -61,6 +62,9 @@ class JobConfig(Section):
     emulate: EmulateConfig | None = None
     stop: StopConfig = StopConfig(epochs=10)
     evaluate: EvaluateConfig = EvaluateConfig(every_epochs=1)
+    on_nonfinite: Literal["stop", "skip", "restore", "ignore"] = "stop"
+    """A gradient that is not finite: stop the run; skip the step; go back to the last checkpoint, once; or train on."""
+    checkpoint: CheckpointConfig = CheckpointConfig(every_s=300)
     comm: CommConfig = CommConfig()
 
     @model_validator(mode="after")
@@ -76,6 +80,8 @@ class JobConfig(Section):
                 raise ValueError("sync selsync needs 'gradients.measure: true'")
             if gradients.scaler is not None and gradients.scaler.change != sync.change:
                 raise ValueError("sync.change and gradients.scaler.change must agree: a run has one change metric")
+        if self.on_nonfinite in ("skip", "restore") and not gradients.measure:
+            raise ValueError(f"on_nonfinite: {self.on_nonfinite} needs 'gradients.measure: true'")
         if gradients.compression != "none" and self.comm.engine == "mpi":
             raise ValueError("gradients.compression: MPI cannot sum fp16; comm.engine horovod can")
         return self
@@ -106,7 +112,7 @@ class JobConfig(Section):
 
     def scientific(self, data_fingerprint: str) -> dict[str, Any]:
         """What changes the result: the job without name, engine and paths, the data by their content."""
-        job = self.model_dump(mode="json", exclude={"name", "comm"})
+        job = self.model_dump(mode="json", exclude={"name", "comm", "checkpoint"})
         for key in ("path", "download", "workers", "in_memory"):
             del job["data"][key]
         job["data"]["fingerprint"] = data_fingerprint

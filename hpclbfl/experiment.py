@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hpclbfl import build
 from hpclbfl.batching import BatchPolicy, Plan
@@ -98,6 +99,10 @@ class Experiment:
     emulation: Emulation | None
     """Makes this rank slower than it is."""
     counters: Counters = field(init=False)
+    pending_votes: int = 0
+    """Of this rank, until the next time at which votes are taken."""
+    is_broken: Tensor | None = None
+    """On a GPU: whether some gradient since the last look was not finite."""
 
     def __post_init__(self) -> None:
         zeros = np.zeros(len(self.sizes), np.int64)

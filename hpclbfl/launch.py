@@ -174,6 +174,11 @@ def run_forwarding_signals(argv: Sequence[str], env: Mapping[str, str]) -> int:
         if process is None:
             waiting.append(signum)
             return
+        if signum == signal.SIGTERM and signum not in received:
+            # mpirun would kill the ranks; this one it hands on, and they save their state. A second one is final.
+            received.append(signum)
+            process.send_signal(signal.SIGUSR2)
+            return
         if signum in (signal.SIGINT, signal.SIGTERM):
             received.append(signum)
         process.send_signal(signum)

@@ -1,4 +1,4 @@
-"""One run from start to end on this rank: its folder, its log, the training, and what happens when a rank fails."""
+"""One run from start to end on this rank: its folder, its attempts, and what happens when a rank fails."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import sys
 import time
 import traceback
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 
 from hpclbfl import build
 from hpclbfl.assemble import make_experiment
+from hpclbfl.checkpoint import CheckpointStore
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
-from hpclbfl.errors import ConfigError, DataError, EnvironmentFault, HpclbflError
+from hpclbfl.errors import EnvironmentFault, HpclbflError
 from hpclbfl.experiment import Experiment
 from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.progress import Progress
@@ -24,23 +25,29 @@ from hpclbfl.provenance import collect
 from hpclbfl.replicas import clients_of_rank
 from hpclbfl.runfolder import Attempt, RunFolder
 from hpclbfl.runlog.writer import RunLog
-from hpclbfl.train import Outcome, train
+from hpclbfl.saving import Saver, resume
+from hpclbfl.signals import StopRequest
+from hpclbfl.train import STOPPED, NotFinite, Outcome, train
+
+Resume = Literal["auto", "must", "never"]
 
 OTHERS_WAIT_S = 1.0
 """How long a rank other than 0 holds back an error that rank 0 most likely reports, too, ending all."""
 
 
-def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False) -> Outcome:
+def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False, resume: Resume = "auto") -> Outcome:
     """Train a job in the MPI job that this process belongs to, or alone; does not return if this rank fails.
 
     Args:
         run_dir: the run folder; default `runs/<slug>-<hash10>` below the current one.
         debug: show the traceback of errors in the job, too.
+        resume: auto: go on from the newest checkpoint, if there is one, and leave a run that is done; must: go on, or
+            fail; never: start anew.
     """
     comm = build.communicator(job.comm)
     session = Session(comm)
     try:
-        outcome = session.run(job.resolved(comm.size), run_dir)
+        outcome = session.run(job.resolved(comm.size), run_dir, resume)
     # A rank that ended by itself would leave the others waiting for it, whatever the reason.
     except BaseException as error:
         session.fail(error, debug)
@@ -57,12 +64,32 @@ class Session:
         self._folder: RunFolder | None = None
         self._log: RunLog | None = None
 
-    def run(self, job: JobConfig, run_dir: Path | None) -> Outcome:
+    def run(self, job: JobConfig, run_dir: Path | None, resume: Resume = "auto") -> Outcome:
         """Train a job whose clients are resolved; errors are the caller's, see `fail`."""
+        with StopRequest() as request:
+            restored: set[int] = set()
+            while True:
+                try:
+                    return self._run_once(job, run_dir, resume, request)
+                except NotFinite as error:
+                    step = self._exp.counters.step if self._exp is not None else 0
+                    # The same step again would end the same way.
+                    if job.on_nonfinite != "restore" or step in restored:
+                        raise
+                    restored.add(step)
+                    resume = "must"
+                    print(f"hpclbfl: {error}: back to the last checkpoint", file=sys.stderr, flush=True)
+
+    def _run_once(self, job: JobConfig, run_dir: Path | None, mode: Resume, request: StopRequest) -> Outcome:
         comm = self._comm
         self._exp = exp = make_experiment(job, comm)
         digest = job.digest(exp.dataset.fingerprint)
         self._folder = folder = RunFolder(run_dir or Path("runs") / f"{job.slug()}-{digest}")
+        done: dict[str, Any] | None = comm.allgather(folder.done() if comm.rank == 0 else None)[0]
+        if mode == "auto" and done is not None and done.get("hash") == digest:
+            return self._skip(done)
+        store = CheckpointStore(folder.checkpoints, comm)
+        found, problems = resume(exp, store, mode)
         attempt = self._begin_attempt(exp, digest)
         with ExitStack() as stack:
             attributes: dict[str, str | int | float] = {
@@ -70,7 +97,7 @@ class Session:
                 "provenance": attempt.provenance.read_text(encoding="utf-8"),
                 "rank": comm.rank,
                 "attempt": attempt.number,
-                "resumed_from_step": 0,
+                "resumed_from_step": exp.counters.step,
             }
             self._log = log = stack.enter_context(RunLog(attempt.rank_log(comm.rank), attributes))
             text = stack.enter_context(attempt.log.open("a", encoding="utf-8")) if comm.rank == 0 else None
@@ -80,22 +107,42 @@ class Session:
                 f"{_count(len(exp.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, "
                 f"{exp.device.type}), global batch {exp.global_batch_size}, {exp.num_train} training images"
             )
+            for problem in problems:
+                _warn(exp, log, progress, "checkpoint", f"passed over: {problem}")
+            if found is not None:
+                progress.say(f"resumes after step {found.step}, epoch {exp.epoch:.2f}")
             if job.gradients.scaler is not None and job.optimizer.name != "sgd":
                 advice = (
                     f"gradients.scaler: {job.optimizer.name} divides by the gradient's size, the factor hardly acts"
                 )
-                progress.say(f"warning: {advice}")
-                log.append("events", step=0, kind="warning", text=advice)
-            outcome = train(exp, log, progress)
+                _warn(exp, log, progress, "warning", advice)
+            outcome = train(exp, log, progress, Saver(exp, store), request)
             progress.say(
                 f"top-1 {100 * outcome.top1:.1f} % after {_count(outcome.step, 'step')}, {outcome.epoch:.2f} epochs, "
                 f"{outcome.elapsed_s:.1f} s of training ({outcome.reason}); {folder.path}"
+                if outcome.reason != STOPPED
+                else f"{request.name or 'another rank'} asked to stop: saved after step {outcome.step}, epoch "
+                f"{outcome.epoch:.2f}; the same command resumes it; {folder.path}"
             )
         if comm.rank == 0:
-            _save_model(exp, folder.path / "model.pt")
-            summary = {**asdict(outcome), "hash": digest, "engine": comm.engine, "num_ranks": comm.size}
-            folder.mark_done(summary)
-            folder.write_status("done", **asdict(outcome))
+            self._finish(folder, outcome, digest)
+        return outcome
+
+    def _finish(self, folder: RunFolder, outcome: Outcome, digest: str) -> None:
+        if outcome.reason == STOPPED:
+            folder.write_status("requeue", **asdict(outcome))
+            return
+        if self._exp is not None:
+            _save_model(self._exp, folder.path / "model.pt")
+        summary = {**asdict(outcome), "hash": digest, "engine": self._comm.engine, "num_ranks": self._comm.size}
+        folder.mark_done(summary)
+        folder.write_status("done", **asdict(outcome))
+
+    def _skip(self, done: dict[str, Any]) -> Outcome:
+        outcome = Outcome(**{field.name: done[field.name] for field in fields(Outcome)})
+        if self._comm.rank == 0 and self._folder is not None:
+            where = self._folder.path
+            print(f"{where}: done already; --resume never trains it again", file=sys.stderr, flush=True)
         return outcome
 
     def _begin_attempt(self, exp: Experiment, digest: str) -> Attempt:
@@ -114,10 +161,11 @@ class Session:
                 "device": str(exp.device),
                 "torch_threads": torch.get_num_threads(),
                 "data_fingerprint": exp.dataset.fingerprint,
+                "resumed_from_step": exp.counters.step,
                 "clients_per_rank": [len(clients_of_rank(len(exp.sizes), r, comm.size)) for r in range(comm.size)],
             }
             attempt.write_provenance(collect(comm.engine, comm.size, extra))
-            folder.write_status("running", step=0)
+            folder.write_status("running", step=exp.counters.step)
             number = attempt.number
         return folder.attempt(int(comm.allgather(number)[0]))
 
@@ -132,7 +180,7 @@ class Session:
             code, line = 1, f"{type(error).__name__}: {error}"
         if self._exp is not None:
             line = f"step {self._exp.counters.step}: {line}"
-        if rank and isinstance(error, ConfigError | DataError):
+        if rank and isinstance(error, HpclbflError):
             time.sleep(OTHERS_WAIT_S)
         if debug or not isinstance(error, HpclbflError | KeyboardInterrupt):
             traceback.print_exception(error)
@@ -147,6 +195,12 @@ class Session:
             print(f"hpclbfl: error: {where}{second}", file=sys.stderr, flush=True)
         comm.abort(code)
         raise SystemExit(code)
+
+
+def _warn(exp: Experiment, log: RunLog, progress: Progress, kind: str, text: str) -> None:
+    progress.say(f"warning: {text}")
+    if exp.comm.rank == 0:
+        log.append("events", step=exp.counters.step, kind=kind, text=text)
 
 
 def _title(job: JobConfig) -> str:

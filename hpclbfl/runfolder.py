@@ -164,10 +164,11 @@ def write_text(path: Path, text: str) -> None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlive a crash of the machine."""
     # Some file systems refuse this; the rename holds there all the same.
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -55,6 +55,8 @@ class StepRecord:
     clients: list[ClientRecord] = field(default_factory=list)
     update: list[tuple[Mark, Mark]] = field(default_factory=list)
     sync: list[tuple[Mark, Mark]] = field(default_factory=list)
+    events: list[tuple[str, str]] = field(default_factory=list)
+    """(kind, text) of what this rank has to say about the step."""
     sizes: tuple[int, ...] = ()
     """b_c of every client of the job in this step."""
     transfer: float | None = None
@@ -118,6 +120,8 @@ class StepLog:
         if record.layer_sq_norms is not None:
             for name, norm in zip(self._layers, record.layer_sq_norms.tolist(), strict=True):
                 self._log.append_row("layers", (record.step, name, norm))
+        for kind, text in record.events:
+            self._log.append_row("events", (record.step, kind, text))
         share = 1.0 / len(record.clients)
         update = share * sum(seconds(*span) for span in record.update)
         sync = share * sum(seconds(*span) for span in record.sync)

@@ -27,6 +27,14 @@ TIME_UP = 1
 """Vote of rank 0: the job's seconds are over."""
 CHANGED = 2
 """Vote of a rank one of whose clients saw its gradient change (SelSync)."""
+STOP = 4
+"""Vote of a rank that was asked to stop."""
+SAVE = 8
+"""Vote of rank 0: it is time for a checkpoint."""
+NONFINITE = 16
+"""Vote of a rank that saw a gradient which is not finite."""
+_LOOK_EVERY = 50
+"""Steps between two looks at a GPU for a gradient that was not finite."""
 
 
 def shared_step(exp: Experiment, record: StepRecord, votes: int) -> int:
@@ -55,7 +63,13 @@ def shared_step(exp: Experiment, record: StepRecord, votes: int) -> int:
     synced, host_begin = exp.clock.mark(), time.perf_counter()
     exp.loss_scaler.unscale_(optimizer)
     multiplier = _measure_shared(exp, record, reducer, counts)
-    _update(exp, optimizer, exp.loss_scaler, record.lr, multiplier)
+    if _is_broken(exp, record.columns.get("grad_sq_norm")):
+        # All ranks see it in the sum.
+        votes |= NONFINITE
+        if exp.comm.rank == 0:
+            record.events.append(("nonfinite", _nonfinite_text(exp, "the reduced gradient")))
+    else:
+        _update(exp, optimizer, exp.loss_scaler, record.lr, multiplier)
     reducer.zero_grad()
     if exp.emulation is not None:
         exp.emulation.stretch(exp.counters.step, host_begin)
@@ -76,15 +90,21 @@ def local_step(exp: Experiment, record: StepRecord, votes: int) -> int:
             client.loss_scaler.unscale_(client.optimizer)
             multiplier = _measure_local(exp, client, record.clients[-1])
             votes |= _ask_for_averaging(exp, record.clients[-1])
-            _update(exp, client.optimizer, client.loss_scaler, record.lr, multiplier)
+            if _is_broken(exp, record.clients[-1].columns.get("local_grad_sq_norm")):
+                votes |= NONFINITE
+                record.events.append(("nonfinite", _nonfinite_text(exp, f"client {client.id}'s gradient")))
+            else:
+                _update(exp, client.optimizer, client.loss_scaler, record.lr, multiplier)
         client.optimizer.zero_grad(set_to_none=True)
         if exp.emulation is not None:
             exp.emulation.stretch(exp.counters.step, host_begin)
         record.update.append((begin, exp.clock.mark()))
+    exp.pending_votes |= votes & NONFINITE
     if not exp.sync.needs_vote(exp.counters.step + 1):
         return 0
     begin = exp.clock.mark()
-    votes = exp.comm.vote(votes)
+    votes = exp.comm.vote(votes | exp.pending_votes)
+    exp.pending_votes = 0
     record.sync.append((begin, exp.clock.mark()))
     return votes
 
@@ -176,6 +196,23 @@ def _ask_for_averaging(exp: Experiment, record: ClientRecord) -> int:
     if not isinstance(config, SelSyncConfig):
         return 0
     return CHANGED if bool(record.columns["grad_change"] >= config.threshold) else 0
+
+
+def _is_broken(exp: Experiment, sq_norm: Tensor | None) -> bool:
+    """Whether the step must not be taken; loss scaling looks after its own overflows."""
+    mode = exp.job.on_nonfinite
+    if mode == "ignore" or sq_norm is None or exp.loss_scaler.is_enabled():
+        return False
+    if not sq_norm.is_cuda or mode == "skip":
+        return not bool(torch.isfinite(sq_norm))
+    # Looking makes the host wait for the device; a run that is to end may end a little later.
+    broken = ~torch.isfinite(sq_norm)
+    exp.is_broken = broken if exp.is_broken is None else exp.is_broken | broken
+    return exp.counters.step % _LOOK_EVERY == 0 and bool(exp.is_broken)
+
+
+def _nonfinite_text(exp: Experiment, whose: str) -> str:
+    return f"{whose} is not finite{'; the step is skipped' if exp.job.on_nonfinite == 'skip' else ''}"
 
 
 def _update(

@@ -7,12 +7,18 @@ import time
 from dataclasses import asdict, dataclass
 
 from hpclbfl.adapt import adapt, log_plan, observe
+from hpclbfl.errors import RunFailed
 from hpclbfl.evaluate import Score, evaluate
 from hpclbfl.experiment import Experiment
 from hpclbfl.progress import Progress
 from hpclbfl.runlog.writer import RunLog
+from hpclbfl.saving import Saver
+from hpclbfl.signals import StopRequest
 from hpclbfl.steplog import StepLog, StepRecord
-from hpclbfl.steps import CHANGED, TIME_UP, average_clients, local_step, shared_step
+from hpclbfl.steps import CHANGED, NONFINITE, SAVE, STOP, TIME_UP, average_clients, local_step, shared_step
+
+STOPPED = "asked to stop"
+"""Reason of a run that ended early, its state on disk, and is to be resumed."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +37,28 @@ class Outcome:
     """Test cross-entropy, nats."""
 
 
-def train(exp: Experiment, log: RunLog, progress: Progress) -> Outcome:
-    """Run an experiment to its end on this rank; every rank calls this and gets the same outcome but for the time."""
+class NotFinite(RunFailed):
+    """Training met a gradient that is not finite, on all ranks at the same step."""
+
+
+def train(exp: Experiment, log: RunLog, progress: Progress, saver: Saver, request: StopRequest) -> Outcome:
+    """Run an experiment to its end on this rank; every rank calls this and gets the same outcome but for the time.
+
+    Raises:
+        NotFinite: see `on_nonfinite`; the state is not to be trusted.
+    """
     layers = [name for name, parameter in exp.mean.module.named_parameters() if parameter.requires_grad]
     with StepLog(log, exp.clock, layers) as steps:
-        return _loop(exp, log, steps, progress)
+        return _loop(exp, log, steps, progress, saver, request)
 
 
-def _loop(exp: Experiment, log: RunLog, steps: StepLog, progress: Progress) -> Outcome:
+def _loop(
+    exp: Experiment, log: RunLog, steps: StepLog, progress: Progress, saver: Saver, request: StopRequest
+) -> Outcome:
     counters = exp.counters
     score: Score | None = None
     reason = ""
-    if exp.job.batching.policy != "fixed":
+    if exp.job.batching.policy != "fixed" and counters.step == 0:
         log_plan(exp, log)
     while not reason:
         begin = time.perf_counter()
@@ -52,7 +68,8 @@ def _loop(exp: Experiment, log: RunLog, steps: StepLog, progress: Progress) -> O
         if not is_shared and exp.optimizer is not None:
             exp.start_local_training()
         take_step = shared_step if is_shared else local_step
-        votes = take_step(exp, record, _time_vote(exp))
+        asked = (STOP if request else 0) | (SAVE if saver.asks() else 0)
+        votes = take_step(exp, record, asked | _time_vote(exp))
 
         # 2. Parameters are averaged where the synchroniser says so.
         counters.positions += exp.sampler.counts(exp.sizes_now)
@@ -76,6 +93,9 @@ def _loop(exp: Experiment, log: RunLog, steps: StepLog, progress: Progress) -> O
         if evaluates:
             exp.times.settle()
             steps.flush()
+        if votes & NONFINITE and exp.job.on_nonfinite in ("stop", "restore"):
+            steps.flush()
+            raise NotFinite(f"a gradient at or before step {record.step} is not finite (on_nonfinite)")
         log.tick()
         counters.elapsed_s += time.perf_counter() - begin
         progress.step(counters.step, exp.epoch, steps.last_loss)
@@ -85,6 +105,14 @@ def _loop(exp: Experiment, log: RunLog, steps: StepLog, progress: Progress) -> O
             score = evaluate_all(exp, log, progress)
             top1 = exp.job.stop.top1
             reason = reason or ("top1" if top1 is not None and score.top1 >= top1 else "")
+
+        # 6. The state on disk, with the log that belongs to it.
+        if not reason and (votes & STOP or saver.is_due(bool(votes & SAVE))):
+            exp.times.settle()
+            steps.flush()
+            log.flush(fsync=True)
+            saver.save()
+            reason = STOPPED if votes & STOP else ""
     log.flush()
     final = score or Score(math.nan, math.nan, math.nan)
     return Outcome(

@@ -6,12 +6,13 @@ from hpclbfl.sections.data import DataConfig, PartitionConfig
 from hpclbfl.sections.gradients import GradientsConfig, NoiseScaleConfig, ScalerConfig
 from hpclbfl.sections.model import LossConfig, ModelConfig
 from hpclbfl.sections.optimizer import OptimizerConfig, ScheduleConfig
-from hpclbfl.sections.run import CommConfig, EvaluateConfig, StopConfig
+from hpclbfl.sections.run import CheckpointConfig, CommConfig, EvaluateConfig, StopConfig
 from hpclbfl.sections.sync import BspConfig, FedAvgConfig, LocalConfig, PostLocalConfig, SelSyncConfig, SyncConfig
 
 __all__ = [
     "BatchingConfig",
     "BspConfig",
+    "CheckpointConfig",
     "CommConfig",
     "DataConfig",
     "EmulateConfig",

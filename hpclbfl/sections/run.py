@@ -56,6 +56,21 @@ class EvaluateConfig(Section):
         return splits
 
 
+class CheckpointConfig(Section):
+    """How often the state is saved: every 300 s unless said otherwise; always when asked to stop."""
+
+    every_steps: PositiveInt | None = None
+    every_s: PositiveFloat | None = None
+    """Seconds of training, by rank 0's clock."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _five_minutes(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("every_steps") is None and values.get("every_s") is None:
+            return {**values, "every_s": 300}
+        return values
+
+
 class CommConfig(Section):
     """Who carries the messages; never changes the result."""
 
@@ -65,3 +80,5 @@ class CommConfig(Section):
     """Size of the gradient buckets that are reduced at once, MB."""
     chunk_mb: PositiveFloat = 1.0
     """mpi: size of the pieces, small enough for a processor's cache, MB."""
+    stall_timeout_s: PositiveFloat = 1800.0
+    """A rank that waits longer than this for others ends the job, with the name of the one that is missing."""

@@ -1,0 +1,187 @@
+"""Checkpoints on disk: whole or not at all, checksummed, the last two kept.
+
+```
+checkpoints/step-000000120/{shared.pt, client-00000.pt, ..., MANIFEST.json}
+```
+
+Every rank writes the files of its clients into a folder with a leading dot; when all are on disk, rank 0 adds the
+manifest with their checksums and renames the folder. A folder without the dot is therefore complete, and what is
+damaged later is told by its checksum: then the one before is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpclbfl.batching import Plan
+from hpclbfl.batching.dynamic import ControllerState
+from hpclbfl.batching.noise_scale import GrowthState
+from hpclbfl.comm.base import Communicator
+from hpclbfl.errors import DataError, EnvironmentFault
+from hpclbfl.gradients.change import ChangeState
+from hpclbfl.gradients.noise_scale import NoiseState
+from hpclbfl.gradients.scaler import ScalerState
+from hpclbfl.runfolder import sync_folder, write_json
+
+KEPT = 2
+FORMAT = 1
+"""Of the files; rises when an older version could not be read any more."""
+_STATES: list[Any] = [ChangeState, ScalerState, NoiseState, ControllerState, GrowthState, Plan]
+"""All that is unpickled besides tensors and plain values."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that this rank has read: the shared part, and those of its clients by number."""
+
+    step: int
+    identity: dict[str, Any]
+    shared: dict[str, Any]
+    clients: dict[int, dict[str, Any]]
+
+
+class CheckpointStore:
+    """The checkpoints of a run.
+
+    Args:
+        folder: `checkpoints/` of the run folder.
+        comm: the engine; `save` and `load` are collectives.
+    """
+
+    def __init__(self, folder: Path, comm: Communicator) -> None:
+        self.folder, self._comm = folder, comm
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, the newest first; damaged ones may be among them."""
+        names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
+        return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+    def save(
+        self, step: int, identity: dict[str, Any], shared: dict[str, Any], clients: dict[int, dict[str, Any]]
+    ) -> None:
+        """Publish a checkpoint.
+
+        Args:
+            identity: what a resuming job is compared with; rank 0's counts, as does its `shared`.
+            clients: parts of this rank's clients.
+
+        Raises:
+            EnvironmentFault: some rank could not write; older checkpoints stay as they are.
+        """
+        comm, temporary = self._comm, self.folder / f".step-{step:09d}"
+        self._together(self._prepare, temporary)
+        parts = {_client_file(client): part for client, part in clients.items()}
+        if comm.rank == 0:
+            parts["shared.pt"] = shared
+        written = self._together(_write_files, temporary, parts)
+        checksums = {name: digest for files in written for name, digest in files.items()}
+        manifest = {"format": FORMAT, "step": step, "identity": identity, "sha256": checksums}
+        self._together(self._publish, temporary, manifest)
+
+    def _together(self, action: Any, *arguments: Any) -> list[Any]:
+        """Carry out on every rank; an error on one is an error on all, so that none is left waiting."""
+        result, problem = None, ""
+        try:
+            result = action(*arguments)
+        except (OSError, EnvironmentFault, RuntimeError) as error:
+            problem = getattr(error, "strerror", None) or str(error)
+        rows = self._comm.allgather((result, problem))
+        for rank, (_, told) in enumerate(rows):
+            if told:
+                with suppress(OSError):
+                    shutil.rmtree(arguments[0])
+                raise EnvironmentFault(f"{self.folder}: rank {rank} cannot write a checkpoint: {told.lower()}")
+        return [row[0] for row in rows]
+
+    def _prepare(self, temporary: Path) -> None:
+        if self._comm.rank == 0:
+            for stale in self.folder.glob(".step-*"):
+                shutil.rmtree(stale)
+            temporary.mkdir(parents=True)
+
+    def _publish(self, temporary: Path, manifest: dict[str, Any]) -> None:
+        if self._comm.rank:
+            return
+        write_json(temporary / "MANIFEST.json", manifest)
+        final = self.folder / temporary.name.removeprefix(".")
+        if final.exists():
+            # A run that resumed from an older one passes here again.
+            shutil.rmtree(final)
+        temporary.rename(final)
+        sync_folder(self.folder)
+        for step in self.steps()[KEPT:]:
+            shutil.rmtree(self.folder / f"step-{step:09d}")
+
+    def load(self, clients: Iterable[int]) -> tuple[Found | None, list[str]]:
+        """The newest checkpoint that is whole on every rank, or None; and a line about each that was passed over."""
+        wanted = list(clients)
+        problems: list[str] = []
+        steps: Sequence[int] = self._comm.allgather(self.steps())[0]
+        for step in steps:
+            found, problem = None, ""
+            try:
+                found = self._read(step, wanted)
+            except DataError as error:
+                problem = str(error)
+            told = [text for text in self._comm.allgather(problem) if text]
+            if not told:
+                return found, problems
+            problems.append(told[0])
+        return None, problems
+
+    def _read(self, step: int, clients: Sequence[int]) -> Found:
+        folder = self.folder / f"step-{step:09d}"
+        try:
+            manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+            checksums, identity = manifest["sha256"], manifest["identity"]
+            if manifest["format"] != FORMAT:
+                raise DataError(f"{folder}: has format {manifest['format']}; this version reads format {FORMAT}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder}: is damaged: its manifest cannot be read") from error
+        shared = _read_file(folder / "shared.pt", checksums)
+        # Another number of clients is refused by the caller, who can say more about it.
+        there = [client for client in clients if _client_file(client) in checksums]
+        parts = {client: _read_file(folder / _client_file(client), checksums) for client in there}
+        return Found(step, identity, shared, parts)
+
+
+def _client_file(client: int) -> str:
+    return f"client-{client:05d}.pt"
+
+
+def _write_files(folder: Path, parts: dict[str, dict[str, Any]]) -> dict[str, str]:
+    checksums = {}
+    for name, part in parts.items():
+        buffer = io.BytesIO()
+        torch.save(part, buffer)
+        content = buffer.getbuffer()
+        with (folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        checksums[name] = hashlib.sha256(content).hexdigest()
+    sync_folder(folder)
+    return checksums
+
+
+def _read_file(path: Path, checksums: dict[str, str]) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: is damaged: cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != checksums.get(path.name):
+        raise DataError(f"{path}: is damaged: its content does not fit its checksum")
+    with torch.serialization.safe_globals(_STATES):
+        part: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return part
