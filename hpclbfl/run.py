@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -16,8 +16,9 @@ from hpclbfl import build
 from hpclbfl.assemble import make_experiment
 from hpclbfl.checkpoint import CheckpointStore
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.watched import WatchedCommunicator
 from hpclbfl.config import JobConfig
-from hpclbfl.errors import EnvironmentFault, HpclbflError
+from hpclbfl.errors import EnvironmentFault, HpclbflError, RunFailed
 from hpclbfl.experiment import Experiment
 from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.progress import Progress
@@ -27,7 +28,8 @@ from hpclbfl.runfolder import Attempt, RunFolder
 from hpclbfl.runlog.writer import RunLog
 from hpclbfl.saving import Saver, resume
 from hpclbfl.signals import StopRequest
-from hpclbfl.train import STOPPED, NotFinite, Outcome, train
+from hpclbfl.train import STOPPED, NotFinite, Outcome, Services, train
+from hpclbfl.watchdog import Watchdog, end_process
 
 Resume = Literal["auto", "must", "never"]
 
@@ -59,7 +61,7 @@ class Session:
     """What has been opened so far, for a failure's sake."""
 
     def __init__(self, comm: Communicator) -> None:
-        self._comm = comm
+        self._comm = WatchedCommunicator(comm)
         self._exp: Experiment | None = None
         self._folder: RunFolder | None = None
         self._log: RunLog | None = None
@@ -99,6 +101,8 @@ class Session:
                 "attempt": attempt.number,
                 "resumed_from_step": exp.counters.step,
             }
+            watchdog = Watchdog(attempt.path, comm.rank, comm.size, job.comm.stall_timeout_s, self._give_up)
+            comm.watchdog = stack.enter_context(watchdog)
             self._log = log = stack.enter_context(RunLog(attempt.rank_log(comm.rank), attributes))
             text = stack.enter_context(attempt.log.open("a", encoding="utf-8")) if comm.rank == 0 else None
             end = planned_epochs(job, exp.global_batch_size, exp.num_train)
@@ -116,7 +120,7 @@ class Session:
                     f"gradients.scaler: {job.optimizer.name} divides by the gradient's size, the factor hardly acts"
                 )
                 _warn(exp, log, progress, "warning", advice)
-            outcome = train(exp, log, progress, Saver(exp, store), request)
+            outcome = train(exp, Services(log, progress, Saver(exp, store), request, watchdog))
             progress.say(
                 f"top-1 {100 * outcome.top1:.1f} % after {_count(outcome.step, 'step')}, {outcome.epoch:.2f} epochs, "
                 f"{outcome.elapsed_s:.1f} s of training ({outcome.reason}); {folder.path}"
@@ -168,6 +172,15 @@ class Session:
             folder.write_status("running", step=exp.counters.step)
             number = attempt.number
         return folder.attempt(int(comm.allgather(number)[0]))
+
+    def _give_up(self, step: int, line: str) -> None:
+        """From the watchdog's thread: the main one waits for a rank that does not come."""
+        text = f"rank {self._comm.rank}: step {step}: {line}"
+        print(f"hpclbfl: error: {text}", file=sys.stderr, flush=True)
+        if self._folder is not None:
+            with suppress(HpclbflError):
+                self._folder.write_status("failed", error=text, rank=self._comm.rank)
+        end_process(RunFailed.exit_code)
 
     def fail(self, error: BaseException, debug: bool) -> NoReturn:
         """Say what happened on this rank, keep the log, end all ranks."""

@@ -16,6 +16,7 @@ from hpclbfl.saving import Saver
 from hpclbfl.signals import StopRequest
 from hpclbfl.steplog import StepLog, StepRecord
 from hpclbfl.steps import CHANGED, NONFINITE, SAVE, STOP, TIME_UP, average_clients, local_step, shared_step
+from hpclbfl.watchdog import Watchdog
 
 STOPPED = "asked to stop"
 """Reason of a run that ended early, its state on disk, and is to be resumed."""
@@ -41,20 +42,30 @@ class NotFinite(RunFailed):
     """Training met a gradient that is not finite, on all ranks at the same step."""
 
 
-def train(exp: Experiment, log: RunLog, progress: Progress, saver: Saver, request: StopRequest) -> Outcome:
+@dataclass(frozen=True)
+class Services:
+    """What a run needs besides the experiment."""
+
+    log: RunLog
+    progress: Progress
+    saver: Saver
+    request: StopRequest
+    watchdog: Watchdog
+
+
+def train(exp: Experiment, services: Services) -> Outcome:
     """Run an experiment to its end on this rank; every rank calls this and gets the same outcome but for the time.
 
     Raises:
         NotFinite: see `on_nonfinite`; the state is not to be trusted.
     """
     layers = [name for name, parameter in exp.mean.module.named_parameters() if parameter.requires_grad]
-    with StepLog(log, exp.clock, layers) as steps:
-        return _loop(exp, log, steps, progress, saver, request)
+    with StepLog(services.log, exp.clock, layers) as steps:
+        return _loop(exp, services, steps)
 
 
-def _loop(
-    exp: Experiment, log: RunLog, steps: StepLog, progress: Progress, saver: Saver, request: StopRequest
-) -> Outcome:
+def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
+    log, progress, saver = services.log, services.progress, services.saver
     counters = exp.counters
     score: Score | None = None
     reason = ""
@@ -62,13 +73,14 @@ def _loop(
         log_plan(exp, log)
     while not reason:
         begin = time.perf_counter()
+        services.watchdog.step = counters.step
         # 1. Every client's forward and backward pass, and the update, alone or with the summed gradient.
         record = begin_record(exp)
         is_shared = exp.sync.shared(counters.step + 1)
         if not is_shared and exp.optimizer is not None:
             exp.start_local_training()
         take_step = shared_step if is_shared else local_step
-        asked = (STOP if request else 0) | (SAVE if saver.asks() else 0)
+        asked = (STOP if services.request else 0) | (SAVE if saver.asks() else 0)
         votes = take_step(exp, record, asked | _time_vote(exp))
 
         # 2. Parameters are averaged where the synchroniser says so.

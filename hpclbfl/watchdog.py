@@ -1,0 +1,126 @@
+"""Ends a run in which some rank does not come: the ones that wait find out which, and say so.
+
+Each rank has a thread that notes now and then, in a small file of the attempt's folder, at which step the rank is and
+whether it waits for others. A rank that has waited too long reads the others' notes: those that do not wait, or whose
+notes have grown old, are the ones that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+NOTE_EVERY_S = 10.0
+"""Longest time between two notes."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a rank last said of itself."""
+
+    rank: int
+    step: int
+    waits: bool
+    age_s: float
+
+
+class Watchdog:
+    """Watches this rank's waiting, once it is entered.
+
+    Args:
+        folder: of the attempt; shared by all ranks.
+        rank, size: of the communicator.
+        timeout_s: how long a rank may wait.
+        give_up: called from the watching thread with the step and a line about who is missing; does not return.
+    """
+
+    def __init__(
+        self, folder: Path, rank: int, size: int, timeout_s: float, give_up: Callable[[int, str], None]
+    ) -> None:
+        self._folder, self._rank, self._size, self._timeout_s = folder, rank, size, timeout_s
+        self._give_up = give_up
+        self._pause = min(NOTE_EVERY_S, timeout_s / 5)
+        self._waiting_since: float | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self.step = 0
+        """Kept up to date by the training loop."""
+
+    def __enter__(self) -> Watchdog:
+        if self._size > 1:
+            self._note()
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=1.0)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While it is entered, this rank waits for others."""
+        self._waiting_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waiting_since = None
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._pause):
+            self._note()
+            since = self._waiting_since
+            waited = time.monotonic() - since if since is not None else 0.0
+            # The first of those that wait speaks; the others follow if it cannot.
+            if waited > self._timeout_s + self._pause * (1 + self._rank):
+                self._give_up(self.step, f"waited {waited:.0f} s for {self._missing()}")
+
+    def _note(self) -> None:
+        text = json.dumps({"step": self.step, "waits": self._waiting_since is not None, "time": time.time()})
+        # A note that cannot be written must not end a run that is well.
+        with suppress(OSError):
+            path = note_path(self._folder, self._rank)
+            temporary = path.with_suffix(".new")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+
+    def _missing(self) -> str:
+        notes = read_notes(self._folder)
+        newest = max((self.step, *(note.step for note in notes)))
+        stale = 3 * self._pause + 1
+        missing = [n for n in notes if n.rank != self._rank and (not n.waits or n.age_s > stale or n.step < newest)]
+        if not missing:
+            return "ranks that all wait, too: their calls do not match, or the network is gone"
+        return " and ".join(f"rank {n.rank} (at step {n.step}, last heard of {n.age_s:.0f} s ago)" for n in missing[:4])
+
+
+def note_path(folder: Path, rank: int) -> Path:
+    """Where a rank's note lies."""
+    return folder / f"rank{rank:05d}.note"
+
+
+def read_notes(folder: Path) -> list[Note]:
+    """All ranks' notes in an attempt's folder, by rank."""
+    notes = []
+    for path in sorted(folder.glob("rank*.note")):
+        with suppress(OSError, ValueError, KeyError):
+            told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            rank = int(path.stem.removeprefix("rank"))
+            notes.append(Note(rank, int(told["step"]), bool(told["waits"]), time.time() - float(told["time"])))
+    return notes
+
+
+def end_process(code: int) -> None:
+    """End this process from any thread; the launcher then ends the others."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,86 @@
+"""Run under mpirun by test_faults.py: trains a job in which something goes wrong on one rank.
+
+Usage: fault_program.py JOB.yaml RUN_FOLDER FAULT RANK
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import hpclbfl.checkpoint
+import hpclbfl.steps
+from hpclbfl.comm.base import launched_rank
+from hpclbfl.config import load_job
+from hpclbfl.run import run_job
+
+job_file, run_folder, fault, rank = sys.argv[1:]
+is_hit = launched_rank(os.environ) == int(rank)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wrap(module, name, before=None, after=None):  # type: ignore[no-untyped-def]
+    """Let something happen before or after a function of the package is called."""
+    taken = getattr(module, name)
+
+    def wrapped(*arguments, **keys):  # type: ignore[no-untyped-def]
+        if before is not None:
+            before(*arguments)
+        result = taken(*arguments, **keys)
+        if after is not None:
+            after(*arguments)
+        return result
+
+    setattr(module, name, wrapped)
+
+
+def in_step(action, step=7):  # type: ignore[no-untyped-def]
+    """In the passes of a step."""
+    wrap(hpclbfl.steps, "forward_backward", before=lambda exp, *_: exp.counters.step == step and action())
+
+
+def second(action):  # type: ignore[no-untyped-def]
+    """At the second call: the checkpoint at step 6."""
+    calls = []
+    return lambda *_: (calls.append(1), len(calls) == 2 and action())
+
+
+if is_hit:
+    if fault == "kill":
+        in_step(die)
+    elif fault == "kill-saving":
+        wrap(hpclbfl.checkpoint, "_write_files", after=second(die))
+    elif fault == "kill-publishing":
+        wrap(hpclbfl.checkpoint, "write_json", after=second(die))
+    elif fault == "kill-published":
+        wrap(hpclbfl.checkpoint, "sync_folder", after=lambda path: path.name == "checkpoints" and second_publish())
+        published = []
+
+        def second_publish() -> None:
+            published.append(1)
+            if len(published) == 2:
+                die()
+
+    elif fault == "exit":
+        in_step(lambda: os._exit(0))
+    elif fault == "sleep":
+        in_step(lambda: time.sleep(300))
+    elif fault == "full":
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        wrap(hpclbfl.checkpoint, "_write_files", before=second(full))
+    elif fault in ("USR2", "TERM"):
+        # Sent by the test, from outside; here a sign that it is time.
+        in_step(lambda: (Path(run_folder) / "now").touch(), step=4)
+if fault in ("USR2", "TERM"):
+    wrap(hpclbfl.steps, "forward_backward", before=lambda *_: time.sleep(0.05))
+outcome = run_job(load_job(Path(job_file)), Path(run_folder))
+sys.exit(75 if outcome.reason == "asked to stop" else 0)
