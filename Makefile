@@ -1,10 +1,10 @@
 SHELL := /bin/bash
 ACTIVATE := source .venv/bin/activate
 
-.PHONY: help install quickstart test lint clean
+.PHONY: help install quickstart test bench lint slurm-up slurm-down clean
 
 help: ## what each target does
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
 	@echo "An existing environment: make install PYTHON=... TORCH=... HOROVOD_GPU_OPERATIONS=NCCL (README)"
 
 install: ## .venv with torch, MPI, Horovod and this package; what is there already is kept
@@ -30,8 +30,19 @@ endef
 test: install lint ## lint, then all tests
 	@$(ACTIVATE) && pytest
 
+BENCHMARKS := comm step scaler input log
+
+bench: install ## side by side with its peers: communication, a step, the scaler, input, log; into runs/bench
+	@$(ACTIVATE) && set -e; $(foreach name,$(BENCHMARKS),hpclbfl bench $(name);)
+
 lint: install ## ruff and mypy
 	@$(ACTIVATE) && ruff check . && ruff format --check . && mypy -p hpclbfl
+
+slurm-up: install ## starts a throw-away Slurm of two nodes on this machine; installs slurm-wlm where it may
+	@$(ACTIVATE) && python -m hpclbfl.slurm.devcluster up
+
+slurm-down: install ## stops it, with its jobs
+	@$(ACTIVATE) && python -m hpclbfl.slurm.devcluster down
 
 clean: ## removes .venv and caches; runs and the built Horovod wheel stay
 	rm -rf .venv *.egg-info build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,71 @@
+"""`hpclbfl bench NAME`: finds the benchmark, checks its options, runs it, writes and prints what it found."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from hpclbfl.bench import report
+from hpclbfl.bench.turns import Turns
+from hpclbfl.errors import ConfigError
+
+BENCHMARKS = ("comm", "step", "scaler", "input", "log")
+"""Each is a module beside this one with `VARIANTS`, `Settings` and `measure`."""
+OPTIONS = {
+    "rounds": "--rounds",
+    "num_ranks": "-np",
+    "model": "--model",
+    "batch": "--batch",
+    "steps": "--steps",
+    "mb": "--mb",
+    "variants": "--variants",
+}
+"""Settings that the command line takes."""
+
+
+def run(name: str, options: dict[str, Any], out: Path | None, as_json: bool, debug: bool) -> None:
+    """Run one benchmark.
+
+    Args:
+        options: settings by name; None where not given.
+        out: the file to write; None: see `report.default_path`.
+
+    Raises:
+        ConfigError: an unknown benchmark or variant, or an option that this one does not take.
+        EnvironmentFault: the file cannot be written, or there is no MPI.
+        RunFailed: a rank failed.
+    """
+    if name not in BENCHMARKS:
+        raise ConfigError(f"bench {name}: unknown benchmark; there are {', '.join(BENCHMARKS)}")
+    module: Any = importlib.import_module(f"hpclbfl.bench.{name}")
+    settings = _settings(name, module, {key: value for key, value in options.items() if value is not None})
+    path = out or report.default_path(name)
+    report.make_folder(path)
+    with Turns(name) as turns:
+        findings = module.measure(settings, turns, debug)
+    text = report.as_text(report.document(name, asdict(settings), findings))
+    report.write(path, text)
+    if as_json:
+        print(text, end="")
+    else:
+        report.print_tables(findings)
+    # Under --json stdout is the document alone.
+    print(path, file=sys.stderr if as_json else sys.stdout)
+
+
+def _settings(name: str, module: Any, given: dict[str, Any]) -> Any:
+    known = [field.name for field in fields(module.Settings)]
+    takes = ", ".join(flag for key, flag in OPTIONS.items() if key in known)
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"bench {name}: {OPTIONS[key]} does not go with it; it takes {takes}")
+    for mb in given.get("mb", ()):
+        if not mb > 0:
+            raise ConfigError(f"bench {name}: --mb {mb:g}: a size is above 0")
+    for variant in given.get("variants", ()):
+        if variant not in module.VARIANTS:
+            raise ConfigError(f"bench {name}: --variants: unknown '{variant}'; there are {', '.join(module.VARIANTS)}")
+    return module.Settings(**given)

@@ -1,0 +1,112 @@
+"""What others would use in our place: raw mpi4py, Horovod's own calls, torch.distributed, and their training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpclbfl import build
+from hpclbfl.comm.base import Communicator
+from hpclbfl.config import JobConfig
+from hpclbfl.data.datasets import load_dataset
+from hpclbfl.data.loader import make_loaders
+
+_TIMEOUT = timedelta(seconds=120)
+Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim.Optimizer]]
+
+
+def horovod_sum(flat: Tensor) -> None:
+    """Horovod's blocking sum, in place."""
+    import horovod.torch as hvd
+
+    hvd.allreduce_(flat, op=hvd.Sum, name="bench")
+
+
+def mpi_sum(flat: Tensor) -> None:
+    """One MPI_Allreduce of the whole, in place."""
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, flat.numpy())
+
+
+def join(comm: Communicator, folder: str, device: torch.device) -> str:
+    """Make torch.distributed's group of the same ranks; returns its backend."""
+    # NCCL refuses two ranks on one GPU.
+    backend = "nccl" if device.type == "cuda" and comm.local_size <= torch.cuda.device_count() else "gloo"
+    torch.distributed.init_process_group(
+        backend,
+        init_method=f"file://{Path(folder).resolve()}/rendezvous",
+        rank=comm.rank,
+        world_size=comm.size,
+        timeout=_TIMEOUT,
+    )
+    return backend
+
+
+def leave(comm: Communicator) -> None:
+    """Let all ranks end in order, and torch.distributed's group with them."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    # The first rank to leave makes Horovod end MPI on all of them.
+    comm.barrier()
+    comm.close()
+
+
+def alone(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """No communication at all."""
+    return module, optimizer
+
+
+def in_ddp(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """DistributedDataParallel at its defaults."""
+    wrapped: nn.Module = nn.parallel.DistributedDataParallel(module)
+    return wrapped, optimizer
+
+
+def in_horovod(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """hvd.DistributedOptimizer at its defaults."""
+    import horovod.torch as hvd
+
+    made: Any = hvd.DistributedOptimizer(optimizer, named_parameters=module.named_parameters())
+    return module, made
+
+
+class PlainTraining:
+    """A training script as anybody would write it, on the job's data, net and optimizer.
+
+    The loader, the net and torch's fused SGD are those of our own step: the communication alone differs.
+
+    Args:
+        job: with its clients resolved, one per rank.
+        wrap: makes net and optimizer parallel.
+    """
+
+    def __init__(self, job: JobConfig, comm: Communicator, wrap: Wrap) -> None:
+        self.device = build.device(comm)
+        dataset = load_dataset(job.data)
+        self._images = make_loaders(dataset, job.data, job.seed, self.device, build.dtype(job)).train
+        net = build.net(job, len(dataset.classes), self._images.image_shape, self.device).train()
+        c = job.optimizer
+        optimizer = torch.optim.SGD(
+            net.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True
+        )
+        self._net, self._optimizer = wrap(net, optimizer)
+        self._batch = job.local_batch_sizes()[comm.rank]
+        self._offset, self._stride = comm.rank * self._batch, comm.size * self._batch
+        self._step = 0
+
+    def step(self) -> None:
+        """One optimizer step of all ranks."""
+        places = self._step * self._stride + self._offset + np.arange(self._batch)
+        passes, samples = np.divmod(places, len(self._images))
+        images, labels = self._images.batch(samples, passes)
+        nn.functional.cross_entropy(self._net(images), labels).backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._step += 1

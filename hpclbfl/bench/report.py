@@ -1,0 +1,115 @@
+"""A benchmark's findings as a file and as tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from hpclbfl.bench.findings import Findings
+from hpclbfl.bench.statistics import spread
+from hpclbfl.errors import EnvironmentFault
+from hpclbfl.provenance import collect
+
+SCHEMA_VERSION = 1
+FOLDER = Path("runs") / "bench"
+WIDTH = 120
+"""Columns of text where there is no terminal."""
+
+
+def default_path(name: str) -> Path:
+    """Where a benchmark's file goes unless the user says otherwise: runs/bench/NAME-TIME.json, UTC."""
+    return FOLDER / f"{name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.json"
+
+
+def make_folder(path: Path) -> None:
+    """Make the file's folder, before anything is measured for it.
+
+    Raises:
+        EnvironmentFault: it cannot be made or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"{path.parent}: cannot be made: {error.strerror}; give another --out") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise EnvironmentFault(f"{path}: cannot be written; give another --out")
+
+
+def document(name: str, settings: dict[str, Any], findings: Findings) -> dict[str, Any]:
+    """All that was measured, where and with what, as JSON values."""
+    num_ranks = int(settings.get("num_ranks", 1))
+    machine = collect("by variant", num_ranks)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "benchmark": name,
+        "settings": settings,
+        **findings.plain(),
+        **findings.extra,
+        "machine": machine,
+    }
+
+
+def write(path: Path, text: str) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The document as JSON."""
+    return json.dumps(found, indent=1) + "\n"
+
+
+def print_tables(findings: Findings) -> None:
+    """Medians with quartiles over rounds, then the ratios."""
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=WIDTH, highlight=False)
+    table = Table(title=findings.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in ("median", "quartiles"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("unit")
+    table.add_column("rounds", justify="right")
+    groups = list(dict.fromkeys(series.group for series in findings.series))
+    for group in groups:
+        members = [series for series in findings.series if series.group == group]
+        table.add_row(f"[bold]{group}[/bold]")
+        for series in members:
+            s = spread(series.by_round)
+            quartiles = f"{_shown(s.lower_quartile)} to {_shown(s.upper_quartile)}"
+            unit = "" if series.unit == "1" else series.unit
+            table.add_row(f"  {series.title}", _shown(s.median), quartiles, unit, str(len(series.raw)))
+    console.print(table)
+    if not findings.comparisons:
+        return
+    title = "Ratios, 95 % interval, paired by round"
+    ratios = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+    ratios.add_column("")
+    ratios.add_column("", no_wrap=True)
+    for group in groups:
+        members_of = [c for c in findings.comparisons if c.group == group]
+        if members_of:
+            ratios.add_row(f"[bold]{group}[/bold]")
+        for c in members_of:
+            ratios.add_row(f"  {c.title}", c.text)
+    console.print(ratios)
+
+
+def _shown(number: float) -> str:
+    """Three digits; thousands in full."""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"

@@ -1,0 +1,116 @@
+"""The product's own training step on random images, driven from outside the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpclbfl.adapt import observe
+from hpclbfl.assemble import make_experiment
+from hpclbfl.comm.base import Communicator
+from hpclbfl.config import JobConfig, parse_job
+from hpclbfl.data.packed import write_packed
+from hpclbfl.data.splits import ArrayImages, encode_png
+from hpclbfl.errors import ConfigError
+from hpclbfl.models import NETS
+from hpclbfl.runlog.writer import RunLog
+from hpclbfl.steplog import StepLog, StepRecord
+from hpclbfl.steps import average_clients, local_step, shared_step
+from hpclbfl.train import begin_record
+
+NUM_CLASSES = 10
+IMAGES = "images.h5"
+"""Name of the packed set in a benchmark's scratch folder."""
+SCALER = {"factor": 2.0, "threshold": 0.5}
+_SIDES = (32, 64, 224)
+_STEPS_PER_PASS = 4
+
+
+def image_side(model: str) -> int:
+    """The smallest usual size that a net takes, pixels.
+
+    Raises:
+        ConfigError: an unknown net; lists the known ones.
+    """
+    if model not in NETS:
+        raise ConfigError(f"--model {model}: unknown net; known: {', '.join(NETS)}")
+    return next(side for side in _SIDES if NETS[model].takes(side))
+
+
+def write_images(folder: Path, model: str, global_batch_size: int) -> Path:
+    """Make a packed set of random images, of the net's size, for a few steps."""
+    side, count = image_side(model), _STEPS_PER_PASS * global_batch_size
+    rng = np.random.default_rng(0)
+
+    def images(number: int) -> Iterator[tuple[bytes, int]]:
+        source = ArrayImages(rng.integers(0, 256, (number, side, side, 3), dtype=np.uint8), "random")
+        return ((encode_png(source.image(k)), k % NUM_CLASSES) for k in range(number))
+
+    path = folder / IMAGES
+    splits = {"train": images(count), "test": images(NUM_CLASSES)}
+    write_packed(path, [f"class{k}" for k in range(NUM_CLASSES)], splits)
+    return path
+
+
+def make_job(images: Path, model: str, batch: int, num_ranks: int, **sections: Any) -> JobConfig:
+    """A job of one client per rank, SGD with momentum, the scaler on unless `gradients` says otherwise.
+
+    Raises:
+        ConfigError: an unknown net, or sections that do not fit.
+    """
+    values: dict[str, Any] = {
+        "name": "bench",
+        "clients": num_ranks,
+        "data": {"name": "packed", "path": str(images), "augment": "crop_flip", "in_memory": True},
+        "model": {"name": model},
+        "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4},
+        "gradients": {"scaler": SCALER},
+        "batching": {"local_batch_size": batch},
+    }
+    return parse_job({**values, **sections}, "bench")
+
+
+class Training:
+    """A run of the product, a step at a time: data, step, averaging, ranks' times and log are those of training.
+
+    Args:
+        job: with its clients resolved.
+        log: the file to write, of this rank alone.
+    """
+
+    def __init__(self, job: JobConfig, comm: Communicator, log: Path) -> None:
+        self.exp = make_experiment(job, comm)
+        self.device = self.exp.device
+        self._is_shared = self.exp.sync.shared(1)
+        self._steps = StepLog(RunLog(log, {}), self.exp.clock)
+        self._open: StepRecord | None = None
+        """The newest step, while an averaging may follow."""
+
+    def step(self) -> None:
+        """One optimizer step of every client, without the averaging that may follow."""
+        exp, counters = self.exp, self.exp.counters
+        self._finish(averages=False)
+        self._open = record = begin_record(exp)
+        take_step = shared_step if self._is_shared else local_step
+        take_step(exp, record, 0)
+        counters.positions += exp.sampler.counts(exp.sizes_now)
+        counters.step += 1
+        record.epoch, record.num_samples = exp.epoch, counters.num_samples
+        if self._is_shared:
+            self._finish(averages=False)
+
+    def average(self) -> None:
+        """Average the clients' models after a step."""
+        if self._open is None:
+            raise RuntimeError("clients average after a local step")
+        average_clients(self.exp, self._open)
+        self._finish(averages=True)
+
+    def _finish(self, averages: bool) -> None:
+        if self._open is not None:
+            observe(self.exp, self._open, self._is_shared, averages)
+            self._steps.add(self._open)
+            self._open = None
