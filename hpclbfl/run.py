@@ -20,6 +20,7 @@ from hpclbfl.comm.watched import WatchedCommunicator
 from hpclbfl.config import JobConfig
 from hpclbfl.errors import EnvironmentFault, HpclbflError, RunFailed
 from hpclbfl.experiment import Experiment
+from hpclbfl.lease import Lease, acquire
 from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.progress import Progress
 from hpclbfl.provenance import collect
@@ -65,6 +66,7 @@ class Session:
         self._exp: Experiment | None = None
         self._folder: RunFolder | None = None
         self._log: RunLog | None = None
+        self._lease: Lease | None = None
 
     def run(self, job: JobConfig, run_dir: Path | None, resume: Resume = "auto") -> Outcome:
         """Train a job whose clients are resolved; errors are the caller's, see `fail`."""
@@ -72,7 +74,9 @@ class Session:
             restored: set[int] = set()
             while True:
                 try:
-                    return self._run_once(job, run_dir, resume, request)
+                    outcome = self._run_once(job, run_dir, resume, request)
+                    self._release()
+                    return outcome
                 except NotFinite as error:
                     step = self._exp.counters.step if self._exp is not None else 0
                     # The same step again would end the same way.
@@ -86,12 +90,17 @@ class Session:
         comm = self._comm
         self._exp = exp = make_experiment(job, comm)
         digest = job.digest(exp.dataset.fingerprint)
-        self._folder = folder = RunFolder(run_dir or Path("runs") / f"{job.slug()}-{digest}")
+        folder = RunFolder(run_dir or Path("runs") / f"{job.slug()}-{digest}")
         done: dict[str, Any] | None = comm.allgather(folder.done() if comm.rank == 0 else None)[0]
         if mode == "auto" and done is not None and done.get("hash") == digest:
-            return self._skip(done)
+            return self._skip(folder, done)
+        if comm.rank == 0 and self._lease is None:
+            # Another process in this folder would write over this one's checkpoints.
+            self._lease = acquire(folder.path)
         store = CheckpointStore(folder.checkpoints, comm)
         found, problems = resume(exp, store, mode)
+        # Until here the folder may be another one's, and an error leaves it as it is.
+        self._folder = folder
         attempt = self._begin_attempt(exp, digest)
         with ExitStack() as stack:
             attributes: dict[str, str | int | float] = {
@@ -142,11 +151,10 @@ class Session:
         folder.mark_done(summary)
         folder.write_status("done", **asdict(outcome))
 
-    def _skip(self, done: dict[str, Any]) -> Outcome:
+    def _skip(self, folder: RunFolder, done: dict[str, Any]) -> Outcome:
         outcome = Outcome(**{field.name: done[field.name] for field in fields(Outcome)})
-        if self._comm.rank == 0 and self._folder is not None:
-            where = self._folder.path
-            print(f"{where}: done already; --resume never trains it again", file=sys.stderr, flush=True)
+        if self._comm.rank == 0:
+            print(f"{folder.path}: done already; --resume never trains it again", file=sys.stderr, flush=True)
         return outcome
 
     def _begin_attempt(self, exp: Experiment, digest: str) -> Attempt:
@@ -172,6 +180,11 @@ class Session:
             folder.write_status("running", step=exp.counters.step)
             number = attempt.number
         return folder.attempt(int(comm.allgather(number)[0]))
+
+    def _release(self) -> None:
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
 
     def _give_up(self, step: int, line: str) -> None:
         """From the watchdog's thread: the main one waits for a rank that does not come."""
@@ -204,6 +217,7 @@ class Session:
                 self._log.close()
             if self._folder is not None:
                 self._folder.write_status("failed", error=f"{where}{line}", rank=rank)
+            self._release()
         except HpclbflError as second:
             print(f"hpclbfl: error: {where}{second}", file=sys.stderr, flush=True)
         comm.abort(code)

@@ -100,10 +100,16 @@ def scale_gradients(optimizer: torch.optim.Optimizer, factor: Tensor, has_loss_s
 
     Where the optimizer cannot do it in its own pass, or a loss scaler uses that way itself, it costs one pass more.
     """
+    rides = rides_on_step(optimizer) and not has_loss_scaler
+    if not factor.is_cuda and factor.item() == 1.0:
+        # Riding writes the gradients back, which costs, too.
+        if rides:
+            optimizer.grad_scale = None  # type: ignore[attr-defined]
+        return
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     # It divides by grad_scale, a float32: exact for powers of two, to its rounding else.
     is_narrow = all(gradient.dtype != torch.float64 for gradient in gradients)
-    if rides_on_step(optimizer) and is_narrow and not has_loss_scaler:
+    if rides and is_narrow:
         optimizer.grad_scale = factor.reciprocal().float()  # type: ignore[attr-defined]
         return
     if gradients:
