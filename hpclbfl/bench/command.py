@@ -12,7 +12,7 @@ from hpclbfl.bench import report
 from hpclbfl.bench.turns import Turns
 from hpclbfl.errors import ConfigError
 
-BENCHMARKS = ("comm", "step", "scaler", "input", "log")
+BENCHMARKS = ("comm", "step", "scaler", "input", "log", "hetero")
 """Each is a module beside this one with `VARIANTS`, `Settings` and `measure`."""
 OPTIONS = {
     "rounds": "--rounds",

@@ -84,3 +84,17 @@ def test_ranks_that_cannot_start_are_one_line() -> None:
     with Launcher(2) as launcher, pytest.raises(RunFailed, match=r"exit code 1: .*No module named") as caught:
         launcher.run("pigeon_ranks", "compute", step.Settings(**SMALL))
     assert "\n" not in str(caught.value)
+
+
+def test_hetero_takes_its_variants_and_says_what_was_planned() -> None:
+    from hpclbfl.bench import hetero
+
+    with Turns("hetero") as turns:
+        settings = hetero.Settings(rounds=1, variants=("dynamic",), scenarios=("four",))
+        findings = hetero.measure(settings, turns)
+    title = hetero.SCENARIOS["four"].title
+    found = findings.find(title, "dynamic")
+    assert found is not None and 0 < found.by_round[0] < 1.1
+    plans = findings.extra["plans"]["four:dynamic"][0]
+    assert plans and all(sum(sizes) == 256 for _, sizes in plans)
+    assert plans[-1][1][0] > plans[-1][1][3]
