@@ -134,10 +134,15 @@ def check_slurm() -> Check:
     """Check Slurm and whether its srun can start MPI ranks."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         return Check("Slurm", "absent", "no sbatch; sweeps can run here")
-    version = _run(["sbatch", "--version"]).stdout.strip()
+    shown = _run(["sbatch", "--version"])
+    if shown.returncode != 0:
+        return Check("Slurm", "absent", "its commands are here, but no cluster is configured; sweeps can run here")
+    version = shown.stdout.strip()
     listed = _run(["srun", "--mpi=list"])
     if "pmix" not in listed.stdout + listed.stderr:
-        return Check("Slurm", "warn", f"{version}, no pmix", "srun cannot start the ranks: use mpirun in the job")
+        return Check(
+            "Slurm", "warn", f"{version}, no pmix", "srun cannot start the ranks: hpclbfl sweep --cluster slurm-mpirun"
+        )
     return Check("Slurm", "ok", f"{version}, srun --mpi=pmix")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpclbfl.bench import comm, scaler, step
+from hpclbfl.bench import comm, hetero, scaler, step
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.launches import Launcher
 from hpclbfl.bench.turns import Turns
@@ -87,8 +87,6 @@ def test_ranks_that_cannot_start_are_one_line() -> None:
 
 
 def test_hetero_takes_its_variants_and_says_what_was_planned() -> None:
-    from hpclbfl.bench import hetero
-
     with Turns("hetero") as turns:
         settings = hetero.Settings(rounds=1, variants=("dynamic",), scenarios=("four",))
         findings = hetero.measure(settings, turns)

@@ -1,0 +1,262 @@
+"""From a sweep file to its runs: every combination of the axes, validated, with an id that its experiment gives it.
+
+Axes combine as a product: each key of `grid`, the rows of `zip`, the rows of `list`, and `seeds`. Pure but for reading
+the files; how the data are identified is the caller's.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+
+from hpclbfl.config import JobConfig, parse_job
+from hpclbfl.errors import ConfigError, HpclbflError
+from hpclbfl.sections import DataConfig, Section
+from hpclbfl.slurm.resources import ResourcesConfig
+from hpclbfl.slurm.yamlfile import read_mapping, validated
+
+Overrides = dict[str, Any]
+"""key.path -> value; a mapping as value replaces the whole section."""
+Rows = Annotated[list[Any], Field(min_length=1)]
+
+
+class SweepConfig(Section):
+    """A sweep file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    job: str | None = None
+    """The job file that all runs begin with, relative to the sweep file."""
+    base: dict[str, Any] | None = None
+    """Or the job itself."""
+    grid: dict[str, Rows] = Field(default_factory=dict)
+    """key.path -> values; every combination."""
+    zipped: dict[str, Rows] = Field(default_factory=dict, alias="zip")
+    """key.path -> values, all of one length: the first of each, the second of each ..."""
+    points: list[Overrides] | None = Field(default=None, alias="list", min_length=1)
+    """Mappings of key.path -> value, one after the other."""
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] | PositiveInt | None = None
+    """Those seeds; or so many, from 0."""
+    exclude: list[Overrides] = Field(default_factory=list)
+    """A run in which every key of one of these has the value given is left out."""
+    ranks: PositiveInt | Literal["clients"] = 1
+    """MPI ranks of each run; clients: one for each client."""
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @field_validator("grid", "zipped", mode="before")
+    @classmethod
+    def _lists(cls, axes: Any) -> Any:
+        for key, values in axes.items() if isinstance(axes, dict) else ():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"'{key}' takes a list of values")
+        return axes
+
+    @model_validator(mode="after")
+    def _fits(self) -> SweepConfig:
+        if (self.job is None) == (self.base is None):
+            raise ValueError("give exactly one of 'job' (a job file) and 'base' (the job itself)")
+        lengths = {key: len(values) for key, values in self.zipped.items()}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{key} {length}" for key, length in lengths.items())
+            raise ValueError(f"the lists under 'zip' must be of one length: {shown}")
+        axes = self._axes()
+        for (axis, key), (other_axis, other) in itertools.combinations(axes, 2):
+            # Rows of a list are alternatives; those of other axes come together.
+            nested = f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+            if nested and not axis == other_axis == "list":
+                raise ValueError(f"'{key}' ({axis}) and '{other}' ({other_axis}) set the same value: keep one of them")
+        return self
+
+    def _axes(self) -> list[tuple[str, str]]:
+        axes = [("grid", key) for key in self.grid] + [("zip", key) for key in self.zipped]
+        axes += [("list", key) for key in dict.fromkeys(key for row in self.points or [] for key in row)]
+        return axes + ([("seeds", "seed")] if self.seeds is not None else [])
+
+    def combinations(self) -> Iterator[Overrides]:
+        """All points of the product, the last axis (seeds) fastest."""
+        axes: list[list[Overrides]] = [[{key: value} for value in values] for key, values in self.grid.items()]
+        if self.zipped:
+            axes.append([dict(zip(self.zipped, row, strict=True)) for row in zip(*self.zipped.values(), strict=True)])
+        if self.points is not None:
+            axes.append(self.points)
+        if self.seeds is not None:
+            seeds = range(self.seeds) if isinstance(self.seeds, int) else self.seeds
+            axes.append([{"seed": seed} for seed in seeds])
+        for parts in itertools.product(*axes):
+            yield {key: value for part in parts for key, value in part.items()}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep."""
+
+    id: str
+    """`<slug>-<hash>`, the name of its folder."""
+    digest: str
+    """Of the experiment: what DONE.json must name."""
+    job: JobConfig
+    ranks: int
+    overrides: Overrides
+    """What sets it apart from the others."""
+
+    @property
+    def label(self) -> str:
+        """The overrides in one line."""
+        return describe(self.overrides)
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """All runs of a sweep, and what is worth saying about them."""
+
+    runs: list[Run]
+    notes: list[str]
+
+
+def read_sweep(path: Path) -> SweepConfig:
+    """Read a sweep file.
+
+    Raises:
+        ConfigError: it cannot be read, or a key or value is wrong; one line.
+    """
+    values = read_mapping(path, "a sweep file, a mapping with 'name' and 'job'")
+    return validated(SweepConfig, values, str(path))
+
+
+def expand(sweep: SweepConfig, path: Path, fingerprint: Callable[[DataConfig], str]) -> Expansion:
+    """Return the runs of a sweep in the order of its axes, each validated.
+
+    Args:
+        sweep: the file's content.
+        path: the file; its paths are relative to it, and errors name it.
+        fingerprint: names a data set by its content, 64 hexadecimal digits.
+
+    Raises:
+        ConfigError: a run is no valid job; one line that names the run and the key.
+    """
+    base, base_path = _read_base(sweep, path)
+    runs: dict[str, Run] = {}
+    notes: list[str] = []
+    used = [False] * len(sweep.exclude)
+    num_points = num_excluded = 0
+    for overrides in sweep.combinations():
+        num_points += 1
+        source = f"{path}: run {describe(overrides) or 'of the base alone'}"
+        values = applied(base, overrides, source)
+        written = [_matches(pattern, values) for pattern in sweep.exclude]
+        if not any(written):
+            job = _parse(values, overrides, path, base_path, source)
+            whole = job.model_dump(mode="json")
+            written = [_matches(pattern, whole) for pattern in sweep.exclude]
+        used = [was or now for was, now in zip(used, written, strict=True)]
+        if any(written):
+            num_excluded += 1
+            continue
+        run = _run(sweep, job, overrides, fingerprint, source)
+        if run.id in runs:
+            notes.append(f"{describe(overrides)} is the same experiment as {runs[run.id].label}: one run, {run.id}")
+        runs.setdefault(run.id, run)
+    notes += [
+        f"exclude: {describe(pattern)} leaves out no run"
+        for pattern, was_used in zip(sweep.exclude, used, strict=True)
+        if not was_used
+    ]
+    if not runs:
+        raise ConfigError(f"{path}: exclude leaves out all {num_points} runs")
+    if num_excluded:
+        notes.append(f"exclude leaves out {num_excluded} of {num_points} runs")
+    return Expansion(list(runs.values()), notes)
+
+
+def _read_base(sweep: SweepConfig, path: Path) -> tuple[dict[str, Any], Path]:
+    """The mapping that all runs begin with, and the file that its paths are relative to."""
+    if sweep.base is not None:
+        return {"name": sweep.name, **sweep.base}, path
+    base_path = path.parent / (sweep.job or "")
+    return read_mapping(base_path, "a job file, a mapping with 'data' and 'model'"), base_path
+
+
+def _parse(values: dict[str, Any], overrides: Overrides, path: Path, base_path: Path, source: str) -> JobConfig:
+    job = parse_job(values, source)
+    if job.data.path is None:
+        return job
+    beside = path if overrides.keys() & {"data", "data.path"} else base_path
+    data = job.data.model_copy(update={"path": str((beside.parent / job.data.path).resolve())})
+    return job.model_copy(update={"data": data})
+
+
+def _run(
+    sweep: SweepConfig, job: JobConfig, overrides: Overrides, fingerprint: Callable[[DataConfig], str], source: str
+) -> Run:
+    if job.clients is None:
+        raise ConfigError(f"{source}: clients: must be stated in a sweep, it is part of the experiment")
+    ranks = job.clients if sweep.ranks == "clients" else sweep.ranks
+    if ranks > job.clients:
+        raise ConfigError(f"{source}: ranks: {ranks} for {job.clients} clients leaves some without work")
+    try:
+        job.resolved(ranks).local_batch_sizes()
+        digest = job.digest(fingerprint(job.data))
+    except HpclbflError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return Run(f"{job.slug()}-{digest}", digest, job, ranks, overrides)
+
+
+def applied(base: dict[str, Any], overrides: Overrides, source: str) -> dict[str, Any]:
+    """Return a copy of the job with its values replaced, or added.
+
+    Raises:
+        ConfigError: a key goes through a value that has no keys.
+    """
+    values = copy.deepcopy(base)
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        node = values
+        for parent in parents:
+            child = node.get(parent)
+            if child is None:
+                child = node[parent] = {}
+            if not isinstance(child, dict):
+                raise ConfigError(f"{source}: {key}: '{parent}' is a value, it has no keys")
+            node = child
+        node[last] = copy.deepcopy(value)
+    return values
+
+
+def _matches(pattern: Overrides, values: dict[str, Any]) -> bool:
+    """Whether every key of the pattern has its value; of a mapping, those keys that it names."""
+    return all(_agrees(wanted, _get(values, key.split("."))) for key, wanted in pattern.items())
+
+
+_NOTHING = object()
+
+
+def _get(values: Any, keys: list[str]) -> Any:
+    for key in keys:
+        if not isinstance(values, dict) or key not in values:
+            return _NOTHING
+        values = values[key]
+    return values
+
+
+def _agrees(wanted: Any, found: Any) -> bool:
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(_agrees(wanted[key], found.get(key, _NOTHING)) for key in wanted)
+    # In Python True is 1.
+    return bool(wanted == found) and isinstance(wanted, bool) == isinstance(found, bool)
+
+
+def describe(overrides: Overrides) -> str:
+    """Return overrides in one line: `optimizer.lr=0.1 seed=2`."""
+    return " ".join(f"{key}={_text(value)}" for key, value in overrides.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000).removesuffix("...\n").strip()

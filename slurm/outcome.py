@@ -1,0 +1,115 @@
+"""What an attempt's end means: done, to be requeued, or failed; and whether another attempt is worth it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hpclbfl.runfolder import RunFolder, write_json
+from hpclbfl.slurm.ranks import REQUEUE_CODE
+from hpclbfl.slurm.state import progress
+
+Word = Literal["done", "stopped", "failed"]
+CONFIG_CODE = 2
+IDLE_STOPS = 10
+"""So often in a row a run may be preempted before its first new step."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended."""
+
+    word: Word
+    code: int
+    """Exit code of the ranks' launcher; 128+n: signal n."""
+    text: str
+    """Accuracy, or the error; one line."""
+    step: int | None
+    """Finished optimizer steps of the run so far."""
+
+    def __str__(self) -> str:
+        return self.text if self.text.startswith(self.word) else f"{self.word}: {self.text}"
+
+
+def settle(run: RunFolder, before: dict[str, Any] | None, code: int, was_told: bool, last_words: str) -> Outcome:
+    """Judge an attempt by its exit code and by what the ranks have left, and write the status that they could not.
+
+    Args:
+        run: the run's folder.
+        before: its status before the attempt.
+        code: exit code of the launcher.
+        was_told: whether the ranks were asked to stop.
+        last_words: the end of their output.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written.
+    """
+    done, status = run.done(), run.status()
+    if code == 0 and done is not None:
+        top1 = done.get("top1")
+        text = f"top-1 {100 * top1:.1f} %" if isinstance(top1, float) else "done"
+        return Outcome("done", code, text, done.get("step"))
+    step, _, _ = progress(run)
+    state = status.get("state") if status is not None and status != before else None
+    # A launcher may kill ranks that end a little later than the first; they have their checkpoint all the same.
+    if code == REQUEUE_CODE or state == "requeue" or (was_told and state != "failed" and code != CONFIG_CODE):
+        if state != "requeue":
+            run.write_status("requeue", **({} if step is None else {"step": step}))
+        return Outcome("stopped", code, f"stopped{'' if step is None else f' at step {step}'}", step)
+    if state == "failed":
+        return Outcome("failed", code, str((status or {}).get("error", "no reason given")), step)
+    text = _end(code, last_words)
+    run.write_status("failed", error=text)
+    return Outcome("failed", code, text, step)
+
+
+def _end(code: int, last_words: str) -> str:
+    if code == 0:
+        return "ended without finishing the run"
+    if code > 128:
+        try:
+            name = signal.Signals(code - 128).name
+        except ValueError:
+            name = f"signal {code - 128}"
+        return f"ended by {name}"
+    return f"ended with exit code {code}: {last_words}"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How often in a row attempts of one Slurm job have ended without getting further."""
+
+    job: str
+    idle: int = 0
+    step: int = -1
+    """The furthest that an attempt has come."""
+
+    @classmethod
+    def read(cls, path: Path, job: str) -> Tally:
+        """The tally of this job; a new one for another job: who submits again wants new attempts."""
+        with suppress(OSError, ValueError, TypeError):
+            tally = cls(**json.loads(path.read_text(encoding="utf-8")))
+            if tally.job == job:
+                return tally
+        return cls(job)
+
+    def write(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        write_json(path, vars(self))
+
+    def after(self, outcome: Outcome) -> Tally:
+        """The tally after one more attempt."""
+        step = -1 if outcome.step is None else outcome.step
+        if step > self.step:
+            return replace(self, idle=0 if outcome.word == "stopped" else 1, step=step)
+        return replace(self, idle=self.idle + 1)
+
+    def wants_more(self, outcome: Outcome, retries: int) -> bool:
+        """Whether the run is to be started again."""
+        if outcome.word == "stopped":
+            return self.idle <= max(retries, IDLE_STOPS)
+        return outcome.word == "failed" and outcome.code != CONFIG_CODE and self.idle <= retries

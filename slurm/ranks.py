@@ -1,0 +1,126 @@
+"""How the ranks of one run are started: by srun or mpirun in an allocation, by mpirun here, or as one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+from hpclbfl.launch import (
+    available_cores,
+    environment_without_job,
+    find_mpirun,
+    has_gpu,
+    mpirun_command,
+    rank_environment,
+)
+from hpclbfl.mpi_runtime import bundled_environment
+from hpclbfl.squeue import clean_environment
+
+REQUEUE_CODE = 75
+"""Exit code of ranks that have saved themselves and want to be started again."""
+RESUME_ARGS: tuple[str, ...] = ()
+"""What tells `hpclbfl train` to go on from a checkpoint if there is one."""
+
+Launcher = Literal["srun", "mpirun", "local"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start a run."""
+
+    job_file: Path
+    run_dir: Path
+    ranks: int
+    launcher: Launcher
+    cpus_per_rank: int | None = None
+    args: tuple[str, ...] = ()
+    """Of the launcher."""
+
+
+def launch_command(
+    launch: Launch, environ: Mapping[str, str], cores: int | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command line that starts the ranks, and its environment.
+
+    Args:
+        launch: the run.
+        environ: the environment to begin with; for a local launch, traces of jobs around us are dropped from it.
+        cores: of this machine that the run may use; default: all that this process may.
+
+    Raises:
+        EnvironmentFault: there is no mpirun.
+    """
+    train = [sys.executable, "-m", "hpclbfl", "train", str(launch.job_file), "--run-dir", str(launch.run_dir)]
+    train += RESUME_ARGS
+    cores = available_cores() if cores is None else cores
+    threads = launch.cpus_per_rank or 1
+    if launch.launcher == "srun":
+        env = {**environ, **rank_environment(environ, threads, has_gpu()), **bundled_environment(environ)}
+        # One rank's end ends all; and what the allocation has per task, a step does not take over.
+        argv = ["srun", "--kill-on-bad-exit=1", f"--ntasks={launch.ranks}", f"--cpus-per-task={threads}"]
+        return [*argv, *launch.args, *train], env
+    if launch.launcher == "local":
+        environ = clean_environment(environment_without_job(environ))
+        if launch.ranks == 1:
+            return train, {**environ, **rank_environment(environ, cores, has_gpu()), **bundled_environment(environ)}
+    elif "OMP_NUM_THREADS" not in environ:
+        environ = {**environ, "OMP_NUM_THREADS": str(threads)}
+    argv, env = mpirun_command(
+        launch.ranks,
+        train,
+        environ,
+        cores=cores,
+        is_root=os.geteuid() == 0,
+        has_gpu=has_gpu(),
+        mpirun=find_mpirun(),
+        bundled=bundled_environment(environ),
+    )
+    return [argv[0], *launch.args, *argv[1:]], env
+
+
+class Stop:
+    """Hands on to the ranks that they are to save themselves and end; a context manager.
+
+    USR2 (Slurm, some time before the end), TERM (Slurm, at the end; preemption) and INT all become USR2: srun and
+    mpirun hand that one on to the ranks, while at the others they begin to kill.
+    """
+
+    SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Stop:
+        self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        # scancel sends it, too; it has nothing to say to a process that was not stopped.
+        self._before[signal.SIGCONT] = signal.signal(signal.SIGCONT, signal.SIG_IGN)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGUSR2)
+
+    def run(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
+        """Run a command to its end and return its exit code, 128+n where signal n ended it."""
+        # A session of its own: what a terminal or Slurm sends to the group of this process reaches it through us alone.
+        if self.received:
+            return REQUEUE_CODE
+        self._process = subprocess.Popen(
+            list(argv), env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True, restore_signals=True
+        )
+        code = self._process.wait()
+        return 128 - code if code < 0 else code

@@ -1,0 +1,227 @@
+"""What a run asks of the cluster, and what the cluster is told: from a run and a profile to sbatch's parameters.
+
+Nothing here reads or writes anything but the profiles.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, StrictBool, field_validator, model_validator
+
+from hpclbfl.errors import ConfigError
+from hpclbfl.sections import Section
+from hpclbfl.slurm.yamlfile import read_mapping, validated
+
+PROFILES = Path(__file__).with_name("clusters")
+
+# What this package sets itself, from the keys that say the same.
+_OWN_FLAGS = frozenset(
+    (
+        *("array", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem", "time", "partition"),
+        *("account", "constraint", "signal", "output", "error", "open-mode", "job-name", "requeue", "no-requeue"),
+        "dependency",
+    )
+)
+_TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})$")
+
+
+class ResourcesConfig(Section):
+    """What one run asks for; null: what the profile says, or else the cluster."""
+
+    nodes: PositiveInt | None = None
+    """Nodes that the ranks are spread over; by default 1, or the sum over the node types."""
+    gpus_per_rank: NonNegativeInt | None = None
+    cpus_per_rank: PositiveInt | None = None
+    memory: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMGT]?$")] | None = None
+    """Per node, as sbatch takes it: 16G."""
+    time: str | None = None
+    """Of one start of a run, as sbatch takes it: 90 (minutes), 1:30:00, 2-00:00:00. A run that needs longer goes on in
+    the next one."""
+    partition: str | None = None
+    account: str | None = None
+    constraint: str | dict[str, PositiveInt] | None = None
+    """As sbatch takes it; or node types, with the number of nodes of each: {a100: 1, v100: 2}."""
+    sbatch: dict[str, str | int | StrictBool] = Field(default_factory=dict)
+    """Any further flags of sbatch, without dashes: {qos: long, exclusive: true}."""
+    launcher_args: tuple[str, ...] = ()
+    """Any further arguments of the launcher, srun or mpirun."""
+
+    @field_validator("memory", "time", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("time")
+    @classmethod
+    def _is_time(cls, value: str | None) -> str | None:
+        if value is not None and (not _TIME.match(value) or minutes(value) < 1):
+            raise ValueError("give minutes (90), hours:minutes:seconds (1:30:00) or days-hours:minutes:seconds")
+        return value
+
+    @field_validator("sbatch")
+    @classmethod
+    def _not_our_own(cls, flags: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(key for key in flags if key.replace("_", "-") in _OWN_FLAGS)
+        if taken:
+            raise ValueError(f"'{taken[0]}' is set from the other keys (nodes, memory, time, signal_s ...)")
+        return flags
+
+    @model_validator(mode="after")
+    def _nodes_of_types(self) -> ResourcesConfig:
+        if isinstance(self.constraint, dict) and self.nodes not in (None, sum(self.constraint.values())):
+            raise ValueError(f"'nodes: {self.nodes}' is not the sum of the nodes in 'constraint'")
+        return self
+
+
+class ProfileConfig(ResourcesConfig):
+    """A cluster: how it starts MPI ranks, and what is asked for where a sweep says nothing."""
+
+    kind: Literal["slurm", "local"] = "slurm"
+    """local: this machine, without a scheduler."""
+    launcher: Literal["srun", "mpirun"] = "srun"
+    """srun: each task of the job is a rank; mpirun: it starts the ranks inside the allocation."""
+    modules: tuple[str, ...] = ()
+    """Loaded in the job, before anything else."""
+    setup: tuple[str, ...] = ()
+    """Shell lines that the job begins with."""
+    max_parallel: PositiveInt | None = None
+    """Runs at a time, over all arrays of one submission; null: as many as the cluster starts, on this machine one."""
+    signal_s: PositiveInt = 120
+    """Seconds before the end of a job's time at which its run is asked to save itself and to be requeued."""
+    retries: NonNegativeInt = 2
+    """How often in a row a run that fails is started again without having got further."""
+
+    @model_validator(mode="after")
+    def _signal_before_end(self) -> ProfileConfig:
+        if self.kind == "slurm" and self.time is not None and 2 * self.signal_s > 60 * minutes(self.time):
+            raise ValueError(
+                f"'signal_s: {self.signal_s}' is more than half of 'time: {self.time}': no run would get anywhere"
+            )
+        return self
+
+    def merged(self, wanted: ResourcesConfig, source: str) -> ProfileConfig:
+        """The profile with what a sweep's `resources` say instead; `source` names the sweep in errors."""
+        said = {key: value for key, value in wanted.model_dump().items() if value not in (None, {}, ())}
+        mine = self.model_dump()
+        if "constraint" in said:
+            mine["nodes"] = None
+        said["sbatch"] = {**mine["sbatch"], **said.get("sbatch", {})}
+        return validated(ProfileConfig, {**mine, **said}, source)
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of one run."""
+        types = self.constraint if isinstance(self.constraint, dict) else {}
+        return self.nodes or sum(types.values()) or 1
+
+
+def minutes(time: str) -> int:
+    """Return sbatch's time in minutes, rounded up."""
+    found = _TIME.match(time)
+    if found is None:
+        raise ConfigError(f"time {time!r}: give minutes (90), 1:30:00 or 1-12:00:00")
+    fields = [int(field) for field in found["fields"].split(":")]
+    if found["days"] is not None:
+        hours, mins, secs = [*fields, 0, 0][:3]
+        return int(found["days"]) * 1440 + hours * 60 + mins + math.ceil(secs / 60)
+    hours, mins, secs = {1: [0, *fields, 0], 2: [0, *fields], 3: fields}[len(fields)]
+    return hours * 60 + mins + math.ceil(secs / 60)
+
+
+def load_profile(name: str) -> ProfileConfig:
+    """Read a profile: one that comes with the package by its name, any other by its path.
+
+    Raises:
+        ConfigError: there is none, or a key or value in it is wrong.
+    """
+    known = {path.stem: path for path in sorted(PROFILES.glob("*.yaml"))}
+    path = known.get(name) or Path(name)
+    if name not in known and path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--cluster {name}: no such profile: {', '.join(known)}, or the path of a .yaml file")
+    return validated(ProfileConfig, read_mapping(path, "a cluster profile, a mapping"), str(path))
+
+
+def tasks_per_node(ranks: int, profile: ProfileConfig) -> int:
+    """Return how many ranks the fullest node gets.
+
+    Raises:
+        ConfigError: there are more nodes than ranks.
+    """
+    if ranks < profile.num_nodes:
+        raise ConfigError(f"nodes: {profile.num_nodes} for runs of {ranks} ranks leaves some without work")
+    return math.ceil(ranks / profile.num_nodes)
+
+
+def setup_lines(profile: ProfileConfig) -> list[str]:
+    """Return the shell lines that a job begins with."""
+    modules = ["module load " + " ".join(shlex.quote(module) for module in profile.modules)] if profile.modules else []
+    return [*modules, *profile.setup]
+
+
+def sbatch_parameters(name: str, ranks: int, profile: ProfileConfig, parallel: int | None) -> dict[str, Any]:
+    """Return submitit's parameters for an array of runs.
+
+    One process per run, started by the batch script itself, watches over the ranks; so the signal goes to the script
+    alone (`B:`), and `exec` lets that process stand in its place.
+
+    Args:
+        name: of the job.
+        ranks: of each run.
+        profile: the cluster.
+        parallel: how many runs of the array at a time; None: no limit.
+
+    Raises:
+        ConfigError: nodes and ranks do not fit.
+    """
+    local_ranks = tasks_per_node(ranks, profile)
+    flags: dict[str, Any] = {"ntasks": ranks, "signal": f"B:USR2@{profile.signal_s}", "requeue": True}
+    if profile.memory is not None:
+        flags["mem"] = profile.memory
+    flags |= {key.replace("_", "-"): value for key, value in profile.sbatch.items() if value is not False}
+    constraint = profile.constraint
+    if isinstance(constraint, dict):
+        constraint = "[" + "&".join(f"{kind}*{count}" for kind, count in constraint.items()) + "]"
+    return {
+        "job_name": name,
+        "nodes": profile.num_nodes,
+        "ntasks_per_node": local_ranks,
+        "cpus_per_task": profile.cpus_per_rank,
+        "gpus_per_node": (profile.gpus_per_rank or 0) * local_ranks or None,
+        "time": minutes(profile.time) if profile.time is not None else None,
+        "partition": profile.partition,
+        "account": profile.account,
+        "constraint": constraint,
+        "array_parallelism": parallel or 1_000_000,
+        "setup": setup_lines(profile) or None,
+        "additional_parameters": flags,
+        "stderr_to_stdout": True,
+        "use_srun": False,
+        "wckey": None,
+    }
+
+
+def shares(total: int | None, sizes: list[int]) -> list[int | None]:
+    """Return how many tasks of each array may run at a time, `total` over all, in proportion to their sizes.
+
+    With more arrays than `total`, array i waits for array i - total to end and takes over its one place.
+    """
+    if total is None:
+        return [None] * len(sizes)
+    given = [1] * min(total, len(sizes))
+    while sum(given) < total:
+        open_ = [i for i in range(len(given)) if given[i] < sizes[i]]
+        if not open_:
+            break
+        given[min(open_, key=lambda i: given[i] / sizes[i])] += 1
+    return [given[i % len(given)] for i in range(len(sizes))]
+
+
+def cut(count: int, largest: int) -> list[int]:
+    """Return the sizes of as few arrays as can hold `count` tasks, at most `largest` each, as equal as can be."""
+    num_arrays = math.ceil(count / largest)
+    return [count // num_arrays + (i < count % num_arrays) for i in range(num_arrays)]

@@ -1,0 +1,146 @@
+"""What has become of a run: done, running, failed or waiting, judged from its folder, its lease and Slurm's queue."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hpclbfl.errors import DataError
+from hpclbfl.lease import Owner, holder, judge
+from hpclbfl.runfolder import RunFolder
+from hpclbfl.slurm.folder import Entry, SweepFolder
+from hpclbfl.squeue import WAITING, Job, SlurmSilent, live_jobs
+
+NOT_STARTED = "not started"
+Word = Literal["done", "running", "failed", "waiting"]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What has become of a run."""
+
+    entry: Entry
+    word: Word
+    text: str
+    """Which job, which error, what next; one line."""
+    is_owned: bool = False
+    """Somebody is at it, or will be: it is to be left alone."""
+    job: str | None = None
+    """The Slurm job that is at it, or will be."""
+    owner: Owner | None = None
+    """The live process that holds its lease."""
+    step: int | None = None
+    """Finished optimizer steps."""
+    epoch: float | None = None
+    top1: float | None = None
+    """Last test accuracy, 0 to 1."""
+
+
+class Queue:
+    """Slurm's answer about many jobs, asked for once; or that it gives none."""
+
+    def __init__(self, jobs: Iterable[str]) -> None:
+        self.silence: SlurmSilent | None = None
+        self._live: dict[str, Job] = {}
+        wanted = set(jobs)
+        try:
+            self._live = live_jobs(wanted) if wanted else {}
+        except SlurmSilent as error:
+            self.silence = error
+
+    def __call__(self, ids: Iterable[str]) -> Mapping[str, Job]:
+        """Live jobs among these. Raises SlurmSilent if there are any and Slurm gave no answer."""
+        wanted = list(ids)
+        if wanted and self.silence is not None:
+            raise self.silence
+        return {job: self._live[job] for job in wanted if job in self._live}
+
+
+def run_states(folder: SweepFolder, entries: Sequence[Entry]) -> list[RunState]:
+    """Return the state of each run; Slurm is asked once for all of them."""
+    jobs = folder.jobs()
+    owners = {entry.id: holder(folder.run(entry.id).path) for entry in entries}
+    asked = [job for entry in entries for job in jobs.get(entry.id, [])]
+    asked += [owner.slurm for owner in owners.values() if owner is not None and owner.slurm is not None]
+    queue = Queue(asked)
+    return [_state(folder, entry, jobs.get(entry.id, []), owners[entry.id], queue) for entry in entries]
+
+
+def _state(folder: SweepFolder, entry: Entry, jobs: list[str], owner: Owner | None, queue: Queue) -> RunState:
+    run = folder.run(entry.id)
+    done = run.done()
+    if done is not None and done.get("hash") == entry.digest:
+        return RunState(entry, "done", "", step=done.get("step"), epoch=done.get("epoch"), top1=done.get("top1"))
+    step, epoch, top1 = progress(run)
+    live = judge(owner, queue) if owner is not None else None
+    if owner is not None and live is not None and live.live:
+        job = queue(jobs).get(owner.slurm or "") if queue.silence is None else None
+        if job is not None and job.state in WAITING:
+            return RunState(entry, "waiting", f"requeued as {job.id}", True, job.id, owner, step, epoch, top1)
+        return RunState(entry, "running", str(owner), True, owner.slurm, owner, step, epoch, top1)
+    if queue.silence is not None and jobs:
+        text = f"its job {jobs[-1]} may be alive: {queue.silence}"
+        return RunState(entry, "waiting", text, True, jobs[-1], None, step, epoch, top1)
+    for job in reversed(list(queue(jobs).values())):
+        if job.state in WAITING:
+            reason = "" if job.reason in ("None", "") else f", {job.reason}"
+            return RunState(entry, "waiting", f"queued as {job.id}{reason}", True, job.id, None, step, epoch, top1)
+        text = f"Slurm job {job.id}, {job.state.lower()}"
+        return RunState(entry, "running", text, True, job.id, None, step, epoch, top1)
+    word, text = _unowned(folder, run, jobs, step)
+    return RunState(entry, word, text, False, None, None, step, epoch, top1)
+
+
+def _unowned(folder: SweepFolder, run: RunFolder, jobs: list[str], step: int | None) -> tuple[Word, str]:
+    """Of a run that nobody is at."""
+    status = run.status()
+    where = f" at step {step}" if step is not None else ""
+    if status is not None and status.get("state") == "failed":
+        return "failed", str(status.get("error", "no reason given"))
+    if status is not None and status.get("state") == "requeue":
+        return "waiting", f"stopped{where}"
+    if status is not None:
+        return "failed", f"ended without a word{where}: killed, or its node was lost"
+    if jobs and not folder.job_log(jobs[-1]).exists():
+        return "waiting", f"job {jobs[-1]} left the queue before it began"
+    if jobs:
+        return "failed", f"job {jobs[-1]} ended before the training began: {last_line(folder.job_log(jobs[-1]))}"
+    return "waiting", NOT_STARTED
+
+
+def progress(run: RunFolder) -> tuple[int | None, float | None, float | None]:
+    """Return finished steps, epoch and last test accuracy (0 to 1) of a run that is not done; None: none yet."""
+    # Imported here: HDF5 takes its time, and most runs are either done or not begun.
+    step = epoch = top1 = None
+    for attempt in reversed(run.attempts()):
+        from hpclbfl.runlog.reader import read_file
+
+        with suppress(DataError):
+            tables = read_file(attempt.rank_log(0)).tables
+            steps, evals = tables["steps"], tables["evals"]
+            if step is None and len(steps):
+                step, epoch = int(steps["step"][-1]) + 1, float(steps["epoch"][-1])
+            tests = evals["top1"][evals["split"] == b"test"]
+            if top1 is None and len(tests) and math.isfinite(tests[-1]):
+                top1 = float(tests[-1])
+        if step is not None and top1 is not None:
+            break
+    return step, epoch, top1
+
+
+def last_line(path: Path) -> str:
+    """Return the last error in a log, or else the last line that says something."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 8192))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return "it left no log"
+    own = [line for line in lines if "hpclbfl: error:" in line]
+    said = own or [line for line in lines if line.strip(" -\t*")]
+    return said[-1].strip() if said else "no message"

@@ -1,0 +1,88 @@
+"""The command `hpclbfl status`: what has become of each run of a sweep, as a table or for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hpclbfl.slurm.folder import SweepFolder
+from hpclbfl.slurm.state import RunState, run_states
+
+WIDTH = 120
+"""Columns of text that the table takes where there is no terminal."""
+_STYLES = {"done": "green", "running": "cyan", "failed": "bold red", "waiting": "dim"}
+
+
+def status_rows(directory: Path) -> list[dict[str, Any]]:
+    """One row per run of a sweep.
+
+    Columns: run, path, state (done, running, failed, waiting), step (finished ones), epoch, top1 (0 to 1), job (of
+    Slurm, at it or waiting to be), text (one line), overrides, listed (whether the sweep file still names it).
+
+    Raises:
+        ConfigError: the folder is not that of a sweep.
+    """
+    folder = SweepFolder(directory)
+    return [_row(folder, state) for state in run_states(folder, folder.entries())]
+
+
+def _row(folder: SweepFolder, state: RunState) -> dict[str, Any]:
+    entry = state.entry
+    return {
+        "run": entry.id,
+        "path": str(folder.run(entry.id).path),
+        "state": state.word,
+        "step": state.step,
+        "epoch": state.epoch,
+        "top1": state.top1,
+        "job": state.job,
+        "text": state.text,
+        "overrides": entry.overrides,
+        "listed": entry.listed,
+    }
+
+
+def print_status(directory: Path, as_json: bool) -> None:
+    """Print the runs of a sweep to stdout, as a table or as JSON.
+
+    Raises:
+        ConfigError: the folder is not that of a sweep.
+    """
+    folder = SweepFolder(directory)
+    states = run_states(folder, folder.entries())
+    if as_json:
+        sys.stdout.write(json.dumps([_row(folder, state) for state in states], indent=2) + "\n")
+        return
+    _print_table(directory, states)
+
+
+def _print_table(directory: Path, states: Sequence[RunState]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    table = Table(title=escape(f"Sweep in {directory}"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("accuracy", justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for state in states:
+        hash_ = state.entry.id.rpartition("-")[2]
+        name = f"{hash_} {state.entry.label}" if state.entry.overrides else state.entry.id
+        table.add_row(
+            escape(name if state.entry.listed else f"{name} (no longer in the sweep file)"),
+            f"[{_STYLES[state.word]}]{state.word}[/]",
+            "-" if state.step is None else str(state.step),
+            "-" if state.top1 is None else f"{100 * state.top1:.1f} %",
+            escape(state.text),
+        )
+    console.print(table)
+    counts = Counter[str](state.word for state in states)
+    console.print(", ".join(f"{counts[word]} {word}" for word in _STYLES if counts[word]) or "no runs")

@@ -1,0 +1,186 @@
+"""Submission of runs to Slurm through submitit: which arrays, and their sbatch text."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from typing import Any
+
+from hpclbfl.errors import ConfigError, EnvironmentFault, RunFailed
+from hpclbfl.launch import environment_without_job
+from hpclbfl.lease import TOKEN
+from hpclbfl.slurm.expand import Run
+from hpclbfl.slurm.folder import SweepFolder
+from hpclbfl.slurm.ranks import Launch
+from hpclbfl.slurm.resources import ProfileConfig, cut, sbatch_parameters, shares
+from hpclbfl.slurm.worker import Task, run_task
+from hpclbfl.squeue import clean_environment
+
+# sbatch takes these for orders above the script's own; of them, those that say who pays, where nothing else says it.
+_WISHES = {"SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos"}
+
+
+@dataclass(frozen=True)
+class Array:
+    """Runs that one call of sbatch submits; a lone run is a plain job."""
+
+    runs: tuple[Run, ...]
+    parameters: Mapping[str, Any]
+    """submitit's."""
+    after: int | None = None
+    """Index of the array that has to end before this one begins."""
+
+
+def arrays(name: str, runs: Sequence[Run], profile: ProfileConfig, max_array_size: int) -> list[Array]:
+    """Cut runs into arrays: one number of ranks in each, none above the cluster's limit, parallelism shared.
+
+    Args:
+        name: of the jobs.
+        runs: to be submitted, in this order.
+        profile: the cluster.
+        max_array_size: tasks that an array may have.
+
+    Raises:
+        ConfigError: the nodes that are asked for do not fit the ranks.
+    """
+    parts: list[tuple[Run, ...]] = []
+    for ranks in dict.fromkeys(run.ranks for run in runs):
+        alike = [run for run in runs if run.ranks == ranks]
+        for size in cut(len(alike), max_array_size):
+            parts.append(tuple(alike[:size]))
+            alike = alike[size:]
+    found = []
+    for index, (part, share) in enumerate(
+        zip(parts, shares(profile.max_parallel, [len(p) for p in parts]), strict=True)
+    ):
+        after = index - profile.max_parallel if profile.max_parallel and index >= profile.max_parallel else None
+        found.append(Array(part, sbatch_parameters(name, part[0].ranks, profile, share), after))
+    return found
+
+
+def sbatch_text(array: Array, folder: SweepFolder, dependency: str | None = None) -> str:
+    """Return the batch script of an array, as sbatch will get it.
+
+    Raises:
+        ConfigError: the sweep's folder has a name that Slurm would read as a pattern.
+    """
+    executor = _executor(array, folder, dependency)
+    if len(array.runs) > 1:
+        executor.parameters["map_count"] = len(array.runs)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+
+def submit(
+    planned: Sequence[Array], folder: SweepFolder, profile_name: str, profile: ProfileConfig, say: Callable[[str], None]
+) -> None:
+    """Submit arrays and write down each one's jobs before the next.
+
+    Ctrl-C waits until the array that is being submitted is written down.
+
+    Raises:
+        RunFailed: sbatch refused one; says which were submitted before it.
+    """
+    ids: list[str] = []
+    for index, array in enumerate(planned):
+        dependency = f"afterany:{ids[array.after]}" if array.after is not None else None
+        tasks = [Task(_launch(run, folder, profile), run.digest, profile.retries, folder.slurm) for run in array.runs]
+        with _uninterrupted():
+            try:
+                jobs = _sbatch(array, folder, dependency, tasks, profile)
+            except _Refused as refused:
+                before = f"submitted before it: {', '.join(ids)}" if ids else "nothing was submitted"
+                which = f"array {index + 1} of {len(planned)} ({len(array.runs)} run{_s(len(array.runs))})"
+                raise RunFailed(
+                    f"sbatch refused {which}: {refused}; {before}; the same command submits the rest"
+                ) from refused
+            folder.record(profile_name, dict(zip(jobs, (run.id for run in array.runs), strict=True)))
+        ids.append(jobs[0].split("_")[0])
+        ranks = array.runs[0].ranks
+        say(f"submitted job {ids[-1]}: {len(jobs)} run{_s(len(jobs))}, {ranks} rank{_s(ranks)} each")
+
+
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"
+
+
+class _Refused(Exception):
+    """sbatch failed; in its own words."""
+
+
+def _sbatch(
+    array: Array, folder: SweepFolder, dependency: str | None, tasks: list[Task], profile: ProfileConfig
+) -> list[str]:
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        with _environment(_submission_environment(profile)), redirect_stderr(io.StringIO()):
+            return [str(job.job_id) for job in _executor(array, folder, dependency).map_array(run_task, tasks)]
+    except (FailedJobError, FailedSubmissionError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise _Refused(lines[-1].removeprefix("sbatch: error: ") if lines else "it gives no reason") from error
+    except OSError as error:
+        raise EnvironmentFault(f"{folder.slurm}: cannot be written: {error.strerror or error}") from error
+
+
+def _launch(run: Run, folder: SweepFolder, profile: ProfileConfig) -> Launch:
+    return Launch(
+        job_file=folder.job_file(run.id),
+        run_dir=folder.run(run.id).path,
+        ranks=run.ranks,
+        launcher=profile.launcher,
+        cpus_per_rank=profile.cpus_per_rank,
+        args=profile.launcher_args,
+    )
+
+
+def _executor(array: Array, folder: SweepFolder, dependency: str | None) -> Any:
+    import submitit
+
+    class Executor(submitit.SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            # Its text can be had where there is no Slurm, too.
+            return 2
+
+    if "%" in str(folder.slurm):
+        raise ConfigError(f"--dir {folder.path}: Slurm would read the % in it as a pattern; give a folder without one")
+    executor = Executor(folder=folder.slurm, python=f"exec {shlex.quote(sys.executable)}")
+    executor.update_parameters(**array.parameters, **({"dependency": dependency} if dependency else {}))
+    return executor
+
+
+def _submission_environment(profile: ProfileConfig) -> dict[str, str]:
+    """The environment, as sbatch should see it and jobs inherit it: without traces of a job around us."""
+    said = {**profile.sbatch, "account": profile.account, "partition": profile.partition}
+    kept = {name for name, key in _WISHES.items() if said.get(key) is None}
+    environ = clean_environment(environment_without_job(os.environ))
+    return {k: v for k, v in environ.items() if k in kept or (k != TOKEN and not k.startswith("SBATCH_"))}
+
+
+@contextmanager
+def _environment(environ: Mapping[str, str]) -> Iterator[None]:
+    """Replace this process's environment for a while: submitit hands on no other."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C and the like, also from the commands that are started meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,197 @@
+"""The command `hpclbfl sweep`: expand, see what is left to do, and submit it, run it here, or only show it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpclbfl.data.datasets import load_dataset
+from hpclbfl.errors import EnvironmentFault
+from hpclbfl.lease import LeaseHeld, acquire
+from hpclbfl.sections import DataConfig
+from hpclbfl.slurm.expand import Expansion, Run, SweepConfig, expand, read_sweep
+from hpclbfl.slurm.folder import Entry, SweepFolder
+from hpclbfl.slurm.local import LocalSweep
+from hpclbfl.slurm.ranks import Launch, launch_command
+from hpclbfl.slurm.resources import ProfileConfig, load_profile
+from hpclbfl.slurm.state import NOT_STARTED, RunState, run_states
+from hpclbfl.slurm.submit import arrays, sbatch_text, submit
+from hpclbfl.squeue import SlurmSilent, is_here, max_array_size
+
+LOCK_WAIT_S = 120.0
+"""Another submitter of the same sweep needs seconds; one that takes longer hangs."""
+ARRAY_SIZE = 1001
+"""MaxArraySize of a Slurm that nobody has configured otherwise."""
+
+
+@dataclass(frozen=True)
+class Todo:
+    """A sweep's runs, sorted by what is to be done with them."""
+
+    states: list[RunState]
+    """In the order of the runs."""
+    runs: list[Run]
+    """Those to be started, or to go on."""
+
+    def count(self) -> str:
+        """In one line."""
+        done = sum(state.word == "done" for state in self.states)
+        owned = sum(state.is_owned for state in self.states)
+        runs = f"{len(self.states)} run{'' if len(self.states) == 1 else 's'}"
+        return f"{runs}: {done} done, {owned} in other hands, {len(self.runs)} to do"
+
+
+def sweep(path: Path, cluster: str | None, dry_run: bool, directory: Path | None) -> int:
+    """Run the command; returns its exit code.
+
+    Args:
+        path: the sweep file.
+        cluster: profile, by name or path; None: slurm-srun where there is a Slurm, else local.
+        dry_run: only print what would be done.
+        directory: the sweep's folder; None: `runs/<name>`.
+    """
+    config = read_sweep(path)
+    name = cluster or ("slurm-srun" if is_here() else "local")
+    profile = load_profile(name).merged(config.resources, f"{path} with profile {name}: resources")
+    expansion = expand(config, path, fingerprints(download=not dry_run))
+    for note in expansion.notes:
+        _say(f"note: {note}")
+    folder = SweepFolder(directory or Path("runs") / config.name)
+    if dry_run:
+        show(config, expansion, folder, profile)
+        return 0
+    if profile.kind == "local":
+        return _run_here(config, path, expansion, folder, profile)
+    try:
+        _submit(config, path, expansion, folder, name, profile)
+    except KeyboardInterrupt:
+        _say("interrupted; what is submitted is written down, the same command submits the rest")
+        return 130
+    _say(f"to look at it: hpclbfl status {folder.path}")
+    return 0
+
+
+def _submit(
+    config: SweepConfig, path: Path, expansion: Expansion, folder: SweepFolder, name: str, profile: ProfileConfig
+) -> None:
+    if not is_here():
+        raise EnvironmentFault("no Slurm that this machine could submit to; --cluster local runs the sweep here")
+    with _lock(folder):
+        todo = find_todo(expansion.runs, folder)
+        _say(todo.count())
+        _explain_owned(todo)
+        if todo.runs:
+            planned = arrays(config.name, todo.runs, profile, max_array_size())
+            folder.write_runs(config.name, path, expansion.runs)
+            submit(planned, folder, name, profile, _say)
+
+
+def fingerprints(download: bool) -> Callable[[DataConfig], str]:
+    """Return what names a data set by its content, each set read once; the images are not decoded.
+
+    Args:
+        download: whether a set that is not there may be fetched.
+    """
+    known: dict[tuple[str, str | None], str] = {}
+
+    def fingerprint(data: DataConfig) -> str:
+        key = (data.name, data.path)
+        if key not in known:
+            known[key] = load_dataset(data.model_copy(update={"download": data.download and download})).fingerprint
+        return known[key]
+
+    return fingerprint
+
+
+def find_todo(runs: Sequence[Run], folder: SweepFolder) -> Todo:
+    """Sort runs by what is to be done: what is done or somebody is at, is left alone."""
+    states = run_states(folder, [Entry(run.id, run.digest, run.ranks, run.overrides) for run in runs])
+    left = [run for run, state in zip(runs, states, strict=True) if state.word != "done" and not state.is_owned]
+    return Todo(states, left)
+
+
+def _run_here(
+    config: SweepConfig, path: Path, expansion: Expansion, folder: SweepFolder, profile: ProfileConfig
+) -> int:
+    with _lock(folder):
+        todo = find_todo(expansion.runs, folder)
+        folder.write_runs(config.name, path, expansion.runs)
+    _say(todo.count())
+    _explain_owned(todo)
+    summary = LocalSweep(folder, profile, _say).run(todo.runs)
+    failed, left = f"{summary.failed} failed", f"{summary.left} left"
+    again = "; the same command goes on with what is left" if summary.failed or summary.left else ""
+    _say(f"{summary.done} done, {failed}, {left}{again}; hpclbfl status {folder.path}")
+    return summary.exit_code
+
+
+def _explain_owned(todo: Todo) -> None:
+    for state in todo.states:
+        if state.is_owned:
+            _say(f"{state.entry.id}: left alone: {state.text}")
+
+
+def show(config: SweepConfig, expansion: Expansion, folder: SweepFolder, profile: ProfileConfig) -> None:
+    """Print all runs, what would be done with each and why, and what would be submitted; touches nothing."""
+    todo = find_todo(expansion.runs, folder)
+    print(f"{config.name}: {folder.path}")
+    for run, state in zip(expansion.runs, todo.states, strict=True):
+        print(f"  {run.id}  {run.label or '-'}  {_plan(state)}")
+    print(todo.count())
+    if profile.kind == "local":
+        for run in todo.runs:
+            launch = Launch(folder.job_file(run.id), folder.run(run.id).path, run.ranks, "local", profile.cpus_per_rank)
+            print(f"\n# {run.id}\n{shlex.join(launch_command(launch, os.environ)[0])}")
+        return
+    try:
+        limit = max_array_size()
+    except SlurmSilent as silent:
+        limit = ARRAY_SIZE
+        _say(f"note: arrays of at most {limit} runs are assumed: {silent}")
+    planned = arrays(config.name, todo.runs, profile, limit) if todo.runs else []
+    for index, array in enumerate(planned):
+        after = f"afterany:<job {array.after + 1}>" if array.after is not None else None
+        print(f"\n# sbatch {index + 1} of {len(planned)}: {', '.join(run.id for run in array.runs)}")
+        print(sbatch_text(array, folder, after), end="")
+
+
+def _plan(state: RunState) -> str:
+    if state.word == "done":
+        return "skip: done"
+    if state.is_owned:
+        return f"skip: {state.text}"
+    if state.step is not None or state.word == "failed":
+        return f"again ({state.word}: {state.text})"
+    return "start" if state.text == NOT_STARTED else f"start ({state.text})"
+
+
+@contextmanager
+def _lock(folder: SweepFolder) -> Iterator[None]:
+    """The sweep's lease, for as long as one submits; waits for another who does."""
+    end = time.monotonic() + LOCK_WAIT_S
+    is_told = False
+    while True:
+        try:
+            lease = acquire(folder.path)
+            break
+        except LeaseHeld as held:
+            if time.monotonic() > end:
+                raise
+            if not is_told:
+                _say(f"waiting: {held}")
+            is_told = True
+            time.sleep(0.5)
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def _say(line: str) -> None:
+    print(f"hpclbfl: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,174 @@
+"""Against a real Slurm: two-rank runs, cancelled, requeued and finished; and the throw-away cluster itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hpclbfl.errors import EnvironmentFault
+from hpclbfl.runlog.reader import read_run
+from hpclbfl.slurm.devcluster.cluster import DevCluster
+from hpclbfl.slurm.devcluster.conf import Node, slurm_conf
+from hpclbfl.slurm.status import status_rows
+from tests.slurm.conftest import write_sweep
+
+FAR = 150.0
+"""Seconds in which things happen on a machine that others use, too."""
+
+
+def profile(folder: Path, **keys: Any) -> Path:
+    path = folder / "profile.yaml"
+    # Two nodes of one machine have no memory in common, whatever MPI thinks.
+    setup = ["export OMP_NUM_THREADS=1", "export OMPI_MCA_btl=self,tcp"]
+    path.write_text(yaml.safe_dump({"time": 10, "signal_s": 60, "cpus_per_rank": 1, "setup": setup, **keys}))
+    return path
+
+
+def hpclbfl(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hpclbfl", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=FAR)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def wait_for(what: Callable[[], Any], limit_s: float = FAR) -> Any:
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if (found := what()) is not None and found is not False:
+            return found
+        time.sleep(0.3)
+    pytest.fail(f"did not happen within {limit_s:.0f} s")
+
+
+def rows(folder: Path) -> dict[int, dict[str, Any]]:
+    return {row["overrides"]["seed"]: row for row in status_rows(folder)}
+
+
+def logs_of(folder: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted((folder / "slurm").glob("*_log.out")))
+
+
+def queue() -> list[str]:
+    return subprocess.run(["squeue", "-h", "-r"], capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def assert_every_step_once(path: str) -> None:
+    """Two attempts of a run with two clients: what the first had trained, the second did not train again."""
+    run = read_run(path)
+    assert run.num_attempts == 2 and not run.torn
+    assert run.provenance["num_ranks"] == 2
+    steps = run.tables["steps"]["step"].tolist()
+    assert len(steps) > 4 and steps == [step for step in range(len(steps) // 2) for _ in range(2)]
+
+
+@pytest.mark.slurm
+def test_array_of_two_rank_runs_one_cancelled_and_finished(tmp_path: Path, toy_set: Path, slurm: DevCluster) -> None:
+    """Two short runs and a longer one, which is cancelled in the middle; a second sweep finishes it alone."""
+    out = tmp_path / "out"
+    longer = {"stop": {"seconds": 4}, "evaluate.every_steps": 1000}
+    path = write_sweep(tmp_path, toy_set, list=[{"seed": 0}, {"seed": 1}, {"seed": 2, **longer}], ranks=2)
+    cluster = profile(tmp_path, launcher="srun", launcher_args=["--mpi=pmix"], max_parallel=3)
+    command = ("sweep", path, "--cluster", cluster, "--dir", out)
+    assert "3 runs, 2 ranks each" in hpclbfl(*command).stderr
+    assert "3 runs: 0 done, 3 in other hands, 0 to do" in hpclbfl(*command).stderr
+
+    job = rows(out)[2]["job"]
+    wait_for(lambda: (rows(out)[2]["step"] or 0) > 0)
+    assert rows(out)[2]["text"].startswith(f"Slurm job {job} on ")
+    subprocess.run(["scancel", job], check=True)
+    wait_for(lambda: not queue())
+    found = rows(out)
+    assert [found[seed]["state"] for seed in range(3)] == ["done", "done", "waiting"], logs_of(out)
+    assert f"job {job} is being ended from outside: not requeued" in logs_of(out)
+    assert found[2]["text"] == f"stopped at step {found[2]['step']}"
+
+    assert "3 runs: 2 done, 0 in other hands, 1 to do" in hpclbfl(*command).stderr
+    wait_for(lambda: not queue())
+    assert_every_step_once(rows(out)[2]["path"])
+    assert hpclbfl("status", out).stdout.splitlines()[-1] == "3 done", logs_of(out)
+
+
+@pytest.mark.slurm
+def test_requeued_across_unlike_nodes_under_mpirun(tmp_path: Path, toy_set: Path, slurm: DevCluster) -> None:
+    """One rank on each of two nodes that a constraint tells apart; asked to stop as before the end of its time."""
+    out = tmp_path / "out"
+    longer = {"stop": {"seconds": 4}, "evaluate.every_steps": 1000}
+    path = write_sweep(tmp_path, toy_set, list=[{"seed": 0, **longer}], ranks=2)
+    cluster = profile(tmp_path, launcher="mpirun", constraint={"fast": 1, "slow": 1})
+    hpclbfl("sweep", path, "--cluster", cluster, "--dir", out)
+    job = rows(out)[0]["job"]
+    wait_for(lambda: (rows(out)[0]["step"] or 0) > 0)
+    assert " n[1-2]" in queue()[0]
+    subprocess.run(["scancel", "--batch", "--signal=USR2", job], check=True)
+    wait_for(lambda: not queue())
+    assert f"job {job} is requeued" in logs_of(out)
+    assert rows(out)[0]["state"] == "done", logs_of(out)
+    assert_every_step_once(rows(out)[0]["path"])
+
+
+@pytest.mark.slurm
+def test_racing_submitters_and_arrays_above_the_limit(tmp_path: Path, toy_set: Path, slurm: DevCluster) -> None:
+    """Five runs, arrays of at most three; held in the queue, none is started. SLURM_* of another job in the shell."""
+    out = tmp_path / "out"
+    path = write_sweep(tmp_path, toy_set, seeds=5, ranks=2)
+    cluster = profile(tmp_path, max_parallel=2, sbatch={"hold": True})
+    command = [sys.executable, "-m", "hpclbfl", "sweep", str(path), "--cluster", str(cluster), "--dir", str(out)]
+    leaked = {**os.environ, "SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_MEM_PER_CPU": "1", "SBATCH_ARRAY": "0-99"}
+    racers = [
+        subprocess.Popen(command, env=leaked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [racer.communicate(timeout=FAR)[1] for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0], said
+    assert len(queue()) == 5
+    found = rows(out)
+    assert {row["state"] for row in found.values()} == {"waiting"}
+    assert len({row["job"] for row in found.values()}) == 5
+    assert len({row["job"].split("_")[0] for row in found.values()}) == 2
+    hpclbfl("cancel", out)
+    wait_for(lambda: not queue())
+    assert "5 runs: 0 done, 0 in other hands, 5 to do" in hpclbfl(*command[3:], "--dry-run").stdout
+
+
+@pytest.mark.slurm
+def test_a_cluster_goes_as_it_came(tmp_path: Path, dev_slurm: DevCluster) -> None:
+    """Beside another one, of which it knows nothing; a job in it goes with it."""
+    folder = dev_slurm.folder.parent / "d"
+    cluster = DevCluster(folder)
+    cluster.start()
+    try:
+        assert cluster.is_up() and dev_slurm.is_up()
+        env = {**os.environ, "SLURM_CONF": str(cluster.conf)}
+        submit = ["sbatch", "--parsable", f"--output={tmp_path / 'out'}", "--wrap", "exec sleep 60"]
+        job = subprocess.run(submit, env=env, capture_output=True, text=True, check=True).stdout.strip()
+        assert job == "1"
+        cluster.start()
+    finally:
+        cluster.stop()
+    assert not folder.exists() and not cluster.is_up() and dev_slurm.is_up()
+    cluster.stop()
+
+
+def test_the_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(EnvironmentFault, match="not the folder of such a cluster"):
+        DevCluster(tmp_path).start()
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_its_configuration_keeps_to_its_folder() -> None:
+    folder = Path("/tmp/c")
+    nodes = [Node("n1", "fast", 7001), Node("n2", "slow", 7002)]
+    text = slurm_conf(folder, "host", "root", nodes, 7000, 8, 1000, 11)
+    paths = [word for line in text.splitlines() for word in line.split("=")[1:] if word.startswith("/")]
+    assert paths and all(path.startswith("/tmp/c/") for path in paths)
+    assert "TmpFS=/tmp/c/%n/tmp" in text and "MaxArraySize=11" in text
+    assert "NodeName=n2 NodeHostname=host NodeAddr=127.0.0.1 Port=7002 CPUs=8 RealMemory=1000 Feature=slow" in text

@@ -1,0 +1,145 @@
+"""What the cluster is told; and golden batch scripts, one for each profile."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpclbfl.config import parse_job
+from hpclbfl.errors import ConfigError
+from hpclbfl.slurm.expand import Run
+from hpclbfl.slurm.folder import SweepFolder
+from hpclbfl.slurm.resources import PROFILES, ProfileConfig, ResourcesConfig, cut, load_profile, minutes, shares
+from hpclbfl.slurm.submit import arrays, sbatch_text
+from tests.slurm.conftest import BASE
+
+GOLDEN = Path(__file__).with_name("golden")
+
+
+def toy_runs(count: int, ranks: int = 2) -> list[Run]:
+    job = parse_job({**BASE, "data": {"name": "digits"}}, "toy")
+    return [Run(f"toy-{i:010x}", f"{i:010x}", job, ranks, {"seed": i}) for i in range(count)]
+
+
+def text(profile: ProfileConfig, num_runs: int = 3, ranks: int = 2, max_array_size: int = 1001) -> str:
+    (array,) = arrays("demo", toy_runs(num_runs, ranks), profile, max_array_size)
+    return sbatch_text(array, SweepFolder(Path("/scratch/demo")))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PROFILES.glob("*.yaml") if path.stem != "local"))
+def test_batch_script_is_the_golden_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/env/bin/python")
+    found = text(load_profile(name))
+    golden = GOLDEN / f"{name}.sh"
+    if os.environ.get("HPCLBFL_WRITE_GOLDEN"):
+        golden.write_text(found)
+    assert found == golden.read_text()
+
+
+def test_a_lone_run_is_no_array() -> None:
+    assert "--array" not in text(load_profile("slurm-srun"), num_runs=1)
+
+
+def test_resources_of_the_sweep_come_before_the_profile() -> None:
+    profile = ProfileConfig(nodes=4, time="60", sbatch={"qos": "normal"}, memory="1G")
+    wanted = ResourcesConfig(constraint={"a100": 1, "v100": 2}, time="2:00:00", sbatch={"exclusive": True})
+    found = text(profile.merged(wanted, "sweep"), ranks=5).splitlines()
+    for flag in (
+        *("nodes=3", "ntasks=5", "ntasks-per-node=2", "constraint='[a100*1&v100*2]'", "time=120", "qos=normal"),
+        *("exclusive", "mem=1G"),
+    ):
+        assert f"#SBATCH --{flag}" in found
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"launchr": "srun"}, "p.yaml: unknown key 'launchr': did you mean 'launcher'?"),
+        ({"launcher": "prun"}, "p.yaml: launcher: input should be 'srun' or 'mpirun', not 'prun'"),
+        ({"time": "soon"}, "p.yaml: time: give minutes (90), hours:minutes:seconds (1:30:00)"),
+        ({"time": 0}, "p.yaml: time: give minutes"),
+        ({"memory": "4 GB"}, "p.yaml: memory: string should match pattern"),
+        ({"time": 2}, "'signal_s: 120' is more than half of 'time: 2': no run would get anywhere"),
+        ({"sbatch": {"nodes": 2}}, "p.yaml: sbatch: 'nodes' is set from the other keys"),
+        ({"constraint": {"a100": 1}, "nodes": 2}, "'nodes: 2' is not the sum of the nodes in 'constraint'"),
+        ({"cpus_per_rank": True}, "'cpus_per_rank' takes no true or false"),
+    ],
+)
+def test_wrong_profiles_are_refused_in_one_line(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
+    import yaml
+
+    path = tmp_path / "p.yaml"
+    path.write_text(yaml.safe_dump(keys))
+    with pytest.raises(ConfigError) as error:
+        load_profile(str(path))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unknown_profile_names_the_known() -> None:
+    with pytest.raises(
+        ConfigError, match="--cluster frontier: no such profile: example, local, slurm-mpirun, slurm-srun"
+    ):
+        load_profile("frontier")
+
+
+def test_more_nodes_than_ranks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="nodes: 4 for runs of 2 ranks leaves some without work"):
+        text(ProfileConfig(nodes=4))
+
+
+def test_a_percent_sign_in_the_folder_is_refused() -> None:
+    (array,) = arrays("demo", toy_runs(2), ProfileConfig(), 10)
+    with pytest.raises(ConfigError, match="Slurm would read the % in it as a pattern"):
+        sbatch_text(array, SweepFolder(Path("/scratch/100%")))
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [("90", 90), ("1:30", 2), ("1:30:00", 90), ("0:00:01", 1), ("2-00", 2880), ("1-02:03:04", 1564), ("1-00:01", 1441)],
+)
+def test_minutes(time: str, expected: int) -> None:
+    assert minutes(time) == expected
+
+
+@given(st.integers(1, 5000), st.integers(1, 1200))
+def test_cut_is_even_and_whole(count: int, largest: int) -> None:
+    sizes = cut(count, largest)
+    assert sum(sizes) == count and max(sizes) <= largest and max(sizes) - min(sizes) <= 1
+    assert len(sizes) == -(-count // largest)
+
+
+@given(st.integers(1, 40), st.lists(st.integers(1, 50), min_size=1, max_size=12))
+def test_parallelism_is_shared_and_never_exceeded(total: int, sizes: list[int]) -> None:
+    given_ = shares(total, sizes)
+    assert len(given_) == len(sizes) and all(share is not None and share >= 1 for share in given_)
+    # Of arrays i, i + total, ... one runs at a time.
+    together = [share or 0 for share in given_[:total]]
+    assert sum(together) <= total
+    assert sum(together) == total or all(share >= size for share, size in zip(together, sizes, strict=False))
+    assert shares(None, sizes) == [None] * len(sizes)
+
+
+def test_arrays_are_cut_share_places_and_wait_for_each_other() -> None:
+    found = arrays("demo", toy_runs(10), ProfileConfig(max_parallel=5), max_array_size=4)
+    assert [len(array.runs) for array in found] == [4, 3, 3]
+    assert [array.parameters["array_parallelism"] for array in found] == [2, 2, 1]
+    assert [array.after for array in found] == [None] * 3
+    assert [run.id for array in found for run in array.runs] == [run.id for run in toy_runs(10)]
+    found = arrays("demo", toy_runs(10), ProfileConfig(max_parallel=2), max_array_size=2)
+    assert [array.after for array in found] == [None, None, 0, 1, 2]
+    assert {array.parameters["array_parallelism"] for array in found} == {1}
+
+
+def test_runs_of_unlike_ranks_are_in_arrays_of_their_own() -> None:
+    mixed = [run for pair in zip(toy_runs(3, 1), toy_runs(3, 4), strict=True) for run in pair]
+    found = arrays("demo", mixed, ProfileConfig(), max_array_size=100)
+    assert [(len(array.runs), array.parameters["additional_parameters"]["ntasks"]) for array in found] == [
+        (3, 1),
+        (3, 4),
+    ]
