@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,6 +26,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look into data sets and pack them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+REQUEUE = 75
+"""Exit code of a run that was asked to stop, has saved its state, and is to be started again."""
 OTHERS_WAIT_S = 5.0
 """How long ranks other than 0 hold back an error that comes before MPI has started."""
 
@@ -35,6 +38,11 @@ Overrides = Annotated[
 RunDir = Annotated[
     Path | None, typer.Option("--run-dir", metavar="D", help="The run folder [runs/<name>-<hash> by default].")
 ]
+Resume = Annotated[
+    Literal["auto", "must", "never"],
+    typer.Option("--resume", help="Go on from a checkpoint: if there is one, or fail, or start anew."),
+]
+Runs = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, or a folder of runs.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the whole resolved job and stop.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -52,6 +60,7 @@ def train(
     job: Job,
     overrides: Overrides = None,
     run_dir: RunDir = None,
+    resume: Resume = "auto",
     print_config: PrintConfig = False,
     debug: Debug = False,
 ) -> None:
@@ -64,8 +73,11 @@ def train(
         print(config.resolved(launched_size(os.environ)).to_yaml(), end="")
         return
     from hpclbfl.run import run_job
+    from hpclbfl.train import STOPPED
 
-    run_job(config, run_dir, debug)
+    outcome = run_job(config, run_dir, debug, resume)
+    if outcome.reason == STOPPED:
+        raise typer.Exit(REQUEUE)
 
 
 @app.command()
@@ -75,6 +87,7 @@ def launch(
     num_ranks: Annotated[int, typer.Option("-np", "-n", min=1, help="Number of ranks.")] = 2,
     hosts: Annotated[str | None, typer.Option("--hosts", metavar="H1:N,H2:N", help="Nodes and ranks on each.")] = None,
     run_dir: RunDir = None,
+    resume: Resume = "auto",
     debug: Debug = False,
 ) -> None:
     """Run one experiment through mpirun, with the right flags and thread counts."""
@@ -85,19 +98,152 @@ def launch(
     load_job(job, overrides).resolved(num_ranks)
     command = [sys.executable, "-m", "hpclbfl", "train", str(job), *(overrides or [])]
     command += ["--run-dir", str(run_dir)] if run_dir is not None else []
+    command += ["--resume", resume]
     command += ["--debug"] if debug else []
     raise typer.Exit(run_mpirun(num_ranks, command, hosts=hosts))
 
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, or a folder of runs.")],
+    directory: Runs,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="report.html", help="Write tables and figures as a page, too.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="OUTDIR", help="Write the figures as PNG, SVG and PDF, too.")
+    ] = None,
+    form: Annotated[
+        Literal["text", "markdown", "latex"], typer.Option("--format", help="Of the tables that are printed.")
+    ] = "text",
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", metavar="ARM", help="Label of the arm to compare with [the first one].")
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option("--target", min=0.0, max=1.0, help="Test accuracy to reach; also print what it took."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a table of runs, read back from their logs."""
-    from hpclbfl.analysis.tables import print_summary
+    """Print tables of runs, read back from their logs; write a page and figures of them."""
+    from hpclbfl.analysis.report import print_report
 
-    print_summary(directory, as_json)
+    frames, runs, headline = print_report(directory, as_json, form, baseline, target)
+    if out is not None:
+        from hpclbfl.analysis.page import write_page
+
+        write_page(out, frames, runs, headline)
+        print(out, file=sys.stderr)
+    if figures is not None:
+        from hpclbfl.analysis.render import write_figures
+
+        for path, left_out in write_figures(frames, headline, figures):
+            print(f"{path}: {left_out}" if left_out else path, file=sys.stderr)
+
+
+@app.command()
+def watch(
+    directory: Runs,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once and stop.")] = False,
+) -> None:
+    """Show the runs of a folder while they train; without a terminal: their table every 30 s."""
+    from hpclbfl.analysis.watch import watch as watch_runs
+
+    watch_runs(directory, once)
+
+
+@app.command()
+def export(
+    directory: Runs,
+    form: Annotated[Literal["parquet", "csv"], typer.Option("--format", help="Of the files.")] = "parquet",
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write [DIR/tables].")] = None,
+) -> None:
+    """Write the logs of runs as tidy tables: runs, steps, evals, layers, plans, events, problems."""
+    from hpclbfl.analysis.export import export as write_tables
+    from hpclbfl.analysis.report import load_some
+
+    for path, rows in write_tables(load_some(directory), out or directory / "tables", form):
+        print(f"{path}: {rows} rows")
+
+
+@app.command()
+def plan(
+    job: Job,
+    overrides: Overrides = None,
+    memory_limit: Annotated[
+        str | None, typer.Option("--memory-limit", metavar="SIZE", help="Memory of each rank's device, such as 2GB.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR|plan.yaml", help="Where to write.")] = Path(),
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PICTURE", help="Draw it, too (.png or .svg).")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions, smaller batches.")] = False,
+    max_step: Annotated[
+        float | None,
+        typer.Option("--max-step", min=0.1, metavar="S", help="Try no batch whose step takes longer [15]."),
+    ] = None,
+    num_ranks: Annotated[int | None, typer.Option("-np", "-n", min=1, help="Number of ranks, through mpirun.")] = None,
+    hosts: Annotated[str | None, typer.Option("--hosts", metavar="H1:N,H2:N", help="Nodes and ranks on each.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure how large a batch this device takes, which one trains fastest, and how ranks should share the work."""
+    from hpclbfl.config import load_job
+    from hpclbfl.planner.limits import parse_size
+
+    config = load_job(job, overrides)
+    limit = parse_size(memory_limit) if memory_limit is not None else None
+    if num_ranks is not None:
+        from hpclbfl.launch import run_mpirun
+
+        config.resolved(num_ranks)
+        command = [sys.executable, "-m", "hpclbfl", "plan", str(job), *(overrides or []), "--out", str(out)]
+        valued = {"--memory-limit": memory_limit, "--plot": plot, "--max-step": max_step}
+        command += [word for name, value in valued.items() if value is not None for word in (name, str(value))]
+        command += [name for name, given in (("--quick", quick), ("--json", as_json), ("--debug", debug)) if given]
+        raise typer.Exit(run_mpirun(num_ranks, command, hosts=hosts))
+    from hpclbfl.planner.command import QUICK, run_plan
+    from hpclbfl.planner.study import Options
+
+    options = dataclasses.replace(QUICK if quick else Options(), memory_limit=limit)
+    options = options if max_step is None else dataclasses.replace(options, max_step_s=max_step)
+    run_plan(config, options, out, plot, as_json, debug)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The experiments: a job and its axes.")],
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="PROFILE",
+            help="slurm-srun, slurm-mpirun, local, or a YAML file [slurm-srun where there is a Slurm, else local].",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print runs and batch scripts, do nothing.")] = False,
+    directory: Annotated[Path | None, typer.Option("--dir", metavar="D", help="The folder [runs/<name>].")] = None,
+    debug: Debug = False,
+) -> None:
+    """Run a sweep as SLURM job arrays, or on this machine; again: only what is left of it."""
+    from hpclbfl.slurm.sweep import sweep as run_sweep
+
+    raise typer.Exit(run_sweep(file, cluster, dry_run, directory))
+
+
+@app.command()
+def status(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a sweep.")], as_json: AsJson = False
+) -> None:
+    """Print what has become of the runs of a sweep: done, running, failed, waiting."""
+    from hpclbfl.slurm.status import print_status
+
+    print_status(directory, as_json)
+
+
+@app.command()
+def cancel(directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a sweep.")]) -> None:
+    """Cancel what is running or queued of a sweep; what is saved stays."""
+    from hpclbfl.slurm.cancel import cancel as cancel_sweep
+
+    cancel_sweep(directory)
 
 
 @app.command()
@@ -106,6 +252,35 @@ def doctor(as_json: AsJson = False) -> None:
     from hpclbfl.doctor import run
 
     raise typer.Exit(run(as_json))
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="comm, step, scaler, input or log.")],
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Turns of every variant.")] = None,
+    num_ranks: Annotated[int | None, typer.Option("-np", "-n", min=1, help="Number of ranks [2].")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="NET", help="step, scaler: the net.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="step, scaler, input: samples per batch.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=2, help="step, scaler: timed per launch.")] = None,
+    mb: Annotated[list[float] | None, typer.Option("--mb", help="comm: a buffer's size, MB; may be repeated.")] = None,
+    variants: Annotated[str | None, typer.Option("--variants", metavar="A,B", help="These alone, by name.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="[runs/bench/NAME-TIME.json]")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure this package side by side with its peers, each a ratio from one run; writes all of it to a file."""
+    from hpclbfl.bench import command
+
+    options = {
+        "rounds": rounds,
+        "num_ranks": num_ranks,
+        "model": model,
+        "batch": batch,
+        "steps": steps,
+        "mb": tuple(mb) if mb else None,
+        "variants": tuple(variants.split(",")) if variants is not None else None,
+    }
+    command.run(name, options, out, as_json, debug)
 
 
 @data_app.command("info")

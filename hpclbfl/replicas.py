@@ -8,6 +8,8 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from hpclbfl.comm.buffers import flat_zeros
+
 
 class Replica:
     """A net on a device, its parameters and floating-point buffers laid flat.
@@ -33,7 +35,8 @@ class Replica:
         buffers = [b for b in self.module.buffers() if b.is_floating_point()]
         own = [] if parameters_of is not None else list(self.module.parameters())
         num_parameters = sum(p.numel() for p in own)
-        self.state = torch.empty(num_parameters + sum(b.numel() for b in buffers), dtype=like.dtype, device=like.device)
+        size = num_parameters + sum(b.numel() for b in buffers)
+        self.state = flat_zeros(size, like.dtype, like.device)
         self.buffers = self.state[num_parameters:]
         begin = 0
         with torch.no_grad():

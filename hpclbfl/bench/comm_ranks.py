@@ -14,6 +14,7 @@ from hpclbfl.bench import peers
 from hpclbfl.bench.comm import Settings
 from hpclbfl.bench.ranks import Task, run, times_s
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.buffers import flat_zeros
 from hpclbfl.errors import RunFailed
 from hpclbfl.sections import CommConfig
 
@@ -33,7 +34,9 @@ def measure(task: Task) -> dict[str, Any]:
     reduce, library = _reducer(task, comm, device)
     times = []
     for mb in settings.mb:
-        flat = torch.empty(max(1, int(mb * 1e6) // 4), dtype=torch.float32, device=device)
+        # Our engines work on our buffers; the others on what torch gives.
+        make = flat_zeros if task.variant in ("mpi", "horovod") else _torch_zeros
+        flat = make(max(1, int(mb * 1e6) // 4), torch.float32, device)
         count = int(min(_MOST, max(_LEAST, _REPEATED_MB / mb)))
         if task.variant == "memcpy":
             reduce = torch.empty_like(flat).copy_
@@ -45,6 +48,10 @@ def measure(task: Task) -> dict[str, Any]:
             raise RunFailed(f"the sum of {mb:g} MB over ranks is wrong")
     peers.leave(comm)
     return {"library": library, "times_s": times}
+
+
+def _torch_zeros(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(size, dtype=dtype, device=device)
 
 
 def _reducer(task: Task, comm: Communicator, device: torch.device) -> tuple[Reduce, str]:

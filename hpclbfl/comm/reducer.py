@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpclbfl.comm.base import VOTE_BITS, Communicator, Handle
+from hpclbfl.comm.buffers import flat_zeros
 from hpclbfl.gradients.norm import SquaredNorm
 
 FloatArray = NDArray[np.float64]
@@ -58,7 +59,7 @@ class GradientReducer:
         like = self._parameters[0]
         # Votes, ranks' times and the clients' part of the noise scale travel behind the gradients of the last bucket.
         size = self._total + VOTE_BITS + 2 * comm.size + 1
-        self._storage = torch.zeros(size, dtype=like.dtype, device=like.device)
+        self._storage = flat_zeros(size, like.dtype, like.device)
         self._wire = torch.empty_like(self._storage, dtype=wire_dtype) if wire_dtype is not None else self._storage
         self.flat = self._storage[: self._total]
         """The gradient, flat [P], in reverse order of the parameters; after `finish` the sum over ranks."""
