@@ -1,0 +1,129 @@
+"""Arms: sets of runs whose jobs differ in the seed alone, with labels that say what sets them apart.
+
+Not part of what tells arms apart: `name`, where the data lie (their fingerprint stands for them), and how often a
+checkpoint is written. Runs of one arm that share a seed, too, and were started on different numbers of ranks or by
+different engines (a scaling study) are arms of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import polars as pl
+
+from hpclbfl.analysis.configs import as_text, describe_partition, describe_sync
+from hpclbfl.analysis.frames import config_names
+
+_NO_PART = ("seed", "name", "data.path", "data.download")
+_EXECUTION = ("engine", "num_ranks")
+_IS_READABLE = pl.col("state") != "unreadable"
+_DESCRIBED = {"sync": describe_sync, "partition": describe_partition}
+_LONG = 24
+"""Characters of a value in a label."""
+
+SHORT_NAMES: dict[str, str] = {
+    "gradients.scaler.factor": "X",
+    "gradients.scaler.threshold": "threshold",
+    "gradients.scaler.when": "when",
+    "gradients.scaler.duty": "duty",
+    "batching.local_batch_size": "b",
+    "batching.global_batch_size": "B",
+    "data_fingerprint": "data",
+    "num_ranks": "ranks",
+}
+"""What a key is called in a label, where the field has a shorter name for it than the job file."""
+
+
+def with_arms(runs: pl.DataFrame) -> pl.DataFrame:
+    """The frame `runs` (see `frames`) with the column `arm`: an Enum of labels, null for runs that cannot be read.
+
+    Where no job has a seed, all get the seed 0. Arms are ordered by the values of the keys that set them apart, in the
+    order of the job file; None and small come first.
+    """
+    if "seed" not in runs.columns:
+        runs = runs.with_columns(seed=pl.lit(0, pl.Int64))
+    data = [pl.col(name).cast(pl.String) for name in ("data_fingerprint", "data.path") if name in runs.columns]
+    keys = [key for key in config_names(runs) if key not in _NO_PART and not key.startswith("checkpoint")]
+    keys = ["data_fingerprint", *keys]
+    keyed = runs.filter(_IS_READABLE).with_columns(pl.coalesce(data).alias("data_fingerprint"))
+    is_scaling = (pl.len().over(*keys, "seed") > 1).any().over(*keys)
+    keyed = keyed.with_columns(pl.when(is_scaling).then(pl.col(name)).alias(name) for name in _EXECUTION)
+    apart = [key for key in (*keys, *_EXECUTION) if keyed[key].n_unique() > 1]
+    arms = keyed.unique(apart or [pl.lit(0)], keep="first", maintain_order=True).sort(apart, nulls_last=False)
+    labels = _labels(arms.rows(named=True), apart)
+    arms = arms.select(*apart, pl.Series("arm", labels, dtype=pl.Enum(labels)))
+    if apart:
+        found = keyed.select("run", *apart).join(arms, on=apart, how="left", nulls_equal=True)
+    else:
+        found = keyed.select("run").join(arms, how="cross")
+    return runs.join(found.select("run", "arm"), on="run", how="left", maintain_order="left")
+
+
+def differing_keys(runs: pl.DataFrame) -> list[str]:
+    """Keys of the job (and `num_ranks`, `engine`) that are not the same in all runs, in the order of the job file.
+
+    Where data lie is left out; so is the name, where it says no more than the arms do.
+    """
+    readable = runs.filter(_IS_READABLE)
+    keys = [key for key in (*config_names(runs), *_EXECUTION) if key not in ("data.path", "data.download")]
+    keys = [key for key in keys if readable[key].n_unique() > 1]
+    if "name" in keys and readable.select("name", "arm").n_unique() == readable["arm"].n_unique():
+        keys.remove("name")
+    return keys
+
+
+def short_name(key: str) -> str:
+    """A key of the job as labels and table heads show it: `lr` for `optimizer.lr`, `sync` for `sync.kind`."""
+    if key in SHORT_NAMES:
+        return SHORT_NAMES[key]
+    section, _, last = key.rpartition(".")
+    return section.rpartition(".")[2] if last in ("kind", "name") and section else last
+
+
+def _labels(arms: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[str]:
+    """A label per arm, all different, out of as few keys as tell them apart."""
+    columns: dict[str, list[str]] = {}
+    for section, describe in _DESCRIBED.items():
+        if any(key.startswith(f"{section}.") for key in keys):
+            columns[section] = [describe(arm) for arm in arms]
+    columns |= {key: [as_text(arm[key]) for arm in arms] for key in keys}
+    if len(arms) == 1:
+        return [as_text(arms[0].get("name") or "all runs")]
+    chosen = sorted(_distinguishing(columns, len(arms)), key=lambda key: _place(key, keys))
+    labels: dict[str, None] = {}
+    for i in range(len(arms)):
+        label = ", ".join(_part(key, columns[key][i]) for key in chosen)
+        same = sum(known == label or known.startswith(f"{label} #") for known in labels)
+        labels[f"{label} #{same + 1}" if same else label] = None
+    return list(labels)
+
+
+def _place(key: str, keys: Sequence[str]) -> int:
+    """A described section stands where its first key does."""
+    return min(place for place, known in enumerate(keys) if known == key or known.startswith(f"{key}."))
+
+
+def _distinguishing(columns: dict[str, list[str]], count: int) -> list[str]:
+    """Greedily, the columns that split the rows into most groups; the earlier of two that split as well."""
+    chosen: list[str] = []
+    groups: list[tuple[str, ...]] = [()] * count
+    while len(set(groups)) < count:
+
+        def finer(key: str, groups: Iterable[tuple[str, ...]] = tuple(groups)) -> int:
+            return len({(*group, text) for group, text in zip(groups, columns[key], strict=True)})
+
+        best = max(columns, key=finer)
+        if finer(best) == len(set(groups)):
+            break
+        chosen.append(best)
+        groups = [(*group, text) for group, text in zip(groups, columns[best], strict=True)]
+    return chosen
+
+
+def _part(key: str, text: str) -> str:
+    if text == "none" and key.count(".") > 1:
+        return f"no {key.split('.')[-2]}"
+    if key in _DESCRIBED or (text[:1].isalpha() and text not in ("none", "true", "false")):
+        return f"data {text[:10]}" if key == "data_fingerprint" else text
+    return f"{short_name(key)}={text if len(text) <= _LONG else text[:_LONG] + '...'}"

@@ -1,0 +1,41 @@
+"""Titles and captions of the figures, as the page shows them."""
+
+from __future__ import annotations
+
+from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS
+
+CAPTIONS: dict[str, tuple[str, str]] = {
+    "learning_curves": (
+        "Test accuracy",
+        "Top-1 on the test split, mean over n seeds of complete runs. Bands: "
+        f"{100 * LEVEL:.0f} % bootstrap interval of the mean, from {MIN_SEEDS} seeds up. Equal steps give a larger "
+        "batch more samples; compare along samples and seconds, too.",
+    ),
+    "final_accuracy": (
+        "Final accuracy by arm",
+        "Top-1 on the test split at the end of the run. Dots: mean over n seeds, with its "
+        f"{100 * LEVEL:.0f} % bootstrap interval from {MIN_SEEDS} seeds up. Open circles: single runs.",
+    ),
+    "gradient_norm": (
+        "Gradient norm and its change",
+        "Left: norm of the gradient that all clients share, before it is scaled (where clients train alone: mean over "
+        "clients of their own). Right: relative change of its square from step to step, |ΔG²| / G², median over a "
+        "stretch of steps. Means over n seeds.",
+    ),
+    "scale_factor": (
+        "Scale factor",
+        "How many steps were scaled by which factor: kernel density on a logarithmic axis, mean over n seeds. Arms "
+        "whose factor is 1 in every step are left out.",
+    ),
+    "time_shares": (
+        "Where a step's time goes",
+        "Shares of the time of all clients' steps: forward and backward pass and optimizer; waiting for and copying "
+        "the batch; moving and summing gradients or parameters; waiting for slower ranks. Means over n seeds.",
+    ),
+    "batches_and_waits": (
+        "Batch sizes and stragglers",
+        "One run per arm. Left: samples that each client processes per step. Right: what a step takes on each client, "
+        "mean; what a rank spends once per step is shared evenly among its clients.",
+    ),
+}
+"""By figure: title and caption. The three learning curves are one figure with a switch."""

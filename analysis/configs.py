@@ -1,0 +1,84 @@
+"""Job files as flat columns: `optimizer.lr`, `sync.kind`, one per key that any of the runs has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+Config = Mapping[str, Any]
+"""A job, flat: dotted keys; numbers, truth values, texts or None. Lists are compact JSON texts."""
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A job's sections as dotted keys; a list becomes compact JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple | Mapping):
+            flat[f"{prefix}{key}"] = json.dumps(value, separators=(",", ":"), default=str)
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def column(name: str, values: Sequence[Any]) -> pl.Series:
+    """A column of the narrowest type that holds all values: Boolean, Int64, Float64 or String; None stays.
+
+    Without any value it is String.
+    """
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return pl.Series(name, values, dtype=pl.Boolean)
+    if kinds == {int} and all(value is None or -(2**63) <= value < 2**63 for value in values):
+        return pl.Series(name, values, dtype=pl.Int64)
+    if kinds and kinds <= {int, float}:
+        return pl.Series(name, [None if value is None else float(value) for value in values], dtype=pl.Float64)
+    return pl.Series(name, [None if value is None else as_text(value) for value in values], dtype=pl.String)
+
+
+def config_columns(configs: Sequence[Config], taken: Iterable[str] = ()) -> list[pl.Series]:
+    """A column per key of any of the configs, by section, in the order in which they are met; None: a run has none.
+
+    A key that is one of the names `taken` gets the prefix `config.`. A section that is null in some runs, and has keys
+    in others, has no column of its own.
+    """
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    sections = list(dict.fromkeys(key.partition(".")[0] for key in keys))
+    keys.sort(key=lambda key: sections.index(key.partition(".")[0]))
+    parents = {key[:place] for key in keys for place, sign in enumerate(key) if sign == "."}
+    names = {key: f"config.{key}" if key in set(taken) else key for key in keys}
+    columns = [column(names[key], [config.get(key) for config in configs]) for key in keys]
+    return [c for key, c in zip(keys, columns, strict=True) if key not in parents or c.null_count() < len(c)]
+
+
+def as_text(value: Any) -> str:
+    """A config's value as a job file would show it: `true`, `0.1`, `bsp`; `none` for None."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return format(value, "g") if isinstance(value, float) else str(value)
+
+
+def describe_sync(config: Config) -> str:
+    """The synchroniser in a few words, with H where it has one: `bsp`, `fedavg H=250`, `fedavg H=1 ep`."""
+    kind = str(config.get("sync.kind") or "bsp")
+    if config.get("sync.local_steps") is not None:
+        return f"{kind} H={as_text(config['sync.local_steps'])}"
+    if config.get("sync.local_epochs") is not None:
+        return f"{kind} H={as_text(config['sync.local_epochs'])} ep"
+    return kind
+
+
+def describe_partition(config: Config) -> str:
+    """The partition in a few words: `iid`, `1 label/client`, `dirichlet 0.1`."""
+    kind = str(config.get("partition.kind") or "iid")
+    if kind == "labels_per_client":
+        labels = config.get("partition.labels")
+        return f"{as_text(labels)} label{'' if labels == 1 else 's'}/client"
+    alpha = config.get("partition.alpha")
+    return kind if alpha is None else f"{kind} {as_text(alpha)}"

@@ -1,0 +1,195 @@
+"""The figures, one altair definition each, for the interactive page and for files alike.
+
+A definition takes no data: it names the rows it wants, `rows`, a view of `views`, and `style.fill` (the page has its
+own) puts them in, again whenever somebody filters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from hpclbfl.analysis.metrics import AXES, Axis
+from hpclbfl.analysis.style import (
+    PARTS,
+    ROWS,
+    Chart,
+    color,
+    configured,
+    dashes,
+    finish,
+    legend,
+    line,
+    loose,
+    part_color,
+    part_order,
+    rows,
+    tips,
+)
+
+_X_TITLES: dict[Axis, str] = {
+    "steps": "optimizer steps",
+    "samples": "samples processed by all clients",
+    "seconds": "training time (s)",
+}
+
+
+def learning_curves(axis: Axis, width: int = 520, height: int = 300) -> Chart:
+    """Test accuracy over steps, samples or seconds (Fig. 7, 8), mean over seeds with its 95 % interval."""
+    x = alt.X("x:Q", title=_X_TITLES[axis], axis=alt.Axis(format="~s" if axis == "samples" else "~r", tickCount=6))
+    title = "test accuracy (%)"
+    band = (
+        rows()
+        .mark_area(opacity=0.14)
+        .encode(x, alt.Y("low:Q", title=title), alt.Y2("high:Q"), color(), detail="label:N")
+    )
+    return finish(band + line(rows(), x, alt.Y("mean:Q", title=title, scale=loose())), width, height)
+
+
+def gradient_norm(width: int = 330, height: int = 260) -> Chart:
+    """Gradient norm (Fig. 6) and its relative change (Eq. 8) over steps, means over seeds; thresholds as grey lines."""
+    x = alt.X("x:Q", title="optimizer steps", axis=alt.Axis(tickCount=5))
+    log = alt.Y(
+        "norm:Q",
+        title="gradient norm |G|, mean (log scale)",
+        scale=alt.Scale(type="log", nice=False),
+        axis=alt.Axis(format="~g", labelOverlap=True),
+    )
+    norm = line(rows().transform_filter("datum.norm > 0"), x, log)
+    title = "change of |G|², median (grey: threshold)"
+    linear = alt.Y("change:Q", title=title, scale=alt.Scale(zero=True))
+    change = line(rows().transform_filter("isValid(datum.change)"), x, linear)
+    thresholds = rows().transform_filter("isValid(datum.threshold)").transform_aggregate(groupby=["threshold"])
+    y = alt.Y("threshold:Q", title=title)
+    rule = thresholds.mark_rule(color="#777777", strokeWidth=1.5).encode(y, tooltip=tips("threshold:Q"))
+    sized = [panel.properties(width=width, height=height) for panel in (norm, rule + change)]
+    return configured(alt.hconcat(*sized, spacing=30))
+
+
+def scale_factor(width: int = 520, height: int = 240) -> Chart:
+    """Kernel density of the scale factor over the steps (Fig. 7b, 7d, 8b); an arm's label holds its share at X."""
+    ticks = [2.0**k for k in range(8)]
+    x = alt.X(
+        "factor:Q",
+        title="scale factor of a step (log scale)",
+        scale=alt.Scale(type="log", base=2, nice=False),
+        axis=alt.Axis(values=ticks, format="~r"),
+    )
+    y = alt.Y("density:Q", title="density of steps per octave", scale=alt.Scale(zero=True))
+    area = rows().mark_area(opacity=0.08).encode(x, y.stack(None), color(), detail="label:N")
+    return finish(area + line(rows(), x, y.stack(None)), width, height)
+
+
+def time_shares(parts: Sequence[str] = tuple(PARTS), width: int = 480) -> Chart:
+    """Where a step's time goes (Eq. 2): one bar per arm, mean over seeds."""
+    base = rows().transform_calculate(order=part_order())
+    y = alt.Y("label:N", title=None, axis=alt.Axis(labelLimit=260, domain=False, ticks=False))
+    x = alt.X("share:Q", title="share of the step's time (%)", stack="zero", scale=alt.Scale(domain=[0, 100]))
+    bars = base.mark_bar(stroke="#333333", strokeWidth=0.6, height={"band": 0.7}).encode(
+        x, y, part_color(parts), alt.Order("order:Q"), tooltip=tips("label:N", "part:N", "share:Q")
+    )
+    text = (
+        base.transform_stack(stack="share", groupby=["label"], sort=[alt.SortField("order")], as_=["begin", "end"])
+        .transform_filter("datum.share >= 7")
+        .transform_calculate(middle="(datum.begin + datum.end) / 2")
+        .mark_text(fontSize=11)
+        .encode(
+            alt.X("middle:Q", title="share of the step's time (%)"),
+            y,
+            alt.Text("share:Q", format=".0f"),
+            color=alt.condition("datum.part == 'compute'", alt.value("white"), alt.value("black")),
+        )
+    )
+    return configured((bars + text).properties(width=width, height=alt.Step(30)))
+
+
+def batches_and_waits(parts: Sequence[str] = tuple(PARTS), width: int = 300, height: int = 120) -> Chart:
+    """Local batches over steps, and what a step takes on each client: stragglers make others wait.
+
+    One run per arm. Its rows are those of two views, `batch_sizes` and `client_times`, in one.
+    """
+    by_client = alt.EncodingSortField("client", op="min")
+    batch = (
+        alt.Chart()
+        .transform_filter("isValid(datum.local_batch_size)")
+        .mark_line(interpolate="step-after", strokeWidth=2)
+        .encode(
+            alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickCount=4)),
+            alt.Y("local_batch_size:Q", title="local batch (samples)", axis=alt.Axis(tickCount=4)),
+            alt.Color(
+                "clients:N", title="clients", sort=by_client, scale=alt.Scale(scheme="viridis"), legend=legend(2)
+            ),
+            alt.StrokeDash("clients:N", title="clients", sort=by_client, scale=dashes(), legend=legend(2)),
+            tooltip=tips("label:N", "clients:N", "step:Q", "local_batch_size:Q"),
+        )
+    )
+    times = (
+        alt.Chart()
+        .transform_filter("isValid(datum.ms)")
+        .transform_calculate(order=part_order())
+        .mark_bar(stroke="#333333", strokeWidth=0.4)
+        .encode(
+            alt.X("ms:Q", title="mean time of a step (ms)", stack="zero", scale=alt.Scale(domainMin=0)),
+            alt.Y("client:O", title="client", axis=alt.Axis(labelOverlap=True)),
+            part_color(parts),
+            alt.Order("order:Q"),
+            tooltip=tips("label:N", "client:O", "part:N", "ms:Q"),
+        )
+    )
+    header = alt.Header(title=None, labelOrient="top", labelAnchor="start", labelFontWeight="bold", labelLimit=600)
+    facets = [
+        panel.properties(width=width, height=height)
+        .facet(row=alt.Row("label:N", header=header), data=alt.NamedData(ROWS), spacing=14)
+        .resolve_scale(y="independent")
+        for panel in (batch, times)
+    ]
+    return configured(alt.hconcat(*facets, spacing=40).resolve_scale(color="independent", strokeDash="independent"))
+
+
+def final_accuracy(width: int = 480) -> Chart:
+    """Test accuracy at the end: mean over seeds with its 95 % interval, single seeds as open dots."""
+    title = "final test accuracy (%)"
+    y = alt.Y("label:N", title=None, axis=alt.Axis(labelLimit=260, grid=True))
+    x = alt.X("mean:Q", title=title, scale=loose(), axis=alt.Axis(format=".3~g"))
+    seeds = rows().transform_filter("datum.kind == 'seed'").mark_point(size=26, filled=False, opacity=0.7, yOffset=8)
+    mean = rows().transform_filter("datum.kind == 'mean'")
+    interval = mean.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=title), alt.X2("high:Q"), y)
+    ends = [
+        mean.mark_tick(thickness=2, size=11).encode(alt.X(f"{end}:Q", title=title), y, color=alt.value("black"))
+        for end in ("low", "high")
+    ]
+    dots = mean.mark_point(size=75, filled=True, color="black", opacity=1).encode(
+        x, y, tooltip=tips("label:N", "mean:Q", "low:Q", "high:Q")
+    )
+    layers = alt.layer(seeds.encode(x, y, color=alt.value("#0072B2")), interval, *ends, dots)
+    return configured(layers.properties(width=width, height=alt.Step(34)))
+
+
+FIGURES: tuple[str, ...] = (
+    *(f"learning_curves_{axis}" for axis in AXES),
+    "final_accuracy",
+    "gradient_norm",
+    "scale_factor",
+    "time_shares",
+    "batches_and_waits",
+)
+"""All figures by name, in the order of the page."""
+
+
+def definition(name: str, parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:
+    """A figure's Vega-Lite definition, validated, without data.
+
+    Args:
+        parts: of a step's time that the data have; others do not stand in the legend.
+    """
+    if name.startswith("learning_curves_"):
+        found = learning_curves(next(axis for axis in AXES if name.endswith(axis))).to_dict()
+    elif name in ("time_shares", "batches_and_waits"):
+        found = (time_shares if name == "time_shares" else batches_and_waits)(parts).to_dict()
+    else:
+        found = {"final_accuracy": final_accuracy, "gradient_norm": gradient_norm, "scale_factor": scale_factor}[
+            name
+        ]().to_dict()
+    return dict(found)

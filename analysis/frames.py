@@ -1,0 +1,79 @@
+"""The frames that a folder of runs is loaded into: what each holds, a row per what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+RUN_COLUMNS: dict[str, str] = {
+    "run": "path of the run's folder, seen from the folder that was loaded: the key of every frame",
+    "path": "path of the run's folder as it was found",
+    "state": "done, running, failed, requeue, unknown (no status yet) or unreadable",
+    "complete": "done, and no row of it is lost: fit for averages",
+    "error": "why it failed, one line",
+    "reason": "why training ended: epochs, steps, samples, seconds, top1",
+    "hash": "of the experiment, ten hexadecimal digits",
+    "num_attempts": "how often it was started",
+    "num_ranks": "MPI processes of the last attempt",
+    "engine": "who carried the messages: horovod, mpi, local",
+    "elapsed_s": "training time, seconds; null while it is not done",
+    "time": "start of the last attempt, UTC",
+    "host": "name of rank 0's machine",
+    "device": "of rank 0: cpu, cuda:0",
+    "cpu": "processor's model",
+    "gpus": "names of GPUs, by comma",
+    "platform": "operating system",
+    "python": "version",
+    "torch": "version",
+    "horovod": "version",
+    "mpi_library": "name and version",
+    "hpclbfl": "version",
+    "commit": "of the checkout, if it is one",
+    "dirty": "whether the checkout had changes",
+    "data_fingerprint": "hash of the data's content",
+    "command": "how the last attempt was called",
+    "arm": "label of the runs whose jobs differ from this one's in the seed alone (see `arms`)",
+}
+"""Columns of the frame `runs` but those of the config, with what they hold."""
+
+RUN_TYPES: dict[str, pl.DataType] = {
+    **dict.fromkeys(("complete", "dirty"), pl.Boolean()),
+    **dict.fromkeys(("num_attempts", "num_ranks"), pl.Int64()),
+    "elapsed_s": pl.Float64(),
+}
+"""Of those that are no texts."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """A folder of runs. `run` is the key of every frame, an Enum over all runs in the order of their paths.
+
+    Units and meanings of the logs' columns stand in `hpclbfl.runlog.schema`. `steps` and `layers`, which may be
+    larger than memory, are lazy and in no order; they live as long as this object.
+    """
+
+    root: Path
+    runs: pl.DataFrame
+    """One row per run: RUN_COLUMNS, then the job, a column per dotted key (`optimizer.lr`, `sync.kind`)."""
+    steps: pl.LazyFrame
+    """One row per run, client and step: run, rank, and the columns of the table `steps`."""
+    evals: pl.DataFrame
+    """One row per run, evaluation and split, by run and step."""
+    layers: pl.LazyFrame
+    """One row per run, step and layer."""
+    plans: pl.DataFrame
+    """One row per run, client and plan, by run and step."""
+    events: pl.DataFrame
+    """One row per run and event, equal ones of several ranks once, by run and step."""
+    problems: pl.DataFrame
+    """One row per file that is torn, missing or of another version: run, path, reason, rows_lost (False where a later
+    attempt trained all of its steps again). Its rows are in no frame."""
+    keep_alive: Any = field(default=None, repr=False)
+
+
+def config_names(runs: pl.DataFrame) -> list[str]:
+    """The columns of the frame `runs` that come from the job."""
+    return [name for name in runs.columns if name not in RUN_COLUMNS]

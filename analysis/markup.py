@@ -1,0 +1,104 @@
+"""A table of texts, and its forms: for the terminal, Markdown, LaTeX and HTML."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from html import escape as html_escape
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape as rich_escape
+from rich.table import Table as RichTable
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Cells as they are to be read. Columns named in `left` are texts, the others numbers, set to the right."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    left: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    """Sentences below it: where numbers were taken, what intervals are."""
+    marks: list[dict[str, str]] = field(default_factory=list)
+    """Per row, attributes of its HTML element (`data-...`), for the page's filter."""
+
+
+def to_rich(table: TextTable, fold: str = "") -> RichTable:
+    """For a terminal; the column `fold` may run over several lines, units stand below the names."""
+    shown = RichTable(title=rich_escape(table.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in table.head:
+        if name == fold:
+            shown.add_column(rich_escape(name), overflow="fold")
+        else:
+            text = rich_escape(name.replace(" (", "\n("))
+            shown.add_column(text, justify="left" if name in table.left else "right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*(rich_escape(cell) for cell in row))
+    return shown
+
+
+def to_markdown(table: TextTable) -> str:
+    """A pipe table under a bold title, its notes below."""
+    lines = [f"**{_markdown(table.title)}**", ""]
+    lines.append("| " + " | ".join(_markdown(name) for name in table.head) + " |")
+    lines.append("|" + "|".join("---" if name in table.left else "---:" for name in table.head) + "|")
+    lines += ["| " + " | ".join(_markdown(cell) for cell in row) + " |" for row in table.rows]
+    lines += ["", *(_markdown(note) for note in table.notes)] if table.notes else []
+    return "\n".join(lines) + "\n"
+
+
+def to_latex(table: TextTable) -> str:
+    r"""A `table` float in the style of booktabs (`\usepackage{booktabs}`), with title and notes as its caption."""
+    columns = "".join("l" if name in table.left else "r" for name in table.head)
+    caption = " ".join(_latex(text) for text in (f"{table.title}.", *table.notes))
+    lines = [r"\begin{table}", r"  \centering", rf"  \caption{{{caption}}}", rf"  \begin{{tabular}}{{{columns}}}"]
+    lines += [r"    \toprule", "    " + " & ".join(_latex(name) for name in table.head) + r" \\", r"    \midrule"]
+    lines += ["    " + " & ".join(_latex(cell) for cell in row) + r" \\" for row in table.rows]
+    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def to_html(table: TextTable, name: str) -> str:
+    """A `table` with a caption and row headers; `name` is its id."""
+    kinds = ["text" if column in table.left else "number" for column in table.head]
+    head = "".join(
+        f'<th scope="col" class="{kind}">{html_escape(column)}</th>'
+        for column, kind in zip(table.head, kinds, strict=True)
+    )
+    body = []
+    for place, row in enumerate(table.rows):
+        marks = table.marks[place] if table.marks else {}
+        attributes = "".join(f' data-{key}="{html_escape(value)}"' for key, value in marks.items())
+        first = f'<th scope="row" class="{kinds[0]}">{html_escape(row[0])}</th>'
+        rest = "".join(
+            f'<td class="{kind}">{html_escape(cell)}</td>' for cell, kind in zip(row[1:], kinds[1:], strict=True)
+        )
+        body.append(f"<tr{attributes}>{first}{rest}</tr>")
+    notes = "".join(f'<p class="note">{html_escape(note)}</p>' for note in table.notes)
+    return (
+        f'<div class="scroll"><table id="{html_escape(name)}"><caption>{html_escape(table.title)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(body) + f"\n</tbody></table></div>{notes}"
+    )
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\|*_<`])", r"\\\1", text)
+
+
+_LATEX = {
+    **{sign: rf"\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "²": r"\textsuperscript{2}",
+    "−": "$-$",
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)

@@ -1,0 +1,253 @@
+"""The report as one HTML page that needs no network: `hpclbfl report DIR -o report.html`.
+
+Vega, Vega-Lite and their embedding stand in the page, as do the figures' definitions and rows; the page's security
+policy forbids it to fetch anything. Rows are aggregated and thinned (see `views`), so that 1,000 runs fit into a few
+MB.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+import hpclbfl
+from hpclbfl.analysis.arms import differing_keys, short_name
+from hpclbfl.analysis.captions import CAPTIONS
+from hpclbfl.analysis.configs import as_text
+from hpclbfl.analysis.figures import definition
+from hpclbfl.analysis.frames import Frames
+from hpclbfl.analysis.markup import TextTable, to_html
+from hpclbfl.analysis.metrics import AXES
+from hpclbfl.analysis.render import BY_ROW, MAX_BARS, VEGALITE, figure_rows, parts_of
+from hpclbfl.analysis.report import problem_lines
+from hpclbfl.analysis.scan import unstarted
+from hpclbfl.analysis.style import MAX_ARMS
+from hpclbfl.analysis.summary import Headline
+from hpclbfl.analysis.tables import arms_table, comparison_table
+from hpclbfl.runfolder import utc_now, write_text
+
+MAX_TROUBLES = 30
+"""Runs that went wrong and are listed at once; the others stand behind a click."""
+DIGITS = 5
+"""Significant ones of numbers in figures."""
+_HASH_DIGITS = 12
+_EVERY_SEED = ("batches_and_waits",)
+"""Figures of one example run per arm, whatever seed is chosen."""
+
+_PROVENANCE = ("time", "host", "device", "gpus", "cpu", "engine", "num_ranks", "hpclbfl", "commit", "dirty", "torch")
+_MORE_PROVENANCE = ("horovod", "mpi_library", "python", "platform", "data_fingerprint")
+
+
+def write_page(path: Path, frames: Frames, runs: pl.DataFrame, head: Headline) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        runs: of the frames, from `summary.summarise`.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    write_text(path, page(frames, runs, head))
+
+
+def page(frames: Frames, runs: pl.DataFrame, head: Headline) -> str:
+    """The page's HTML."""
+    labels: list[str] = head.arms["arm"].cast(pl.String).to_list()
+    views = figure_rows(frames)
+    keys = [key for key in differing_keys(frames.runs) if key != "seed"]
+    filters = _filters(frames.runs, keys, labels)
+    seeds = sorted(frames.runs.drop_nulls("arm")["seed"].unique().drop_nulls())
+    figures = {name: _figure(name, view, labels) for name, view in views.items()}
+    troubles = problem_lines(frames)
+    differences = differences_table(frames.runs, keys, labels)
+    data = {
+        "arms": labels,
+        "ranked": [labels.index(arm) for arm in _by_rank(head, labels)],
+        "baseline": None if head.baseline is None else labels.index(head.baseline),
+        "num_runs": len(runs),
+        "filters": [[value["arms"] for value in key["values"]] for key in filters],
+        "figures": figures,
+    }
+    environment = Environment(
+        loader=PackageLoader("hpclbfl.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(
+        title=f"Runs in {frames.root}",
+        facts=_facts(frames, labels, seeds),
+        troubles=sorted(troubles.items()),
+        trouble_summary=_trouble_summary(frames),
+        max_troubles=MAX_TROUBLES,
+        provenance=provenance(frames.runs),
+        differences=differences,
+        differences_html=Markup(to_html(differences, "differences")),
+        filters=filters,
+        seeds=seeds,
+        num_seeds=len(seeds),
+        num_arms=len(labels),
+        arms_html=_html(arms_table(head), "arms"),
+        comparison_html=_html(comparison_table(head), "comparisons"),
+        figures=_shown_figures(figures),
+        num_runs=len(runs),
+        runs_html=_html(all_runs_table(runs, labels), "runs"),
+        footer=f"Made by hpclbfl {hpclbfl.__version__}, {utc_now()}. {frames.root.resolve()}",
+        # Within a script element HTML sees nothing but its end.
+        data=Markup(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")),
+        vega=Markup(_vega().replace("</script", "<\\/script").replace("<!--", "\\x3c!--")),
+    )
+
+
+def provenance(runs: pl.DataFrame) -> list[tuple[str, str]]:
+    """What ran, where and on what: a name and the values that occur, the commonest first, with how often."""
+    found = []
+    for name in (*_PROVENANCE, *_MORE_PROVENANCE):
+        cut = _HASH_DIGITS if name in ("commit", "data_fingerprint") else None
+        counts = Counter(as_text(value)[:cut] for value in runs[name].drop_nulls())
+        if not counts:
+            continue
+        if name == "time":
+            first, last = min(counts), max(counts)
+            found.append(("started (UTC)", first if first == last else f"{first} to {last}"))
+            continue
+        several = len(counts) > 1
+        texts = [f"{value} ({count})" if several else value for value, count in counts.most_common(4)]
+        more = [f"{len(counts) - 4} more"] if len(counts) > 4 else []
+        title = {"num_ranks": "ranks", "dirty": "checkout changed", "commit": "git commit"}.get(name)
+        found.append((title or name.replace("_", " "), ", ".join([*texts, *more])))
+    return found
+
+
+def differences_table(runs: pl.DataFrame, keys: list[str], labels: list[str]) -> TextTable:
+    """What sets the arms apart: an arm per row, a column per key of the job that differs."""
+    rows, marks = [], []
+    known = runs.drop_nulls("arm")
+    for place, label in enumerate(labels):
+        arm = known.filter(pl.col("arm") == label)
+        texts = [", ".join(dict.fromkeys(as_text(value) for value in arm[key])) for key in keys]
+        rows.append((label, *texts))
+        marks.append({"arm": str(place)})
+    return TextTable(
+        title="Where their jobs differ",
+        head=("arm", *keys),
+        rows=rows if keys else [],
+        left=frozenset(("arm", *keys)),
+        marks=marks,
+    )
+
+
+def all_runs_table(runs: pl.DataFrame, labels: list[str]) -> TextTable:
+    """Every run in a row."""
+    rows, marks = [], []
+    places = {label: str(place) for place, label in enumerate(labels)}
+    for row in runs.rows(named=True):
+        numbers = (row["top1"], row["best_top1"])
+        accuracies = ["-" if value is None else f"{100 * value:.1f}" for value in numbers]
+        times = ["-" if row[name] is None else f"{row[name]:,.1f}" for name in ("epochs", "elapsed_s")]
+        steps = "-" if row["steps"] is None else f"{row['steps']:,}"
+        seed = "-" if row["seed"] is None else str(row["seed"])
+        rows.append((str(row["run"]), row["arm"] or "-", seed, row["state"], *accuracies, steps, *times))
+        marks.append({"arm": places.get(row["arm"], "-1"), "seed": seed})
+    head = ("run", "arm", "seed", "state", "top-1 (%)", "best (%)", "steps", "epochs", "seconds")
+    return TextTable("All runs", head, rows, left=frozenset({"run", "arm", "state"}), marks=marks)
+
+
+def _html(table: TextTable, name: str) -> Markup:
+    if not table.rows:
+        return Markup("<p>{}</p>").format(table.notes[0] if table.notes else "Nothing to show yet.")
+    return Markup(to_html(table, name))
+
+
+def _by_rank(head: Headline, labels: list[str]) -> list[str]:
+    """All arms, the baseline first, then by accuracy."""
+    best = head.arms.sort("top1", descending=True, nulls_last=True)["arm"].cast(pl.String).to_list()
+    first = [] if head.baseline is None else [head.baseline]
+    return first + [label for label in best if label not in first]
+
+
+def _filters(runs: pl.DataFrame, keys: list[str], labels: list[str]) -> list[dict[str, Any]]:
+    """Keys that differ between arms, each with its values and the arms (their places) that have it."""
+    found = []
+    known = runs.drop_nulls("arm")
+    for key in keys:
+        pairs = known.select("arm", key).unique(maintain_order=True).sort(key, "arm", nulls_last=False)
+        values: dict[str, list[int]] = {}
+        for arm, value in pairs.rows():
+            values.setdefault(as_text(value), []).append(labels.index(arm))
+        if len(values) > 1:
+            texts = [{"text": text, "arms": arms} for text, arms in values.items()]
+            found.append({"key": key, "name": short_name(key), "values": texts})
+    return found
+
+
+def _figure(name: str, view: pl.DataFrame, labels: list[str]) -> dict[str, Any]:
+    return {
+        "spec": definition(name, parts_of(view)),
+        "limit": MAX_BARS if name in BY_ROW else MAX_ARMS,
+        "every_seed": name in _EVERY_SEED,
+        "view": {column: _packed(view[column], labels) for column in view.columns},
+    }
+
+
+def _packed(column: pl.Series, labels: list[str]) -> Any:
+    if column.name == "arm":
+        places = {label: place for place, label in enumerate(labels)}
+        return [places[str(arm)] for arm in column]
+    if column.dtype == pl.String:
+        texts = column.unique(maintain_order=True).drop_nulls().to_list()
+        places = {text: place for place, text in enumerate(texts)}
+        return {"texts": texts, "places": [-1 if text is None else places[text] for text in column]}
+    if column.dtype.is_float():
+        return [_short(value) for value in column]
+    return column.to_list()
+
+
+def _short(value: float | None) -> float | int | None:
+    if value is None or not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.{DIGITS}g}")
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+def _shown_figures(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    axes = [axis for axis in AXES if f"learning_curves_{axis}" in figures]
+    names = ["learning_curves"] if axes else []
+    names += [name for name in figures if not name.startswith("learning_curves_")]
+    texts = {name: CAPTIONS[name] for name in names}
+    return [
+        {"id": name, "title": title, "caption": caption, "axes": axes if name == "learning_curves" else []}
+        for name, (title, caption) in texts.items()
+    ]
+
+
+def _facts(frames: Frames, labels: list[str], seeds: list[int]) -> list[str]:
+    def count(number: int, thing: str) -> str:
+        return f"{number} {thing}{'s' if number != 1 else ''}"
+
+    states = Counter(frames.runs["state"].to_list())
+    facts = [count(len(frames.runs), "run"), count(len(labels), "arm"), count(len(seeds), "seed")]
+    facts += [f"{number} {state}" for state, number in states.most_common()]
+    waiting = len(unstarted(frames.root))
+    return facts + ([f"{waiting} not started"] if waiting else [])
+
+
+def _trouble_summary(frames: Frames) -> str:
+    failed = (frames.runs["state"] == "failed").sum()
+    lost = frames.problems.filter("rows_lost")["run"].n_unique()
+    parts = [f"{failed} of {len(frames.runs)} runs failed"] if failed else []
+    parts += [f"of {lost} some rows are lost"] if lost else []
+    left_out = "; ".join(parts)
+    return f"{left_out}. They are in no mean." if parts else "Nothing that bears on the means."
+
+
+@cache
+def _vega() -> str:
+    import vl_convert
+
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGALITE))

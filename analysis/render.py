@@ -1,0 +1,103 @@
+"""Figures as files: PNG, SVG and PDF, without a browser and without a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import polars as pl
+import vl_convert
+
+from hpclbfl.analysis import views
+from hpclbfl.analysis.figures import definition
+from hpclbfl.analysis.frames import Frames
+from hpclbfl.analysis.metrics import AXES
+from hpclbfl.analysis.style import MAX_ARMS, PARTS, ROWS, fill
+from hpclbfl.analysis.summary import Headline, ranked_arms
+from hpclbfl.errors import EnvironmentFault
+
+FORMATS = ("png", "svg", "pdf")
+PNG_PPI = 200
+VEGALITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+"""Version of Vega-Lite that altair's definitions are for."""
+MAX_BARS = 40
+"""Arms in a figure with a row of its own for each."""
+BY_ROW = ("final_accuracy", "time_shares")
+
+
+def figure_rows(frames: Frames) -> dict[str, pl.DataFrame]:
+    """Every figure's rows by its name (see `views`); figures for which there is nothing to draw are left out."""
+    runs = views.figure_runs(frames)
+    rows = {
+        **{f"learning_curves_{axis}": views.learning_curves(frames, runs, axis) for axis in AXES},
+        "final_accuracy": views.final_accuracy(frames, runs),
+        "gradient_norm": views.gradients(frames, runs),
+        "scale_factor": views.scale_factor(frames, runs),
+        "time_shares": views.time_shares(frames, runs),
+        "batches_and_waits": pl.concat(
+            [views.batch_sizes(frames, runs), views.client_times(frames, runs)], how="diagonal"
+        ),
+    }
+    return {name: table for name, table in rows.items() if len(table)}
+
+
+def filled(name: str, table: pl.DataFrame, arms: Sequence[str]) -> dict[str, Any]:
+    """A figure's definition with its rows, those of the given arms (labels) over all seeds."""
+    rows = table.filter(pl.col("seed").is_null() & pl.col("arm").cast(pl.String).is_in(list(arms)))
+    spec = definition(name, parts_of(table))
+    found: dict[str, Any] = fill(spec, [_plain(row) for row in rows.iter_rows(named=True)], arms)
+    return found
+
+
+def parts_of(table: pl.DataFrame) -> list[str]:
+    """The parts of a step's time that a view has, in their order."""
+    present = set(table["part"].drop_nulls()) if "part" in table.columns else set()
+    return [part for part in PARTS if part in present]
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that are not finite become null, and nulls go."""
+    return {k: v for k, v in row.items() if v is not None and not (isinstance(v, float) and not math.isfinite(v))}
+
+
+def rendered(spec: dict[str, Any], kind: str) -> bytes:
+    """A definition with data as the bytes of a `png`, `svg` or `pdf` file."""
+    if kind == "png":
+        return bytes(vl_convert.vegalite_to_png(spec, vl_version=VEGALITE, ppi=PNG_PPI))
+    if kind == "svg":
+        return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGALITE)).encode()
+    return bytes(vl_convert.vegalite_to_pdf(spec, vl_version=VEGALITE))
+
+
+def write_figures(
+    frames: Frames, headline: Headline, folder: Path, kinds: Sequence[str] = FORMATS
+) -> Iterator[tuple[Path, str]]:
+    """Write every figure that there is something to draw for, over all seeds, into a folder; what is there is replaced.
+
+    Yields:
+        Each file, and what was left out of it (empty: nothing).
+
+    Raises:
+        EnvironmentFault: a file cannot be written.
+    """
+    for name, table in figure_rows(frames).items():
+        limit = MAX_BARS if name in BY_ROW else MAX_ARMS
+        chosen = ranked_arms(headline.arms, headline.baseline, limit)
+        total = table["arm"].n_unique()
+        left_out = f"{len(chosen)} of {total} arms, the most accurate" if total > len(chosen) else ""
+        spec = filled(name, table, chosen)
+        if not spec["datasets"][ROWS]:
+            continue
+        for kind in kinds:
+            path = folder / f"{name}.{kind}"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(rendered(spec, kind))
+            except OSError as error:
+                raise EnvironmentFault(
+                    f"{path}: cannot be written: {(error.strerror or str(error)).lower()}"
+                ) from error
+            yield path, left_out

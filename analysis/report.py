@@ -1,0 +1,124 @@
+"""What `hpclbfl report DIR` prints: the tables to a terminal, as Markdown or LaTeX, or one row per run for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+from rich.console import Console
+
+from hpclbfl.analysis.frames import Frames
+from hpclbfl.analysis.load import load
+from hpclbfl.analysis.markup import to_latex, to_markdown, to_rich
+from hpclbfl.analysis.scan import unstarted
+from hpclbfl.analysis.summary import Headline, headline, summarise
+from hpclbfl.analysis.tables import arms_table, comparison_table, runs_table
+from hpclbfl.errors import DataError
+
+WIDTH = 100
+"""Columns of text that tables take where there is no terminal."""
+MANY_RUNS = 60
+"""Beyond it, where arms have several seeds, the terminal lists only those runs that are not complete."""
+Format = Literal["text", "markdown", "latex"]
+
+
+def print_report(
+    directory: str | Path,
+    as_json: bool = False,
+    form: Format = "text",
+    baseline: str | None = None,
+    target: float | None = None,
+) -> tuple[Frames, pl.DataFrame, Headline]:
+    """Print the runs at or below a folder to stdout; returns what was loaded and computed for it.
+
+    Raises:
+        DataError: the folder is not there, or holds no run.
+        ConfigError: no arm has the baseline's label.
+    """
+    frames = load_some(directory)
+    runs = summarise(frames)
+    head = headline(frames, runs, baseline, target)
+    if as_json:
+        sys.stdout.write(json.dumps([_plain(row) for row in summary_rows(frames, runs)], indent=2) + "\n")
+    elif form == "text":
+        _print_text(frames, runs, head)
+    else:
+        render = to_markdown if form == "markdown" else to_latex
+        tables = [arms_table(head), comparison_table(head)]
+        sys.stdout.write("\n".join(render(table) if table.rows else f"{table.notes[0]}\n" for table in tables))
+    return frames, runs, head
+
+
+def load_some(directory: str | Path) -> Frames:
+    """The runs at or below a folder.
+
+    Raises:
+        DataError: the folder is not there, or holds no run.
+    """
+    frames = load(directory)
+    if frames.runs.is_empty():
+        raise DataError(f"{directory}: holds no run; a run folder has a config.yaml, 'hpclbfl train' makes one")
+    return frames
+
+
+def summary_rows(frames: Frames, runs: pl.DataFrame) -> list[dict[str, Any]]:
+    """One row per run, for machines: the columns of `summary.summarise`, `ranks` for num_ranks, and `problems`.
+
+    Accuracies, shares and epochs are plain numbers (0 to 1), times seconds; None: not measured.
+    """
+    texts = problem_lines(frames)
+    rows = runs.rename({"num_ranks": "ranks"}).with_columns(steps=pl.col("steps").fill_null(0))
+    return [{**row, "problems": texts.get(row["run"], [])} for row in rows.rows(named=True)]
+
+
+def problem_lines(frames: Frames) -> dict[str, list[str]]:
+    """What is wrong with which run, one line each: why it failed, files that are torn or missing, no attempt."""
+    lines: dict[str, list[str]] = {}
+    for row in frames.runs.rows(named=True):
+        if row["state"] == "failed":
+            lines.setdefault(row["run"], []).append(f"failed: {row['error'] or 'no reason given'}")
+    for row in frames.problems.rows(named=True):
+        harmless = "" if row["rows_lost"] else " (a later attempt trained its steps again)"
+        lines.setdefault(row["run"], []).append(f"{frames.root / row['path']}: {row['reason']}{harmless}")
+    for row in frames.runs.rows(named=True):
+        if not row["num_attempts"]:
+            lines.setdefault(row["run"], []).append("has no attempt yet")
+    return lines
+
+
+def _print_text(frames: Frames, runs: pl.DataFrame, head: Headline) -> None:
+    width = min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH
+    console = Console(width=width, highlight=False)
+    has_seeds = bool((head.arms["n"] > 1).any())
+    if has_seeds:
+        # Wider where nobody counts columns: what is cut cannot be read.
+        wide = console if sys.stdout.isatty() else Console(width=200, highlight=False)
+        for table in (arms_table(head, brief=True), comparison_table(head)):
+            if table.rows:
+                wide.print(to_rich(table))
+            for note in table.notes:
+                console.print(note, markup=False)
+            console.print()
+    listed = runs
+    if has_seeds and len(runs) > MANY_RUNS:
+        listed = runs.filter(~pl.col("complete"))
+    root = frames.root
+    if len(listed):
+        console.print(to_rich(runs_table(listed, f"Runs in {root}"), fold="run"))
+    if len(listed) < len(runs):
+        console.print(f"{len(runs) - len(listed)} complete runs are not listed; --json lists all", markup=False)
+    is_one_run = (root / "config.yaml").exists()
+    console.print(f"logs: {root if is_one_run else root / '<run>'}/attempts/*/rank*.h5", markup=False, soft_wrap=True)
+    if waiting := len(unstarted(root)):
+        console.print(f"{waiting} run{'s' if waiting > 1 else ''} of the sweep: not started", markup=False)
+    for name, lines in problem_lines(frames).items():
+        for line in lines:
+            console.print(f"{name}: {line}", markup=False, soft_wrap=True)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

@@ -1,0 +1,136 @@
+"""What all figures share: colours, dashes, shapes, legends, and how rows get into a definition.
+
+Arms are told apart by colour, dash and shape at once: readable in black and white, and by those who see few colours
+(Okabe and Ito's palette without its yellow).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+MAX_ARMS = 8
+"""That colours, dashes and shapes can tell apart."""
+COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [5, 1], [12, 4], [1, 3], [6, 2, 1, 2, 1, 2])
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+
+PARTS: dict[str, tuple[str, str]] = {
+    "compute": ("compute", "#084C7C"),
+    "data": ("data", "#3D8FC4"),
+    "transfer": ("transfer", "#F2A93B"),
+    "wait": ("wait", "#FBF3D0"),
+    "sync": ("sync (transfer and wait)", "#E4DFC8"),
+}
+"""Of a step's time: name in the legend and colour, from dark to light in the order of the bars."""
+
+ROWS = "rows"
+"""Name of the data in every definition."""
+
+Chart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.FacetChart
+
+
+def fill(spec: Any, rows: list[dict[str, Any]], arms: Sequence[str]) -> Any:
+    """A definition with its data.
+
+    Args:
+        rows: of the figure's view.
+        arms: labels of all arms that a report draws, at most MAX_ARMS where colours are used: an arm keeps its colour
+            in figures in which others are missing.
+    """
+    labels = {row["label"]: arms.index(row["arm"]) for row in rows}
+    return {**_with_domain(spec, labels), "datasets": {ROWS: rows}}
+
+
+def _with_domain(node: Any, labels: dict[str, int]) -> Any:
+    if isinstance(node, list):
+        return [_with_domain(item, labels) for item in node]
+    if not isinstance(node, dict):
+        return node
+    found = {key: _with_domain(value, labels) for key, value in node.items()}
+    if node.get("field") == "label" and "type" in node:
+        names = sorted(labels, key=labels.__getitem__)
+        if "range" in node.get("scale", {}):
+            found["scale"] = {"domain": names, "range": [node["scale"]["range"][labels[name]] for name in names]}
+        else:
+            found["sort"] = names
+    return found
+
+
+def rows() -> alt.Chart:
+    """A chart of the rows that `fill` puts in."""
+    return alt.Chart(alt.NamedData(ROWS))
+
+
+def loose() -> alt.Scale:
+    """A scale that need not begin at 0."""
+    return alt.Scale(zero=False, padding=8)
+
+
+def tips(*fields: str) -> list[alt.Tooltip]:
+    """What a mark says of itself when pointed at."""
+    return [alt.Tooltip(field, format=".4~g") if field.endswith(":Q") else alt.Tooltip(field) for field in fields]
+
+
+def legend(stroke_width: float = 0) -> alt.Legend:
+    """The legend of arms. Legends that do not look alike in all are not merged into one."""
+    # Without a stroke, which the lines' dashes would chop.
+    return alt.Legend(labelLimit=320, symbolSize=80, symbolStrokeWidth=stroke_width, symbolOpacity=1, symbolLimit=16)
+
+
+def color() -> alt.Color:
+    """An arm's colour."""
+    return alt.Color("label:N", title=None, scale=alt.Scale(range=list(COLORS)), legend=legend())
+
+
+def dashes() -> alt.Scale:
+    """Of lines, in the order of the arms."""
+    return alt.Scale(range=[list(dash) for dash in DASHES])
+
+
+def line(base: alt.Chart, x: alt.X, y: alt.Y) -> Chart:
+    """Lines with a shape here and there; the legend shows the shapes."""
+    dash = alt.StrokeDash("label:N", title=None, scale=dashes(), legend=legend())
+    shape = alt.Shape("label:N", title=None, scale=alt.Scale(range=list(SHAPES)), legend=legend())
+    line = base.mark_line(strokeWidth=1.8).encode(x, y, color(), dash, detail="label:N")
+    marks = base.transform_filter("datum.mark").mark_point(size=46, filled=True, opacity=1)
+    return alt.layer(line, marks.encode(x, y, color(), shape, tooltip=tips("label:N", x.shorthand, y.shorthand)))
+
+
+def part_order() -> str:
+    """An expression: a part's place in a bar."""
+    return f"indexof({list(PARTS)}, datum.part)"
+
+
+def part_color(parts: Sequence[str]) -> alt.Color:
+    """Colours and legend of the parts of a step's time."""
+    names = "{" + ", ".join(f"'{part}': '{name}'" for part, (name, _) in PARTS.items()) + "}"
+    return alt.Color(
+        "part:N",
+        title=None,
+        scale=alt.Scale(domain=list(parts), range=[PARTS[part][1] for part in parts]),
+        legend=alt.Legend(orient="top", labelExpr=f"{names}[datum.label]", columns=5, labelLimit=200),
+    )
+
+
+def finish(chart: Chart, width: int, height: int) -> Chart:
+    """A chart of that size in the look that all share."""
+    return configured(chart.properties(width=width, height=height))
+
+
+def configured(chart: Any) -> Chart:
+    """The look that all figures share."""
+    font = "Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
+    axis = {"gridColor": "#E4E4E4", "domainColor": "#555555", "tickColor": "#555555", "labelFontSize": 11}
+    configured: Chart = chart.configure(
+        background="white",
+        font=font,
+        padding=6,
+        axis={**axis, "titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8},
+        legend={"labelFontSize": 11, "orient": "right", "rowPadding": 4},
+        header={"labelFontSize": 11},
+        view={"stroke": "#BBBBBB"},
+    )
+    return configured

@@ -1,0 +1,262 @@
+"""The rows that figures draw: every figure's data as one small frame, aggregated over seeds and thinned.
+
+All views have `arm`, `seed` (null: over all seeds of the arm; a number: that seed alone) and `label` (the arm with
+its n, or its seed). Accuracies and shares are in %. Arms of which no run is complete show what there is, and their
+label says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from hpclbfl.analysis import metrics, stats, traces
+from hpclbfl.analysis.frames import Frames
+
+CURVE_POINTS = 60
+"""Of a learning curve, at most."""
+BUDGET_ROWS = 30_000
+"""Of a view of curves: with many curves each has fewer points, at least 12."""
+MARKS = 6
+"""Of a curve, about: places where its shape is drawn."""
+
+Numbers = NDArray[Any]
+
+
+def figure_runs(frames: Frames) -> pl.DataFrame:
+    """The runs that are drawn: run, arm, seed, label (of the arm), n (seeds of the arm).
+
+    Of every arm the complete ones; where it has none, those that are not failed and lost no rows, as `unfinished`.
+    """
+    lost = frames.problems.filter("rows_lost").select("run")
+    known = frames.runs.join(lost, on="run", how="anti").filter(
+        pl.col("arm").is_not_null() & (pl.col("state") != "failed")
+    )
+    has_complete = pl.col("complete").any().over("arm")
+    drawn = known.filter(pl.col("complete") | ~has_complete)
+    n = pl.col("seed").n_unique().over("arm")
+    unfinished = pl.when("complete").then(pl.lit("")).otherwise(pl.lit(", unfinished"))
+    label = pl.format("{} (n={}{})", pl.col("arm").cast(pl.String), n, unfinished)
+    return drawn.select("run", "arm", "seed", label=label, n=n).sort("arm", "seed", maintain_order=True)
+
+
+def points_per_curve(runs: pl.DataFrame) -> int:
+    """How many points a curve may have, so that all curves of arms and seeds together stay small."""
+    curves = runs["arm"].n_unique() + (len(runs) if runs["seed"].n_unique() > 1 else 0)
+    return int(np.clip(BUDGET_ROWS // max(1, curves), 12, CURVE_POINTS))
+
+
+def learning_curves(frames: Frames, runs: pl.DataFrame, axis: metrics.Axis) -> pl.DataFrame:
+    """Test accuracy along an axis: arm, seed, label, x, mean, low, high (%; null: no interval), mark."""
+    curves = metrics.along(frames.evals, axis).with_columns(top1=pl.col("top1") * 100)
+    table = _on_arm_grids(curves, runs, ["top1"], points_per_curve(runs))
+    means = stats.over_seeds(table, "top1", ("arm", "label", "x")).drop("n", "sd")
+    return _marked(_with_seeds(means, table.rename({"top1": "mean"}), runs))
+
+
+def final_accuracy(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
+    """Test accuracy at the end, %: arm, seed, label, kind (`mean`, or `seed`: one run), mean, low, high."""
+    table = runs.join(metrics.final(frames.evals), on="run").with_columns(top1=pl.col("top1") * 100)
+    means = stats.over_seeds(table, "top1", ("arm", "label")).drop("n", "sd")
+    single = table.select("arm", "label", "seed", mean="top1")
+    overall = pl.concat(
+        [
+            means.with_columns(seed=pl.lit(None, pl.Int64), kind=pl.lit("mean")),
+            single.with_columns(seed=pl.lit(None, pl.Int64), kind=pl.lit("seed")),
+        ],
+        how="diagonal",
+    )
+    return pl.concat([overall, _per_seed(single, runs).with_columns(kind=pl.lit("mean"))], how="diagonal")
+
+
+def gradients(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
+    """Gradient norm and change over steps (Fig. 6).
+
+    arm, seed, label, x, norm, change (means over seeds), mark, threshold (of the arm's scaler).
+    """
+    points = points_per_curve(runs) // 2
+    curves = traces.gradient_curves(_steps_of(frames, runs), points)
+    table = _on_arm_grids(curves, runs, ["norm", "change"], points)
+    means = table.group_by("arm", "label", "x", maintain_order=True).agg(pl.col("norm").mean(), pl.col("change").mean())
+    rows = _marked(_with_seeds(means, table, runs))
+    if "gradients.scaler.threshold" not in frames.runs.columns:
+        return rows.with_columns(threshold=pl.lit(None, pl.Float64))
+    thresholds = frames.runs.join(runs, on="run", how="semi").select(
+        "arm", threshold=pl.col("gradients.scaler.threshold").cast(pl.Float64)
+    )
+    return rows.join(thresholds.unique("arm"), on="arm", how="left", maintain_order="left")
+
+
+def scale_factor(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
+    """Density of the scale factor (Fig. 7, 8); arms whose factor is 1 in every step are left out, as in the paper.
+
+    arm, seed, label (with the share of steps at X), factor, density (per octave), mark (the peak
+    above 1).
+    """
+    counts = traces.scale_counts(_steps_of(frames, runs))
+    counts = counts.filter((pl.col("scale") != 1).any().over("run"))
+    octaves = np.log2(counts["scale"].to_numpy())
+    grid = np.arange(min(0.0, octaves.min(initial=0.0)) - 0.75, octaves.max(initial=0.0) + 0.75, 0.05)
+    if points_per_curve(runs) < CURVE_POINTS:
+        grid = grid[::2]
+    density = traces.scale_density(counts, list(grid)).with_columns(factor=2.0 ** pl.col("octave"))
+    table = density.join(traces.scaled_share(counts), on="run").join(runs, on="run")
+    means = table.group_by("arm", "label", "factor", maintain_order=True).agg(
+        pl.col("density").mean(), pl.col("share_scaled").mean()
+    )
+    both = _with_seeds(means, table, runs, ["factor", "density", "share_scaled"])
+    share = (pl.col("share_scaled") * 100).round(0).cast(pl.Int64)
+    label = pl.format("{}: {} % of steps", pl.col("label"), share)
+    peak = pl.col("density").filter(pl.col("factor") > 2**0.5).max().over("arm", "seed")
+    mark = (pl.col("density") == peak) & (pl.col("factor") > 2**0.5)
+    return both.with_columns(label=label, mark=mark.fill_null(False)).drop("share_scaled").sort("arm")
+
+
+def time_shares(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
+    """Where a step's time goes (Eq. 2), %: arm, seed, label, part, share.
+
+    Parts: compute, data, transfer and wait; `sync` in place of the last two where they were not told apart.
+    """
+    shares = traces.time_shares(_steps_of(frames, runs))
+    is_split = pl.col("share_wait").is_not_null()
+    split = shares.with_columns(sync=pl.when(~is_split).then("share_sync")).rename(
+        {f"share_{part}": part for part in ("compute", "data", "transfer", "wait")}
+    )
+    table = split.unpivot(["compute", "data", "transfer", "wait", "sync"], index="run", variable_name="part")
+    table = table.drop_nulls("value").with_columns(share=pl.col("value") * 100).join(runs, on="run")
+    means = table.group_by("arm", "label", "part", maintain_order=True).agg(pl.col("share").mean())
+    return _with_seeds(means, table, runs, ["part", "share"]).sort("arm", maintain_order=True)
+
+
+def example_runs(runs: pl.DataFrame) -> pl.DataFrame:
+    """One run per arm, the one of the lowest seed, for what cannot be averaged; its seed stands in the label."""
+    first = runs.sort("arm", "seed", maintain_order=True).unique("arm", keep="first", maintain_order=True)
+    return first.with_columns(label=pl.format("{} (seed {})", pl.col("arm").cast(pl.String), "seed"))
+
+
+def batch_sizes(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
+    """Local batches over steps, of one run per arm: arm, seed (null), label, clients, client, step, local_batch_size.
+
+    Clients whose batches are always the same are one line: `clients` lists them, `client` is the first of them.
+    """
+    example = example_runs(runs)
+    changes = traces.batch_changes(frames.steps, example["run"].cast(pl.String).to_list())
+    course = changes.group_by("run", "client", maintain_order=True).agg("step", "local_batch_size")
+    lines = course.group_by("run", "step", "local_batch_size", maintain_order=True).agg(
+        pl.col("client").min(), clients=pl.col("client").sort()
+    )
+    texts = [_ranges(clients) for clients in lines["clients"].to_list()]
+    lines = lines.with_columns(pl.Series("clients", texts, dtype=pl.String)).explode("step", "local_batch_size")
+    rows = lines.with_columns(place=pl.int_range(pl.len()).over("run", "client"))
+    is_last = pl.col("place") == pl.col("place").max().over("run", "client")
+    stride = max(1, len(rows) // BUDGET_ROWS)
+    thin = rows.filter((pl.col("place") % stride == 0) | is_last)
+    return _example(thin, example).select("arm", "seed", "label", "clients", "client", "step", "local_batch_size")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers as text: `0-3, 7`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+def client_times(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
+    """What a step takes on each client, of one run per arm: arm, seed (null), label, client, part, ms (mean)."""
+    example = example_runs(runs)
+    times = traces.client_times(_steps_of(frames, example))
+    is_split = pl.col("t_wait_s").is_not_null()
+    table = times.select(
+        *("run", "client"),
+        compute="t_compute_s",
+        data="t_data_s",
+        transfer="t_transfer_s",
+        wait="t_wait_s",
+        sync=pl.when(~is_split).then("t_sync_s"),
+    ).unpivot(["compute", "data", "transfer", "wait", "sync"], index=["run", "client"], variable_name="part")
+    table = table.drop_nulls("value").with_columns(ms=pl.col("value") * 1000)
+    return _example(table, example).select("arm", "seed", "label", "client", "part", "ms").sort("arm", "client")
+
+
+def _steps_of(frames: Frames, runs: pl.DataFrame) -> pl.LazyFrame:
+    return frames.steps.join(runs.lazy().select("run"), on="run", how="semi")
+
+
+def _example(table: pl.DataFrame, example: pl.DataFrame) -> pl.DataFrame:
+    found = table.join(example.select("run", "arm", "label"), on="run").sort("arm", maintain_order=True)
+    return found.with_columns(seed=pl.lit(None, pl.Int64))
+
+
+def _on_arm_grids(curves: pl.DataFrame, runs: pl.DataFrame, columns: Sequence[str], points: int) -> pl.DataFrame:
+    """Curves (run, x, columns) of an arm on points that all of them reach: run, arm, seed, label, x, columns.
+
+    The curves' own points where they agree, so that nothing is invented; else an even grid between them. None where an
+    arm's curves have no stretch in common.
+    """
+    keys = runs.with_columns(place=pl.int_range(pl.len()))
+    table = curves.join(keys.select("run", "arm", "place"), on="run").sort("arm", "place", "x", maintain_order=True)
+    arm, place = (table[name].to_physical().to_numpy() for name in ("arm", "place"))
+    x, values = table["x"].to_numpy(), [table[name].to_numpy() for name in columns]
+    places: list[Numbers] = [np.zeros(0, np.int64)]
+    found: list[list[Numbers]] = [[np.zeros(0)] for _ in ("x", *columns)]
+    for begin, end in _stretches(arm):
+        members = [slice(begin + b, begin + e) for b, e in _stretches(place[begin:end])]
+        first = x[members[0]]
+        if all(np.array_equal(x[member], first) for member in members):
+            kept = np.unique(np.linspace(0, len(first) - 1, points).round().astype(int))
+            grid = first[kept]
+        else:
+            ends = max(x[member][0] for member in members), min(x[member][-1] for member in members)
+            size = min(points, max(member.stop - member.start for member in members))
+            grid = np.unique(np.linspace(*ends, size)) if ends[0] <= ends[1] else np.zeros(0)
+        for member in members:
+            places.append(np.full(len(grid), place[member.start]))
+            found[0].append(grid)
+            for column, known in zip(found[1:], values, strict=True):
+                column.append(np.interp(grid, x[member], known[member]) if len(grid) else grid)
+    series = [pl.Series(name, np.concatenate(parts)) for name, parts in zip(("x", *columns), found, strict=True)]
+    return (
+        runs[np.concatenate(places)]
+        .select("run", "arm", "seed", "label", *series)
+        .with_columns(pl.col(*columns).fill_nan(None))
+    )
+
+
+def _stretches(codes: Numbers) -> list[tuple[int, int]]:
+    """Where equal neighbours begin and end."""
+    borders = np.flatnonzero(np.diff(codes)) + 1
+    return list(zip([0, *borders], [*borders, len(codes)], strict=True)) if len(codes) else []
+
+
+def _per_seed(table: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
+    """The rows of single seeds, labelled so; none where there is but one seed to choose from."""
+    if runs["seed"].n_unique() < 2:
+        return table.clear()
+    return table.with_columns(label=pl.format("{} (seed {})", pl.col("arm").cast(pl.String), "seed"))
+
+
+def _with_seeds(
+    means: pl.DataFrame, table: pl.DataFrame, runs: pl.DataFrame, columns: Sequence[str] | None = None
+) -> pl.DataFrame:
+    names = [name for name in columns or means.columns if name in table.columns and name not in ("arm", "label")]
+    single = _per_seed(table, runs).select("arm", "seed", "label", *names)
+    overall = means.with_columns(seed=pl.lit(None, table.schema["seed"]))
+    return pl.concat(
+        [overall.select("arm", "seed", "label", pl.exclude("arm", "seed", "label")), single], how="diagonal"
+    )
+
+
+def _marked(table: pl.DataFrame) -> pl.DataFrame:
+    """With `mark`: where the curve's shape is drawn, at other places for each arm."""
+    place = pl.int_range(pl.len()).over("arm", "seed")
+    stride = (pl.len().over("arm", "seed") / MARKS).ceil().cast(pl.Int64)
+    shift = pl.col("arm").to_physical().cast(pl.Int64)
+    return table.with_columns(mark=(place + shift) % stride == 0)

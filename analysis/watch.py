@@ -1,0 +1,247 @@
+"""A live table of runs while they train: `hpclbfl watch DIR`.
+
+Logs are read while they are written (SWMR), of each run the newest rows of rank 0 alone, and only if its log changed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from h5py import h5d, h5f, h5s, h5t
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from hpclbfl.analysis.scan import find_runs, run_key, unstarted
+from hpclbfl.errors import DataError
+
+# The one setting without which HDF5 would wait for ever on a torn file.
+from hpclbfl.runlog.reader import Table
+from hpclbfl.runlog.reader import _access as swmr_access
+from hpclbfl.runlog.schema import DTYPES, TABLES
+
+REFRESH_S = 2.0
+LINES_EVERY_S = 30.0
+"""Without a terminal."""
+RECENT_STEPS = 50
+"""Steps over which the loss is averaged and the speed is taken."""
+SILENT_S = 120.0
+"""A running run that logged nothing for so long is marked."""
+
+_COLUMNS = {"state": 7, "step": 6, "epoch": 6, "loss": 6, "top-1": 7, "steps/s": 7, "silent": 6}
+"""With their least widths."""
+_ORDER = ("running", "failed", "requeue", "waiting", "done")
+_STYLES = {"running": "bold", "failed": "red", "requeue": "yellow", "waiting": "dim", "done": "green"}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, from rank 0's newest log; NaN: not known."""
+
+    steps: int = 0
+    """Finished optimizer steps."""
+    epoch: float = math.nan
+    loss: float = math.nan
+    """Mean training loss of rank 0's clients over the last RECENT_STEPS steps, nats."""
+    top1: float = math.nan
+    """Last test accuracy, 0 to 1."""
+    steps_per_s: float = math.nan
+    """Over the same steps, without evaluation and checkpoints."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run as the table shows it."""
+
+    run: str
+    state: str
+    """running, failed, requeue, done, or waiting: no attempt yet."""
+    progress: Progress
+    silent_s: float
+    """Since its log last changed; NaN without one."""
+    text: str
+    """Why it failed."""
+
+
+class Watcher:
+    """Looks at the runs below a folder again and again."""
+
+    def __init__(self, directory: Path) -> None:
+        self._root = directory
+        self._known: dict[Path, tuple[tuple[int, int], Progress]] = {}
+
+    def look(self) -> list[Watched]:
+        """All runs: running ones first, then failed, stopped, waiting and done ones.
+
+        Raises:
+            DataError: the folder is not there, or holds no run.
+        """
+        runs = [self._run(path) for path in find_runs(self._root)]
+        runs += [Watched(name, "waiting", Progress(), math.nan, "") for name in unstarted(self._root)]
+        if not runs:
+            raise DataError(f"{self._root}: holds no run; a run folder has a config.yaml, 'hpclbfl train' makes one")
+        return sorted(runs, key=lambda run: (_ORDER.index(run.state), run.run))
+
+    def _run(self, path: Path) -> Watched:
+        status, done = _json(path / "status.json"), _json(path / "DONE.json")
+        state = "done" if done else str(status.get("state", "waiting"))
+        progress, silent_s = Progress(), math.nan
+        attempts = sorted((path / "attempts").glob("[0-9]*"), key=lambda p: (len(p.name), p.name))
+        for attempt in reversed(attempts):
+            log = attempt / "rank00000.h5"
+            with suppress(OSError):
+                stat = log.stat()
+                silent_s = time.time() - stat.st_mtime if math.isnan(silent_s) else silent_s
+                older = self._progress(log, (stat.st_size, stat.st_mtime_ns))
+                # One that has just resumed has logged nothing yet.
+                progress = replace(progress if progress.steps else older, top1=_number(progress.top1, older.top1))
+            if progress.steps and not math.isnan(progress.top1):
+                break
+        if done:
+            steps = int(_number(done.get("step"), progress.steps))
+            epoch, top1 = _number(done.get("epoch"), progress.epoch), _number(done.get("top1"), progress.top1)
+            progress = replace(progress, steps=steps, epoch=epoch, top1=top1)
+        error = str(status.get("error", "")) if state == "failed" else ""
+        return Watched(run_key(path, self._root), state if state in _ORDER else "waiting", progress, silent_s, error)
+
+    def _progress(self, log: Path, stamp: tuple[int, int]) -> Progress:
+        known = self._known.get(log)
+        if known is None or known[0] != stamp:
+            known = (stamp, read_progress(log) or (known[1] if known else Progress()))
+            self._known[log] = known
+        return known[1]
+
+
+def read_progress(log: Path) -> Progress | None:
+    """The newest rows of a log, also while it is written; None where it cannot be read."""
+    try:
+        file = h5f.open(bytes(log), h5f.ACC_RDONLY | h5f.ACC_SWMR_READ, swmr_access())
+    except (OSError, RuntimeError):
+        return None
+    try:
+        committed = np.zeros(len(TABLES), np.int64)
+        h5d.open(file, b"committed").read(h5s.ALL, h5s.ALL, committed)
+        rows = dict(zip(TABLES, committed.tolist(), strict=True))
+        steps, evals = (_last_rows(file, name, rows[name], count) for name, count in (("steps", 5000), ("evals", 50)))
+    except (OSError, RuntimeError, KeyError, ValueError):
+        return None
+    finally:
+        file.close()
+    return progress_of(steps, evals)
+
+
+def progress_of(steps: Table, evals: Table) -> Progress:
+    """How far a run is, from the newest rows of one rank's tables."""
+    tests = evals["top1"][evals["split"] == b"test"]
+    top1 = float(tests[-1]) if len(tests) else math.nan
+    if not len(steps):
+        return Progress(top1=top1)
+    last = int(steps["step"][-1])
+    # The first step in sight may be cut.
+    recent = steps[(steps["step"] > last - RECENT_STEPS) & ((steps["step"] > steps["step"][0]) | (steps["step"] == 0))]
+    recent = recent if len(recent) else steps[steps["step"] == last]
+    seen = recent[recent["local_batch_size"] > 0]
+    samples, took = seen["local_batch_size"].sum(), float(np.nansum(recent["t_step_s"]))
+    return Progress(
+        steps=last + 1,
+        epoch=float(steps["epoch"][-1]),
+        loss=float((seen["loss"] * seen["local_batch_size"]).sum() / samples) if samples else math.nan,
+        top1=top1,
+        # Clients on a rank run in turn: their rows add up to its time.
+        steps_per_s=len(np.unique(recent["step"])) / took if took > 0 else math.nan,
+    )
+
+
+def _last_rows(file: Any, name: str, rows: int, count: int) -> Table:
+    begin = max(0, rows - count)
+    table: Table = np.zeros(rows - begin, DTYPES[name])
+    if len(table):
+        dataset = h5d.open(file, name.encode())
+        space = dataset.get_space()
+        space.select_hyperslab((begin,), (len(table),))
+        dataset.read(h5s.create_simple(table.shape), space, table, h5t.py_create(DTYPES[name]))
+    return table
+
+
+def watch(directory: Path, once: bool = False) -> None:
+    """Print the runs below a folder, live on a terminal, else every 30 s; ends when all are done or failed.
+
+    Raises:
+        DataError: the folder is not there, or holds no run.
+    """
+    watcher = Watcher(directory)
+    console = Console(highlight=False)
+    runs = watcher.look()
+    if once or not sys.stdout.isatty():
+        console = Console(width=max(100, console.width), highlight=False)
+        console.print(table_of(runs, directory))
+        while not once and not _is_over(runs):
+            time.sleep(LINES_EVERY_S)
+            runs = watcher.look()
+            console.print(table_of(runs, directory))
+        return
+    with (
+        Live(table_of(runs, directory, console.height), console=console, auto_refresh=False) as live,
+        suppress(KeyboardInterrupt),
+    ):
+        while not _is_over(runs):
+            time.sleep(REFRESH_S)
+            runs = watcher.look()
+            live.update(table_of(runs, directory, console.height), refresh=True)
+
+
+def table_of(runs: list[Watched], directory: Path, height: int | None = None) -> Group:
+    """The table, with as many runs as a screen of `height` lines has room for, and the count of each state."""
+    room = len(runs) if height is None else max(1, height - 8)
+    table = RichTable(title=escape(f"Runs in {directory}"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name, width in _COLUMNS.items():
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True, min_width=width)
+    # On a screen a line per run; elsewhere all of it. It alone is cut.
+    table.add_column("run", overflow="fold" if height is None else "ellipsis", no_wrap=height is not None)
+    for run in runs[:room]:
+        p = run.progress
+        silent = f"{run.silent_s:.0f} s" if run.state == "running" and not math.isnan(run.silent_s) else ""
+        table.add_row(
+            Text(run.state, _STYLES[run.state]),
+            str(p.steps) if p.steps else "-",
+            *(_shown(value, how) for value, how in ((p.epoch, ".2f"), (p.loss, ".3f"))),
+            _shown(100 * p.top1, ".1f", " %"),
+            _shown(p.steps_per_s, ".3g"),
+            Text(silent, "red" if silent and run.silent_s > SILENT_S else ""),
+            escape(run.run + (f": {run.text}" if run.text else "")),
+        )
+    counts = Counter(run.state for run in runs)
+    more = f"; {len(runs) - room} more not shown" if len(runs) > room else ""
+    return Group(table, Text(", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state]) + more))
+
+
+def _is_over(runs: list[Watched]) -> bool:
+    return all(run.state in ("done", "failed") for run in runs)
+
+
+def _shown(value: float, how: str, unit: str = "") -> str:
+    return "-" if math.isnan(value) else format(value, how) + unit
+
+
+def _number(value: Any, otherwise: float) -> float:
+    return float(value) if isinstance(value, int | float) and not math.isnan(value) else otherwise
+
+
+def _json(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}

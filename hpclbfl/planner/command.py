@@ -1,0 +1,121 @@
+"""`hpclbfl plan` on one rank: alone, or with all others in the MPI job that it finds itself in."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from rich.console import Console
+
+from hpclbfl import build
+from hpclbfl.comm.base import Communicator
+from hpclbfl.config import JobConfig
+from hpclbfl.data.datasets import load_dataset
+from hpclbfl.errors import ConfigError, DataError, HpclbflError
+from hpclbfl.planner.plan_file import Plan, save_plan
+from hpclbfl.planner.recommend import make_plan
+from hpclbfl.planner.report import plan_json, print_plan
+from hpclbfl.planner.runner import Probe, run_probe
+from hpclbfl.planner.store import ProbeRow, save_probes
+from hpclbfl.planner.study import Options
+
+QUICK = Options(budget_s=12.0, min_rounds=1, max_step_s=3.0, repetitions=2)
+"""`--quick`."""
+_OTHERS_WAIT_S = 1.0
+
+
+def run_plan(
+    job: JobConfig,
+    options: Options,
+    out: Path,
+    plot: Path | None = None,
+    as_json: bool = False,
+    debug: bool = False,
+    probe: Probe = run_probe,
+) -> Plan:
+    """Make a plan, write plan.yaml and plan.h5, print it from rank 0; does not return if this rank fails.
+
+    Args:
+        out: plan.yaml, or a folder for it; plan.h5 goes beside it under the same name.
+        plot: picture to draw, .png or .svg.
+    """
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise ConfigError(f"{plot}: a plot is a .png or an .svg")
+    comm = build.communicator(job.comm)
+    try:
+        plan, rows, files = _plan(job.resolved(comm.size), comm, options, out, plot, probe)
+        if comm.rank == 0:
+            if as_json:
+                print(plan_json(plan, files))
+            else:
+                print_plan(plan, rows, _title(job, plan), files, Console())
+    # A rank that ended by itself would leave the others waiting for it, whatever the reason.
+    except BaseException as error:
+        _fail(comm, error, debug)
+    comm.close()
+    return plan
+
+
+def _plan(
+    job: JobConfig, comm: Communicator, options: Options, out: Path, plot: Path | None, probe: Probe
+) -> tuple[Plan, list[ProbeRow], list[Path]]:
+    begin = time.monotonic()
+
+    def say(line: str) -> None:
+        if comm.rank == 0:
+            print(f"plan: {time.monotonic() - begin:4.0f} s: {line}", file=sys.stderr, flush=True)
+
+    if job.data.download:
+        load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)
+    is_gpu = torch.cuda.is_available()
+    build.autocast(job, torch.device("cuda" if is_gpu else "cpu"))
+    plan, rows, first = make_plan(job, comm, is_gpu, probe, options, say)
+    files: list[Path] = []
+    if comm.rank == 0:
+        yaml_file = out if out.suffix in (".yaml", ".yml") else out / "plan.yaml"
+        h5_file = yaml_file.with_suffix(".h5")
+        save_plan(plan, yaml_file)
+        _save_rows(h5_file, rows, job, plan, first.image_side)
+        files = [yaml_file, h5_file]
+        if plot is not None:
+            from hpclbfl.planner.picture import draw
+
+            draw(plan, rows, _title(job, plan), plot)
+            files.append(plot)
+        say("done")
+    return plan, rows, files
+
+
+def _save_rows(path: Path, rows: list[ProbeRow], job: JobConfig, plan: Plan, side: int) -> None:
+    attributes = {"config": job.to_yaml(), "num_train": plan.num_train, "fingerprint": plan.made["data"]}
+    save_probes(path, rows, job.model.name, f"{_data(job)} {side} px", attributes)
+
+
+def _data(job: JobConfig) -> str:
+    return Path(job.data.path).stem if job.data.name == "packed" and job.data.path else job.data.name
+
+
+def _title(job: JobConfig, plan: Plan) -> str:
+    return f"{job.model.name} on {_data(job)}, {job.optimizer.name}, {job.precision}, {plan.num_train} training images"
+
+
+def _fail(comm: Communicator, error: BaseException, debug: bool) -> NoReturn:
+    """Say what happened on this rank and end all of them."""
+    if isinstance(error, KeyboardInterrupt):
+        code, line = 130, "interrupted"
+    elif isinstance(error, HpclbflError):
+        code, line = error.exit_code, str(error)
+    else:
+        code, line = 1, f"{type(error).__name__}: {error}"
+    if comm.rank and isinstance(error, ConfigError | DataError):
+        time.sleep(_OTHERS_WAIT_S)  # rank 0 most likely has the same to say
+    if debug or not isinstance(error, HpclbflError | KeyboardInterrupt):
+        traceback.print_exception(error)
+    where = f"rank {comm.rank}: " if comm.size > 1 else ""
+    print(f"hpclbfl: error: {where}{line}", file=sys.stderr, flush=True)
+    comm.abort(code)
+    raise SystemExit(code)

@@ -1,0 +1,156 @@
+"""The links between ranks: a ring's cost fitted to timed reductions, and with it the whole of Eq. 2.
+
+A ring allreduce of S bytes over n ranks takes 2 (n - 1) steps of S / n bytes each:
+
+    t_sync = 2 (n - 1) (hop + S / (n * bandwidth)) = 2 (n - 1) / n * S / bandwidth + latency
+
+so that a fit on the ranks that are there speaks of any number of ranks on links like theirs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hpclbfl import build
+from hpclbfl.assemble import make_experiment
+from hpclbfl.comm.base import Communicator
+from hpclbfl.config import JobConfig
+from hpclbfl.planner.fits import Line, fit_line, medians
+from hpclbfl.planner.measure import IMAGES
+from hpclbfl.planner.plan_file import NetworkPlan, Plan
+from hpclbfl.sections import BatchingConfig, BspConfig, PartitionConfig
+from hpclbfl.steps import average_clients, local_step, shared_step
+from hpclbfl.train import begin_record
+
+FITTED = (0.0625, 0.25, 1.0)
+HELD_OUT = (0.125, 0.5)
+"""Sizes of the timed reductions, as parts of what the job reduces."""
+SMALLEST_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class SyncRow:
+    """One timed reduction, or one timed training step."""
+
+    size_bytes: int
+    repetition: int
+    seconds: float
+    """Of the rank that was done last."""
+
+
+def message_bytes(job: JobConfig, parameter_bytes: int, buffer_bytes: int) -> int:
+    """What a job reduces at once: gradients in the type that travels, or parameters and buffers."""
+    if not isinstance(job.sync, BspConfig):
+        return parameter_bytes + buffer_bytes
+    return parameter_bytes // 2 if job.gradients.compression == "fp16" else parameter_bytes
+
+
+def time_reductions(job: JobConfig, comm: Communicator, num_bytes: int, repetitions: int) -> list[SyncRow]:
+    """Time reductions of several sizes as training makes them: gradients in buckets, parameters in one piece.
+
+    Every rank calls this and gets the same rows.
+    """
+    device = build.device(comm)
+    is_shared = isinstance(job.sync, BspConfig)
+    dtype = torch.float16 if is_shared and job.gradients.compression == "fp16" else build.dtype(job)
+    flat = torch.zeros(num_bytes // dtype.itemsize, dtype=dtype, device=device)
+    emulation = build.emulation(job, comm, device)
+    rows = []
+    for part in (*FITTED, *HELD_OUT):
+        count = min(flat.numel(), max(SMALLEST_BYTES // flat.element_size(), int(part * flat.numel())))
+        piece = int(job.comm.bucket_mb * 1e6) // flat.element_size() if is_shared else count
+        message = flat[:count]
+        for repetition in range(-2, repetitions):
+            comm.barrier()
+            _wait(device)
+            begin = time.perf_counter()
+            handles = [
+                comm.reduce_(message[start : start + piece], f"plan.{start}") for start in range(0, count, piece)
+            ]
+            for handle in handles:
+                handle.wait()
+            if emulation is not None:
+                emulation.transfer(message.nbytes)
+            _wait(device)
+            if repetition >= 0:
+                rows.append(SyncRow(message.nbytes, repetition, time.perf_counter() - begin))
+    slowest = [max(column) for column in zip(*comm.allgather([row.seconds for row in rows]), strict=True)]
+    return [SyncRow(row.size_bytes, row.repetition, s) for row, s in zip(rows, slowest, strict=True)]
+
+
+def fit_ring(rows: Sequence[SyncRow], comm: Communicator, num_bytes: int) -> tuple[NetworkPlan, list[int]]:
+    """The ring's parameters from timed reductions, and the sizes, bytes, that were held out."""
+    found = medians((row.size_bytes, row.seconds) for row in rows)
+    sizes = list(dict.fromkeys(row.size_bytes for row in rows))
+    fitted = sizes[: len(FITTED)] if len(sizes) > len(FITTED) else sizes
+    return ring_of(fit_line({size: found[size] for size in fitted}), comm.size, comm.engine, num_bytes), [
+        size for size in sizes if size not in fitted
+    ]
+
+
+def ring_of(line: Line, num_ranks: int, engine: str, num_bytes: int) -> NetworkPlan:
+    """From t = fixed + per_byte * bytes, as measured on so many ranks, to a ring's parameters."""
+    hops = 2 * (num_ranks - 1)
+    return NetworkPlan(
+        num_ranks=num_ranks,
+        engine=engine,
+        hop_s=line.fixed / hops,
+        # A reduction whose time no size changes has endless bandwidth as far as one can tell.
+        bandwidth_bytes_per_s=hops / (num_ranks * max(line.per_sample, 1e-15)),
+        num_bytes=num_bytes,
+    )
+
+
+def step_seconds(plan: Plan, batch: int, num_ranks: int, local_steps: int) -> float:
+    """Eq. 2: mean time of a step, s, with `batch` samples per client on so many ranks like those of the plan.
+
+    The slowest kind of rank decides; t_sync is spread over the H = `local_steps` steps between two of them.
+    """
+    slowest = max(rank.num_clients * rank.seconds(batch) for rank in plan.ranks)
+    if num_ranks == 1 or plan.network is None:
+        return slowest
+    return slowest + plan.network.seconds(num_ranks) / local_steps
+
+
+def time_steps(
+    job: JobConfig, comm: Communicator, sizes: Sequence[int], local_steps: int, repetitions: int
+) -> list[float]:
+    """Time real training on all ranks, for comparison with Eq. 2: mean seconds of a step, slowest rank, each over H.
+
+    Args:
+        sizes: local batch sizes by rank; one client per rank.
+        local_steps: H, over which the time of an averaging is spread.
+    """
+    data = job.data.model_copy(update={"limit": min(IMAGES, job.data.limit or IMAGES), "download": False})
+    batching = BatchingConfig(local_batch_size=tuple(sizes))
+    changes = {"clients": comm.size, "data": data, "batching": batching, "partition": PartitionConfig()}
+    exp = make_experiment(job.model_copy(update=changes), comm)
+    is_shared = exp.optimizer is not None
+    taken = []
+    for repetition in range(-2, repetitions):
+        comm.barrier()
+        begin = time.perf_counter()
+        record = begin_record(exp)
+        (shared_step if is_shared else local_step)(exp, record, 0)
+        exp.counters.positions += exp.sampler.counts(exp.sizes_now)
+        exp.counters.step += 1
+        _wait(exp.device)
+        stepped = time.perf_counter()
+        if not is_shared:
+            average_clients(exp, record)
+            _wait(exp.device)
+        averaged = time.perf_counter() - stepped
+        if repetition >= 0:
+            taken.append(stepped - begin + averaged / local_steps)
+    if exp.reducer is not None:
+        exp.reducer.close()
+    return [max(column) for column in zip(*comm.allgather(taken), strict=True)]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,228 @@
+"""Probes, each in a process of its own: `python -m hpclbfl.planner.probe` reads a request and prints an answer.
+
+A fresh process has the memory of a run that begins, and may run out of it without taking the planner along. Requests
+and answers are JSON objects; the answer is the line that begins with `MARK`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpclbfl.config import JobConfig, parse_job
+from hpclbfl.data.datasets import load_dataset
+from hpclbfl.data.loader import Loader
+from hpclbfl.errors import HpclbflError
+from hpclbfl.planner.compute import SMALLEST, batch_ladder
+from hpclbfl.planner.measure import Bench, anonymous, resident
+from hpclbfl.planner.plan_file import device_name
+from hpclbfl.planner.runner import MARK
+
+_SCOUT = 8
+_ROOM = 1.5
+"""Peak of a step over what it saves for the backward pass, at most; for guesses that must not run out of memory."""
+_BUFFER_IMAGES = 256
+_MOST_ROUNDS = 8
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "could not create a mem")
+
+Say = Callable[[str], None]
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Carry out a request in this process.
+
+    Args:
+        request: `kind` (times, peak or batches), `job`, `local_rank`, `local_size`, and what the kind takes.
+
+    Returns:
+        The answer, or `out_of_memory: true`.
+    """
+    job = parse_job(request["job"], "the job")
+    kinds = {"times": times, "peak": peak, "batches": batches}
+    try:
+        return kinds[request["kind"]](job, request)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return {"out_of_memory": True}
+
+
+def times(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
+    """Time steps of many batch sizes, and count the components of Eq. 3.
+
+    Request: `budget_s` for all of it, `min_rounds` whatever they take, `limit_bytes`, `min_top` (a batch that is worth
+    a longer step).
+
+    Answer: what the device and data are like; `rows` of batch, repetition, t_mov and t_c (s); `fitted` and `held_out`
+    batch sizes; `activation` bytes by batch size; bytes of `model`, `gradient` and `optimizer`.
+    """
+    bench = Bench(job, request["local_rank"], request["local_size"])
+    is_gpu = bench.device.type == "cuda"
+    start_bytes = 0 if is_gpu else resident()
+    free_bytes = _free(bench.device, request["local_size"]) if is_gpu else 0
+    limit_bytes = int(request["limit_bytes"] or free_bytes)
+    _limit_gpu(bench.device, limit_bytes)
+    budget_s = request["budget_s"]
+    top = _top(bench, budget_s / 15, limit_bytes, request["min_top"])
+    fitted, held_out = batch_ladder(top)
+    sizes = sorted({*fitted, *held_out})
+    order = random.Random(0)
+    rows: list[tuple[int, int, float, float]] = []
+    activation: dict[int, int] = {}
+    counted: dict[str, int] = {}
+    begin, rounds, repetitions = time.perf_counter(), 0, dict.fromkeys(sizes, 0)
+
+    def has_time() -> bool:
+        return rounds < _MOST_ROUNDS and (time.perf_counter() - begin) * (rounds + 1) / rounds < budget_s
+
+    # In turns, so that a machine that is busy for a while does not tell on one batch size alone.
+    while rounds < request["min_rounds"] or has_time():
+        for batch in order.sample(sizes, len(sizes)):
+            # The first step after another size lays out memory anew.
+            started = time.perf_counter()
+            if rounds == 0:
+                counted = bench.account(batch)
+                activation[batch] = counted["activation"]
+            else:
+                bench.step(batch)
+            warm_s = time.perf_counter() - started
+            for _ in range(int(np.clip(budget_s / 40 / warm_s, 2, 8))):
+                t_mov, t_c = bench.step(batch)
+                rows.append((batch, repetitions[batch], t_mov, t_c))
+                repetitions[batch] += 1
+        rounds += 1
+    parameters = bench.exp.mean.parameters
+    return {
+        "device": device_name({"OMPI_COMM_WORLD_LOCAL_RANK": str(request["local_rank"])}),
+        "is_gpu": is_gpu,
+        "threads": None if is_gpu else torch.get_num_threads(),
+        "free_bytes": free_bytes,
+        "num_train": bench.num_train,
+        "fingerprint": bench.fingerprint,
+        "image_shape": list(bench.exp.train_images.image_shape),
+        "in_memory": bench.exp.train_images.in_memory,
+        "missing_bytes": 0 if is_gpu else bench.missing_bytes,
+        "start_bytes": start_bytes,
+        "parameter_bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "buffer_bytes": bench.exp.mean.buffers.numel() * bench.exp.mean.buffers.element_size(),
+        "rows": rows,
+        "fitted": fitted,
+        "held_out": held_out,
+        "activation": activation,
+        **{key: value for key, value in counted.items() if key != "activation"},
+    }
+
+
+def peak(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
+    """Peak memory of whole steps. Request: `batch`, `num_steps`, `num_clients`, `limit_bytes`."""
+    bench = Bench(job, request["local_rank"], request["local_size"], request["num_clients"])
+    if request["limit_bytes"] is not None:
+        _limit_gpu(bench.device, request["limit_bytes"])
+    peak_bytes, seconds = bench.peak_of(request["batch"], request["num_steps"])
+    return {"peak_bytes": peak_bytes, "seconds": seconds}
+
+
+def batches(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
+    """Memory that loading takes, M_batch of Eq. 3: what a fresh loader's process, or a GPU, holds more with batches.
+
+    Request: `batches`, `repetitions`, `in_memory`. Answer: `rows` of batch, repetition and bytes.
+    """
+    is_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", request["local_rank"] % torch.cuda.device_count()) if is_gpu else torch.device("cpu")
+    split = load_dataset(job.data.model_copy(update={"download": False})).train
+    split = split.subset(np.arange(min(_BUFFER_IMAGES, len(split))))
+    config = job.data.model_copy(update={"in_memory": request["in_memory"], "limit": None})
+    dtype = torch.float64 if job.precision == "float64" else torch.float32
+    gray = (0.5, 0.5, 0.5)
+    sizes = request["batches"]
+    rows = []
+    # The first one finds memory that the imports left behind.
+    for repetition, batch in [(-1, sizes[0]), *((r, b) for r in range(request["repetitions"]) for b in sizes)]:
+        loader = Loader(split, config, train=True, seed=0, device=device, dtype=dtype, mean=gray, std=gray)
+        samples = np.arange(batch, dtype=np.int64) % len(split)
+        passes = np.arange(batch, dtype=np.int64) // len(split)
+        _give_back_free_memory()
+        before = _in_use(device)
+        # As in training: while one batch is used, the next one is made in the other buffer.
+        loader.batch(samples, passes)
+        loader.prefetch(samples, passes)
+        loaded = loader.batch(samples, passes)
+        if repetition >= 0:
+            rows.append((batch, repetition, _in_use(device) - before))
+        del loaded
+        loader.close()
+    return {"rows": rows}
+
+
+def _top(bench: Bench, most_s: float, limit_bytes: int, min_top: int) -> int:
+    """The largest power of two whose step takes `most_s` at most (or three times a small one's), within memory."""
+    saved = bench.account(_SCOUT)["activation"] / _SCOUT
+    small_s = min(sum(bench.step(_SCOUT)) for _ in range(2))
+    most_s = max(most_s, 3 * small_s)
+    used = torch.cuda.memory_allocated(bench.device) if bench.device.type == "cuda" else resident()
+    batch, last_s = _SCOUT, small_s
+    while 2 * batch <= bench.num_train and used + _ROOM * saved * 2 * batch < limit_bytes:
+        # A step of twice the batch takes up to twice the time.
+        if 2 * last_s > (most_s if 2 * batch > min_top else 4 * most_s):
+            break
+        batch *= 2
+        bench.step(batch)
+        last_s = sum(bench.step(batch))
+    return max(batch, SMALLEST)
+
+
+def _limit_gpu(device: torch.device, limit_bytes: int) -> None:
+    """Let the allocator fail where a smaller device would; on a CPU the parent watches."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
+
+
+def _free(device: torch.device, local_size: int) -> int:
+    """What a GPU has left for this rank, what this process holds already included, bytes."""
+    ranks_per_gpu = -(-local_size // torch.cuda.device_count())
+    return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) // ranks_per_gpu
+
+
+def _in_use(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else anonymous()
+
+
+def _give_back_free_memory() -> None:
+    """Let memory that earlier work freed be counted anew when it is used."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def _die_with_parent() -> None:
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def main() -> None:
+    """Entry point of the process."""
+    _die_with_parent()
+    request = json.load(sys.stdin)
+    try:
+        found = answer(request)
+    except HpclbflError as error:
+        found = {"error": str(error), "exit_code": error.exit_code}
+    print(MARK + json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

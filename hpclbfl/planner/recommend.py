@@ -1,0 +1,128 @@
+"""From the probes of all ranks to a plan: largest and best batches, shares of the global batch, the time of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+import hpclbfl
+from hpclbfl.batching.share import balance
+from hpclbfl.comm.base import Communicator
+from hpclbfl.config import JobConfig
+from hpclbfl.planner.network import fit_ring, message_bytes, step_seconds, time_reductions, time_steps
+from hpclbfl.planner.plan_file import NetworkPlan, Plan, RankPlan, identity
+from hpclbfl.planner.runner import Probe
+from hpclbfl.planner.store import ProbeRow, Role, prediction_errors
+from hpclbfl.planner.study import DeviceStudy, Options, Place, Study
+from hpclbfl.replicas import clients_of_rank
+from hpclbfl.runfolder import utc_now
+from hpclbfl.sections import BspConfig, FedAvgConfig, PostLocalConfig
+
+REDUCTIONS = 7
+STEPS = 8
+"""Repetitions of reductions, and of training steps on all ranks."""
+
+
+def make_plan(
+    job: JobConfig, comm: Communicator, is_gpu: bool, probe: Probe, options: Options, say: Callable[[str], None]
+) -> tuple[Plan, list[ProbeRow], Study]:
+    """Probe every rank's device and the links between them; every rank calls this and gets the same plan and rows.
+
+    Args:
+        job: resolved.
+        is_gpu: whether ranks compute on GPUs.
+        probe, say: see `DeviceStudy`.
+
+    Returns:
+        The plan, all probes, and what was found out about rank 0.
+    """
+    place = Place(comm.rank, comm.size, comm.local_rank, comm.local_size, comm.engine, is_gpu)
+    own = DeviceStudy(job, place, probe, options, say).run()
+    studies: list[Study] = comm.allgather(own)
+    first = studies[0]
+    rows = [row for found in studies for row in found.rows]
+    ranks = [found.plan for found in studies]
+    usual = job.local_batch_sizes()
+    total, one_each = sum(usual), len(usual) == comm.size
+    sizes: Sequence[int] | None = [usual[clients_of_rank(len(usual), r, comm.size)[0]] for r in range(comm.size)]
+    if one_each:
+        sizes = shares(total, ranks, job.batching.min_local_batch_size or 1)
+    if sizes is not None:
+        ranks = [rank.model_copy(update={"local_batch_size": b}) for rank, b in zip(ranks, sizes, strict=True)]
+    plan = Plan(
+        ranks=tuple(ranks),
+        job=identity(job),
+        num_train=first.num_train,
+        global_batch_size=total,
+        local_steps=averaging_period(job, first.num_train, total),
+        made={"time": utc_now(), "hpclbfl": hpclbfl.__version__, "engine": comm.engine, "data": first.fingerprint},
+    )
+    if comm.size > 1:
+        say("timing reductions")
+        num_bytes = message_bytes(job, first.parameter_bytes, first.buffer_bytes)
+        network, sync_rows = _network(job, comm, num_bytes)
+        plan = plan.model_copy(update={"network": network})
+        rows += sync_rows
+        if sizes is not None and one_each:
+            say("timing steps on all ranks")
+            rows += _whole_steps(job, comm, plan, sizes)
+    errors = {e.quantity: asdict(e) for e in prediction_errors(rows)}
+    return plan.model_copy(update={"fits": errors}), rows, first
+
+
+def shares(total: int, ranks: Sequence[RankPlan], low: int = 1) -> tuple[int, ...] | None:
+    """Local batch sizes that sum to `total` and let the slowest rank be done soonest; None if bounds forbid it."""
+    lows, highs = [low] * len(ranks), [rank.max_batch for rank in ranks]
+    if not sum(lows) <= total <= sum(highs) or any(high < low for high in highs):
+        return None
+    fixed_s = np.array([rank.t_fixed_s for rank in ranks])
+    per_sample_s = np.array([rank.t_per_sample_s for rank in ranks])
+    return balance(total, fixed_s, per_sample_s, lows, highs)
+
+
+def averaging_period(job: JobConfig, num_train: int, global_batch_size: int) -> int:
+    """H: steps between two synchronisations; 1 where the job's own clients decide (SelSync)."""
+    sync = job.sync
+    if isinstance(sync, FedAvgConfig):
+        if sync.local_epochs is not None:
+            return max(1, round(sync.local_epochs * num_train / global_batch_size))
+        return sync.max_local_steps or int(sync.local_steps or 1)
+    return sync.local_steps if isinstance(sync, PostLocalConfig) else 1
+
+
+def _network(job: JobConfig, comm: Communicator, num_bytes: int) -> tuple[NetworkPlan, list[ProbeRow]]:
+    timed = time_reductions(job, comm, num_bytes, REDUCTIONS)
+    network, held_out = fit_ring(timed, comm, num_bytes)
+    rows = []
+    for row in timed:
+        role: Role = "held_out" if row.size_bytes in held_out else "fit"
+        predicted = network.seconds(comm.size, row.size_bytes)
+        rows.append(ProbeRow("t_sync_s", 0, row.repetition, row.seconds, predicted, role, -1, row.size_bytes))
+    return network, rows
+
+
+def _whole_steps(job: JobConfig, comm: Communicator, plan: Plan, sizes: Sequence[int]) -> list[ProbeRow]:
+    """Eq. 2 against training on the ranks that there are, H = 1 and the job's own."""
+    local = max(rank.seconds(size) for rank, size in zip(plan.ranks, sizes, strict=True))
+    sync = plan.network.seconds(comm.size) if plan.network is not None else 0.0
+    local_steps = 1 if isinstance(job.sync, BspConfig) else plan.local_steps
+    timed = time_steps(job, comm, sizes, local_steps, STEPS)
+    predicted = local + sync / local_steps
+    return [ProbeRow("t_step_s", max(sizes), k, s, predicted, "held_out", -1) for k, s in enumerate(timed)]
+
+
+def predictions(plan: Plan) -> list[dict[str, float]]:
+    """Eq. 2 for numbers of ranks, each with the job's mean local batch: t_step_s at H = 1 and at the job's H.
+
+    Without a measured network, of one rank alone.
+    """
+    batch = plan.ranks[0].local_batch_size or plan.ranks[0].best_batch or plan.ranks[0].max_batch
+    counts = sorted({1, 2, 4, 8, 16, 32, 64, len(plan.ranks)}) if plan.network is not None else [1]
+    periods = sorted({1, plan.local_steps})
+    return [
+        {"num_ranks": n, "local_steps": h, "batch": batch, "t_step_s": step_seconds(plan, batch, n, h)}
+        for n in counts
+        for h in periods
+    ]

@@ -1,0 +1,98 @@
+"""plan.h5: every probe beside what was predicted for it, and the errors of the predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hpclbfl.errors import EnvironmentFault
+
+Role = Literal["fit", "held_out", "failed"]
+
+# (column, type, unit, meaning)
+COLUMNS = [
+    ("model", "S32", "", "net"),
+    ("data", "S64", "", "data set and side of its images, px"),
+    ("quantity", "S16", "", "what was measured; see the unit in its name, s or bytes"),
+    ("batch", "<i8", "sample", "local batch size; 0 for a reduction"),
+    ("repetition", "<i8", "1", "from 0"),
+    ("measured", "<f8", "s or byte", "as measured; NaN where the probe ran out of memory"),
+    ("predicted", "<f8", "s or byte", "by the fit"),
+    ("rank", "<i8", "1", "rank; -1 for all together"),
+    ("role", "S8", "", "fit, held_out (not seen by the fit) or failed"),
+    ("size_bytes", "<i8", "byte", "size of a reduction; 0 otherwise"),
+]
+DTYPE = np.dtype([(name, kind) for name, kind, _, _ in COLUMNS])
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """One repetition of one probe."""
+
+    quantity: str
+    """t_c_s, t_mov_s, t_local_s (both together), t_step_s, t_sync_s; m_act_bytes, m_batch_bytes, m_total_bytes."""
+    batch: int
+    repetition: int
+    measured: float
+    predicted: float
+    role: Role
+    rank: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative errors of a quantity's predictions: of the median of each held-out batch size (or message size)."""
+
+    quantity: str
+    median: float
+    worst: float
+    num_sizes: int
+
+
+def prediction_errors(rows: Iterable[ProbeRow]) -> list[Errors]:
+    """Errors by quantity, from held-out probes alone, over all ranks."""
+    groups: dict[str, dict[tuple[int, int, int], list[ProbeRow]]] = {}
+    for row in rows:
+        if row.role == "held_out":
+            sizes = groups.setdefault(row.quantity, {})
+            sizes.setdefault((row.rank, row.batch, row.size_bytes), []).append(row)
+    found = []
+    for quantity, sizes in groups.items():
+        errors = []
+        for repetitions in sizes.values():
+            measured = float(np.median([row.measured for row in repetitions]))
+            errors.append(abs(repetitions[0].predicted - measured) / measured if measured else 0.0)
+        found.append(Errors(quantity, float(np.median(errors)), max(errors), len(errors)))
+    return found
+
+
+def save_probes(path: Path, rows: Sequence[ProbeRow], model: str, data: str, attributes: dict[str, Any]) -> None:
+    """Write plan.h5, whole or not at all: the table `probes`.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    import h5py
+
+    table = np.zeros(len(rows), DTYPE)
+    for place, row in enumerate(rows):
+        numbers = (row.batch, row.repetition, row.measured, row.predicted, row.rank)
+        table[place] = (model.encode(), data.encode(), row.quantity.encode(), *numbers, row.role, row.size_bytes)
+    unready = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(unready, "w") as file:
+            dataset = file.create_dataset("probes", data=table)
+            for name, _, unit, meaning in COLUMNS:
+                dataset.attrs[f"unit.{name}"] = unit
+                dataset.attrs[f"meaning.{name}"] = meaning
+            for key, value in attributes.items():
+                file.attrs[key] = value
+        unready.replace(path)
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error

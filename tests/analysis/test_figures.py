@@ -1,0 +1,159 @@
+"""Every figure's definition is valid, draws, and can be read without colour."""
+
+import io
+import itertools
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from hpclbfl.analysis import views
+from hpclbfl.analysis.figures import FIGURES, definition
+from hpclbfl.analysis.load import load
+from hpclbfl.analysis.render import figure_rows, filled, rendered
+from hpclbfl.analysis.style import COLORS, DASHES, MAX_ARMS, PARTS, SHAPES, fill
+from tests.analysis.synthetic import make_run
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    root = tmp_path_factory.mktemp("figures")
+    for factor in (1, 2, 4):
+        for seed in range(3):
+            make_run(root / f"x{factor}-s{seed}", seed, factor, num_steps=60, evaluate_every=10, dynamic=factor == 4)
+    make_run(root / "x8-s0", 0, 8, num_steps=30, evaluate_every=10, state="running")
+    make_run(root / "x8-s1", 1, 8, num_steps=30, evaluate_every=10, state="failed")
+    return load(root)
+
+
+@pytest.fixture(scope="module")
+def rows(frames):
+    return figure_rows(frames)
+
+
+ARMS = ["no scaler", "X=2", "X=4", "X=8"]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_draws(name, rows):
+    spec = filled(name, rows[name], ARMS)
+    json.dumps(spec, allow_nan=False)
+    picture = np.asarray(Image.open(io.BytesIO(rendered(spec, "png"))).convert("L"))
+    assert picture.shape[0] > 200
+    assert picture.shape[1] > 800
+    assert 0.005 < (picture < 128).mean() < 0.5
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_axes_have_titles_and_units(name):
+    titles = {}
+
+    def look(node):
+        if isinstance(node, dict):
+            for channel in ("x", "y"):
+                encoding = node.get(channel)
+                if isinstance(encoding, dict) and encoding.get("type") == "quantitative":
+                    titles[encoding["field"]] = encoding.get("title")
+            for value in node.values():
+                look(value)
+        elif isinstance(node, list):
+            for value in node:
+                look(value)
+
+    look(definition(name))
+    assert titles
+    assert all(titles.values())
+
+
+def test_arms_differ_in_colour_dash_and_shape():
+    assert len(set(COLORS)) == len({tuple(d) for d in DASHES}) == len(set(SHAPES)) == MAX_ARMS
+    # None is too light for white paper.
+    assert max(grey(color) for color in COLORS) < 180
+
+
+def test_parts_of_a_step_differ_in_grey():
+    shades = [grey(color) for _, color in PARTS.values()]
+    assert all(after - before > 50 for before, after in itertools.pairwise(shades[:4]))
+
+
+def grey(color):
+    red, green, blue = bytes.fromhex(color[1:])
+    return (299 * red + 587 * green + 114 * blue) / 1000
+
+
+def test_an_arm_keeps_its_colour_where_others_are_missing(rows):
+    spec = filled("scale_factor", rows["scale_factor"], ARMS)
+    found = []
+
+    def look(node):
+        if isinstance(node, dict):
+            if node.get("field") == "label" and "range" in node.get("scale", {}):
+                found.append(node["scale"])
+            for value in node.values():
+                look(value)
+        elif isinstance(node, list):
+            for value in node:
+                look(value)
+
+    look({key: value for key, value in spec.items() if key != "datasets"})
+    colors = next(scale for scale in found if scale["range"][0] in COLORS)
+    assert [label.split(" (")[0] for label in colors["domain"]] == ["X=2", "X=4", "X=8"]
+    assert colors["range"] == list(COLORS[1:4])
+
+
+def test_fill_leaves_the_definition_as_it_is():
+    spec = definition("final_accuracy")
+    before = json.dumps(spec)
+    fill(spec, [{"arm": "a", "label": "a (n=1)", "mean": 1.0, "kind": "mean"}], ["a"])
+    assert json.dumps(spec) == before
+
+
+def test_labels_state_n_and_what_is_unfinished(frames):
+    runs = views.figure_runs(frames)
+    assert runs["label"].unique(maintain_order=True).to_list() == [
+        "no scaler (n=3)",
+        "X=2 (n=3)",
+        "X=4 (n=3)",
+        "X=8 (n=1, unfinished)",
+    ]
+
+
+def test_rows_of_learning_curves(rows):
+    table = rows["learning_curves_steps"]
+    overall = table.filter(pl.col("seed").is_null() & (pl.col("arm") == "X=2"))
+    assert overall["x"].to_list() == [10, 20, 30, 40, 50, 60]
+    single = table.filter(pl.col("seed").is_not_null() & (pl.col("arm") == "X=2"))
+    assert single["label"].unique().sort().to_list() == [f"X=2 (seed {s})" for s in range(3)]
+    means = single.group_by("x", maintain_order=True).agg(pl.col("mean").mean())
+    assert overall["mean"].to_list() == pytest.approx(means.sort("x")["mean"].to_list())
+    assert (overall["low"] <= overall["mean"]).all()
+    assert overall["high"].null_count() == 0
+    assert table.filter(pl.col("arm") == "X=8")["low"].null_count() == 6
+
+
+def test_curves_in_seconds_share_a_grid_where_all_seeds_are(rows):
+    table = rows["learning_curves_seconds"].filter(pl.col("arm") == "X=2")
+    grids = table.group_by("seed", maintain_order=True).agg("x")["x"].to_list()
+    assert len(grids) == 4
+    assert all(grid == grids[0] for grid in grids)
+
+
+def test_clients_of_equal_batches_are_one_line(rows):
+    table = rows["batches_and_waits"].filter(pl.col("local_batch_size").is_not_null())
+    lines = {arm: rows["clients"].unique(maintain_order=True).to_list() for (arm,), rows in table.group_by("arm")}
+    assert lines["X=2"] == ["0-3"]
+    assert lines["X=4"] == ["0-1", "2", "3"]
+
+
+def test_time_shares_add_up(rows):
+    sums = rows["time_shares"].group_by("label").agg(pl.col("share").sum())
+    assert sums["share"].to_list() == pytest.approx([100.0] * len(sums))
+
+
+def test_many_runs_have_fewer_points():
+    def budget(count):
+        return views.points_per_curve(pl.DataFrame({"arm": range(count), "seed": [0] * count}))
+
+    assert (budget(1), budget(1000), budget(100_000)) == (60, 30, 12)

@@ -1,0 +1,307 @@
+"""Run folders as frames: golden rows, attempts, damage, and what is read again."""
+
+import h5py
+import numpy as np
+import polars as pl
+import pytest
+
+from hpclbfl.analysis import cache
+from hpclbfl.analysis.load import CACHE_FOLDER, load
+from hpclbfl.errors import DataError
+from hpclbfl.runfolder import RunFolder
+from hpclbfl.runlog.reader import read_run
+from hpclbfl.runlog.schema import DTYPES, SCHEMA_VERSION
+from hpclbfl.runlog.writer import RunLog
+from tests.analysis.conftest import make_old, two_client_run
+
+
+def add_attempt(folder, resumed_from_step, steps_of_rank, evals=(), events=()):
+    """An attempt whose rank r, client r, logged the steps `steps_of_rank[r]`; the loss tells attempt, rank and step."""
+    attempt = folder.next_attempt()
+    attempt.write_provenance({"num_ranks": len(steps_of_rank), "attempt": attempt.number})
+    for rank, steps in enumerate(steps_of_rank):
+        attributes = {"rank": rank, "attempt": attempt.number, "resumed_from_step": resumed_from_step}
+        with RunLog(attempt.rank_log(rank), attributes) as log:
+            for step in steps:
+                loss = attempt.number * 10000 + rank * 1000 + step
+                log.append("steps", step=step, round=0, client=rank, local_batch_size=4, num_samples=8, loss=loss)
+                log.append("layers", step=step, layer="fc.weight", grad_sq_norm=rank)
+            for step in evals if rank == 0 else ():
+                log.append("evals", step=step, num_samples=8, split="test", top1=attempt.number)
+            for step in events:
+                log.append("events", step=step, kind="note", text=f"attempt {attempt.number}")
+            log.append("plans", step=0, client=0, local_batch_size=4, reason=f"{attempt.number}.{rank}")
+    return attempt
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "a")
+    folder.create()
+    folder.write_config("clients: 2\n")
+    return folder
+
+
+def rows(frame, *columns):
+    return frame.lazy().sort("run", "step").select(*columns).collect().rows()
+
+
+def test_golden_frames(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "b")
+    attempt = folder.next_attempt()
+    folder.write_config(
+        "name: golden\nseed: 3\nclients: 1\noptimizer: {lr: 0.1, betas: [0.9, 0.99]}\nsync: {kind: bsp}\n"
+        "stop: {top1: null}\n"
+    )
+    about = {"engine": "mpi", "num_ranks": 1, "host": "node7", "gpus": ["A", "B"], "argv": ["hpclbfl", "train"]}
+    versions = {"git": {"commit": "abc", "dirty": True}, "versions": {"torch": "2.1"}, "hash": "0123456789"}
+    attempt.write_provenance(about | versions)
+    with RunLog(attempt.rank_log(0), {"rank": 0, "attempt": 0, "resumed_from_step": 0}) as log:
+        log.append("steps", step=0, round=0, client=0, local_batch_size=8, num_samples=8, loss=2.5, lr=0.1)
+        log.append("evals", step=0, num_samples=8, split="test", top1=0.25, elapsed_s=1.5)
+        log.append("layers", step=0, layer="conv.weight", grad_sq_norm=4.0)
+        log.append("plans", step=0, client=0, local_batch_size=8, reason="start")
+        log.append("events", step=0, kind="note", text="größer")
+    folder.write_status("done")
+    folder.mark_done({"elapsed_s": 1.75, "reason": "steps"})
+    frames = load(tmp_path)
+
+    assert frames.runs.shape[0] == 1
+    row = frames.runs.row(0, named=True)
+    expected = {"run": "runs/b", "path": str(folder.path), "state": "done", "complete": True, "error": None}
+    expected |= {"reason": "steps", "hash": "0123456789", "num_attempts": 1, "num_ranks": 1, "engine": "mpi"}
+    expected |= {"elapsed_s": 1.75, "host": "node7", "gpus": "A, B", "torch": "2.1", "commit": "abc", "dirty": True}
+    expected |= {"command": "hpclbfl train", "arm": "golden", "name": "golden", "seed": 3, "clients": 1}
+    expected |= {"optimizer.lr": 0.1, "optimizer.betas": "[0.9,0.99]", "sync.kind": "bsp", "stop.top1": None}
+    assert {key: row[key] for key in expected} == expected
+    assert frames.runs.schema["seed"] == pl.Int64
+    steps = frames.steps.collect()
+    assert steps.columns == ["run", "rank", *DTYPES["steps"].names]
+    step = steps.row(0, named=True)
+    assert [step[k] for k in ("run", "rank", "step", "client", "local_batch_size", "loss")] == [
+        "runs/b",
+        0,
+        0,
+        0,
+        8,
+        2.5,
+    ]
+    assert np.isnan(step["grad_change"])
+    assert frames.evals.row(0)[:5] == ("runs/b", 0, pytest.approx(float("nan"), nan_ok=True), 8, 1.5)
+    assert frames.evals["split"].to_list() == ["test"]
+    assert frames.layers.collect().rows() == [("runs/b", 0, "conv.weight", 4.0)]
+    assert frames.plans.rows() == [("runs/b", 0, 0, 8, "start")]
+    assert frames.events.rows() == [("runs/b", 0, "note", "größer")]
+    assert frames.problems.is_empty()
+    assert len({frame.collect_schema()["run"] for frame in (frames.runs, frames.steps, frames.problems)}) == 1
+
+
+def test_attempts_are_merged_as_the_reader_does(folder, tmp_path):
+    # Resumed at 4, killed, resumed at 2 (the checkpoint at 4 was damaged), finished.
+    add_attempt(folder, 0, [range(6), range(5)], evals=[1, 3, 5], events=[5, 1])
+    add_attempt(folder, 4, [range(4, 8), range(4, 8)], evals=[5, 7])
+    add_attempt(folder, 2, [range(2, 5), range(2, 5)], evals=[3])
+    frames, whole = load(tmp_path), read_run(folder.path).tables
+    assert frames.runs["num_attempts"].to_list() == [3]
+    for name in ("steps", "evals", "layers", "plans", "events"):
+        frame = getattr(frames, name).lazy().drop("run").collect()
+        frame = frame.drop("rank") if "rank" in frame.columns else frame
+        keys = [key for key in ("step", "client") if key in frame.columns]
+        expected = [tuple(v.decode() if isinstance(v, bytes) else v for v in row) for row in whole[name].tolist()]
+        found = frame.sort(keys, maintain_order=True).rows()
+        assert [str(row) for row in found] == [str(row) for row in expected], name
+    assert rows(frames.evals, "step", "top1") == [(1, 0.0), (3, 2.0)]
+    assert rows(frames.events, "step", "text") == [(1, "attempt 0")]
+
+
+def test_torn_and_missing_files_are_listed(folder, tmp_path):
+    attempt = add_attempt(folder, 0, [range(300), range(300), range(300)])
+    torn, missing = attempt.rank_log(1), attempt.rank_log(2)
+    torn.write_bytes(torn.read_bytes()[:30000])
+    missing.unlink()
+    (folder.path / "status.json").write_text('{"state": ')
+    folder.mark_done({})
+    frames = load(tmp_path)
+    assert frames.steps.select(pl.col("client").unique()).collect()["client"].to_list() == [0]
+    found = {row["path"]: row for row in frames.problems.rows(named=True)}
+    assert list(found) == ["runs/a/status.json", "runs/a/attempts/000/rank00001.h5", "runs/a/attempts/000"]
+    assert found["runs/a/attempts/000"]["reason"] == "1 of 3 ranks left no log"
+    assert "is torn" in found["runs/a/attempts/000/rank00001.h5"]["reason"]
+    assert [row["rows_lost"] for row in found.values()] == [False, True, True]
+    # Done, but never part of an average.
+    assert frames.runs.select("state", "complete").rows() == [("done", False)]
+
+
+def test_damage_that_a_later_attempt_made_good_does_not_count(folder, tmp_path):
+    first = add_attempt(folder, 0, [range(300), range(300)])
+    first.rank_log(1).write_bytes(b"")
+    add_attempt(folder, 0, [range(3), range(3)])
+    folder.mark_done({})
+    frames = load(tmp_path)
+    assert frames.problems["rows_lost"].to_list() == [False]
+    assert frames.runs["complete"].to_list() == [True]
+
+
+def test_another_version_of_the_schema_is_listed(folder, tmp_path):
+    attempt = add_attempt(folder, 0, [range(3), range(3)])
+    attempt.rank_log(1).unlink()
+    with h5py.File(attempt.rank_log(1), "w", libver="latest") as file:
+        file.attrs["schema_version"] = SCHEMA_VERSION + 1
+    two_client_run(tmp_path / "runs" / "b")
+    frames = load(tmp_path)
+    assert frames.problems["reason"].to_list() == ["has log schema 2; this version reads schema 1"]
+    assert frames.problems["path"].to_list() == ["runs/a/attempts/000/rank00001.h5"]
+    assert frames.runs.select("run", "complete").rows() == [("runs/a", False), ("runs/b", True)]
+
+
+def test_a_config_that_cannot_be_read(tmp_path):
+    two_client_run(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.yaml").write_text("a: [")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "config.yaml").write_text("- 1\n")
+    frames = load(tmp_path)
+    assert frames.runs.select("run", "state", "arm").rows() == [
+        ("a", "done", "a"),
+        ("b", "unreadable", None),
+        ("c", "unreadable", None),
+    ]
+    assert frames.problems.select("run", "rows_lost").rows() == [("b", True), ("c", True)]
+
+
+def test_empty_folder(tmp_path):
+    frames = load(tmp_path)
+    assert [len(f.lazy().collect()) for f in (frames.runs, frames.steps, frames.evals, frames.layers)] == [0] * 4
+    assert [len(f) for f in (frames.plans, frames.events, frames.problems)] == [0] * 3
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DataError, match="no such folder"):
+        load(tmp_path / "none")
+
+
+def test_a_run_itself(tmp_path):
+    two_client_run(tmp_path / "alone")
+    before = sorted(tmp_path.rglob("*"))
+    frames = load(tmp_path / "alone")
+    assert frames.runs["run"].to_list() == ["alone"]
+    assert len(frames.steps.collect()) == 40
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def all_steps(frames):
+    return frames.steps.collect().sort("run", "step", "client")
+
+
+def test_only_changed_files_are_read_again(tmp_path, reads):
+    runs = {name: two_client_run(tmp_path / name, state="running") for name in ("a", "b")}
+    make_old(tmp_path)
+    first = load(tmp_path)
+    assert sorted(reads) == ["a/rank00000.h5", "a/rank00001.h5", "b/rank00000.h5", "b/rank00001.h5"]
+    reads.clear()
+    again = load(tmp_path)
+    assert reads == []
+    assert all_steps(again).equals(all_steps(first), null_equal=True)
+    assert again.runs.equals(first.runs)
+
+    # A second attempt: the files of the first stay read. A status of its own changes no log.
+    add_attempt(RunFolder(tmp_path / "b"), 10, [range(10, 12), range(10, 12)])
+    RunFolder(tmp_path / "a").write_status("failed", error="out of memory")
+    frames = load(tmp_path)
+    assert reads == ["b/rank00000.h5", "b/rank00001.h5"]
+    assert frames.runs["state"].to_list() == ["failed", "running"]
+    assert frames.steps.group_by("run").len().collect().sort("run").rows() == [("a", 40), ("b", 24)]
+    assert runs["b"].path.exists()
+
+    # Written just now, they may change again without a new time.
+    reads.clear()
+    load(tmp_path)
+    assert reads == ["b/rank00000.h5", "b/rank00001.h5"]
+
+
+def test_a_run_that_is_gone_is_gone(tmp_path, reads):
+    two_client_run(tmp_path / "a")
+    two_client_run(tmp_path / "b")
+    make_old(tmp_path)
+    load(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "c")
+    reads.clear()
+    frames = load(tmp_path)
+    assert frames.runs["run"].to_list() == ["b", "c"]
+    assert frames.steps.group_by("run").len().collect().sort("run").rows() == [("b", 40), ("c", 40)]
+
+
+def test_torn_files_are_looked_at_again(tmp_path, reads):
+    attempt = two_client_run(tmp_path / "a")
+    log = attempt.rank_log(1)
+    whole = log.read_bytes()
+    log.write_bytes(whole[:1000])
+    make_old(tmp_path)
+    assert len(load(tmp_path).problems) == 1
+    reads.clear()
+    assert len(load(tmp_path).problems) == 1
+    assert reads == ["a/rank00001.h5"]
+    log.write_bytes(whole)
+    frames = load(tmp_path)
+    assert (len(frames.problems), len(frames.steps.collect())) == (0, 40)
+
+
+@pytest.mark.parametrize("damage", ["index", "piece", "missing piece", "format"])
+def test_a_damaged_cache_is_made_anew(tmp_path, reads, monkeypatch, damage):
+    two_client_run(tmp_path / "a")
+    make_old(tmp_path)
+    first = all_steps(load(tmp_path))
+    folder = tmp_path / CACHE_FOLDER
+    piece = next(folder.glob("*.steps.parquet"))
+    if damage == "index":
+        (folder / "index.parquet").write_bytes(b"PAR1")
+    elif damage == "piece":
+        piece.write_bytes(piece.read_bytes()[:-100])
+    elif damage == "missing piece":
+        piece.unlink()
+    else:
+        monkeypatch.setattr(cache, "_FORMAT", "0")
+    reads.clear()
+    assert all_steps(load(tmp_path)).equals(first)
+    assert len(reads) == 2
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path, reads):
+    two_client_run(tmp_path / "a")
+    make_old(tmp_path)
+    (tmp_path / CACHE_FOLDER).write_text("in the way")
+    frames = load(tmp_path)
+    assert len(frames.steps.collect()) == 40
+    assert (tmp_path / CACHE_FOLDER).read_text() == "in the way"
+
+
+def test_many_small_pieces_are_merged(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "MAX_SMALL_PIECES", 2)
+    monkeypatch.setattr(cache, "ORPHAN_S", -1.0)
+    expected = {}
+    for number in range(5):
+        two_client_run(tmp_path / f"run{number}", num_steps=number + 1)
+        expected[f"run{number}"] = 2 * (number + 1)
+        make_old(tmp_path)
+        found = load(tmp_path).steps.group_by("run").len().collect()
+        assert dict(found.rows()) == expected
+    # Once merged, the pieces that were are removed.
+    assert len(list((tmp_path / CACHE_FOLDER).glob("*.steps.parquet"))) <= 3
+
+
+def test_pieces_bound_what_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "PIECE_ROWS", 50)
+    for number in range(3):
+        two_client_run(tmp_path / f"run{number}")
+    assert len(all_steps(load(tmp_path))) == 120
+    assert len(list((tmp_path / CACHE_FOLDER).glob("*.steps.parquet"))) == 2
+
+
+def test_reading_while_a_run_writes(tmp_path):
+    folder = RunFolder(tmp_path / "a")
+    attempt = folder.next_attempt()
+    folder.write_config("clients: 1\n")
+    with RunLog(attempt.rank_log(0), {"rank": 0, "attempt": 0, "resumed_from_step": 0}) as log:
+        for step in range(250):
+            log.append("steps", step=step, round=0, client=0, local_batch_size=1, num_samples=step)
+            if step in (120, 249):
+                log.flush()
+                assert len(load(tmp_path).steps.collect()) == step + 1

@@ -1,0 +1,101 @@
+"""Lines through synthetic measurements whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpclbfl.planner.compute import TimeRow, batch_ladder, best_batch, fit_times
+from hpclbfl.planner.fits import BentLine, Line, errors, fit_bent_line, fit_line, medians, standard_error
+
+LADDER = [4, 8, 16, 32, 64, 128, 256]
+
+
+def test_a_line_is_found_exactly() -> None:
+    line = fit_line({batch: 0.05 + 0.003 * batch for batch in LADDER})
+    assert line.fixed == pytest.approx(0.05)
+    assert line.per_sample == pytest.approx(0.003)
+    assert line(1000) == pytest.approx(3.05)
+    assert line.batch_of(3.05 + 1e-9) == 1000
+
+
+def test_small_batches_count_like_large_ones() -> None:
+    # 1 % too much at every second size; absolute errors would let 256 alone decide.
+    points = {batch: (0.05 + 0.003 * batch) * (1.01 if batch in (8, 32, 128) else 1.0) for batch in LADDER}
+    assert max(errors(fit_line(points), points)) < 0.01
+
+
+@given(st.floats(0, 1), st.floats(-1, 1), st.lists(st.sampled_from(LADDER), min_size=2, unique=True))
+def test_lines_never_fall_nor_below_nothing(fixed: float, per_sample: float, batches: list[int]) -> None:
+    points = {batch: fixed + abs(per_sample) + 0.1 + per_sample * batch / 256 for batch in batches}
+    line = fit_line(points)
+    assert line.per_sample >= 0
+    bent = fit_bent_line({batch: value**3 for batch, value in points.items()})
+    assert all(bent(batch) >= 0 for batch in range(1, 300))
+
+
+def test_the_knee_of_an_idle_device_is_found() -> None:
+    # Flat up to 32, then a line, as on a device that small batches leave idle.
+    points = {batch: max(0.010, 0.002 + 0.00025 * batch) for batch in LADDER}
+    bent = fit_bent_line(points)
+    assert bent.straight_from == 32
+    assert bent.line.fixed == pytest.approx(0.002)
+    assert bent.line.per_sample == pytest.approx(0.00025)
+    assert bent(4) == pytest.approx(0.010)
+    assert bent(12) == pytest.approx(0.010)
+    assert bent(48) == pytest.approx(0.002 + 0.00025 * 48)
+    assert bent(2) == pytest.approx(0.010)
+
+
+def test_noise_makes_no_knee() -> None:
+    rng = np.random.default_rng(3)
+    rows = [(batch, (0.05 + 0.003 * batch) * rng.lognormal(0, 0.05)) for batch in LADDER for _ in range(9)]
+    bent = fit_bent_line(medians(rows), standard_error(rows))
+    assert bent.straight_from == 4
+    assert bent.line.per_sample == pytest.approx(0.003, rel=0.05)
+
+
+def test_below_the_smallest_measurement_nothing_is_negative() -> None:
+    bent = BentLine(Line(0.0, 1.0), 16, ((4, 1.0), (8, 7.0)))
+    assert bent(1) == 0.0
+    assert bent(6) == pytest.approx(4.0)
+    assert bent(12) == pytest.approx(11.5)
+
+
+def test_standard_error_of_medians() -> None:
+    assert standard_error([(8, 1.0), (16, 2.0)]) == 0.0
+    rng = np.random.default_rng(0)
+    rows = [(batch, 5.0 * (1 + 0.1 * rng.standard_normal())) for batch in range(40) for _ in range(25)]
+    assert standard_error(rows) == pytest.approx(1.2533 * 0.1 / 5, rel=0.2)
+
+
+def test_ladder() -> None:
+    assert batch_ladder(256) == ([8, 16, 32, 64, 128, 256], [12, 24, 48, 96, 192])
+    assert batch_ladder(16) == ([2, 4, 8, 16], [3, 6, 12])
+    assert batch_ladder(8192)[0][0] == 8
+
+
+def _rows(seconds: dict[int, float]) -> list[TimeRow]:
+    return [TimeRow(batch, k, 0.1 * s, 0.9 * s) for batch, s in seconds.items() for k in range(3)]
+
+
+def test_the_best_batch_is_the_smallest_of_the_fastest() -> None:
+    # A flat device: twice the batch is half an epoch, until it is busy at 64; from there nothing is gained.
+    flat = {batch: 0.01 if batch <= 64 else 0.01 * batch / 64 for batch in LADDER}
+    assert best_batch(fit_times(_rows(flat), LADDER), 50_000, 1000) == 64
+    # Large batches that fall out of the cache take longer per sample (Fig. 2 of the paper, ResNet50 at 1024).
+    worse = {**{batch: 0.01 + 0.001 * batch for batch in LADDER[:-1]}, 256: 0.36}
+    assert best_batch(fit_times(_rows(worse), LADDER), 50_000, 1000) == 128
+    line = {batch: 0.05 + 0.003 * batch for batch in LADDER}
+    assert best_batch(fit_times(_rows(line), LADDER), 50_000, 1000) == 256
+    assert best_batch(fit_times(_rows(line), LADDER), 50_000, 100) == 64
+    assert best_batch(fit_times(_rows(line), LADDER), 50_000, 3) == 3
+
+
+def test_epochs_and_parts() -> None:
+    fit = fit_times(_rows({batch: 0.05 + 0.003 * batch for batch in LADDER}), LADDER)
+    assert fit.t_mov(64) == pytest.approx(0.1 * fit.step(64))
+    assert fit.t_c(64) == pytest.approx(0.9 * fit.step(64))
+    assert fit.epoch_s(100, 5000) == pytest.approx(50 * 0.35)
