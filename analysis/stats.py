@@ -52,12 +52,15 @@ def bootstrap_interval(values: ArrayLike, level: float = LEVEL) -> tuple[Floats,
     return low.reshape(samples.shape[:-1]), high.reshape(samples.shape[:-1])
 
 
-def over_seeds(table: pl.DataFrame, column: str, by: Sequence[str] = ("arm",)) -> pl.DataFrame:
+def over_seeds(
+    table: pl.DataFrame, column: str, by: Sequence[str] = ("arm",), bounds: tuple[float, float] | None = None
+) -> pl.DataFrame:
     """Mean of a column over seeds, with its interval.
 
     Args:
         table: one row per run (and whatever else is in `by`): the columns `by`, `seed` and `column`. Runs that share
             a seed are averaged first, so that n counts seeds; rows without a number are left out.
+        bounds: of the values, such as 0 and 1 for accuracies: of an interval the part within them is given.
 
     Returns:
         `by`, n, mean, sd (with n - 1; null for one seed), low, high (null for fewer than MIN_SEEDS seeds), in the
@@ -73,6 +76,8 @@ def over_seeds(table: pl.DataFrame, column: str, by: Sequence[str] = ("arm",)) -
         places = np.flatnonzero(counts == n)
         values = groups["values"].gather(places).explode().to_numpy().reshape(-1, n)
         low[places], high[places] = bootstrap_interval(values)
+    if bounds is not None:
+        low, high = np.clip(low, *bounds), np.clip(high, *bounds)
     return groups.drop("values").with_columns(
         pl.Series("low", low).fill_nan(None), pl.Series("high", high).fill_nan(None)
     )

@@ -66,7 +66,7 @@ def rows() -> alt.Chart:
 
 def loose() -> alt.Scale:
     """A scale that need not begin at 0."""
-    return alt.Scale(zero=False, padding=8)
+    return alt.Scale(zero=False, nice=False, padding=10)
 
 
 def tips(*fields: str) -> list[alt.Tooltip]:

@@ -13,6 +13,7 @@ from hpclbfl.analysis.frames import Frames
 from hpclbfl.errors import ConfigError
 
 _FINAL = ("top1", "top5", "best_top1", "loss", "samples_per_s")
+_UNBOUNDED = ("gap_top1", "samples_per_s", "elapsed_s")
 _SHARES = ("share_data", "share_compute", "share_sync", "share_wait")
 
 
@@ -93,7 +94,7 @@ def headline(
     seeds = complete.group_by("arm").agg(n=pl.col("seed").n_unique())
     arms = groups.join(seeds, on="arm", how="left").with_columns(pl.col("n").fill_null(0)).sort("arm")
     for measure in ("top1", *at_points, "best_top1", "gap_top1", "share_scaled", "samples_per_s", "elapsed_s"):
-        found = stats.over_seeds(table, measure)
+        found = stats.over_seeds(table, measure, bounds=None if measure in _UNBOUNDED else (0.0, 1.0))
         found = found.select("arm", pl.col("mean").alias(measure), *_ends(measure))
         arms = arms.join(found, on="arm", how="left", maintain_order="left")
     if target is not None:

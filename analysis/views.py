@@ -23,6 +23,7 @@ BUDGET_ROWS = 30_000
 """Of a view of curves: with many curves each has fewer points, at least 12."""
 MARKS = 6
 """Of a curve, about: places where its shape is drawn."""
+PERCENT = (0.0, 100.0)
 
 Numbers = NDArray[Any]
 
@@ -54,14 +55,14 @@ def learning_curves(frames: Frames, runs: pl.DataFrame, axis: metrics.Axis) -> p
     """Test accuracy along an axis: arm, seed, label, x, mean, low, high (%; null: no interval), mark."""
     curves = metrics.along(frames.evals, axis).with_columns(top1=pl.col("top1") * 100)
     table = _on_arm_grids(curves, runs, ["top1"], points_per_curve(runs))
-    means = stats.over_seeds(table, "top1", ("arm", "label", "x")).drop("n", "sd")
+    means = stats.over_seeds(table, "top1", ("arm", "label", "x"), PERCENT).drop("n", "sd")
     return _marked(_with_seeds(means, table.rename({"top1": "mean"}), runs))
 
 
 def final_accuracy(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     """Test accuracy at the end, %: arm, seed, label, kind (`mean`, or `seed`: one run), mean, low, high."""
     table = runs.join(metrics.final(frames.evals), on="run").with_columns(top1=pl.col("top1") * 100)
-    means = stats.over_seeds(table, "top1", ("arm", "label")).drop("n", "sd")
+    means = stats.over_seeds(table, "top1", ("arm", "label"), PERCENT).drop("n", "sd")
     single = table.select("arm", "label", "seed", mean="top1")
     overall = pl.concat(
         [

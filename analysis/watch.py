@@ -185,7 +185,8 @@ def watch(directory: Path, once: bool = False) -> None:
     console = Console(highlight=False)
     runs = watcher.look()
     if once or not sys.stdout.isatty():
-        console = Console(width=max(100, console.width), highlight=False)
+        # A file has no edge; a line of it should hold a run and its error.
+        console = Console(width=max(100 if sys.stdout.isatty() else 160, console.width), highlight=False)
         console.print(table_of(runs, directory))
         while not once and not _is_over(runs):
             time.sleep(LINES_EVERY_S)
