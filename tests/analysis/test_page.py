@@ -35,14 +35,21 @@ def html(sweep, tmp_path_factory):
     return write(sweep, tmp_path_factory.mktemp("page") / "report.html")
 
 
-@pytest.fixture
-def browser(tmp_path):
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
     program = find_chromium()
     if program is None:
         pytest.skip("no Chromium on the path: the page is not tried in a browser (apt-get install chromium)")
-    opened = Browser(program, tmp_path / "profile")
+    opened = Browser(program, tmp_path_factory.mktemp("profile"))
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def browser(chromium):
+    chromium.errors.clear()
+    chromium.requests.clear()
+    return chromium
 
 
 def opened(browser, path):

@@ -77,6 +77,12 @@ def test_over_seeds_by_hand():
     assert b == {"arm": "b", "n": 1, "mean": 3.0, "sd": None, "low": None, "high": None}
 
 
+def test_intervals_keep_to_what_is_possible():
+    table = pl.DataFrame({"arm": ["a"] * 3, "seed": [0, 1, 2], "x": [0.4, 0.6, 0.9]})
+    free, bounded = (over_seeds(table, "x", bounds=b).row(0, named=True) for b in (None, (0.0, 1.0)))
+    assert (free["high"] > 1, bounded["high"], bounded["low"]) == (True, 1.0, max(0.0, free["low"]))
+
+
 def test_effect_size_by_hand():
     # Differences 1, 2, 3: mean 2, sd 1, J = 1 - 3 / (4 * 2 - 1) = 4/7.
     assert effect_size([1.0, 2.0, 3.0]) == pytest.approx(2 * 4 / 7)
