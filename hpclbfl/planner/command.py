@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
@@ -22,6 +23,7 @@ from hpclbfl.planner.report import plan_json, print_plan
 from hpclbfl.planner.runner import Probe, run_probe
 from hpclbfl.planner.store import ProbeRow, save_probes
 from hpclbfl.planner.study import Options
+from hpclbfl.progress import TERMINAL_COLUMNS
 
 QUICK = Options(budget_s=12.0, min_rounds=1, max_step_s=3.0, repetitions=2)
 """`--quick`."""
@@ -52,7 +54,7 @@ def run_plan(
             if as_json:
                 print(plan_json(plan, files))
             else:
-                print_plan(plan, rows, _title(job, plan), files, Console())
+                print_plan(plan, rows, _title(job, plan), files, _console(comm))
     # A rank that ended by itself would leave the others waiting for it, whatever the reason.
     except BaseException as error:
         _fail(comm, error, debug)
@@ -88,6 +90,14 @@ def _plan(
             files.append(plot)
         say("done")
     return plan, rows, files
+
+
+def _console(comm: Communicator) -> Console:
+    if comm.size == 1:
+        return Console()
+    # mpirun gives its ranks a terminal of its own, wherever their output ends.
+    columns = os.environ.get(TERMINAL_COLUMNS, "")
+    return Console(force_terminal=False, width=int(columns) if columns.isdigit() else 100)
 
 
 def _save_rows(path: Path, rows: list[ProbeRow], job: JobConfig, plan: Plan, side: int) -> None:

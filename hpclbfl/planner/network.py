@@ -21,7 +21,7 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
 from hpclbfl.planner.fits import Line, fit_line, medians
 from hpclbfl.planner.measure import IMAGES
-from hpclbfl.planner.plan_file import NetworkPlan, Plan
+from hpclbfl.planner.plan_file import NetworkPlan, Plan, RankPlan
 from hpclbfl.sections import BatchingConfig, BspConfig, PartitionConfig
 from hpclbfl.steps import average_clients, local_step, shared_step
 from hpclbfl.train import begin_record
@@ -29,7 +29,7 @@ from hpclbfl.train import begin_record
 FITTED = (0.0625, 0.25, 1.0)
 HELD_OUT = (0.125, 0.5)
 """Sizes of the timed reductions, as parts of what the job reduces."""
-SMALLEST_BYTES = 65536
+SMALLEST_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,23 @@ def ring_of(line: Line, num_ranks: int, engine: str, num_bytes: int) -> NetworkP
     )
 
 
-def step_seconds(plan: Plan, batch: int, num_ranks: int, local_steps: int) -> float:
-    """Eq. 2: mean time of a step, s, with `batch` samples per client on so many ranks like those of the plan.
+def step_seconds(plan: Plan, num_ranks: int, local_steps: int, batch: int | None = None) -> float:
+    """Eq. 2: mean time of a step, s, on so many ranks like those of the plan.
 
     The slowest kind of rank decides; t_sync is spread over the H = `local_steps` steps between two of them.
+
+    Args:
+        batch: samples of every client; None: each rank's share of the job's global batch.
     """
-    slowest = max(rank.num_clients * rank.seconds(batch) for rank in plan.ranks)
+    slowest = max(rank.num_clients * rank.seconds(batch or usual_batch(rank)) for rank in plan.ranks)
     if num_ranks == 1 or plan.network is None:
         return slowest
     return slowest + plan.network.seconds(num_ranks) / local_steps
+
+
+def usual_batch(rank: RankPlan) -> int:
+    """The rank's share of the job's global batch, or its best batch where it has none."""
+    return rank.local_batch_size or rank.best_batch or rank.max_batch
 
 
 def time_steps(

@@ -153,7 +153,7 @@ def _steps(plan: Plan) -> Any:
     points = [
         {"ranks": row["num_ranks"], "ms": 1e3 * row["t_step_s"], "H": f"H = {row['local_steps']:.0f}"} for row in rows
     ]
-    title = f"t_step with {rows[0]['batch']:.0f} samples per rank (Eq. 2)"
+    title = "time of a step over ranks (Eq. 2)"
     return (
         altair.Chart(_data(points), title=title)
         .mark_line(point=True)

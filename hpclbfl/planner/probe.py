@@ -176,7 +176,6 @@ def _top(bench: Bench, most_s: float, limit_bytes: int, min_top: int) -> int:
         if 2 * last_s > (most_s if 2 * batch > min_top else 4 * most_s):
             break
         batch *= 2
-        bench.step(batch)
         last_s = sum(bench.step(batch))
     return max(batch, SMALLEST)
 

@@ -114,15 +114,13 @@ def _whole_steps(job: JobConfig, comm: Communicator, plan: Plan, sizes: Sequence
 
 
 def predictions(plan: Plan) -> list[dict[str, float]]:
-    """Eq. 2 for numbers of ranks, each with the job's mean local batch: t_step_s at H = 1 and at the job's H.
+    """Eq. 2 for numbers of ranks, each with its share of the job's global batch: t_step_s at H = 1 and the job's H.
 
     Without a measured network, of one rank alone.
     """
-    batch = plan.ranks[0].local_batch_size or plan.ranks[0].best_batch or plan.ranks[0].max_batch
     counts = sorted({1, 2, 4, 8, 16, 32, 64, len(plan.ranks)}) if plan.network is not None else [1]
-    periods = sorted({1, plan.local_steps})
     return [
-        {"num_ranks": n, "local_steps": h, "batch": batch, "t_step_s": step_seconds(plan, batch, n, h)}
+        {"num_ranks": n, "local_steps": h, "t_step_s": step_seconds(plan, n, h)}
         for n in counts
-        for h in periods
+        for h in sorted({1, plan.local_steps})
     ]

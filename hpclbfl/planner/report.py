@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hpclbfl.planner.fits import Line, medians
+from hpclbfl.planner.network import usual_batch
 from hpclbfl.planner.plan_file import LineFit, MemoryPlan, Plan, RankPlan
 from hpclbfl.planner.recommend import predictions
 from hpclbfl.planner.store import ProbeRow
@@ -57,8 +58,7 @@ def print_plan(plan: Plan, rows: Sequence[ProbeRow], title: str, files: list[Pat
             f"ring of {_mb(network.num_bytes)} MB, fitted on {network.num_ranks} ranks ({network.engine}): "
             f"{network.bandwidth_bytes_per_s / 1e9:.2f} GB/s, {1e6 * network.hop_s:.0f} us per hop"
         )
-        batch = predictions(plan)[0]["batch"]
-        _show(console, f"Step with {batch:.0f} samples per rank (Eq. 2), ms", _steps(plan), note)
+        _show(console, "Step of ranks like these, with their shares (Eq. 2), ms", _steps(plan), note)
     _show(console, "Errors of the predictions, at sizes that the fits have not seen", _errors(plan))
     if plan.ranks[0].local_batch_size is None:
         most = sum(rank.max_batch for rank in plan.ranks)
@@ -119,7 +119,7 @@ def _ranks(plan: Plan) -> Table:
 
 
 def _memory(rank: RankPlan, memory: MemoryPlan) -> Table:
-    usual = rank.local_batch_size or rank.best_batch or rank.max_batch
+    usual = usual_batch(rank)
     batches = sorted({usual, rank.best_batch or usual, rank.max_batch})
     table = _table("", "fixed", "per sample", *(f"at {batch}" for batch in batches))
     lines = {"M_act": memory.activation, "M_batch": memory.batch}
