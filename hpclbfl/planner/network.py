@@ -19,17 +19,16 @@ from hpclbfl import build
 from hpclbfl.assemble import make_experiment
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
-from hpclbfl.planner.fits import Line, fit_line, medians
+from hpclbfl.planner.fits import Line, fit_bent_line, medians
 from hpclbfl.planner.measure import IMAGES
 from hpclbfl.planner.plan_file import NetworkPlan, Plan, RankPlan
 from hpclbfl.sections import BatchingConfig, BspConfig, PartitionConfig
 from hpclbfl.steps import average_clients, local_step, shared_step
 from hpclbfl.train import begin_record
 
-FITTED = (0.0625, 0.25, 1.0)
-HELD_OUT = (0.125, 0.5)
-"""Sizes of the timed reductions, as parts of what the job reduces."""
-SMALLEST_BYTES = 4096
+FITTED = (0.5, 1.0, 1.5)
+HELD_OUT = (0.75, 1.25)
+"""Sizes of the timed reductions, as parts of what the job reduces: near it, as what fits a cache is reduced faster."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,12 @@ def time_reductions(job: JobConfig, comm: Communicator, num_bytes: int, repetiti
     device = build.device(comm)
     is_shared = isinstance(job.sync, BspConfig)
     dtype = torch.float16 if is_shared and job.gradients.compression == "fp16" else build.dtype(job)
-    flat = torch.zeros(num_bytes // dtype.itemsize, dtype=dtype, device=device)
+    whole = num_bytes // dtype.itemsize
+    flat = torch.zeros(int(max(FITTED) * whole), dtype=dtype, device=device)
     emulation = build.emulation(job, comm, device)
     rows = []
     for part in (*FITTED, *HELD_OUT):
-        count = min(flat.numel(), max(SMALLEST_BYTES // flat.element_size(), int(part * flat.numel())))
+        count = max(1, int(part * whole))
         piece = int(job.comm.bucket_mb * 1e6) // flat.element_size() if is_shared else count
         message = flat[:count]
         for repetition in range(-2, repetitions):
@@ -82,14 +82,22 @@ def time_reductions(job: JobConfig, comm: Communicator, num_bytes: int, repetiti
     return [SyncRow(row.size_bytes, row.repetition, s) for row, s in zip(rows, slowest, strict=True)]
 
 
-def fit_ring(rows: Sequence[SyncRow], comm: Communicator, num_bytes: int) -> tuple[NetworkPlan, list[int]]:
-    """The ring's parameters from timed reductions, and the sizes, bytes, that were held out."""
+def fit_ring(rows: Sequence[SyncRow], num_ranks: int, engine: str, num_bytes: int) -> NetworkPlan:
+    """The ring's parameters from timed reductions.
+
+    Args:
+        rows: of the sizes to fit.
+        num_ranks, engine: that took part, and what carried the messages.
+        num_bytes: what the job reduces at once.
+    """
     found = medians((row.size_bytes, row.seconds) for row in rows)
-    sizes = list(dict.fromkeys(row.size_bytes for row in rows))
-    fitted = sizes[: len(FITTED)] if len(sizes) > len(FITTED) else sizes
-    return ring_of(fit_line({size: found[size] for size in fitted}), comm.size, comm.engine, num_bytes), [
-        size for size in sizes if size not in fitted
-    ]
+    bent = fit_bent_line(found)
+    line = bent.line
+    if line.fixed < 0:
+        # No latency is less than nothing: the line through the origin with the least relative errors.
+        ratios = [size / seconds for size, seconds in found.items() if size >= bent.straight_from]
+        line = Line(0.0, sum(ratios) / sum(ratio**2 for ratio in ratios))
+    return ring_of(line, num_ranks, engine, num_bytes)
 
 
 def ring_of(line: Line, num_ranks: int, engine: str, num_bytes: int) -> NetworkPlan:

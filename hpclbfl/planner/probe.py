@@ -165,18 +165,19 @@ def batches(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _top(bench: Bench, most_s: float, limit_bytes: int, min_top: int) -> int:
-    """The largest power of two whose step takes `most_s` at most (or three times a small one's), within memory."""
+    """The largest power of two whose step takes `most_s` at most (or four times a small one's), within memory."""
     saved = bench.account(_SCOUT)["activation"] / _SCOUT
-    small_s = min(sum(bench.step(_SCOUT)) for _ in range(2))
-    most_s = max(most_s, 3 * small_s)
+    before_s = last_s = min(sum(bench.step(_SCOUT)) for _ in range(2))
+    most_s = max(most_s, 4 * last_s)
     used = torch.cuda.memory_allocated(bench.device) if bench.device.type == "cuda" else resident()
-    batch, last_s = _SCOUT, small_s
+    batch = _SCOUT
     while 2 * batch <= bench.num_train and used + _ROOM * saved * 2 * batch < limit_bytes:
-        # A step of twice the batch takes up to twice the time.
-        if 2 * last_s > (most_s if 2 * batch > min_top else 4 * most_s):
+        # On a line through the two last ones, a step of twice the batch takes so long.
+        next_s = last_s + 2 * max(0.0, last_s - before_s)
+        if next_s > (most_s if 2 * batch > min_top else 4 * most_s):
             break
         batch *= 2
-        last_s = sum(bench.step(batch))
+        before_s, last_s = last_s, sum(bench.step(batch))
     return max(batch, SMALLEST)
 
 

@@ -11,7 +11,7 @@ import hpclbfl
 from hpclbfl.batching.share import balance
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
-from hpclbfl.planner.network import fit_ring, message_bytes, step_seconds, time_reductions, time_steps
+from hpclbfl.planner.network import FITTED, fit_ring, message_bytes, step_seconds, time_reductions, time_steps
 from hpclbfl.planner.plan_file import NetworkPlan, Plan, RankPlan, identity
 from hpclbfl.planner.runner import Probe
 from hpclbfl.planner.store import ProbeRow, Role, prediction_errors
@@ -94,7 +94,10 @@ def averaging_period(job: JobConfig, num_train: int, global_batch_size: int) -> 
 
 def _network(job: JobConfig, comm: Communicator, num_bytes: int) -> tuple[NetworkPlan, list[ProbeRow]]:
     timed = time_reductions(job, comm, num_bytes, REDUCTIONS)
-    network, held_out = fit_ring(timed, comm, num_bytes)
+    sizes = list(dict.fromkeys(row.size_bytes for row in timed))
+    held_out = sizes[len(FITTED) :]
+    fitted = [row for row in timed if row.size_bytes not in held_out]
+    network = fit_ring(fitted, comm.size, comm.engine, num_bytes)
     rows = []
     for row in timed:
         role: Role = "held_out" if row.size_bytes in held_out else "fit"

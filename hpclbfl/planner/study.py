@@ -170,7 +170,8 @@ class DeviceStudy:
         # The probes open fewer images than a run keeps in memory.
         missing = told["missing_bytes"]
         watched = self.watched if self.place.is_gpu else limit - self.reserved - missing
-        by_time = max(times.step.line.batch_of(self.options.max_step_s * self.slowdown), 2 * self.usual)
+        by_time = times.step.line.batch_of(self.options.max_step_s * self.slowdown)
+        by_time = max(by_time, 2 * self.usual, times.batches[-1])
         most, most_is = min((told["num_train"], "data"), (by_time, "time"))
         room = limit - self.reserved - missing - told["start_bytes"] - told["gradient"] - told["optimizer"]
         guess = max(1, int(room / per_sample))
@@ -182,7 +183,8 @@ class DeviceStudy:
             return None if outcome.answer is None else float(outcome.answer["peak_bytes"])
 
         probes = PeakProbes(measure, limit - self.reserved)
-        peak = fit_peak(probes, guess // 2, most)
+        # The largest timed batch fits; what else the process holds may make the guess too small.
+        peak = fit_peak(probes, max(guess // 2, times.batches[-1]), most)
         top = probes.largest
         checks = [
             Check(batch, peak(batch), probes.points[batch])

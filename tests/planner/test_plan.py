@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,24 @@ def test_errors_are_of_held_out_sizes_alone() -> None:
 def test_sizes_of_loaded_batches() -> None:
     assert loaded_sizes(3 * 32 * 32) == ([64, 256, 1024], [32, 128, 512, 768])
     assert loaded_sizes(3 * 224 * 224)[0][-1] == 256
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--memory-limit", "much"], "memory limit 'much': write a size such as 2GB or 512MiB"),
+        (["--plot", "plan.pdf"], "plan.pdf: a plot is a .png or an .svg"),
+        (["modle.name=x"], "unknown key 'modle'"),
+        (["-np", "2", "clients=3", "batching={local_batch_size: [1, 2]}"], "lists 2 sizes for 3 clients"),
+    ],
+)
+def test_slips_of_the_pen_are_one_line(larger_set: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "job.yaml").write_text(planned_job(larger_set).to_yaml())
+    command = [sys.executable, "-m", "hpclbfl", "plan", "job.yaml", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.mpi
