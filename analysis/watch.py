@@ -28,8 +28,7 @@ from hpclbfl.analysis.scan import find_runs, run_key, unstarted
 from hpclbfl.errors import DataError
 
 # The one setting without which HDF5 would wait for ever on a torn file.
-from hpclbfl.runlog.reader import Table
-from hpclbfl.runlog.reader import _access as swmr_access
+from hpclbfl.runlog.reader import Table, swmr_access
 from hpclbfl.runlog.schema import DTYPES, TABLES
 
 REFRESH_S = 2.0

@@ -6,15 +6,14 @@ alone: where data lie, which engine carries messages and how often a checkpoint 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, StrictBool, ValidationError, model_validator
+from pydantic import Field, PositiveInt, StrictBool, model_validator
 
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import (
@@ -31,13 +30,14 @@ from hpclbfl.sections import (
     ModelConfig,
     OptimizerConfig,
     PartitionConfig,
-    PostLocalConfig,
     ScheduleConfig,
     Section,
     SelSyncConfig,
     StopConfig,
     SyncConfig,
 )
+from hpclbfl.validation import validated
+from hpclbfl.yamlfile import read_mapping, set_value
 
 
 class JobConfig(Section):
@@ -138,39 +138,13 @@ class JobConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, where YAML would let the last one win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(self.construct_object(key_node, deep=True))
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def load_job(path: Path, overrides: list[str] | None = None) -> JobConfig:
     """Read a job file and apply `key.path=value` overrides (values are YAML).
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; one line that names it.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise ConfigError(f"{path}: cannot be read: {reason}") from error
-    try:
-        values = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{where}: not valid YAML: {reason}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a job file is a mapping with 'data' and 'model'")
+    values = read_mapping(path, "a job file is a mapping with 'data' and 'model'")
     for override in overrides or []:
         _apply_override(values, override)
     job = parse_job(values, str(path))
@@ -192,10 +166,7 @@ def _beside(job_file: Path, path: str, is_override: bool) -> str:
 
 def parse_job(values: dict[str, Any], source: str) -> JobConfig:
     """Validate a mapping; `source` names it in errors."""
-    try:
-        return JobConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(e, source) for e in error.errors()[:3])) from error
+    return validated(JobConfig, values, source, whole="job")
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -206,65 +177,4 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override '{override}': the value is not valid YAML") from error
-    *parents, last = key.strip().split(".")
-    node = values
-    for parent in parents:
-        child = node.get(parent)
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"override '{override}': '{parent}' is a value, it has no keys")
-        node = child
-    node[last] = value
-
-
-def _explain(error: Any, source: str) -> str:
-    path, model = _locate(error["loc"])
-    key = ".".join(path)
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        valid = [field.alias or name for name, field in model.model_fields.items()]
-        *parents, last = path
-        near = difflib.get_close_matches(last, valid, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        where = f"under '{'.'.join(parents)}'" if parents else "at the top"
-        return f"{source}: unknown key '{key}': {hint}valid {where}: {', '.join(valid)}"
-    if kind == "missing":
-        return f"{source}: '{key}' is missing"
-    if kind == "union_tag_not_found":
-        return f"{source}: '{key}.kind' is missing: {' or '.join(_SYNC_KINDS)}"
-    if kind == "union_tag_invalid":
-        return f"{source}: {key}.kind: '{error['ctx']['tag']}' is not known: {' or '.join(_SYNC_KINDS)}"
-    message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool | list) else ""
-    return f"{source}: {key or 'job'}: {message[0].lower() + message[1:]}{shown}"
-
-
-def _locate(location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
-    """The keys as the user wrote them, and the section that holds the last one.
-
-    pydantic's locations also name the branch of a union that it tried.
-    """
-    path: list[str] = []
-    model: type[BaseModel] = JobConfig
-    for index, part in enumerate(location):
-        if path == ["sync"] and part in _SYNC_KINDS:
-            model = _SYNC_KINDS[str(part)]
-            continue
-        path.append(str(part))
-        field = model.model_fields.get(str(part))
-        if index < len(location) - 1 and field is not None:
-            # A section, or one that may be absent: `Section | None`.
-            for annotation in get_args(field.annotation) or (field.annotation,):
-                if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                    model = annotation
-    return path, model
-
-
-_SYNC_KINDS: dict[str, type[Section]] = {
-    "bsp": BspConfig,
-    "fedavg": FedAvgConfig,
-    "post_local": PostLocalConfig,
-    "selsync": SelSyncConfig,
-}
+    set_value(values, key.strip(), value, f"override '{override}'")

@@ -13,15 +13,15 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hpclbfl.errors import EnvironmentFault, HpclbflError
 from hpclbfl.process import Process, this_process
-from hpclbfl.runfolder import utc_now, write_json
+from hpclbfl.runfolder import explained_writes, utc_now, write_json
 from hpclbfl.squeue import ENDED, Job, SlurmSilent, cluster_name, live_jobs
 
 TOKEN = "HPCLBFL_LEASE"
@@ -107,7 +107,7 @@ def acquire(
     environ = os.environ if environ is None else environ
     me = this_owner(environ, query) if me is None else me
     leases = folder / "lease"
-    with _explained(leases):
+    with explained_writes(leases):
         leases.mkdir(parents=True, exist_ok=True)
     for _ in range(_ATTEMPTS):
         number, found = _newest(leases)
@@ -245,7 +245,7 @@ def _is_fresh(path: Path) -> bool:
 
 def _create(path: Path, owner: Owner) -> bool:
     """Make the file; False: another one has."""
-    with _explained(path):
+    with explained_writes(path):
         try:
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
@@ -271,12 +271,3 @@ def _remove_old(leases: Path, number: int) -> None:
         if old.stem.isdigit() and int(old.stem) < number - _KEPT:
             with suppress(OSError):
                 old.unlink()
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise EnvironmentFault(f"{path}: cannot be written: {reason}; give a folder that can be") from error

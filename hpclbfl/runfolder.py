@@ -72,7 +72,7 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder with its subfolders; what is there stays."""
         for folder in (self.checkpoints, self.path / "attempts"):
-            with _explained(folder):
+            with explained_writes(folder):
                 folder.mkdir(parents=True, exist_ok=True)
 
     def write_config(self, text: str) -> None:
@@ -94,7 +94,7 @@ class RunFolder:
         number = max((a.number for a in self.attempts()), default=-1) + 1
         while True:
             attempt = self.attempt(number)
-            with _explained(attempt.path):
+            with explained_writes(attempt.path):
                 try:
                     attempt.path.mkdir()
                 except FileExistsError:
@@ -121,7 +121,7 @@ class RunFolder:
     def clear_done(self) -> None:
         """Take DONE.json away, if it is there: the run goes on."""
         path = self.path / "DONE.json"
-        with _explained(path):
+        with explained_writes(path):
             path.unlink(missing_ok=True)
 
 
@@ -153,7 +153,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all. Raises EnvironmentFault as `write_json` does."""
     # In the same folder, for a rename that is one step; per process, for writers that do not know of each other.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with _explained(path):
+    with explained_writes(path):
         try:
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
@@ -179,7 +179,8 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained_writes(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in writing to the path into an EnvironmentFault of one line."""
     try:
         yield
     except OSError as error:

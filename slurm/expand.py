@@ -20,7 +20,9 @@ from hpclbfl.config import JobConfig, parse_job
 from hpclbfl.errors import ConfigError, HpclbflError
 from hpclbfl.sections import DataConfig, Section
 from hpclbfl.slurm.resources import ResourcesConfig
-from hpclbfl.slurm.yamlfile import read_mapping, validated
+from hpclbfl.slurm.yamlfile import read_mapping
+from hpclbfl.validation import validated
+from hpclbfl.yamlfile import set_value
 
 Overrides = dict[str, Any]
 """key.path -> value; a mapping as value replaces the whole section."""
@@ -215,16 +217,7 @@ def applied(base: dict[str, Any], overrides: Overrides, source: str) -> dict[str
     """
     values = copy.deepcopy(base)
     for key, value in overrides.items():
-        *parents, last = key.split(".")
-        node = values
-        for parent in parents:
-            child = node.get(parent)
-            if child is None:
-                child = node[parent] = {}
-            if not isinstance(child, dict):
-                raise ConfigError(f"{source}: {key}: '{parent}' is a value, it has no keys")
-            node = child
-        node[last] = copy.deepcopy(value)
+        set_value(values, key, copy.deepcopy(value), f"{source}: {key}")
     return values
 
 

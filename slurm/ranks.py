@@ -25,8 +25,6 @@ from hpclbfl.squeue import clean_environment
 
 REQUEUE_CODE = 75
 """Exit code of ranks that have saved themselves and want to be started again."""
-RESUME_ARGS: tuple[str, ...] = ()
-"""What tells `hpclbfl train` to go on from a checkpoint if there is one."""
 
 Launcher = Literal["srun", "mpirun", "local"]
 
@@ -58,7 +56,6 @@ def launch_command(
         EnvironmentFault: there is no mpirun.
     """
     train = [sys.executable, "-m", "hpclbfl", "train", str(launch.job_file), "--run-dir", str(launch.run_dir)]
-    train += RESUME_ARGS
     cores = available_cores() if cores is None else cores
     threads = launch.cpus_per_rank or 1
     if launch.launcher == "srun":
@@ -111,6 +108,9 @@ class Stop:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
+        self._hand_on()
+
+    def _hand_on(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGUSR2)
 
@@ -122,5 +122,8 @@ class Stop:
         self._process = subprocess.Popen(
             list(argv), env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True, restore_signals=True
         )
+        if self.received:
+            # Told while the command was being started, when there was no process to hand it on to.
+            self._hand_on()
         code = self._process.wait()
         return 128 - code if code < 0 else code

@@ -15,7 +15,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt, StrictBool, field_valid
 
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import Section
-from hpclbfl.slurm.yamlfile import read_mapping, validated
+from hpclbfl.slurm.yamlfile import read_mapping
+from hpclbfl.validation import validated
 
 PROFILES = Path(__file__).with_name("clusters")
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hpclbfl.bench.findings import Findings
-from hpclbfl.bench.launches import HOROVOD_DEFAULTS, Launcher
+from hpclbfl.bench.launches import HOROVOD_DEFAULTS, Launcher, runnable
 from hpclbfl.bench.turns import Turns
-from hpclbfl.launch import has_gpu
 
 VARIANTS = {
     "mpi": "engine mpi (in chunks)",
@@ -23,11 +22,6 @@ VARIANTS = {
 _HOST_ONLY = ("mpi", "mpi4py")
 
 
-def default_variants() -> tuple[str, ...]:
-    """All that this machine can run: MPI is for host memory."""
-    return tuple(name for name in VARIANTS if not (has_gpu() and name in _HOST_ONLY))
-
-
 @dataclass(frozen=True)
 class Settings:
     """What can be chosen."""
@@ -36,7 +30,7 @@ class Settings:
     num_ranks: int = 2
     mb: tuple[float, ...] = (1.0, 10.0, 100.0)
     """Sizes of the float32 buffer, MB (1e6 bytes)."""
-    variants: tuple[str, ...] = field(default_factory=default_variants)
+    variants: tuple[str, ...] = field(default_factory=lambda: runnable(VARIANTS, host_only=_HOST_ONLY))
 
 
 def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:

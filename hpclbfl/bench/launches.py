@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,11 @@ HOROVOD_DEFAULTS = {"HOROVOD_CYCLE_TIME": "1", "HOROVOD_ENABLE_ASYNC_COMPLETION"
 TASK, RESULT, ERROR = "task.json", "result.json", "rank{}.error"
 """Names of files in a launch's folder: what to do, what rank 0 measured, why a rank failed."""
 _INTERRUPTED = (130, 143)
+
+
+def runnable(variants: Iterable[str], host_only: Container[str]) -> tuple[str, ...]:
+    """Those that this machine can run; where ranks work on GPUs, not those that are for host memory."""
+    return tuple(name for name in variants if not (has_gpu() and name in host_only))
 
 
 class Launcher:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hpclbfl.bench.findings import Findings
-from hpclbfl.bench.launches import HOROVOD_DEFAULTS, Launcher
+from hpclbfl.bench.launches import HOROVOD_DEFAULTS, Launcher, runnable
 from hpclbfl.bench.turns import Turns
-from hpclbfl.launch import has_gpu
 
 VARIANTS = {
     "compute": "compute alone",
@@ -37,11 +36,6 @@ _COMPARED = (
 )
 
 
-def default_variants() -> tuple[str, ...]:
-    """All that this machine can run: engine mpi is for host memory."""
-    return tuple(name for name in VARIANTS if not (has_gpu() and name in _HOST_ONLY))
-
-
 @dataclass(frozen=True)
 class Settings:
     """What can be chosen."""
@@ -54,7 +48,7 @@ class Settings:
     steps: int = 12
     """Timed per launch."""
     warmup: int = 4
-    variants: tuple[str, ...] = field(default_factory=default_variants)
+    variants: tuple[str, ...] = field(default_factory=lambda: runnable(VARIANTS, host_only=_HOST_ONLY))
 
 
 def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:

@@ -92,8 +92,6 @@ def _memory(plan: Plan, rows: Sequence[ProbeRow]) -> Any:
 
 def _times(plan: Plan, rows: Sequence[ProbeRow]) -> Any:
     """Fig. 1 and 5: t_c and t_mov against batch size, with the lines."""
-    import altair
-
     points, lines = [], []
     for rank in plan.ranks:
         for quantity, name, fit in (("t_c_s", "t_c", rank.t_c), ("t_mov_s", "t_mov", rank.t_mov)):
@@ -105,15 +103,7 @@ def _times(plan: Plan, rows: Sequence[ProbeRow]) -> Any:
             if fit is not None and mine:
                 ends = _grid(min(roles), max(roles))
                 lines += [{"batch": b, "ms": 1e3 * at(fit, b), "what": label} for b in ends if at(fit, b) > 0]
-    log = altair.Scale(type="log", nice=False, padding=12)
-    y = altair.Y("ms:Q", scale=log, title="ms per step")
-    color = altair.Color("what:N", title=None)
-    line = altair.Chart(_data(lines), title="time of a step (Fig. 1, 5)").mark_line(strokeDash=[5, 3])
-    dots = altair.Chart(_data(points)).mark_point(filled=True, size=45)
-    shape = altair.Shape("role:N", title=None)
-    x = _batch_axis(log)
-    layers = line.encode(x=x, y=y, color=color), dots.encode(x=x, y=y, color=color, shape=shape)
-    return altair.layer(*layers).properties(**_SIZE_PX)
+    return _fitted(points, lines, y="ms", y_title="ms per step", title="time of a step (Fig. 1, 5)")
 
 
 def _epochs(plan: Plan, rows: Sequence[ProbeRow]) -> Any:
@@ -168,8 +158,6 @@ def _steps(plan: Plan) -> Any:
 
 def _batch_memory(plan: Plan, rows: Sequence[ProbeRow]) -> Any:
     """Fig. 4: activation and batch memory, measured and as fitted, on logarithmic axes."""
-    import altair
-
     rank = plan.ranks[0]
     points, lines = [], []
     for quantity, name in (("m_act_bytes", "M_act"), ("m_batch_bytes", "M_batch")):
@@ -179,14 +167,20 @@ def _batch_memory(plan: Plan, rows: Sequence[ProbeRow]) -> Any:
             if size > 0:
                 points.append({"batch": batch, "MB": size / 1e6, "what": name, "role": roles[batch]})
         lines += [{"batch": r.batch, "MB": r.predicted / 1e6, "what": name} for r in mine if r.predicted > 0]
+    return _fitted(points, lines, y="MB", y_title="MB", title="activation and batch memory (Fig. 4)")
+
+
+def _fitted(points: list[dict[str, Any]], lines: list[dict[str, Any]], y: str, y_title: str, title: str) -> Any:
+    """Measured points and the fits through them against the batch, on logarithmic axes."""
+    import altair
+
     log = altair.Scale(type="log", nice=False, padding=12)
-    y = altair.Y("MB:Q", scale=log, title="MB")
     color = altair.Color("what:N", title=None)
-    line = altair.Chart(_data(lines), title="activation and batch memory (Fig. 4)").mark_line(strokeDash=[5, 3])
+    line = altair.Chart(_data(lines), title=title).mark_line(strokeDash=[5, 3])
     dots = altair.Chart(_data(points)).mark_point(filled=True, size=45)
     shape = altair.Shape("role:N", title=None)
-    x = _batch_axis(log)
-    layers = line.encode(x=x, y=y, color=color), dots.encode(x=x, y=y, color=color, shape=shape)
+    x, height = _batch_axis(log), altair.Y(f"{y}:Q", scale=log, title=y_title)
+    layers = line.encode(x=x, y=height, color=color), dots.encode(x=x, y=height, color=color, shape=shape)
     return altair.layer(*layers).properties(**_SIZE_PX)
 
 

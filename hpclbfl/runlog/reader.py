@@ -78,7 +78,7 @@ def read_file(path: str | Path) -> RankLog:
     path = Path(path)
     try:
         # The low-level calls read a folder of 1,000 files about three times as fast as h5py.File.
-        file = h5f.open(bytes(path), h5f.ACC_RDONLY | h5f.ACC_SWMR_READ, _access())
+        file = h5f.open(bytes(path), h5f.ACC_RDONLY | h5f.ACC_SWMR_READ, swmr_access())
     except (OSError, RuntimeError) as error:
         reason = "is not there" if not path.exists() else f"is torn, HDF5 cannot open it ({_first_line(error)})"
         raise TornFile(path, reason) from error
@@ -98,7 +98,8 @@ def read_file(path: str | Path) -> RankLog:
 
 
 @cache
-def _access() -> Any:
+def swmr_access() -> Any:
+    """Return the file-access properties to open a log with while it may still be written."""
     access = h5p.create(h5p.FILE_ACCESS)
     access.set_libver_bounds(h5f.LIBVER_LATEST, h5f.LIBVER_LATEST)
     access.set_file_locking(False, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -135,6 +136,18 @@ def test_stop_turns_what_slurm_sends_into_one_signal(tmp_path: Path) -> None:
         # Told before it began: it does not begin.
         assert stop.run(["/nowhere"], os.environ) == 75
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_stop_hands_on_what_came_while_the_command_was_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(subprocess.Popen):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)  # type: ignore[call-overload]
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Late)
+    with Stop() as stop:
+        assert stop.run(["sleep", "60"], os.environ) == 128 + signal.SIGUSR2
+        assert stop.received == [signal.SIGTERM]
 
 
 def task(run: RunFolder) -> Task:
