@@ -204,7 +204,8 @@ def local_steps(job: JobConfig, num_ranks: int) -> NDArray[np.int64] | None:
 
 def _check_one_client_per_rank(what: str, num_clients: int, num_ranks: int) -> None:
     if num_clients != num_ranks:
-        raise ConfigError(f"{what} needs one client per rank, not {num_clients} clients on {num_ranks} ranks")
+        ranks = f"{num_ranks} rank{'s' * (num_ranks > 1)}"
+        raise ConfigError(f"{what} needs one client per rank, not {num_clients} clients on {ranks}")
 
 
 def emulation(job: JobConfig, comm: Communicator, on: torch.device) -> Emulation | None:

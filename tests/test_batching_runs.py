@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.utils import parameters_to_vector
 
 from hpclbfl.assemble import make_experiment
 from hpclbfl.comm.local import LocalCommunicator
@@ -14,6 +16,8 @@ from hpclbfl.config import load_job, parse_job
 from hpclbfl.errors import ConfigError
 from hpclbfl.run import run_job
 from hpclbfl.runlog.reader import read_run
+from hpclbfl.steps import shared_step
+from hpclbfl.train import begin_record
 from tests.conftest import make_job
 
 
@@ -42,12 +46,36 @@ def test_a_batch_may_be_larger_than_a_shard(tmp_path: Path, toy_set: Path) -> No
     assert steps["num_samples"][-1] == 2 * 92
 
 
+def test_batches_of_1_7_and_24_are_one_of_32(toy_set: Path) -> None:
+    """Under iid the three slices are those of the one batch; the net has no BatchNorm (invariant 2)."""
+    models = {}
+    for sizes in ([1, 7, 24], [32]):
+        job = make_job(
+            toy_set,
+            clients=len(sizes),
+            model={"name": "vit_cifar"},
+            batching={"local_batch_size": sizes},
+            stop={"steps": 3},
+        )
+        exp = make_experiment(job, LocalCommunicator())
+        for _ in range(3):
+            shared_step(exp, begin_record(exp), 0)
+            exp.counters.positions += exp.sampler.counts(exp.sizes_now)
+            exp.counters.step += 1
+        models[len(sizes)] = parameters_to_vector(exp.clients[0].replica.module.parameters()).detach()
+    assert models[1].dtype == torch.float64
+    torch.testing.assert_close(models[3], models[1], rtol=0, atol=1e-9)
+    # Had nothing been learnt, they would agree, too.
+    start = parameters_to_vector(make_experiment(job, LocalCommunicator()).clients[0].replica.module.parameters())
+    assert float((models[1] - start).norm()) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("sections", "error"),
     [
         (
             {"batching": {"local_batch_size": 4, "policy": "dynamic"}},
-            "needs one client per rank, not 4 clients on 1 ranks",
+            "needs one client per rank, not 4 clients on 1 rank",
         ),
         (
             {"clients": 1, "batching": {"local_batch_size": 8, "policy": "dynamic", "max_local_batch_size": 4}},
