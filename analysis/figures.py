@@ -117,7 +117,12 @@ def batches_and_waits(parts: Sequence[str] = tuple(PARTS), width: int = 300, hei
         .mark_line(interpolate="step-after", strokeWidth=2)
         .encode(
             alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickCount=4)),
-            alt.Y("local_batch_size:Q", title="local batch (samples)", axis=alt.Axis(tickCount=4)),
+            alt.Y(
+                "local_batch_size:Q",
+                title="local batch (samples)",
+                scale=alt.Scale(domainMin=0, nice=4),
+                axis=alt.Axis(tickCount=4),
+            ),
             alt.Color(
                 "clients:N", title="clients", sort=by_client, scale=alt.Scale(scheme="viridis"), legend=legend(2)
             ),

@@ -14,6 +14,9 @@ from hpclbfl.analysis.summary import Headline
 
 _MINUS = "−"
 _INTERVALS = f"In brackets: {100 * LEVEL:.0f} % bootstrap interval of the mean over seeds, from {MIN_SEEDS} seeds up."
+_APART = ("sync", "partition")
+_SOME_WAIT = 0.1
+"""Share of steps' time spent waiting for slower ranks, from which on the terminal speaks of it."""
 _DIFFERENCES = (
     "Differences are paired by seed, in percentage points; effect: Hedges' g of the pairs. Each verdict is that of one "
     "interval, not corrected for their number."
@@ -97,17 +100,23 @@ def comparison_table(head: Headline) -> TextTable:
 
 
 def runs_table(runs: pl.DataFrame, title: str) -> TextTable:
-    """One line per run: synchroniser, partition, accuracy, time, and the state where not all are done."""
+    """One line per run: what sets it apart, accuracy, time, waiting where ranks did, the state where not all are done.
+
+    Its arm is named where synchroniser and partition do not tell it from others.
+    """
     # Where all went well nobody needs to be told on every line.
-    shows_state = bool((runs["state"] != "done").any())
-    rows = []
-    for row in runs.rows(named=True):
-        top1 = "-" if row["top1"] is None else f"{row['top1'] * 100:.1f} %"
-        seconds = "-" if row["elapsed_s"] is None else f"{row['elapsed_s']:.1f}"
-        state = [row["state"]] if shows_state else []
-        rows.append((row["sync"], row["partition"], top1, seconds, *state, str(row["run"])))
-    head = ("sync", "partition", "test accuracy", "seconds", *(["state"] if shows_state else []), "run")
-    return TextTable(title, head, rows, left=frozenset({"sync", "partition", "state", "run"}))
+    columns: dict[str, list[str]] = {name: runs[name].cast(pl.String).fill_null("-").to_list() for name in _APART}
+    if runs.select(_APART).n_unique() < runs["arm"].n_unique():
+        columns["arm"] = runs["arm"].cast(pl.String).fill_null("-").to_list()
+    columns["test accuracy"] = ["-" if top1 is None else f"{100 * top1:.1f} %" for top1 in runs["top1"]]
+    columns["seconds"] = ["-" if seconds is None else f"{seconds:.1f}" for seconds in runs["elapsed_s"]]
+    if (runs["share_wait"] >= _SOME_WAIT).any():
+        columns["wait"] = ["-" if share is None else f"{100 * share:.0f} %" for share in runs["share_wait"]]
+    if (runs["state"] != "done").any():
+        columns["state"] = runs["state"].to_list()
+    columns["run"] = runs["run"].to_list()
+    rows = list(zip(*columns.values(), strict=True))
+    return TextTable(title, tuple(columns), rows, left=frozenset({*_APART, "arm", "state", "run"}))
 
 
 def _is_same(arms: pl.DataFrame, name: str, other: str) -> bool:
