@@ -129,7 +129,8 @@ class Session:
                     f"gradients.scaler: {job.optimizer.name} divides by the gradient's size, the factor hardly acts"
                 )
                 _warn(exp, log, progress, "warning", advice)
-            outcome = train(exp, Services(log, progress, Saver(exp, store), request, watchdog))
+            saver = Saver(exp, store)
+            outcome = train(exp, Services(log, progress, saver, request, watchdog))
             progress.say(
                 f"top-1 {100 * outcome.top1:.1f} % after {_count(outcome.step, 'step')}, {outcome.epoch:.2f} epochs, "
                 f"{outcome.elapsed_s:.1f} s of training ({outcome.reason}); {folder.path}"
@@ -138,16 +139,18 @@ class Session:
                 f"{outcome.epoch:.2f}; the same command resumes it; {folder.path}"
             )
         if comm.rank == 0:
-            self._finish(folder, outcome, digest)
+            self._finish(folder, outcome, digest, saver)
         return outcome
 
-    def _finish(self, folder: RunFolder, outcome: Outcome, digest: str) -> None:
+    def _finish(self, folder: RunFolder, outcome: Outcome, digest: str, saver: Saver) -> None:
         if outcome.reason == STOPPED:
             folder.write_status("requeue", **asdict(outcome))
             return
         if self._exp is not None:
             _save_model(self._exp, folder.path / "model.pt")
         summary = {**asdict(outcome), "hash": digest, "engine": self._comm.engine, "num_ranks": self._comm.size}
+        # Of this attempt; training time is without them.
+        summary |= {"num_checkpoints": saver.count, "checkpoint_s": saver.seconds}
         folder.mark_done(summary)
         folder.write_status("done", **asdict(outcome))
 

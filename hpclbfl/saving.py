@@ -24,8 +24,8 @@ class Saver:
         self._exp, self._store = exp, store
         self._identity = identity(exp.job, exp.dataset.fingerprint)
         self._last = time.monotonic()
-        self.seconds = 0.0
-        """Spent on saving."""
+        self.count, self.seconds = 0, 0.0
+        """Checkpoints saved, and the time that it took."""
 
     def asks(self) -> bool:
         """Whether this rank, the first one, finds that it is time by its clock."""
@@ -43,6 +43,7 @@ class Saver:
         self._store.save(self._exp.counters.step, self._identity, *take(self._exp))
         self._last = time.monotonic()
         self.seconds += self._last - begin
+        self.count += 1
 
 
 def identity(job: JobConfig, data_fingerprint: str) -> dict[str, Any]:

@@ -97,6 +97,14 @@ def test_cut_and_resumed_twice_is_bit_identical(
     assert steps == ([15, 18] if name == "growing" else [6, 9])
 
 
+def test_what_checkpoints_cost_is_told(tmp_path: Path, toy_set: Path) -> None:
+    run_job(job_of(toy_set, "bsp"), tmp_path)
+    done = RunFolder(tmp_path).done()
+    # After steps 3, 6 and 9; what stands after the last one is the finished model.
+    assert done is not None and done["num_checkpoints"] == 3
+    assert done["checkpoint_s"] > 0
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR2])
 @pytest.mark.parametrize("name", ["bsp", "fedavg"])
 def test_asked_to_stop_it_saves_and_goes_on_later(
