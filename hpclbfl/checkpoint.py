@@ -123,6 +123,20 @@ class CheckpointStore:
         for step in self.steps()[KEPT:]:
             shutil.rmtree(self.folder / f"step-{step:09d}")
 
+    def clear(self) -> None:
+        """Remove all checkpoints, for a run that starts anew; rank 0's work, a collective `save` comes after it.
+
+        Raises:
+            EnvironmentFault: they cannot be removed.
+        """
+        try:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{self.folder}: cannot be removed: {(error.strerror or str(error)).lower()}"
+            ) from error
+
     def load(self, clients: Iterable[int]) -> tuple[Found | None, list[str]]:
         """The newest checkpoint that is whole on every rank, or None; and a line about each that was passed over."""
         wanted = list(clients)

@@ -101,6 +101,9 @@ class Session:
         found, problems = resume(exp, store, mode)
         # Until here the folder may be another one's, and an error leaves it as it is.
         self._folder = folder
+        if mode == "never" and comm.rank == 0:
+            # Later steps' checkpoints of the run before would be taken for this one's.
+            store.clear()
         attempt = self._begin_attempt(exp, digest)
         with ExitStack() as stack:
             attributes: dict[str, str | int | float] = {

@@ -192,3 +192,20 @@ def test_must_and_never(tmp_path: Path, toy_set: Path, capfd: pytest.CaptureFixt
     run_job(job, tmp_path, resume="never")
     steps = read_run(tmp_path).tables["steps"]
     assert steps["step"].tolist() == np.repeat(np.arange(12), 4).tolist()
+
+
+def test_a_run_that_was_started_anew_never_goes_on_from_the_old_one(
+    tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(toy_set, "bsp")
+    whole, anew = tmp_path / "whole", tmp_path / "anew"
+    run_job(job, whole)
+    run_job(job, anew)
+    with monkeypatch.context() as patch:
+        cut_at(patch, 5)
+        with pytest.raises(SystemExit):
+            run_job(job, anew, resume="never")
+    # Those after steps 6 and 9 were of the run that was given up.
+    assert [p.name for p in (anew / "checkpoints").iterdir()] == ["step-000000003"]
+    run_job(job, anew)
+    assert untimed(read_run(anew)) == untimed(read_run(whole))
