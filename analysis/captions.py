@@ -16,6 +16,13 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         "Top-1 on the test split at the end of the run. Dots: mean over n seeds, with its "
         f"{100 * LEVEL:.0f} % bootstrap interval from {MIN_SEEDS} seeds up. Open circles: single runs.",
     ),
+    "sharpness": (
+        "Sharpness and accuracy",
+        "One mark per run. Top eigenvalue (the largest in magnitude) of the Hessian of the mean training loss, at the "
+        "last state that 'hpclbfl sharpness' looked at, and top-1 on the test split at that step. Bars: the "
+        "eigenvalue's residual, where it is wide enough to be seen. Small eigenvalues are flat minima; where the top "
+        "one is negative, the net is at no minimum.",
+    ),
     "gradient_norm": (
         "Gradient norm and its change",
         "Left: norm of the gradient that all clients share, before it is scaled (where clients train alone: mean over "

@@ -12,6 +12,7 @@ from typing import Any
 import altair as alt
 
 from hpclbfl.analysis.metrics import AXES, Axis
+from hpclbfl.analysis.sharpness import accuracy_by_sharpness
 from hpclbfl.analysis.style import (
     PARTS,
     ROWS,
@@ -175,6 +176,7 @@ def final_accuracy(width: int = 480) -> Chart:
 FIGURES: tuple[str, ...] = (
     *(f"learning_curves_{axis}" for axis in AXES),
     "final_accuracy",
+    "sharpness",
     "gradient_norm",
     "scale_factor",
     "time_shares",
@@ -194,7 +196,10 @@ def definition(name: str, parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]
     elif name in ("time_shares", "batches_and_waits"):
         found = (time_shares if name == "time_shares" else batches_and_waits)(parts).to_dict()
     else:
-        found = {"final_accuracy": final_accuracy, "gradient_norm": gradient_norm, "scale_factor": scale_factor}[
-            name
-        ]().to_dict()
+        found = {
+            "final_accuracy": final_accuracy,
+            "sharpness": accuracy_by_sharpness,
+            "gradient_norm": gradient_norm,
+            "scale_factor": scale_factor,
+        }[name]().to_dict()
     return dict(found)

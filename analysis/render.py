@@ -34,6 +34,7 @@ def figure_rows(frames: Frames) -> dict[str, pl.DataFrame]:
     rows = {
         **{f"learning_curves_{axis}": views.learning_curves(frames, runs, axis) for axis in AXES},
         "final_accuracy": views.final_accuracy(frames, runs),
+        "sharpness": views.sharpness_points(frames, runs),
         "gradient_norm": views.gradients(frames, runs),
         "scale_factor": views.scale_factor(frames, runs),
         "time_shares": views.time_shares(frames, runs),

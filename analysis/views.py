@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hpclbfl.analysis import metrics, stats, traces
 from hpclbfl.analysis.frames import Frames
+from hpclbfl.analysis.sharpness import sharpness
 
 CURVE_POINTS = 60
 """Of a learning curve, at most."""
@@ -72,6 +73,24 @@ def final_accuracy(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
         how="diagonal",
     )
     return pl.concat([overall, _per_seed(single, runs).with_columns(kind=pl.lit("mean"))], how="diagonal")
+
+
+def sharpness_points(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
+    """Sharpness and accuracy (Fig. 3), a row per run, at the last step whose Hessian was looked at.
+
+    arm, seed, label, run, step, eigenvalue (the top one), residual, low, high (the eigenvalue, less and more the
+    residual; no less than a tenth of it, for a logarithmic axis), top1 (%).
+    """
+    last = sharpness(frames).filter(pl.col("index") == 0).group_by("run", maintain_order=True).last()
+    table = runs.join(last.drop("seed"), on="run", maintain_order="left").with_columns(
+        pl.col("run").cast(pl.String),
+        top1=pl.col("top1") * 100,
+        low=pl.max_horizontal(pl.col("eigenvalue") - pl.col("residual"), pl.col("eigenvalue") / 10),
+        high=pl.col("eigenvalue") + pl.col("residual"),
+    )
+    columns = ("run", "step", "eigenvalue", "residual", "low", "high", "top1")
+    table = table.select("arm", "seed", "label", *columns).drop_nulls("top1")
+    return pl.concat([table.with_columns(seed=pl.lit(None, table.schema["seed"])), _per_seed(table, runs)])
 
 
 def gradients(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:

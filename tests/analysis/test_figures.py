@@ -14,7 +14,14 @@ from hpclbfl.analysis.figures import FIGURES, definition
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.render import figure_rows, filled, rendered
 from hpclbfl.analysis.style import COLORS, DASHES, MAX_ARMS, PARTS, SHAPES, fill
+from hpclbfl.sharpness.store import empty_tables, rows_of, save_sharpness
 from tests.analysis.synthetic import make_run
+
+
+def save_top_eigenvalue(run, step, value):
+    columns = {"index": 0, "eigenvalue": value, "residual": 0.5, "iterations": 9, "num_samples": 64, "seed": 0}
+    tables = {**empty_tables(), "eigenvalues": rows_of("eigenvalues", step, **columns)}
+    save_sharpness(run / "sharpness.h5", tables, step, {"hash": run.name})
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +30,7 @@ def frames(tmp_path_factory):
     for factor in (1, 2, 4):
         for seed in range(3):
             make_run(root / f"x{factor}-s{seed}", seed, factor, num_steps=60, evaluate_every=10, dynamic=factor == 4)
+            save_top_eigenvalue(root / f"x{factor}-s{seed}", 60, 20.0 / factor + seed)
     make_run(root / "x8-s0", 0, 8, num_steps=30, evaluate_every=10, state="running")
     make_run(root / "x8-s1", 1, 8, num_steps=30, evaluate_every=10, state="failed")
     return load(root)

@@ -1,0 +1,257 @@
+"""`hpclbfl sharpness` on one rank: alone, or with all others in the MPI job that it finds itself in."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from hpclbfl import build
+from hpclbfl.comm.base import Communicator
+from hpclbfl.config import JobConfig, load_job
+from hpclbfl.data.datasets import load_dataset
+from hpclbfl.data.loader import Loader
+from hpclbfl.errors import ConfigError, DataError, HpclbflError, RunFailed
+from hpclbfl.sharpness.hessian import Eigenpair, Product, Spectrum, density, lanczos, random_vector, top_eigenpairs
+from hpclbfl.sharpness.model import load_state
+from hpclbfl.sharpness.product import DistributedProduct, LossHessian, parameters_of
+from hpclbfl.sharpness.report import Result, as_json, print_result
+from hpclbfl.sharpness.source import Source, find_source
+from hpclbfl.sharpness.store import FILE_NAME, Tables, empty_tables, rows_of, save_sharpness
+
+_SAMPLES, _POWER, _LANCZOS = 0, 1, 2
+"""What random numbers are drawn for; keys them with the seed."""
+_SAY_EVERY_S = 10.0
+_OTHERS_WAIT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is looked at, and how closely."""
+
+    samples: int = 1024
+    """Training images that the loss is the mean of; no more than there are."""
+    top: int = 1
+    """Eigenvalues by power iteration."""
+    lanczos: int | None = None
+    """M: products for the spectrum; None: no spectrum."""
+    with_density: bool = False
+    """Also write the spectrum as a curve."""
+    seed: int = 0
+    """Chooses images and start vectors: the same in all runs of a set, whatever the job's seed."""
+    batch: int = 128
+    """Images at a time on a rank."""
+    tolerance: float = 1e-3
+    """Residual over eigenvalue at which a power iteration ends."""
+    iterations: int = 100
+    """Of a power iteration, at most."""
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What all ranks hold."""
+
+    product: DistributedProduct
+    like: Tensor
+    step: int
+    num_samples: int
+    num_train: int
+
+
+def run_sharpness(run: Path, options: Options, print_json: bool = False, debug: bool = False) -> None:
+    """Find the eigenvalues, write sharpness.h5 into the run's folder, print from rank 0.
+
+    Does not return if this rank fails.
+    """
+    if options.with_density and options.lanczos is None:
+        raise ConfigError("--density: a density is drawn from the spectrum; give --lanczos M, too")
+    source = find_source(run)
+    job = load_job(source.folder.config)
+    comm = build.communicator(job.comm)
+    try:
+        result = _measure(source, job.resolved(comm.size), comm, options)
+        if result is not None:
+            print(as_json(result)) if print_json else print_result(result, comm.size)
+    # A rank that ended by itself would leave the others waiting for it, whatever the reason.
+    except BaseException as error:
+        _fail(comm, error, debug)
+    comm.close()
+
+
+def choose_samples(num_train: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Places of `count` training images, rising, no image twice; all where there are no more."""
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _SAMPLES])))
+    return np.sort(rng.permutation(num_train)[:count]).astype(np.int64)
+
+
+def _measure(source: Source, job: JobConfig, comm: Communicator, options: Options) -> Result | None:
+    begin = time.monotonic()
+
+    def say(line: str) -> None:
+        if comm.rank == 0:
+            print(f"sharpness: {time.monotonic() - begin:4.0f} s: {line}", file=sys.stderr, flush=True)
+
+    problem = _problem(source, job, comm, options, say)
+    if comm.rank:
+        problem.product.serve()
+        return None
+    say(f"step {problem.step}: {len(problem.like):,} parameters, {problem.num_samples} training images")
+    if options.top > len(problem.like):
+        raise ConfigError(f"--top {options.top}: the Hessian has {len(problem.like)} eigenvalues, one per parameter")
+    progress = _Progress(say)
+    start = partial(_start, problem.like, options.seed)
+    pairs = top_eigenpairs(
+        progress.counting(problem.product),
+        lambda index: start(_POWER, index),
+        options.top,
+        options.tolerance,
+        options.iterations,
+        lambda pair: say(f"eigenvalue {pair.value:.4g}, residual {pair.residual:.2g}, {pair.iterations} products"),
+    )
+    for index, pair in enumerate(pairs):
+        if not pair.has_settled:
+            say(
+                f"warning: eigenvalue {index} has not settled: residual {pair.residual:.2g} after {pair.iterations} "
+                "products; give more --iterations"
+            )
+    spectrum = None
+    if options.lanczos is not None:
+        spectrum = lanczos(progress.counting(problem.product), start(_LANCZOS), options.lanczos)
+        say(f"spectrum: {len(spectrum.values)} Ritz values")
+    problem.product.close()
+    path = source.folder.path / FILE_NAME
+    save_sharpness(path, _tables(problem, options, pairs, spectrum), problem.step, _attributes(source, job))
+    return Result(
+        run=source.folder.path,
+        path=path,
+        title=f"{job.model.name} on {_data(job)}",
+        step=problem.step,
+        num_parameters=len(problem.like),
+        num_samples=problem.num_samples,
+        num_train=problem.num_train,
+        seed=options.seed,
+        pairs=pairs,
+        spectrum=spectrum,
+        seconds=time.monotonic() - begin,
+    )
+
+
+def _problem(
+    source: Source, job: JobConfig, comm: Communicator, options: Options, say: Callable[[str], None]
+) -> _Problem:
+    device = build.device(comm)
+    dtype = build.dtype(job)
+    dataset = load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)
+    if source.data_fingerprint and source.data_fingerprint != dataset.fingerprint:
+        where = job.data.path or job.data.name
+        raise DataError(f"{where}: no longer holds the data that {source.folder.path} was trained on")
+    images = Loader(dataset.train, job.data, train=True, seed=job.seed, device=device, dtype=dtype)
+    net = build.net(job, len(dataset.classes), images.image_shape, device)
+    net, step, problems = load_state(net, source, job, comm)
+    for line in problems:
+        say(f"warning: passed over: {line}")
+    samples = choose_samples(len(dataset.train), options.samples, options.seed)
+    begin, end = (len(samples) * (comm.rank + k) // comm.size for k in (0, 1))
+    batches = []
+    for first in range(begin, end, options.batch):
+        places = samples[first : min(first + options.batch, end)]
+        batches.append(images.batch(places, np.zeros_like(places), augment=False))
+    images.close()
+    loss = partial(functional.cross_entropy, reduction="sum", label_smoothing=job.loss.label_smoothing)
+    like = torch.zeros(sum(p.numel() for p in parameters_of(net)), dtype=dtype, device=device)
+    product = DistributedProduct(LossHessian(net, batches, len(samples), loss), comm, like)
+    return _Problem(product, like, step, len(samples), len(dataset.train))
+
+
+def _start(like: Tensor, seed: int, *key: int) -> Tensor:
+    return random_vector(len(like), like.dtype, like.device, seed, *key)
+
+
+class _Progress:
+    """A line now and then about how many products are done."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._count, self._last = say, 0, time.monotonic()
+
+    def counting(self, product: Product) -> Product:
+        """The same product, counted."""
+
+        def counted(vector: Tensor) -> Tensor:
+            image = product(vector)
+            if not bool(torch.isfinite(image).all()):
+                raise RunFailed("the Hessian is not finite: this net's training has diverged, it has no sharpness")
+            self._count += 1
+            if time.monotonic() - self._last >= _SAY_EVERY_S:
+                self._last = time.monotonic()
+                self._say(f"{self._count} Hessian-vector products")
+            return image
+
+        return counted
+
+
+def _tables(problem: _Problem, options: Options, pairs: list[Eigenpair], spectrum: Spectrum | None) -> Tables:
+    tables = empty_tables()
+    tables["eigenvalues"] = rows_of(
+        "eigenvalues",
+        problem.step,
+        index=range(len(pairs)),
+        eigenvalue=[pair.value for pair in pairs],
+        residual=[pair.residual for pair in pairs],
+        iterations=[pair.iterations for pair in pairs],
+        num_samples=problem.num_samples,
+        seed=options.seed,
+    )
+    if spectrum is not None:
+        tables["spectrum"] = rows_of(
+            "spectrum",
+            problem.step,
+            index=range(len(spectrum.values)),
+            eigenvalue=spectrum.values,
+            weight=spectrum.weights,
+            residual=spectrum.residuals,
+        )
+        if options.with_density:
+            tables["density"] = rows_of("density", problem.step, **density(spectrum))
+    return tables
+
+
+def _attributes(source: Source, job: JobConfig) -> dict[str, str]:
+    return {
+        "hash": source.run_hash,
+        "config": job.to_yaml(),
+        "loss": "the job's, mean over training images without augmentation, without weight decay; net in evaluation "
+        "mode (BatchNorm's running statistics)",
+    }
+
+
+def _data(job: JobConfig) -> str:
+    return Path(job.data.path).stem if job.data.name == "packed" and job.data.path else job.data.name
+
+
+def _fail(comm: Communicator, error: BaseException, debug: bool) -> NoReturn:
+    """Say what happened on this rank and end all of them."""
+    if isinstance(error, KeyboardInterrupt):
+        code, line = 130, "interrupted"
+    elif isinstance(error, HpclbflError):
+        code, line = error.exit_code, str(error)
+    else:
+        code, line = 1, f"{type(error).__name__}: {error}"
+    if comm.rank and isinstance(error, ConfigError | DataError):
+        time.sleep(_OTHERS_WAIT_S)  # rank 0 most likely has the same to say
+    if debug or not isinstance(error, HpclbflError | KeyboardInterrupt):
+        traceback.print_exception(error)
+    where = f"rank {comm.rank}: " if comm.size > 1 else ""
+    print(f"hpclbfl: error: {where}{line}", file=sys.stderr, flush=True)
+    comm.abort(code)
+    raise SystemExit(code)

@@ -1,0 +1,58 @@
+"""Which state of a run is looked at: the trained model of a finished one, else its newest checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpclbfl.errors import ConfigError
+from hpclbfl.runfolder import RunFolder
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run and its newest state."""
+
+    folder: RunFolder
+    finished_step: int | None
+    """Optimizer steps of the finished run whose averaged net is model.pt; None: a checkpoint is to be read."""
+    run_hash: str
+    """Of the experiment; empty where it is not known."""
+    data_fingerprint: str
+    """Of the data that it was trained on; empty where it is not known."""
+
+    @property
+    def model(self) -> Path:
+        """The finished run's net."""
+        return self.folder.path / "model.pt"
+
+
+def find_source(run: Path) -> Source:
+    """Look into a run folder; reads no model.
+
+    Raises:
+        ConfigError: it is no run folder, or holds no state to look at.
+    """
+    folder = RunFolder(run)
+    if not folder.config.is_file():
+        raise ConfigError(f"{run}: no run folder: it has no config.yaml; give the folder that 'hpclbfl train' wrote")
+    done = folder.done()
+    finished_step = None
+    if done is not None and isinstance(done.get("step"), int) and (run / "model.pt").is_file():
+        finished_step = done["step"]
+    elif not any(folder.checkpoints.glob("step-*")):
+        raise ConfigError(
+            f"{run}: holds no checkpoint and no finished model; let the run finish, or set checkpoint.every_steps"
+        )
+    provenance = _provenance(folder)
+    return Source(folder, finished_step, provenance.get("hash", ""), provenance.get("data_fingerprint", ""))
+
+
+def _provenance(folder: RunFolder) -> dict[str, str]:
+    attempts = folder.attempts()
+    try:
+        found = json.loads(attempts[-1].provenance.read_text(encoding="utf-8")) if attempts else {}
+    except (OSError, ValueError):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}

@@ -1,0 +1,124 @@
+"""sharpness.h5 in a run's folder: eigenvalues by optimizer step, and the spectrum where it was asked for.
+
+Read by the analysis; loads no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpclbfl.errors import DataError, EnvironmentFault
+
+FILE_NAME = "sharpness.h5"
+SCHEMA_VERSION = 1
+"""Root attribute `schema_version`; rises when a column changes its name, type or meaning."""
+
+_INT, _FLOAT = "<i8", "<f8"
+_STEP = ("step", _INT, "step", "optimizer steps that the net had taken")
+
+# (column, type, unit, meaning); the unit "1" is a plain number.
+COLUMNS: dict[str, list[tuple[str, str, str, str]]] = {
+    "eigenvalues": [
+        _STEP,
+        ("index", _INT, "1", "place among the eigenvalues, from 0, the largest in magnitude first"),
+        ("eigenvalue", _FLOAT, "nat", "of the Hessian of the mean training loss, with its sign"),
+        ("residual", _FLOAT, "nat", "|Hv - eigenvalue v| of the unit vector v that it was found with"),
+        ("iterations", _INT, "1", "Hessian-vector products of its power iteration"),
+        ("num_samples", _INT, "sample", "training images that the loss is the mean of"),
+        ("seed", _INT, "1", "chose the images and the start vectors"),
+    ],
+    "spectrum": [
+        _STEP,
+        ("index", _INT, "1", "place among the Ritz values, from 0, the smallest first"),
+        ("eigenvalue", _FLOAT, "nat", "Ritz value (Lanczos)"),
+        ("weight", _FLOAT, "1", "share of the spectrum that it stands for, seen from the start vector; sums to 1"),
+        ("residual", _FLOAT, "nat", "|Hy - eigenvalue y| of its Ritz vector y"),
+    ],
+    "density": [
+        _STEP,
+        ("eigenvalue", _FLOAT, "nat", "point on the axis"),
+        ("density", _FLOAT, "1/nat", "of eigenvalues there; integrates to 1"),
+    ],
+}
+DTYPES = {table: np.dtype([(name, kind) for name, kind, _, _ in columns]) for table, columns in COLUMNS.items()}
+
+Tables = dict[str, NDArray[Any]]
+"""By name: structured arrays of DTYPES."""
+
+
+def empty_tables() -> Tables:
+    """All tables, without rows."""
+    return {table: np.zeros(0, dtype) for table, dtype in DTYPES.items()}
+
+
+def rows_of(table: str, step: int, **columns: Any) -> NDArray[Any]:
+    """Rows of a table for one step; columns are sequences of one length, or one value for all rows."""
+    lengths = [np.size(values) for values in columns.values() if np.ndim(values)]
+    rows = np.zeros(lengths[0] if lengths else 1, DTYPES[table])
+    rows["step"] = step
+    for name, values in columns.items():
+        rows[name] = values
+    return rows
+
+
+def read_sharpness(path: Path) -> tuple[Tables, dict[str, Any]]:
+    """The tables of a file, by step and index, and its root attributes.
+
+    Raises:
+        DataError: it cannot be read, or is of another version.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            attributes = dict(file.attrs)
+            if attributes.get("schema_version") != SCHEMA_VERSION:
+                raise DataError(
+                    f"{path}: has version {attributes.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
+                    "delete it and run 'hpclbfl sharpness' again"
+                )
+            tables = {name: file[name][()].astype(dtype) for name, dtype in DTYPES.items()}
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read; delete it and run 'hpclbfl sharpness' again") from error
+    return tables, attributes
+
+
+def save_sharpness(path: Path, new: Tables, step: int, attributes: dict[str, Any]) -> None:
+    """Add a step's rows to a file, whole or not at all; all that it held of this step goes.
+
+    Rows of another experiment (root attribute `hash`) go, too: the folder was used anew.
+
+    Raises:
+        DataError: what is there cannot be read.
+        EnvironmentFault: it cannot be written.
+    """
+    import h5py
+
+    old = empty_tables()
+    if path.exists():
+        found, known = read_sharpness(path)
+        if known.get("hash") == attributes.get("hash"):
+            old = {name: rows[rows["step"] != step] for name, rows in found.items()}
+    unready = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with h5py.File(unready, "w") as file:
+            for name, columns in COLUMNS.items():
+                rows = np.concatenate([old[name], new[name]])
+                # Stable: the order within a step stays.
+                dataset = file.create_dataset(name, data=rows[np.argsort(rows["step"], kind="stable")])
+                for column, _, unit, meaning in columns:
+                    dataset.attrs[f"unit.{column}"] = unit
+                    dataset.attrs[f"meaning.{column}"] = meaning
+            for key, value in {**attributes, "schema_version": SCHEMA_VERSION}.items():
+                file.attrs[key] = value
+        unready.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            unready.unlink(missing_ok=True)
+        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error

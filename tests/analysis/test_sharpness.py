@@ -1,0 +1,121 @@
+"""sharpness.h5 files of a folder of runs as a tidy frame and as a figure."""
+
+import numpy as np
+import pytest
+
+from hpclbfl.analysis import views
+from hpclbfl.analysis.load import load
+from hpclbfl.analysis.page import page
+from hpclbfl.analysis.render import figure_rows, write_figures
+from hpclbfl.analysis.sharpness import sharpness
+from hpclbfl.analysis.summary import headline, summarise
+from hpclbfl.errors import DataError
+from hpclbfl.sharpness.store import empty_tables, rows_of, save_sharpness
+from tests.analysis.conftest import two_client_run
+
+
+def add_sharpness(run, step, values, residual=0.5, run_hash="ab"):
+    table = rows_of(
+        "eigenvalues",
+        step,
+        index=range(len(values)),
+        eigenvalue=values,
+        residual=residual,
+        iterations=7,
+        num_samples=64,
+        seed=0,
+    )
+    save_sharpness(run / "sharpness.h5", {**empty_tables(), "eigenvalues": table}, step, {"hash": run_hash})
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two arms of two seeds, evaluated after 10 and 20 steps: 75 % and 71.234 % on test, 99 % on train images."""
+    for sync in ("bsp", "fedavg"):
+        for seed in range(2):
+            two_client_run(
+                tmp_path / f"{sync}-{seed}", sync=f"{{kind: {sync}}}", seed=seed, state="done" if seed else "failed"
+            )
+    return tmp_path
+
+
+def test_the_frame_has_a_row_per_eigenvalue_with_the_accuracy_of_its_step(root):
+    add_sharpness(root / "bsp-1", 20, [12.0, -3.0])
+    add_sharpness(root / "bsp-1", 15, [10.0])
+    add_sharpness(root / "bsp-1", 5, [8.0])
+    add_sharpness(root / "fedavg-1", 10, [2.0])
+    found = sharpness(load(root)).with_columns(run=sharpness(load(root))["run"].cast(str))
+    assert found.select("run", "step", "index", "eigenvalue").rows() == [
+        ("bsp-1", 5, 0, 8.0),
+        ("bsp-1", 15, 0, 10.0),
+        ("bsp-1", 20, 0, 12.0),
+        ("bsp-1", 20, 1, -3.0),
+        ("fedavg-1", 10, 0, 2.0),
+    ]
+    # After 15 steps: on the line half way between the evaluations after 10 and after 20; after 5 there is none yet.
+    between = (0.75 + 0.71234) / 2
+    assert found["top1"].to_list() == [None, pytest.approx(between), *[pytest.approx(0.71234)] * 2, 0.75]
+    # Train minus test at the last step that was evaluated on both.
+    assert found["gap_top1"].to_list() == [None, None, *[pytest.approx(0.99 - 0.71234)] * 2, None]
+    assert found["iterations"].unique().to_list() == [7]
+
+
+def test_without_files_there_is_no_row_and_no_figure(root):
+    frames = load(root)
+    assert sharpness(frames).is_empty()
+    assert "sharpness" not in figure_rows(frames)
+
+
+def test_the_figure_has_a_mark_per_run_at_its_last_step(root):
+    add_sharpness(root / "bsp-1", 10, [9.0])
+    add_sharpness(root / "bsp-1", 20, [12.0, -3.0])
+    add_sharpness(root / "fedavg-1", 20, [2.0])
+    frames = load(root)
+    rows = views.sharpness_points(frames, views.figure_runs(frames))
+    over_all = rows.filter(rows["seed"].is_null())
+    assert over_all.select("run", "eigenvalue", "low", "high").rows() == [
+        ("bsp-1", 12.0, 11.5, 12.5),
+        ("fedavg-1", 2.0, 1.5, 2.5),
+    ]
+    np.testing.assert_allclose(over_all["top1"], 71.234)
+
+
+def test_single_seeds_can_be_chosen(root):
+    for seed in range(2):
+        run = two_client_run(root / f"more-{seed}", sync="{kind: post_local}", seed=seed).path.parents[1]
+        add_sharpness(run, 20, [5.0 + seed])
+    frames = load(root)
+    rows = views.sharpness_points(frames, views.figure_runs(frames))
+    assert sorted(rows.filter(rows["seed"] == 1).select("run", "eigenvalue").rows()) == [("more-1", 6.0)]
+    assert rows.filter(rows["seed"].is_null())["eigenvalue"].to_list() == [5.0, 6.0]
+
+
+def test_page_and_files_show_it(root, tmp_path):
+    for name, value in (("bsp-1", 12.0), ("fedavg-1", 2.0)):
+        add_sharpness(root / name, 20, [value])
+    frames = load(root)
+    runs = summarise(frames)
+    head = headline(frames, runs)
+    html = page(frames, runs, head)
+    assert "Sharpness and accuracy" in html
+    assert "top eigenvalue of the training loss" in html
+    written = {path.name: left_out for path, left_out in write_figures(frames, head, tmp_path / "out", ["svg"])}
+    assert written["sharpness.svg"] == ""
+    assert "test accuracy (%)" in (tmp_path / "out" / "sharpness.svg").read_text()
+
+
+def test_what_a_logarithmic_axis_has_no_place_for_is_told(root, tmp_path):
+    add_sharpness(root / "bsp-1", 20, [-4.0])
+    add_sharpness(root / "fedavg-1", 20, [2.0], residual=3.0)
+    frames = load(root)
+    rows = views.sharpness_points(frames, views.figure_runs(frames))
+    # The residual is larger than the eigenvalue: the bar begins at a tenth of it.
+    assert rows.filter(rows["run"] == "fedavg-1").select("low", "high").row(0) == (pytest.approx(0.2), 5.0)
+    list(write_figures(frames, headline(frames, summarise(frames)), tmp_path / "out", ["svg"]))
+    assert "runs without a positive eigenvalue, not drawn: 1" in (tmp_path / "out" / "sharpness.svg").read_text()
+
+
+def test_a_damaged_file_is_named(root):
+    (root / "bsp-1" / "sharpness.h5").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"bsp-1/sharpness\.h5: cannot be read; delete it"):
+        sharpness(load(root))

@@ -1,0 +1,109 @@
+"""Which state of a run is looked at, and that replicas are averaged as an evaluation would average them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpclbfl import build
+from hpclbfl.assemble import make_experiment
+from hpclbfl.checkpoint import CheckpointStore
+from hpclbfl.comm.local import LocalCommunicator
+from hpclbfl.config import load_job
+from hpclbfl.errors import ConfigError, DataError
+from hpclbfl.run import run_job
+from hpclbfl.saving import resume
+from hpclbfl.sharpness.model import load_state
+from hpclbfl.sharpness.source import find_source
+from tests.conftest import make_job
+
+FEW: dict[str, Any] = {
+    "stop": {"steps": 10},
+    "evaluate": {"every_steps": 5},
+    "checkpoint": {"every_steps": 3},
+    "batching": {"local_batch_size": [2, 3, 4, 7]},
+}
+
+
+def unfinished(run: Path) -> Path:
+    """As if the run had been killed after its last checkpoint."""
+    (run / "DONE.json").unlink()
+    return run
+
+
+def state_of(run: Path) -> tuple[dict[str, torch.Tensor], int, list[str]]:
+    source, comm = find_source(run), LocalCommunicator()
+    job = load_job(source.folder.config)
+    net, step, problems = load_state(build.net(job, 4, (3, 8, 8), torch.device("cpu")), source, job, comm)
+    return dict(net.state_dict()), step, problems
+
+
+@pytest.mark.parametrize(
+    "sync",
+    [
+        {"kind": "bsp"},
+        {"kind": "fedavg", "local_steps": 4},
+        {"kind": "fedavg", "local_steps": 4, "weights": "uniform"},
+        {"kind": "fedavg", "local_steps": 3},
+        {"kind": "post_local", "switch_step": 5, "local_steps": 3},
+    ],
+    ids=["shared", "one step after an averaging", "uniform", "just averaged", "post-local"],
+)
+def test_a_checkpoint_is_averaged_as_for_an_evaluation(tmp_path: Path, toy_set: Path, sync: dict[str, Any]) -> None:
+    job = make_job(toy_set, sync=sync, **FEW)
+    run_job(job, tmp_path)
+    state, step, problems = state_of(unfinished(tmp_path))
+    assert (step, problems) == (9, [])
+    exp = make_experiment(job, LocalCommunicator())
+    resume(exp, CheckpointStore(tmp_path / "checkpoints", exp.comm), "must")
+    exp.average_replicas()
+    if not exp.counters.since_averaging.any():
+        exp.mean.state.copy_(exp.clients[0].replica.state)
+    for name, expected in exp.mean.module.state_dict().items():
+        if expected.is_floating_point():
+            torch.testing.assert_close(state[name], expected, atol=1e-14, rtol=1e-12, msg=name)
+
+
+def test_a_finished_run_has_its_last_state(tmp_path: Path, toy_set: Path) -> None:
+    run_job(make_job(toy_set, sync={"kind": "fedavg", "local_steps": 4}, **FEW), tmp_path)
+    state, step, _ = state_of(tmp_path)
+    assert step == 10
+    assert all(torch.equal(state[name], value) for name, value in torch.load(tmp_path / "model.pt").items())
+
+
+def test_damage_is_named(tmp_path: Path, toy_set: Path) -> None:
+    run_job(make_job(toy_set, **FEW), tmp_path)
+    (tmp_path / "model.pt").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"model\.pt: cannot be read"):
+        state_of(tmp_path)
+    unfinished(tmp_path)
+    (tmp_path / "checkpoints" / "step-000000009" / "client-00002.pt").unlink()
+    _, step, problems = state_of(tmp_path)
+    assert step == 6
+    assert "step-000000009" in problems[0]
+    (tmp_path / "checkpoints" / "step-000000006" / "MANIFEST.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds no checkpoint that can be read.*step-000000009"):
+        state_of(tmp_path)
+
+
+def test_no_state_is_one_line(tmp_path: Path, toy_set: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no run folder: it has no config\.yaml"):
+        find_source(tmp_path)
+    (tmp_path / "config.yaml").write_text(make_job(toy_set).to_yaml())
+    with pytest.raises(ConfigError, match="holds no checkpoint and no finished model"):
+        find_source(tmp_path)
+    # A checkpoint that was being written is none.
+    (tmp_path / "checkpoints" / ".step-000000003").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds no checkpoint"):
+        find_source(tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_experiment_is_refused(tmp_path: Path, toy_set: Path) -> None:
+    run_job(make_job(toy_set, **FEW), tmp_path)
+    later = make_job(toy_set, sync={"kind": "fedavg", "local_steps": 4}, **{**FEW, "stop": {"steps": 4}})
+    run_job(later, tmp_path, resume="never")
+    with pytest.raises(ConfigError, match="step 9 is another experiment's, its sync, stop differs"):
+        state_of(unfinished(tmp_path))
