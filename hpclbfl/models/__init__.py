@@ -1,4 +1,4 @@
-"""Nets by name: torchvision's, a CIFAR-sized ViT from timm, and the small residual nets of He et al.
+"""Nets by name: torchvision's, a CIFAR-sized ViT from timm, the small residual nets of He et al., and small plain ones.
 
 Every net is made for the data's classes and image size, with weights drawn from torch's global generator, so a seed
 set before the call fixes them.
@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from hpclbfl.errors import ConfigError
-from hpclbfl.models.resnet_cifar import resnet8, resnet20
+from hpclbfl.models.resnet_cifar import resnet8, resnet8_gn, resnet20
+from hpclbfl.models.small_plain import alexnet_small, vgg_small
 
 Make = Callable[[int, int, str, float | None], nn.Module]
 """(num_classes, image_size px, stem, dropout) to a module."""
@@ -97,6 +98,9 @@ NETS: dict[str, Net] = {
         "multiples of 4 from 8 to 96 px",
         has_dropout=True,
     ),
+    "resnet8_gn": Net(resnet8_gn, *_at_least(8)),
+    "vgg_small": Net(vgg_small, *_at_least(8), has_dropout=True),
+    "alexnet_small": Net(alexnet_small, *_at_least(8), has_dropout=True),
 }
 
 

@@ -1,24 +1,33 @@
 """Residual nets for small images: 6n + 2 layers of 16, 32 and 64 channels.
 
 K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2, with
-parameter-free shortcuts (option A).
+parameter-free shortcuts (option A). With group normalisation (Y. Wu, K. He, "Group Normalization", ECCV 2018) nothing
+depends on what else is in the batch: BatchNorm fails where each client holds few labels (K. Hsieh et al., "The Non-IID
+Data Quagmire of Decentralized Machine Learning", ICML 2020, section 5).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional
+
+Norm = Callable[[int], nn.Module]
+"""Channels to a normalisation."""
+GROUP_CHANNELS = 8
+"""Channels that are normalised together; the fewest channels are 16."""
 
 
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut without parameters."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = norm(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = norm(channels)
         self.stride = stride
         self.new_channels = channels - channels_in
 
@@ -35,16 +44,16 @@ class Block(nn.Module):
 class ResNetCifar(nn.Module):
     """`blocks_per_stage` = n blocks in each of three stages."""
 
-    def __init__(self, blocks_per_stage: int, num_classes: int) -> None:
+    def __init__(self, blocks_per_stage: int, num_classes: int, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.bn1 = norm(16)
         blocks: list[nn.Module] = []
         channels_in = 16
         for channels in (16, 32, 64):
             for index in range(blocks_per_stage):
                 stride = 2 if index == 0 and channels > 16 else 1
-                blocks.append(Block(channels_in, channels, stride))
+                blocks.append(Block(channels_in, channels, stride, norm))
                 channels_in = channels
         self.stages = nn.Sequential(*blocks)
         self.fc = nn.Linear(64, num_classes)
@@ -62,6 +71,11 @@ class ResNetCifar(nn.Module):
 def resnet8(num_classes: int, image_size: int, stem: str, dropout: float | None) -> nn.Module:
     """N = 1: 75 thousand parameters."""
     return ResNetCifar(1, num_classes)
+
+
+def resnet8_gn(num_classes: int, image_size: int, stem: str, dropout: float | None) -> nn.Module:
+    """The same with groups of eight channels normalised in place of batches."""
+    return ResNetCifar(1, num_classes, lambda channels: nn.GroupNorm(channels // GROUP_CHANNELS, channels))
 
 
 def resnet20(num_classes: int, image_size: int, stem: str, dropout: float | None) -> nn.Module:

@@ -17,6 +17,11 @@ from hpclbfl.models import NETS, create_model
         ("resnet18", 32, "cifar", 11_173_962),
         ("resnet50", 32, "imagenet", 23_528_522),
         ("vit_cifar", 32, "imagenet", 2_693_578),
+        # Counted by hand: 3x3x3x16+16 + 3x3x16x32+32 + 3x3x32x64+64 + 64x4x64+64 + 64x10+10, and likewise.
+        ("resnet8_gn", 8, "imagenet", 75_290),
+        ("vgg_small", 16, "imagenet", 40_682),
+        ("vgg_small", 8, "imagenet", 28_394),
+        ("alexnet_small", 8, "imagenet", 25_242),
     ],
 )
 def test_nets_take_images_and_score_the_classes(name: str, size: int, stem: str, parameters: int) -> None:

@@ -1,0 +1,173 @@
+"""A table of the paper beside the runs that stand for its rows: differences, and whether the rows' order holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import polars as pl
+
+from hpclbfl.analysis import metrics, stats
+from hpclbfl.analysis.configs import describe_partition, describe_sync
+from hpclbfl.analysis.frames import Frames
+from hpclbfl.analysis.paper_rows import PaperRow, PaperTable, paper_table, row_of
+from hpclbfl.errors import ConfigError
+
+HOLDS, REVERSED = "as in the paper", "reversed"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of the paper and what our runs gave for it; accuracies in percent, differences in points."""
+
+    row: PaperRow
+    n: int
+    """Seeds of complete runs."""
+    top1: float | None = None
+    """Mean over seeds of the last test accuracy; None: no run."""
+    top5: float | None = None
+    difference: float | None = None
+    """top1 - the paper's."""
+    low: float | None = None
+    high: float | None = None
+    """Bootstrap interval of the difference over seeds; None for fewer than stats.MIN_SEEDS."""
+    run_as: str | None = None
+    """Net, synchroniser with its H, and partition of the runs."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows of one net, the paper's higher one first."""
+
+    model: str
+    higher: PaperRow
+    lower: PaperRow
+    n: int
+    """Seeds that both have."""
+    difference: float | None = None
+    """Ours, higher - lower, points; None: a row has no runs, or they share no seed."""
+    low: float | None = None
+    high: float | None = None
+    verdict: str = "-"
+
+    @property
+    def printed(self) -> float:
+        """The paper's difference, points."""
+        return self.higher.accuracy - self.lower.accuracy
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table beside our runs."""
+
+    name: str
+    table: PaperTable
+    rows: list[Measured]
+    """All of the table's, in its order."""
+    pairs: list[Pair]
+    """All pairs of rows of one net that the paper's numbers tell apart, by net."""
+    others: int
+    """Runs in the folder that stand for no row."""
+    unfinished: int
+    """Runs that stand for a row and are not complete; they do not count."""
+
+    def order(self, model: str, ours: bool) -> list[str]:
+        """Rows of a net from the highest accuracy down, the paper's or ours; of ours those with runs alone."""
+        found = [
+            (r.top1 if ours else r.row.accuracy, self.table.within(r.row)) for r in self.rows if r.row.model == model
+        ]
+        return [name for _, name in sorted(((a, n) for a, n in found if a is not None), key=lambda pair: -pair[0])]
+
+
+def compare_with_paper(frames: Frames, name: str) -> Comparison:
+    """Lay runs beside a table of the paper.
+
+    Args:
+        frames: runs; those that stand for no row are left out, see `paper_rows`.
+        name: of the table.
+
+    Raises:
+        ConfigError: there is no such table, or runs that differ in more than their seed stand for one row.
+    """
+    table = paper_table(name)
+    jobs = frames.runs.rows(named=True)
+    keys = [found.key if (found := _row(job, name, table)) else None for job in jobs]
+    runs = frames.runs.select("run", "arm", "seed", "complete").with_columns(pl.Series("row", keys, dtype=pl.String))
+    mine = runs.drop_nulls("row")
+    final = metrics.final(frames.evals).select("run", pl.col("top1", "top5") * 100)
+    seeds = mine.filter("complete").join(final, on="run", how="inner").drop_nulls("top1")
+    run_as = {key: _run_as(job) for key, job in zip(keys, jobs, strict=True) if key is not None}
+    for row in table.rows:
+        _refuse_mixtures(row, table, seeds, frames)
+    measured = [_measure(row, seeds.filter(pl.col("row") == row.key), run_as.get(row.key)) for row in table.rows]
+    pairs = [pair for model in table.models for pair in _pairs(model, table, seeds)]
+    return Comparison(name, table, measured, pairs, len(runs) - len(mine), int((~mine["complete"]).sum()))
+
+
+def _row(job: Mapping[str, Any], name: str, table: PaperTable) -> PaperRow | None:
+    return None if job["state"] == "unreadable" else row_of(job, name, table)
+
+
+def _run_as(job: Mapping[str, Any]) -> str:
+    return f"{job.get('model.name')}, {describe_sync(job)}, {describe_partition(job)}"
+
+
+def _refuse_mixtures(row: PaperRow, table: PaperTable, seeds: pl.DataFrame, frames: Frames) -> None:
+    arms = seeds.filter(pl.col("row") == row.key)["arm"].unique(maintain_order=True).cast(pl.String).to_list()
+    if len(arms) > 1:
+        what = f"{table.models[row.model].shown}, {table.within(row)}"
+        raise ConfigError(
+            f"{frames.root}: {len(arms)} unlike experiments stand for the row {what}: {'; '.join(arms[:3])}: "
+            "report a folder that holds one of them"
+        )
+
+
+def _measure(row: PaperRow, seeds: pl.DataFrame, run_as: str | None) -> Measured:
+    if seeds.is_empty():
+        return Measured(row, 0, run_as=run_as)
+    found = stats.over_seeds(seeds.with_columns(difference=pl.col("top1") - row.accuracy), "difference", by=("row",))
+    (difference,) = found.rows(named=True)
+    means = {name: stats.over_seeds(seeds, name, by=("row",))["mean"] for name in ("top1", "top5")}
+    return Measured(
+        row,
+        n=difference["n"],
+        top1=means["top1"][0],
+        top5=means["top5"][0] if len(means["top5"]) else None,
+        difference=difference["mean"],
+        low=difference["low"],
+        high=difference["high"],
+        run_as=run_as,
+    )
+
+
+def _pairs(model: str, table: PaperTable, seeds: pl.DataFrame) -> Iterator[Pair]:
+    rows = sorted((row for row in table.rows if row.model == model), key=lambda row: -row.accuracy)
+    # `stats.compare` knows its sides as arms.
+    sides = seeds.drop("arm").rename({"row": "arm"})
+    for higher, lower in combinations(rows, 2):
+        if higher.accuracy == lower.accuracy:
+            continue
+        both = sides.filter(pl.col("arm").is_in([higher.key, lower.key]))
+        compared = stats.compare(both, "top1", lower.key).rows(named=True)
+        if not compared or not compared[0]["n"]:
+            yield Pair(model, higher, lower, 0)
+            continue
+        (found,) = compared
+        yield Pair(
+            model,
+            higher,
+            lower,
+            n=found["n"],
+            difference=found["difference"],
+            low=found["low"],
+            high=found["high"],
+            verdict=_verdict(found["difference"], found["verdict"]),
+        )
+
+
+def _verdict(difference: float, told: str) -> str:
+    """The order that the means have, and what the interval says of it."""
+    order = HOLDS if difference > 0 else REVERSED if difference < 0 else "equal"
+    return order if told in ("higher", "lower") else f"{order}; {told}"

@@ -1,0 +1,179 @@
+"""What `hpclbfl report DIR --paper table1` prints: the paper's numbers beside ours, and whether their order holds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hpclbfl.analysis.markup import TextTable, to_latex, to_markdown, to_rich
+from hpclbfl.analysis.paper_compare import HOLDS, REVERSED, Comparison, Measured, Pair, compare_with_paper
+from hpclbfl.analysis.paper_rows import SHOWN, paper_table
+from hpclbfl.analysis.report import Format, load_some
+from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS
+
+_WIDTH = 200
+_MINUS = "−"
+
+
+def print_paper(directory: str | Path, name: str, as_json: bool = False, form: Format = "text") -> Comparison:
+    """Print a table of the paper beside the runs at or below a folder, to stdout.
+
+    Args:
+        name: `table1` or `table2`.
+
+    Raises:
+        ConfigError: there is no such table, or unlike experiments stand for one row.
+        DataError: the folder is not there, or holds no run.
+    """
+    paper_table(name)
+    compared = compare_with_paper(load_some(directory), name)
+    if as_json:
+        sys.stdout.write(json.dumps(as_plain(compared), indent=2) + "\n")
+        return compared
+    tables = [rows_table(compared), order_table(compared)]
+    if form != "text":
+        render = to_markdown if form == "markdown" else to_latex
+        sys.stdout.write("\n".join(render(table) for table in tables))
+        return compared
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=_WIDTH, highlight=False)
+    for table in tables:
+        console.print(to_rich(table))
+        for note in table.notes:
+            console.print(note, markup=False, soft_wrap=True)
+        console.print()
+    return compared
+
+
+def rows_table(compared: Comparison) -> TextTable:
+    """The table's rows, all of them: printed, ours, the difference with its interval, and what was run."""
+    table = compared.table
+    head = (
+        "Configuration",
+        "Partition",
+        table.column,
+        "paper (%)",
+        "ours (%)",
+        "ours - paper (points)",
+        "seeds",
+        "run as",
+    )
+    marked = [row for row in table.rows if row.note]
+    rows: list[tuple[str, ...]] = []
+    for found in compared.rows:
+        row = found.row
+        mark = f" ({marked.index(row) + 1})" if row.note else ""
+        ours = "-" if found.top1 is None else f"{found.top1:.2f}"
+        seeds = str(found.n) if found.n or found.run_as is None else "0 complete"
+        rows.append(
+            (
+                table.models[row.model].shown,
+                SHOWN[row.partition],
+                table.methods[row.method].shown,
+                f"{row.accuracy:g}{mark}",
+                ours,
+                _interval(found),
+                seeds if found.run_as else "-",
+                found.run_as or "-",
+            )
+        )
+    notes = [f"({place}) {row.note}" for place, row in enumerate(marked, 1)]
+    if compared.unfinished:
+        notes.append(f"Runs that are not complete, and do not count: {compared.unfinished}.")
+    if compared.others:
+        notes.append(f"Runs that stand for no row: {compared.others}.")
+    few = any(0 < found.n < MIN_SEEDS for found in compared.rows)
+    notes.append(_intervals() + (f" An interval needs {MIN_SEEDS} seeds." if few else ""))
+    return TextTable(
+        title=f"{table.source}: {table.title}",
+        head=head,
+        rows=rows,
+        left=frozenset({"Configuration", "Partition", table.column, "run as"}),
+        notes=tuple(notes),
+    )
+
+
+def order_table(compared: Comparison) -> TextTable:
+    """All pairs of rows of one net: the paper's difference, ours, and whether the order is the same."""
+    table = compared.table
+    head = ("Configuration", "higher in the paper", "lower", "paper (points)", "ours (points)", "pairs", "order")
+    rows: list[tuple[str, ...]] = [
+        (
+            table.models[pair.model].shown,
+            table.within(pair.higher),
+            table.within(pair.lower),
+            f"{pair.printed:.2f}",
+            _interval(pair),
+            str(pair.n) if pair.n else "-",
+            pair.verdict,
+        )
+        for pair in compared.pairs
+    ]
+    notes = [line for model in table.models for line in _orders(compared, model)]
+    return TextTable(
+        title="Order of the rows of each net",
+        head=head,
+        rows=rows,
+        left=frozenset({"Configuration", "higher in the paper", "lower", "order"}),
+        notes=(*notes, "Ours: paired by seed. " + _intervals() + " Not corrected for the number of pairs."),
+    )
+
+
+def as_plain(compared: Comparison) -> dict[str, Any]:
+    """All of it for machines; accuracies in percent, differences in points, None: not measured."""
+    table = compared.table
+    rows = []
+    for found in compared.rows:
+        ours = {key: value for key, value in asdict(found).items() if key != "row"}
+        rows.append({**found.row.model_dump(), "configuration": table.models[found.row.model].shown, **ours})
+    pairs = [
+        {**asdict(pair), "higher": pair.higher.key, "lower": pair.lower.key, "printed": round(pair.printed, 10)}
+        for pair in compared.pairs
+    ]
+    orders = {m: {"paper": compared.order(m, ours=False), "ours": compared.order(m, ours=True)} for m in table.models}
+    return {
+        "paper": compared.name,
+        "title": table.title,
+        "source": table.source,
+        "rows": rows,
+        "pairs": pairs,
+        "orders": orders,
+        "unfinished": compared.unfinished,
+        "others": compared.others,
+    }
+
+
+def _orders(compared: Comparison, model: str) -> list[str]:
+    shown = compared.table.models[model].shown
+    ours = compared.order(model, ours=True)
+    if not ours:
+        return [f"{shown}: no complete run."]
+    counts = Counter(pair.verdict for pair in compared.pairs if pair.model == model and pair.n)
+    told = counts[HOLDS] + counts[REVERSED]
+    pairs = sum(counts.values())
+    summary = (
+        f"{counts[HOLDS]} of {pairs} pairs as in the paper, {counts[REVERSED]} reversed, {pairs - told} not told apart"
+    )
+    return [f"{shown}: paper {' > '.join(compared.order(model, ours=False))}; ours {' > '.join(ours)}; {summary}."]
+
+
+def _interval(found: Measured | Pair) -> str:
+    if found.difference is None:
+        return "-"
+    if found.low is None or found.high is None:
+        return _signed(found.difference)
+    return f"{_signed(found.difference)} [{_signed(found.low)}, {_signed(found.high)}]"
+
+
+def _signed(value: float) -> str:
+    text = f"{abs(value):.2f}"
+    return text if float(text) == 0 else f"{_MINUS if value < 0 else '+'}{text}"
+
+
+def _intervals() -> str:
+    return f"In brackets: {100 * LEVEL:.0f} % bootstrap interval over seeds."

@@ -1,0 +1,133 @@
+"""The printed numbers of the paper's tables, kept as data, and which runs stand for which row.
+
+A run stands for a row in one of two ways:
+
+- by its name. `table1-resnet50-fa` stands for Table I, ResNet50, FA, whatever its net and its H are: how small runs,
+  whose nets and H are scaled, say what they stand for. `table1-resnet50` leaves out the method; then H must be the
+  paper's. The kind of synchroniser and the partition are always the job's own: a name cannot turn BSP into FA.
+- by its job, under any other name: the row's net, partition with its labels per client, synchroniser and H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from hpclbfl.errors import ConfigError
+from hpclbfl.sections import Section
+from hpclbfl.validation import validated
+
+FOLDER = Path(__file__).with_name("paper")
+"""One file per table."""
+Partition = Literal["iid", "non-iid"]
+SHOWN: dict[Partition, str] = {"iid": "IID", "non-iid": "Non-IID"}
+"""Partitions as the tables call them."""
+
+
+class PaperMethod(Section):
+    """A synchroniser, and how the table calls it."""
+
+    shown: str
+    kind: Literal["bsp", "fedavg"]
+    local_steps: PositiveInt | None = None
+    local_epochs: PositiveFloat | None = None
+
+    def is_run_by(self, job: Mapping[str, Any]) -> bool:
+        """Whether a flat job has this kind and this H."""
+        wanted = (self.kind, self.local_steps, self.local_epochs)
+        return wanted == (job.get("sync.kind"), job.get("sync.local_steps"), job.get("sync.local_epochs"))
+
+
+class PaperModel(Section):
+    """A net with its data set, and how the table calls them."""
+
+    shown: str
+    labels: PositiveInt
+    """Per client, in the rows that are not i.i.d."""
+
+
+class PaperRow(Section):
+    """A printed number."""
+
+    model: str
+    partition: Partition
+    method: str
+    accuracy: Annotated[float, Field(ge=0.0, le=100.0)]
+    """Test accuracy as printed, percent."""
+    note: str | None = None
+    """What is odd about it."""
+
+    @property
+    def key(self) -> str:
+        """Names the row within its table: `resnet50/iid/bsp`."""
+        return f"{self.model}/{self.partition}/{self.method}"
+
+
+class PaperTable(Section):
+    """A table of the paper."""
+
+    title: str
+    source: str
+    column: str
+    """Head of the column that names the method."""
+    methods: dict[str, PaperMethod]
+    models: dict[str, PaperModel]
+    """By the name that the net has in a job file."""
+    rows: tuple[PaperRow, ...]
+
+    def within(self, row: PaperRow) -> str:
+        """What sets a row apart from the others of its net, as the table calls it: `IID BSP`."""
+        return f"{SHOWN[row.partition]} {self.methods[row.method].shown}"
+
+
+def known_tables() -> list[str]:
+    """Names that `paper_table` takes."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def paper_table(name: str) -> PaperTable:
+    """Read a table's printed numbers.
+
+    Raises:
+        ConfigError: there is no such table.
+    """
+    if name not in known_tables():
+        raise ConfigError(f"--paper {name}: no such table, known are {', '.join(known_tables())}")
+    path = FOLDER / f"{name}.yaml"
+    return validated(PaperTable, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+
+
+def row_of(job: Mapping[str, Any], name: str, table: PaperTable) -> PaperRow | None:
+    """The row that a run stands for (see the module); None: it stands for none of this table.
+
+    Args:
+        job: flat, see `configs.flatten`.
+        name: of the table.
+    """
+    partition = _partition(job)
+    words = str(job.get("name") or "").split("-")
+    if words[0] == name:
+        model, method = (*words[1:], None, None)[:2]
+        if len(words) > 3 or model not in table.models or (method is not None and method not in table.methods):
+            return None
+        methods = [key for key, known in table.methods.items() if known.is_run_by(job)]
+        if method is not None:
+            methods = [method] if table.methods[method].kind == job.get("sync.kind") else []
+    else:
+        model = str(job.get("model.name"))
+        methods = [key for key, known in table.methods.items() if known.is_run_by(job)]
+        if model not in table.models:
+            return None
+        if partition == "non-iid" and job.get("partition.labels") != table.models[model].labels:
+            return None
+    found = [r for r in table.rows if (r.model, r.partition) == (model, partition) and r.method in methods]
+    return found[0] if found else None
+
+
+def _partition(job: Mapping[str, Any]) -> Partition | None:
+    kind = job.get("partition.kind") or "iid"
+    return "iid" if kind == "iid" else "non-iid" if kind == "labels_per_client" else None
