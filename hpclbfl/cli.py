@@ -91,16 +91,16 @@ def launch(
     debug: Debug = False,
 ) -> None:
     """Run one experiment through mpirun, with the right flags and thread counts."""
+    from hpclbfl.aftermath import launch_run
     from hpclbfl.config import load_job
-    from hpclbfl.launch import run_mpirun
 
     # Errors in the job come from here, once, and before any rank starts.
-    load_job(job, overrides).resolved(num_ranks)
+    config = load_job(job, overrides).resolved(num_ranks)
     command = [sys.executable, "-m", "hpclbfl", "train", str(job), *(overrides or [])]
     command += ["--run-dir", str(run_dir)] if run_dir is not None else []
     command += ["--resume", resume]
     command += ["--debug"] if debug else []
-    raise typer.Exit(run_mpirun(num_ranks, command, hosts=hosts))
+    raise typer.Exit(launch_run(config, run_dir, num_ranks, command, hosts, goes_on=resume != "never"))
 
 
 @app.command()
@@ -122,9 +122,21 @@ def report(
         float | None,
         typer.Option("--target", min=0.0, max=1.0, help="Test accuracy to reach; also print what it took."),
     ] = None,
+    paper: Annotated[
+        str | None,
+        typer.Option("--paper", metavar="TABLE", help="Lay the runs beside a table of the paper: table1, table2."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print tables of runs, read back from their logs; write a page and figures of them."""
+    if paper is not None:
+        from hpclbfl.analysis.paper_report import print_paper
+
+        others = {"--out": out, "--figures": figures, "--baseline": baseline, "--target": target}
+        if given := [name for name, value in others.items() if value is not None]:
+            raise ConfigError(f"{given[0]}: does not go with --paper, which prints one table (--format, --json)")
+        print_paper(directory, paper, as_json, form)
+        return
     from hpclbfl.analysis.report import print_report
 
     frames, runs, headline = print_report(directory, as_json, form, baseline, target)
@@ -205,6 +217,47 @@ def plan(
     options = dataclasses.replace(QUICK if quick else Options(), memory_limit=limit)
     options = options if max_step is None else dataclasses.replace(options, max_step_s=max_step)
     run_plan(config, options, out, plot, as_json, debug)
+
+
+@app.command()
+def sharpness(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Training images that the loss is over.")] = 1024,
+    top: Annotated[int, typer.Option("--top", min=1, help="Eigenvalues to find, the largest in magnitude first.")] = 1,
+    lanczos: Annotated[
+        int | None, typer.Option("--lanczos", min=2, metavar="M", help="Find the spectrum, too, by M Lanczos steps.")
+    ] = None,
+    density: Annotated[bool, typer.Option("--density", help="With --lanczos: write the spectrum's density, too.")] = (
+        False
+    ),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Chooses images and start vectors.")] = 0,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at a time on a rank.")] = 128,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0.0, help="Residual over eigenvalue that is small enough.")
+    ] = 1e-3,
+    iterations: Annotated[int, typer.Option("--iterations", min=1, help="Of each eigenvalue, at most.")] = 100,
+    num_ranks: Annotated[int | None, typer.Option("-np", "-n", min=1, help="Number of ranks, through mpirun.")] = None,
+    hosts: Annotated[str | None, typer.Option("--hosts", metavar="H1:N,H2:N", help="Nodes and ranks on each.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Find the top eigenvalues of a trained net's Hessian and write them into its run folder: how sharp its minimum."""
+    if num_ranks is not None:
+        from hpclbfl.launch import run_mpirun
+        from hpclbfl.sharpness.source import find_source
+
+        # Errors in the folder come from here, once, and before any rank starts.
+        find_source(run)
+        command = [sys.executable, "-m", "hpclbfl", "sharpness", str(run)]
+        valued: dict[str, float | None] = {"--samples": samples, "--top": top, "--lanczos": lanczos, "--seed": seed}
+        valued |= {"--batch": batch, "--tolerance": tolerance, "--iterations": iterations}
+        command += [word for name, value in valued.items() if value is not None for word in (name, str(value))]
+        command += [name for name, given in (("--density", density), ("--json", as_json), ("--debug", debug)) if given]
+        raise typer.Exit(run_mpirun(num_ranks, command, hosts=hosts))
+    from hpclbfl.sharpness.command import Options, run_sharpness
+
+    options = Options(samples, top, lanczos, density, seed, batch, tolerance, iterations)
+    run_sharpness(run, options, as_json, debug)
 
 
 @app.command()

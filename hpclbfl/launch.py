@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -33,6 +34,11 @@ GPU_ASYNC = {"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"}
 # mpirun hands the environment to ranks of other nodes by name alone.
 FORWARDED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "OPAL_PREFIX")
 FORWARDED_PREFIXES = ("HOROVOD_", "NCCL_", "OMP_", "MKL_", "MALLOC_", "HPCLBFL_")
+
+SAID_BYTES = 1 << 16
+"""So much of the end of what ranks and mpirun write to stderr is kept."""
+LISTEN_S = 2.0
+"""So long after mpirun's end its last words are waited for."""
 
 MCA_DEFAULTS = {
     "pml": "ob1",
@@ -144,9 +150,21 @@ def find_mpirun() -> str:
 
 
 def run_mpirun(
-    np: int, command: Sequence[str], *, hosts: str | None = None, environ: Mapping[str, str] | None = None
+    np: int,
+    command: Sequence[str],
+    *,
+    hosts: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    said: bytearray | None = None,
 ) -> int:
-    """Run the command on `np` ranks and return its exit code, 128+n where signal n ended it."""
+    """Run the command on `np` ranks and return its exit code, 128+n where signal n ended it.
+
+    Args:
+        np, command: what runs how often.
+        hosts: see `parse_hosts`; None: this machine or the allocation around us.
+        environ: the environment to begin with; default: this process's.
+        said: gets the end of what ranks and mpirun write to stderr, which goes on to ours.
+    """
     environ = os.environ if environ is None else environ
     if sys.stderr.isatty():
         environ = {**environ, TERMINAL_COLUMNS: str(shutil.get_terminal_size().columns)}
@@ -161,11 +179,11 @@ def run_mpirun(
         hosts=hosts,
         bundled=bundled_environment(environ),
     )
-    return run_forwarding_signals(argv, env)
+    return run_forwarding_signals(argv, env, said)
 
 
-def run_forwarding_signals(argv: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run a command to its end, handing on the signals that this process gets."""
+def run_forwarding_signals(argv: Sequence[str], env: Mapping[str, str], said: bytearray | None = None) -> int:
+    """Run a command to its end, handing on the signals that this process gets; `said`: see `run_mpirun`."""
     received: list[int] = []
     waiting: list[int] = []
     process: subprocess.Popen[bytes] | None = None
@@ -189,10 +207,20 @@ def run_forwarding_signals(argv: Sequence[str], env: Mapping[str, str]) -> int:
     before = {signum: signal.signal(signum, forward) for signum in forwarded}
     try:
         # A session of its own, or Ctrl-C on a terminal would reach mpirun twice, which it takes as "now, by force".
-        process = subprocess.Popen(list(argv), env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            list(argv),
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE if said is not None else None,
+            start_new_session=True,
+        )
         for signum in waiting:
             forward(signum, None)
+        listener = None if said is None else _listen(process, said)
         code = process.wait()
+        if listener is not None:
+            # Something that outlives mpirun may hold the pipe open.
+            listener.join(LISTEN_S)
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -200,3 +228,23 @@ def run_forwarding_signals(argv: Sequence[str], env: Mapping[str, str]) -> int:
         return 128 - code
     # mpirun's own code after a signal says nothing; 0 and 75 (requeue) are the ranks' word.
     return 128 + received[0] if received and code not in (0, 75) else code
+
+
+def _listen(process: subprocess.Popen[bytes], said: bytearray) -> threading.Thread:
+    """Copy a process's stderr to ours, as it comes, and keep its end."""
+    if process.stderr is None:
+        raise ValueError("the process was started without a pipe for its stderr")
+    source, target = process.stderr, sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
+
+    def copy() -> None:
+        while chunk := os.read(source.fileno(), SAID_BYTES):
+            said.extend(chunk)
+            del said[:-SAID_BYTES]
+            # Nobody may read ours any more; the ranks go on all the same.
+            with suppress(OSError):
+                while chunk:
+                    chunk = chunk[os.write(target, chunk) :]
+
+    thread = threading.Thread(target=copy, name="stderr", daemon=True)
+    thread.start()
+    return thread

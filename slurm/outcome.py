@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from hpclbfl.aftermath import explain, signal_name
 from hpclbfl.runfolder import RunFolder, write_json
 from hpclbfl.slurm.ranks import REQUEUE_CODE
 from hpclbfl.slurm.state import progress
@@ -35,7 +35,9 @@ class Outcome:
         return self.text if self.text.startswith(self.word) else f"{self.word}: {self.text}"
 
 
-def settle(run: RunFolder, before: dict[str, Any] | None, code: int, was_told: bool, last_words: str) -> Outcome:
+def settle(
+    run: RunFolder, before: dict[str, Any] | None, code: int, was_told: bool, last_words: str, said: str = ""
+) -> Outcome:
     """Judge an attempt by its exit code and by what the ranks have left, and write the status that they could not.
 
     Args:
@@ -43,7 +45,8 @@ def settle(run: RunFolder, before: dict[str, Any] | None, code: int, was_told: b
         before: its status before the attempt.
         code: exit code of the launcher.
         was_told: whether the ranks were asked to stop.
-        last_words: the end of their output.
+        last_words: the last line of their output.
+        said: more of its end, in which their launcher may have said which rank ended first; default: that line.
 
     Raises:
         EnvironmentFault: the folder cannot be written.
@@ -62,7 +65,7 @@ def settle(run: RunFolder, before: dict[str, Any] | None, code: int, was_told: b
         return Outcome("stopped", code, f"stopped{'' if step is None else f' at step {step}'}", step)
     if state == "failed":
         return Outcome("failed", code, str((status or {}).get("error", "no reason given")), step)
-    text = _end(code, last_words)
+    text = explain(run if state is not None else None, code, said or last_words) or _end(code, last_words)
     run.write_status("failed", error=text)
     return Outcome("failed", code, text, step)
 
@@ -71,11 +74,7 @@ def _end(code: int, last_words: str) -> str:
     if code == 0:
         return "ended without finishing the run"
     if code > 128:
-        try:
-            name = signal.Signals(code - 128).name
-        except ValueError:
-            name = f"signal {code - 128}"
-        return f"ended by {name}"
+        return f"ended by {signal_name(code - 128)}"
     return f"ended with exit code {code}: {last_words}"
 
 

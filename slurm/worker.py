@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpclbfl.errors import HpclbflError
+from hpclbfl.launch import SAID_BYTES
 from hpclbfl.lease import LeaseHeld, acquire, slurm_job
 from hpclbfl.runfolder import RunFolder
 from hpclbfl.slurm.outcome import Tally, settle
@@ -68,9 +69,10 @@ def _run(task: Task) -> int:
             before = run.status()
             argv, env = launch_command(task.launch, {**os.environ, **lease.environment()})
             _say(f"{run.path}: {task.launch.ranks} rank(s) through {task.launch.launcher}")
+            log = task.log_folder / f"{job}_0_log.out"
+            begin = log.stat().st_size if log.exists() else 0
             code = stop.run(argv, env)
-            last_words = last_line(task.log_folder / f"{job}_0_log.out")
-            outcome = settle(run, before, code, bool(stop.received), last_words)
+            outcome = settle(run, before, code, bool(stop.received), last_line(log), _end_of(log, begin))
             tally = Tally.read(run.path / TALLY, job).after(outcome)
             if outcome.word != "done":
                 tally.write(run.path / TALLY)
@@ -88,6 +90,16 @@ def _run(task: Task) -> int:
         if not tally.wants_more(outcome, task.retries):
             _say(f"{run.path}: {tally.idle} in a row came to nothing, not started again; hpclbfl sweep does")
         return REQUEUE_CODE if outcome.word == "stopped" else outcome.code or 1
+
+
+def _end_of(log: Path, begin: int) -> str:
+    """What was written to a log from this byte on, or the end of it: attempts before have written to it, too."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(begin, file.seek(0, os.SEEK_END) - SAID_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def is_requeued(job: str) -> bool:

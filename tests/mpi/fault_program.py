@@ -1,6 +1,8 @@
 """Run under mpirun by test_faults.py: trains a job in which something goes wrong on one rank.
 
-Usage: fault_program.py JOB.yaml RUN_FOLDER FAULT RANK
+Usage: fault_program.py JOB.yaml RUN_FOLDER FAULT RANK [STEP]
+
+When it happens the time is written to RUN_FOLDER.hit.
 """
 
 from __future__ import annotations
@@ -12,16 +14,26 @@ import time
 from pathlib import Path
 
 import hpclbfl.checkpoint
+import hpclbfl.run
 import hpclbfl.steps
 from hpclbfl.comm.base import launched_rank
 from hpclbfl.config import load_job
 from hpclbfl.run import run_job
 
-job_file, run_folder, fault, rank = sys.argv[1:]
+job_file, run_folder, fault, rank = sys.argv[1:5]
+fault_step = int(sys.argv[5]) if len(sys.argv) > 5 else 7
 is_hit = launched_rank(os.environ) == int(rank)
 
 
+def note() -> None:
+    path = Path(f"{run_folder}.hit")
+    temporary = path.with_suffix(".new")
+    temporary.write_text(repr(time.time()))
+    temporary.replace(path)
+
+
 def die() -> None:
+    note()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -40,9 +52,9 @@ def wrap(module, name, before=None, after=None):  # type: ignore[no-untyped-def]
     setattr(module, name, wrapped)
 
 
-def in_step(action, step=7):  # type: ignore[no-untyped-def]
+def in_step(action):  # type: ignore[no-untyped-def]
     """In the passes of a step."""
-    wrap(hpclbfl.steps, "forward_backward", before=lambda exp, *_: exp.counters.step == step and action())
+    wrap(hpclbfl.steps, "forward_backward", before=lambda exp, *_: exp.counters.step == fault_step and action())
 
 
 def second(action):  # type: ignore[no-untyped-def]
@@ -52,34 +64,32 @@ def second(action):  # type: ignore[no-untyped-def]
 
 
 if is_hit:
-    if fault == "kill":
+    if fault == "kill-early":
+        # The other rank waits in MPI's start.
+        wrap(hpclbfl.run.build, "communicator", before=lambda *_: die())
+    elif fault == "kill":
         in_step(die)
     elif fault == "kill-saving":
         wrap(hpclbfl.checkpoint, "_write_files", after=second(die))
     elif fault == "kill-publishing":
         wrap(hpclbfl.checkpoint, "write_json", after=second(die))
     elif fault == "kill-published":
-        wrap(hpclbfl.checkpoint, "sync_folder", after=lambda path: path.name == "checkpoints" and second_publish())
-        published = []
-
-        def second_publish() -> None:
-            published.append(1)
-            if len(published) == 2:
-                die()
-
+        publish = second(die)
+        wrap(hpclbfl.checkpoint, "sync_folder", after=lambda path: path.name == "checkpoints" and publish())
     elif fault == "exit":
-        in_step(lambda: os._exit(0))
+        in_step(lambda: (note(), os._exit(0)))
     elif fault == "sleep":
-        in_step(lambda: time.sleep(300))
+        in_step(lambda: (note(), time.sleep(300)))
     elif fault == "full":
 
         def full(*_: object) -> None:
+            note()
             raise OSError(28, "No space left on device")
 
         wrap(hpclbfl.checkpoint, "_write_files", before=second(full))
     elif fault in ("USR2", "TERM"):
         # Sent by the test, from outside; here a sign that it is time.
-        in_step(lambda: (Path(run_folder) / "now").touch(), step=4)
+        in_step(note)
 if fault in ("USR2", "TERM"):
     wrap(hpclbfl.steps, "forward_backward", before=lambda *_: time.sleep(0.05))
 outcome = run_job(load_job(Path(job_file)), Path(run_folder))

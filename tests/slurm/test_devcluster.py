@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from hpclbfl.errors import EnvironmentFault
+from hpclbfl.lease import TOKEN, holder
 from hpclbfl.runlog.reader import read_run
 from hpclbfl.slurm.devcluster.cluster import DevCluster
 from hpclbfl.slurm.devcluster.conf import Node, slurm_conf
 from hpclbfl.slurm.status import status_rows
 from tests.slurm.conftest import write_sweep
+from tests.test_checkpoint import untimed
 
 FAR = 150.0
 """Seconds in which things happen on a machine that others use, too."""
@@ -39,17 +44,39 @@ def hpclbfl(*words: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def wait_for(what: Callable[[], Any], limit_s: float = FAR) -> Any:
+def wait_for(what: Callable[[], Any], limit_s: float = FAR, poll_s: float = 0.3) -> Any:
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if (found := what()) is not None and found is not False:
             return found
-        time.sleep(0.3)
+        time.sleep(poll_s)
     pytest.fail(f"did not happen within {limit_s:.0f} s")
 
 
 def rows(folder: Path) -> dict[int, dict[str, Any]]:
     return {row["overrides"]["seed"]: row for row in status_rows(folder)}
+
+
+def checkpoints(run: str) -> int:
+    """Step of the newest one, 0: there is none."""
+    return max((int(path.name.removeprefix("step-")) for path in Path(run).glob("checkpoints/step-*")), default=0)
+
+
+def num_attempts(run: str) -> int:
+    return len(list(Path(run).glob("attempts/*/rank00000.h5")))
+
+
+def kill_all_of(run: str) -> None:
+    """SIGKILL for a run's ranks, their launcher and the watcher over both, before any of them can say a word."""
+    owner = holder(Path(run))
+    assert owner is not None
+    watcher = owner.processes[0].pid
+    os.kill(watcher, signal.SIGSTOP)
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"{TOKEN}={owner.token}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
+    os.kill(watcher, signal.SIGKILL)
 
 
 def logs_of(folder: Path) -> str:
@@ -70,48 +97,78 @@ def assert_every_step_once(path: str) -> None:
 
 
 @pytest.mark.slurm
-def test_array_of_two_rank_runs_one_cancelled_and_finished(tmp_path: Path, toy_set: Path, slurm: DevCluster) -> None:
-    """Two short runs and a longer one, which is cancelled in the middle; a second sweep finishes it alone."""
+def test_array_of_two_rank_runs_one_cancelled_one_killed_and_finished(
+    tmp_path: Path, toy_set: Path, slurm: DevCluster
+) -> None:
+    """A short run and two longer ones. One is cancelled in the middle, one killed with all that might have said a
+    word, as at the end of a time-out that nobody heeds; a second sweep finishes both."""
     out = tmp_path / "out"
-    longer = {"stop": {"seconds": 4}, "evaluate.every_steps": 1000}
-    path = write_sweep(tmp_path, toy_set, list=[{"seed": 0}, {"seed": 1}, {"seed": 2, **longer}], ranks=2)
+    longer = {"stop": {"seconds": 5}, "evaluate.every_steps": 1000, "checkpoint.every_s": 0.5}
+    path = write_sweep(tmp_path, toy_set, list=[{"seed": 0}, {"seed": 1, **longer}, {"seed": 2, **longer}], ranks=2)
     cluster = profile(tmp_path, launcher="srun", launcher_args=["--mpi=pmix"], max_parallel=3)
     command = ("sweep", path, "--cluster", cluster, "--dir", out)
     assert "3 runs, 2 ranks each" in hpclbfl(*command).stderr
     assert "3 runs: 0 done, 3 in other hands, 0 to do" in hpclbfl(*command).stderr
 
-    job = rows(out)[2]["job"]
-    wait_for(lambda: (rows(out)[2]["step"] or 0) > 0)
-    assert rows(out)[2]["text"].startswith(f"Slurm job {job} on ")
-    subprocess.run(["scancel", job], check=True)
+    jobs = {seed: row["job"] for seed, row in rows(out).items()}
+    ends = {1: kill_all_of, 2: lambda run: subprocess.run(["scancel", jobs[2]], check=True)}
+
+    def end_those_that_train() -> bool:
+        found = rows(out)
+        for seed in [seed for seed in ends if checkpoints(found[seed]["path"])]:
+            assert found[seed]["text"].startswith(f"Slurm job {jobs[seed]} on ")
+            ends.pop(seed)(found[seed]["path"])
+        return not ends
+
+    wait_for(end_those_that_train)
     wait_for(lambda: not queue())
     found = rows(out)
-    assert [found[seed]["state"] for seed in range(3)] == ["done", "done", "waiting"], logs_of(out)
-    assert f"job {job} is being ended from outside: not requeued" in logs_of(out)
+    assert [found[seed]["state"] for seed in range(3)] == ["done", "failed", "waiting"], logs_of(out)
+    assert found[1]["text"] == f"ended without a word at step {found[1]['step']}: killed, or its node was lost"
+    assert f"job {jobs[2]} is being ended from outside: not requeued" in logs_of(out)
     assert found[2]["text"] == f"stopped at step {found[2]['step']}"
 
-    assert "3 runs: 2 done, 0 in other hands, 1 to do" in hpclbfl(*command).stderr
+    assert "3 runs: 1 done, 0 in other hands, 2 to do" in hpclbfl(*command).stderr
     wait_for(lambda: not queue())
-    assert_every_step_once(rows(out)[2]["path"])
+    for seed in (1, 2):
+        assert_every_step_once(rows(out)[seed]["path"])
     assert hpclbfl("status", out).stdout.splitlines()[-1] == "3 done", logs_of(out)
 
 
 @pytest.mark.slurm
-def test_requeued_across_unlike_nodes_under_mpirun(tmp_path: Path, toy_set: Path, slurm: DevCluster) -> None:
-    """One rank on each of two nodes that a constraint tells apart; asked to stop as before the end of its time."""
-    out = tmp_path / "out"
-    longer = {"stop": {"seconds": 4}, "evaluate.every_steps": 1000}
+def test_requeued_three_times_across_unlike_nodes_it_is_bit_identical(
+    tmp_path: Path, toy_set: Path, slurm: DevCluster
+) -> None:
+    """One rank on each of two nodes that a constraint tells apart, under mpirun; asked to stop three times as before
+    the end of its time."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    longer = {"stop": {"steps": 90}, "evaluate.every_steps": 40, "checkpoint.every_steps": 3}
     path = write_sweep(tmp_path, toy_set, list=[{"seed": 0, **longer}], ranks=2)
     cluster = profile(tmp_path, launcher="mpirun", constraint={"fast": 1, "slow": 1})
     hpclbfl("sweep", path, "--cluster", cluster, "--dir", out)
-    job = rows(out)[0]["job"]
-    wait_for(lambda: (rows(out)[0]["step"] or 0) > 0)
-    assert " n[1-2]" in queue()[0]
-    subprocess.run(["scancel", "--batch", "--signal=USR2", job], check=True)
+    row = rows(out)[0]
+    job_file = next((out / "jobs").glob("*.yaml"))
+    reference = subprocess.Popen([sys.executable, "-m", "hpclbfl", "launch", str(job_file), "--run-dir", str(whole)])
+    for number in range(3):
+        # Once more than before, and in an attempt that is under way.
+        before = checkpoints(row["path"])
+        wait_for(lambda n=number, b=before: checkpoints(row["path"]) > b and num_attempts(row["path"]) > n, poll_s=0.05)
+        if number == 0:
+            assert " n[1-2]" in queue()[0]
+        subprocess.run(["scancel", "--batch", "--signal=USR2", row["job"]], check=True)
+        wait_for(lambda n=number: logs_of(out).count(f"job {row['job']} is requeued") > n)
     wait_for(lambda: not queue())
-    assert f"job {job} is requeued" in logs_of(out)
+    assert reference.wait(timeout=FAR) == 0
     assert rows(out)[0]["state"] == "done", logs_of(out)
-    assert_every_step_once(rows(out)[0]["path"])
+
+    undisturbed, run = read_run(whole), read_run(row["path"])
+    assert (undisturbed.num_attempts, run.num_attempts) == (1, 4) and not run.torn
+    assert run.provenance["num_ranks"] == 2 and len(run.tables["steps"]) == 2 * 90
+    found = untimed(run)
+    for key, value in untimed(undisturbed).items():
+        assert found[key] == value, key
+    first, second = (torch.load(Path(folder) / "model.pt") for folder in (whole, row["path"]))
+    assert first.keys() == second.keys() and all(torch.equal(second[key], value) for key, value in first.items())
 
 
 @pytest.mark.slurm
