@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hpclbfl.config import JobConfig
-from hpclbfl.errors import DataError, HpclbflError
+from hpclbfl.errors import REQUEUE_CODE, DataError, HpclbflError
 from hpclbfl.launch import run_mpirun
 from hpclbfl.lease import holder
 from hpclbfl.runfolder import Attempt, RunFolder
 
-REQUEUE_CODE = 75
-"""Exit code of ranks that have saved themselves and want to be started again."""
 OWN_ERROR = "hpclbfl: error:"
 """How a rank begins the line in which it says itself what is wrong."""
 
@@ -32,6 +30,7 @@ _MPIRUN_IMPROPER = re.compile(r"process rank (\d+) with PID \d+ on\s+node (\S+) 
 _MPIRUN_CODE = re.compile(r"Process name: \[\[\d+,\d+\],(\d+)\]\s+Exit code:\s+(\d+)")
 _SRUN = re.compile(r"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
 _SRUN_CODE = re.compile(r"Exited with exit code (\d+)")
+_START_TIMEOUT = re.compile(r"^Timeout \((\d+:\d+:\d+)\S*\)!$", re.MULTILINE)
 _ABORT = "MPI_ABORT was invoked"
 _SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals()}
 # By these a launcher or the user ends the ranks that are left.
@@ -110,6 +109,8 @@ def explain(run: RunFolder | None, code: int, said: str) -> str | None:
         return None
     if death is None and (code <= 128 or code - 128 in _BY_WISH):
         return None
+    if death is not None and death.code == 1 and (waited := _START_TIMEOUT.search(said)):
+        return f"rank {death.rank} waited {waited[1]} for all ranks to start (comm.start_timeout_s): some never did"
     if death is None:
         return f"ended by {signal_name(code - 128)}{last_heard(run, 0) if run is not None else ''}"
     return f"{death}{last_heard(run, death.rank) if run is not None else ', before the training began'}"

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from hpclbfl import __version__
-from hpclbfl.errors import ConfigError, HpclbflError
+from hpclbfl.errors import REQUEUE_CODE, ConfigError, HpclbflError
 
 app = typer.Typer(
     name="hpclbfl",
@@ -26,8 +26,6 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look into data sets and pack them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-REQUEUE = 75
-"""Exit code of a run that was asked to stop, has saved its state, and is to be started again."""
 OTHERS_WAIT_S = 5.0
 """How long ranks other than 0 hold back an error that comes before MPI has started."""
 
@@ -77,7 +75,7 @@ def train(
 
     outcome = run_job(config, run_dir, debug, resume)
     if outcome.reason == STOPPED:
-        raise typer.Exit(REQUEUE)
+        raise typer.Exit(REQUEUE_CODE)
 
 
 @app.command()

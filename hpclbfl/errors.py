@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+REQUEUE_CODE = 75
+"""Exit code of a run that was asked to stop, has saved its state, and is to be started again."""
+
 
 class HpclbflError(Exception):
     """Base of all errors that end a command with one line instead of a traceback."""

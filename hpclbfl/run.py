@@ -30,7 +30,7 @@ from hpclbfl.runlog.writer import RunLog
 from hpclbfl.saving import Saver, resume
 from hpclbfl.signals import StopRequest
 from hpclbfl.train import STOPPED, NotFinite, Outcome, Services, train
-from hpclbfl.watchdog import Watchdog, end_process
+from hpclbfl.watchdog import Watchdog, end_process, start_limit
 
 Resume = Literal["auto", "must", "never"]
 
@@ -47,7 +47,8 @@ def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False, re
         resume: auto: go on from the newest checkpoint, if there is one, and leave a run that is done; must: go on, or
             fail; never: start anew.
     """
-    comm = build.communicator(job.comm)
+    with start_limit(job.comm.start_timeout_s):
+        comm = build.communicator(job.comm)
     session = Session(comm)
     try:
         outcome = session.run(job.resolved(comm.size), run_dir, resume)

@@ -7,6 +7,7 @@ notes have grown old, are the ones that are missing.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -19,8 +20,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hpclbfl.comm.base import launched_size
+
 NOTE_EVERY_S = 10.0
 """Longest time between two notes."""
+
+
+@contextmanager
+def start_limit(timeout_s: float) -> Iterator[None]:
+    """End this process if what is done within takes longer: MPI's start, when some rank never comes.
+
+    It says so in Python's own words (`Timeout (0:10:00)!`, and where it waits), which `hpclbfl.aftermath` explains.
+    """
+    if launched_size(os.environ) == 1 or sys.__stderr__ is None:
+        yield
+        return
+    # MPI's start may hold the interpreter, so that no thread of Python's could act.
+    faulthandler.dump_traceback_later(timeout_s, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @dataclass(frozen=True)

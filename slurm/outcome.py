@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpclbfl.aftermath import explain, signal_name
+from hpclbfl.errors import REQUEUE_CODE
 from hpclbfl.runfolder import RunFolder, write_json
-from hpclbfl.slurm.ranks import REQUEUE_CODE
 from hpclbfl.slurm.state import progress
 
 Word = Literal["done", "stopped", "failed"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from hpclbfl.errors import REQUEUE_CODE
 from hpclbfl.launch import (
     available_cores,
     environment_without_job,
@@ -23,8 +24,6 @@ from hpclbfl.launch import (
 from hpclbfl.mpi_runtime import bundled_environment
 from hpclbfl.squeue import clean_environment
 
-REQUEUE_CODE = 75
-"""Exit code of ranks that have saved themselves and want to be started again."""
 
 Launcher = Literal["srun", "mpirun", "local"]
 

@@ -13,12 +13,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpclbfl.errors import HpclbflError
+from hpclbfl.errors import REQUEUE_CODE, HpclbflError
 from hpclbfl.launch import SAID_BYTES
 from hpclbfl.lease import LeaseHeld, acquire, slurm_job
 from hpclbfl.runfolder import RunFolder
 from hpclbfl.slurm.outcome import Tally, settle
-from hpclbfl.slurm.ranks import REQUEUE_CODE, Launch, Stop, launch_command
+from hpclbfl.slurm.ranks import Launch, Stop, launch_command
 from hpclbfl.slurm.resources import minutes
 from hpclbfl.slurm.state import last_line
 from hpclbfl.squeue import SlurmSilent, ask

@@ -80,5 +80,7 @@ class CommConfig(Section):
     """Size of the gradient buckets that are reduced at once, MB."""
     chunk_mb: PositiveFloat = 1.0
     """mpi: size of the pieces, small enough for a processor's cache, MB."""
+    start_timeout_s: PositiveFloat = 600.0
+    """A rank that has waited so long for all to start ends the job."""
     stall_timeout_s: PositiveFloat = 1800.0
     """A rank that waits longer than this for others ends the job, with the name of the one that is missing."""

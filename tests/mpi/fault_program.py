@@ -67,6 +67,8 @@ if is_hit:
     if fault == "kill-early":
         # The other rank waits in MPI's start.
         wrap(hpclbfl.run.build, "communicator", before=lambda *_: die())
+    elif fault == "absent":
+        wrap(hpclbfl.run.build, "communicator", before=lambda *_: (note(), os._exit(0)))
     elif fault == "kill":
         in_step(die)
     elif fault == "kill-saving":
@@ -92,5 +94,6 @@ if is_hit:
         in_step(note)
 if fault in ("USR2", "TERM"):
     wrap(hpclbfl.steps, "forward_backward", before=lambda *_: time.sleep(0.05))
-outcome = run_job(load_job(Path(job_file)), Path(run_folder))
+overrides = ["comm.start_timeout_s=10"] if fault == "absent" else None
+outcome = run_job(load_job(Path(job_file), overrides), Path(run_folder))
 sys.exit(75 if outcome.reason == "asked to stop" else 0)

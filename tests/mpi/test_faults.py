@@ -58,6 +58,9 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
+    "absent": Fault(
+        "bsp", "absent", 1, 1, r"rank 0 waited 0:00:10 for all ranks to start \(comm.start_timeout_s\): some never did"
+    ),
     "early": Fault("bsp", "kill-early", 1, 137, f"rank 1 on [^ ]+ {KILL}, before the training began"),
     "kill-0": Fault("bsp", "kill", 0, 137, f"rank 0 on [^ ]+ {KILL}, last heard of at step [67]{FROM_6}"),
     "kill-1": Fault("fedavg", "kill", 1, 137, f"rank 1 on [^ ]+ {KILL}, last heard of at step [67]{FROM_6}"),
