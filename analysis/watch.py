@@ -28,8 +28,8 @@ from hpclbfl.analysis.scan import find_runs, run_key, unstarted
 from hpclbfl.errors import DataError
 
 # The one setting without which HDF5 would wait for ever on a torn file.
-from hpclbfl.runlog.reader import Table, swmr_access
-from hpclbfl.runlog.schema import DTYPES, TABLES
+from hpclbfl.runlog.reader import Table, read_committed, swmr_access
+from hpclbfl.runlog.schema import DTYPES
 
 REFRESH_S = 2.0
 LINES_EVERY_S = 30.0
@@ -130,10 +130,10 @@ def read_progress(log: Path) -> Progress | None:
     except (OSError, RuntimeError):
         return None
     try:
-        committed = np.zeros(len(TABLES), np.int64)
-        h5d.open(file, b"committed").read(h5s.ALL, h5s.ALL, committed)
-        rows = dict(zip(TABLES, committed.tolist(), strict=True))
-        steps, evals = (_last_rows(file, name, rows[name], count) for name, count in (("steps", 5000), ("evals", 50)))
+        rows = read_committed(file)
+        steps, evals = (
+            _last_rows(file, name, rows[name][0], count) for name, count in (("steps", 5000), ("evals", 50))
+        )
     except (OSError, RuntimeError, KeyError, ValueError):
         return None
     finally:

@@ -24,7 +24,6 @@ from hpclbfl.launch import (
 from hpclbfl.mpi_runtime import bundled_environment
 from hpclbfl.squeue import clean_environment
 
-
 Launcher = Literal["srun", "mpirun", "local"]
 
 

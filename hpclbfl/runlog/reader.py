@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import zlib
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -87,9 +88,7 @@ def read_file(path: str | Path) -> RankLog:
         version = attributes.get("schema_version")
         if version != SCHEMA_VERSION:
             raise DataError(f"{path}: has log schema {version}; this version reads schema {SCHEMA_VERSION}")
-        committed = np.zeros(len(TABLES), np.int64)
-        h5d.open(file, b"committed").read(h5s.ALL, h5s.ALL, committed)
-        tables = {name: _read_table(path, file, name, int(rows)) for name, rows in zip(TABLES, committed, strict=True)}
+        tables = _read_tables(path, file)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise TornFile(path, f"is torn, HDF5 cannot read it ({_first_line(error)})") from error
     finally:
@@ -126,6 +125,26 @@ def _attributes(file: Any) -> dict[str, Any]:
         item = value.item()
         found[attribute.name.decode()] = item.decode(errors="replace") if isinstance(item, bytes) else item
     return found
+
+
+def read_committed(file: Any) -> dict[str, tuple[int, int]]:
+    """Rows of each table of an open log that its writer has flushed, and their CRC-32."""
+    committed = np.zeros((len(TABLES), 2), np.int64)
+    h5d.open(file, b"committed").read(h5s.ALL, h5s.ALL, committed)
+    return {name: (int(rows), int(checksum)) for name, (rows, checksum) in zip(TABLES, committed, strict=True)}
+
+
+def _read_tables(path: Path, file: Any) -> dict[str, Table]:
+    committed = read_committed(file)
+    while True:
+        tables = {name: _read_table(path, file, name, rows) for name, (rows, _) in committed.items()}
+        wrong = [name for name, table in tables.items() if zlib.crc32(table.data) != committed[name][1]]
+        if not wrong:
+            return tables
+        # A live writer may have been at the counter just then.
+        before, committed = committed, read_committed(file)
+        if committed == before:
+            raise TornFile(path, f"is damaged: rows of table '{wrong[0]}' do not have their checksum")
 
 
 def _read_table(path: Path, file: Any, name: str, rows: int) -> Table:

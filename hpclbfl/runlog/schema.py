@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Stands in each file's root attribute `schema_version`; rises when a column changes its name, type or meaning."""
 
 _INT, _FLOAT = "<i8", "<f8"

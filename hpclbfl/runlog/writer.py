@@ -2,13 +2,15 @@
 
 Every group, dataset and attribute exists before single-writer/multiple-reader mode begins; rows gather in blocks of
 100 and are flushed when a block is full or its oldest row is 2 s old; only then is the counter `committed` raised,
-and readers believe it alone. A log is never opened for writing again: the next attempt has a file of its own.
+and readers believe it alone; beside it stands the checksum of all rows so far. A log is never opened for writing
+again: the next attempt has a file of its own.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -39,6 +41,7 @@ class _Table:
         self.used = 0
         self.oldest = 0.0
         self.rows = 0
+        self.checksum = 0
         self.widths = text_columns(name)
         self.names = DTYPES[name].names or ()
         self.defaults = defaults(name)
@@ -54,7 +57,7 @@ class _Table:
         space.select_hyperslab((self.rows,), (len(rows),))
         self._dataset.write(h5s.create_simple((len(rows),)), space, rows, self._type)
         self._dataset.flush()
-        self.rows = total
+        self.rows, self.checksum = total, zlib.crc32(rows.data, self.checksum)
 
 
 class RunLog:
@@ -100,9 +103,10 @@ class RunLog:
                 dataset.attrs[f"unit.{column}"] = unit
                 dataset.attrs[f"meaning.{column}"] = MEANINGS[name][column]
             self._tables[name] = _Table(name, dataset)
-        self._committed = np.zeros(len(TABLES), np.int64)
+        self._committed = np.zeros((len(TABLES), 2), np.int64)
         self._counter: Any = self._file.create_dataset("committed", data=self._committed).id
         self._file["committed"].attrs["order"] = ",".join(TABLES)
+        self._file["committed"].attrs["columns"] = "rows,crc32"
 
     def append(self, table: str, **columns: Any) -> None:
         """Add one row. Floats left out are NaN, texts empty; integers must be given.
@@ -209,7 +213,7 @@ class RunLog:
             if more is not None:
                 tables[-1].write(more)
             if tables:
-                self._committed[:] = [t.rows for t in self._tables.values()]
+                self._committed[:] = [(t.rows, t.checksum) for t in self._tables.values()]
                 self._counter.write(h5s.ALL, h5s.ALL, self._committed)
                 self._counter.flush()
         except (OSError, RuntimeError) as error:

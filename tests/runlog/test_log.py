@@ -222,6 +222,31 @@ def test_torn_file_is_reported(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_a_flipped_bit_is_never_read_as_data(tmp_path):
+    path = tmp_path / "rank00000.h5"
+    with RunLog(path, ATTRIBUTES) as log:
+        for name in ("steps", "evals", "layers"):
+            log.extend(name, some_rows(name, 250))
+    whole, expected = path.read_bytes(), read_file(path)
+    start = whole.index(expected.tables["steps"].tobytes()[:1000])
+    rng = np.random.default_rng(3)
+    inside = rng.integers(start, start + 200 * DTYPES["steps"].itemsize, 60)
+    reported = 0
+    for at in (*inside, *rng.integers(0, len(whole), 300)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            found = read_file(path)
+        except DataError as error:
+            reported += "do not have their checksum" in str(error)
+            continue
+        # Nothing stands there, or a text that the run folder has in files of their own, too.
+        assert all(found.attributes[key] == expected.attributes[key] for key in ("rank", "attempt"))
+        assert all(found.tables[name].tobytes() == expected.tables[name].tobytes() for name in TABLES)
+    assert reported >= len(inside)
+
+
 def test_hole_is_reported(tmp_path):
     path = tmp_path / "rank00000.h5"
     rows = some_rows("steps", 2000)
@@ -239,7 +264,7 @@ def test_missing_and_foreign_files(tmp_path):
         read_file(tmp_path / "none.h5")
     with h5py.File(tmp_path / "foreign.h5", "w", libver="latest") as file:
         file.attrs["schema_version"] = SCHEMA_VERSION + 1
-    with pytest.raises(DataError, match="has log schema 2; this version reads schema 1"):
+    with pytest.raises(DataError, match="has log schema 3; this version reads schema 2"):
         read_file(tmp_path / "foreign.h5")
 
 
