@@ -27,8 +27,10 @@ hpclbfl launch -np 2 jobs/quickstart.yaml 'sync=$(SYNC_$(2))' 'partition=$(PARTI
 	--run-dir runs/quickstart/runs/$(1)
 endef
 
-test: install lint ## lint, then all tests
-	@$(ACTIVATE) && pytest
+test: install lint ## lint, then all tests: those that start ranks or a Slurm by themselves, the others two at a time
+	@$(ACTIVATE) && set -e; \
+	pytest --numprocesses 2 --dist loadfile -m "not mpi and not slurm"; \
+	pytest -m "mpi or slurm"
 
 BENCHMARKS := comm step scaler input log
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,11 @@ def test_no_state_is_one_line(tmp_path: Path, toy_set: Path) -> None:
         find_source(tmp_path)
 
 
-def test_a_checkpoint_of_an_earlier_experiment_is_refused(tmp_path: Path, toy_set: Path) -> None:
-    run_job(make_job(toy_set, **FEW), tmp_path)
-    later = make_job(toy_set, sync={"kind": "fedavg", "local_steps": 4}, **{**FEW, "stop": {"steps": 4}})
-    run_job(later, tmp_path, resume="never")
+def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path, toy_set: Path) -> None:
+    run_job(make_job(toy_set, **FEW), tmp_path / "a")
+    other = make_job(toy_set, sync={"kind": "fedavg", "local_steps": 4}, **{**FEW, "stop": {"steps": 4}})
+    run_job(other, tmp_path / "b")
+    name = "step-000000009"
+    shutil.copytree(tmp_path / "a" / "checkpoints" / name, tmp_path / "b" / "checkpoints" / name)
     with pytest.raises(ConfigError, match="step 9 is another experiment's, its sync, stop differs"):
-        state_of(unfinished(tmp_path))
+        state_of(unfinished(tmp_path / "b"))
