@@ -93,7 +93,9 @@ def _labels(arms: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[str]:
     chosen = sorted(_distinguishing(columns, len(arms)), key=lambda key: _place(key, keys))
     labels: dict[str, None] = {}
     for i in range(len(arms)):
-        label = ", ".join(_part(key, columns[key][i]) for key in chosen)
+        parts = [_part(key, columns[key][i]) for key in chosen]
+        # What is absent is so once, however many of its keys tell arms apart.
+        label = ", ".join(p for n, p in enumerate(parts) if not (p.startswith("no ") and p in parts[:n]))
         same = sum(known == label or known.startswith(f"{label} #") for known in labels)
         labels[f"{label} #{same + 1}" if same else label] = None
     return list(labels)

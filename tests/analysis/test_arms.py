@@ -63,6 +63,12 @@ def test_a_section_that_is_null_elsewhere_has_no_column():
     assert "gradients.scaler.factor" in names
 
 
+def test_what_is_absent_is_named_once():
+    gates = [None, *({"factor": f, "when": when} for f in (2.0, 4.0) for when in ("delta_ge", "random"))]
+    frame = runs(*(job(gradients={"scaler": gate}) for gate in gates))
+    assert frame["arm"].to_list() == ["no scaler", "X=2, delta_ge", "X=2, random", "X=4, delta_ge", "X=4, random"]
+
+
 def test_arms_differ_in_more_than_the_seed():
     frame = runs(*(job(seed, gradients=scaler(f)) for f in (16.0, 2.0, None) for seed in (0, 1)))
     assert frame["arm"].to_list() == ["X=16", "X=16", "X=2", "X=2", "no scaler", "no scaler"]
