@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 
@@ -79,20 +80,23 @@ class Dynamic:
         return self._decide(state)
 
     def _forget_what_no_longer_holds(self, state: ControllerState) -> ControllerState:
-        blocks = np.array(state.times[-BLOCKS * self._window :]).reshape(-1, self._window, len(state.sizes))
-        if len(blocks) > 1:
-            before, now = np.median(blocks[-2], axis=0), np.median(blocks[-1], axis=0)
+        window = self._window
+        if len(state.times) > window:
+            before, now = _medians(state.times[-2 * window : -window]), _medians(state.times[-window:])
             if (np.abs(now - before) > JUMP * np.minimum(before, now)).any():
                 return replace(state, times=state.times[-self._window :], history=())
         return replace(state, times=state.times[-BLOCKS * self._window :])
 
     def _decide(self, state: ControllerState) -> tuple[Plan | None, ControllerState]:
-        times = np.array(state.times)
-        now = np.median(times, axis=0)
+        now = _medians(state.times)
+        if now.max() - now.min() <= self._min_gain * now.max():
+            # Under any plan some rank has as much to do as now, so no step is faster than the fastest rank is now.
+            return None, state
         fixed_s, per_sample_s = _lines(state, now)
         sizes = balance(sum(state.sizes), fixed_s, per_sample_s, self._low, self._high)
         predicted = float((fixed_s + per_sample_s * np.array(sizes)).max())
         gain = float(now.max()) - predicted
+        times = np.array(state.times)
         # Of the difference of two ranks' medians.
         error = float(np.sqrt(2) * _MEDIAN_ERROR * times.std(axis=0, ddof=1).max() / np.sqrt(len(times)))
         if sizes == state.sizes or gain <= self._min_gain * now.max() or gain <= 2 * error:
@@ -100,6 +104,11 @@ class Dynamic:
         history = (*state.history, (state.sizes, tuple(float(t) for t in now)))[-2:]
         reason = f"step {1e3 * now.max():.0f} -> {1e3 * predicted:.0f} ms predicted"
         return Plan(sizes, reason), ControllerState(sizes, history=history, num_changes=state.num_changes + 1)
+
+
+def _medians(times: Sequence[Sequence[float]]) -> FloatArray:
+    """[R] median over steps; for so few numbers several times as fast as NumPy's."""
+    return np.array([median(rank) for rank in zip(*times, strict=True)])
 
 
 def _lines(state: ControllerState, now: FloatArray) -> tuple[FloatArray, FloatArray]:

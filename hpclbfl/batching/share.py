@@ -46,16 +46,18 @@ def balance(
 
 
 def _level(total: int, fixed_s: FloatArray, per_sample_s: FloatArray, low: Sequence[int], high: Sequence[int]) -> float:
-    """A time at which the ranks, left to run, have done almost `total` samples, and never more."""
-    below, above = 0.0, float((fixed_s + per_sample_s * (np.asarray(high, dtype=np.float64) + 1)).max())
-    for _ in range(60):
-        middle = (below + above) / 2
-        done = np.clip(np.floor((middle - fixed_s) / per_sample_s), low, high).sum()
-        if done <= total:
-            below = middle
-        else:
-            above = middle
-    return below
+    """The time at which the ranks, left to run, have done `total` samples, counting parts of samples.
+
+    What they have done grows in straight pieces: each rank begins at its lower bound and stops at its upper one.
+    """
+    begins, ends = (fixed_s + per_sample_s * np.asarray(bound, dtype=np.float64) for bound in (low, high))
+    times = np.concatenate([begins, ends])
+    order = np.argsort(times)
+    times, rates = times[order], np.cumsum(np.concatenate([1 / per_sample_s, -1 / per_sample_s])[order])
+    done = sum(low) + np.concatenate([[0.0], np.cumsum(rates[:-1] * np.diff(times))])
+    last = int(np.searchsorted(done, total, side="right")) - 1
+    left = total - float(done[last])
+    return float(times[last]) + (left / float(rates[last]) if left > 0 and rates[last] > 0 else 0.0)
 
 
 def even(total: int, parts: int) -> tuple[int, ...]:
