@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a shell starts in the background ignores Ctrl-C and hands that on to its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from hpclbfl.config import JobConfig, parse_job
 from hpclbfl.data.packed import write_packed
