@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# What a shell starts in the background ignores Ctrl-C and hands that on to its children.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from hpclbfl.config import JobConfig, parse_job
 from hpclbfl.data.packed import write_packed
+
+# What a shell starts in the background ignores Ctrl-C and hands that on to its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _png(pixels: np.ndarray) -> bytes:
