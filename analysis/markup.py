@@ -25,6 +25,12 @@ class TextTable:
     """Per row, attributes of its HTML element (`data-...`), for the page's filter."""
 
 
+def signed(value: float, digits: int) -> str:
+    """A difference as it is printed: `+1.2`, with a minus sign of its own width; zero has no sign."""
+    text = f"{abs(value):.{digits}f}"
+    return text if float(text) == 0 else f"{'−' if value < 0 else '+'}{text}"
+
+
 def to_rich(table: TextTable, fold: str = "") -> RichTable:
     """For a terminal; the column `fold` may run over several lines, units stand below the names."""
     shown = RichTable(title=rich_escape(table.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)

@@ -11,14 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
-from hpclbfl.analysis.markup import TextTable, to_latex, to_markdown, to_rich
+from hpclbfl.analysis.markup import TextTable, signed, to_latex, to_markdown, to_rich
 from hpclbfl.analysis.paper_compare import HOLDS, REVERSED, Comparison, Measured, Pair, compare_with_paper
 from hpclbfl.analysis.paper_rows import SHOWN, paper_table
 from hpclbfl.analysis.report import Format, load_some
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS
 
 _WIDTH = 200
-_MINUS = "−"
 
 
 def print_paper(directory: str | Path, name: str, as_json: bool = False, form: Format = "text") -> Comparison:
@@ -166,13 +165,8 @@ def _interval(found: Measured | Pair) -> str:
     if found.difference is None:
         return "-"
     if found.low is None or found.high is None:
-        return _signed(found.difference)
-    return f"{_signed(found.difference)} [{_signed(found.low)}, {_signed(found.high)}]"
-
-
-def _signed(value: float) -> str:
-    text = f"{abs(value):.2f}"
-    return text if float(text) == 0 else f"{_MINUS if value < 0 else '+'}{text}"
+        return signed(found.difference, 2)
+    return f"{signed(found.difference, 2)} [{signed(found.low, 2)}, {signed(found.high, 2)}]"
 
 
 def _intervals() -> str:

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import Section
 from hpclbfl.validation import validated
+from hpclbfl.yamlfile import read_mapping
 
 FOLDER = Path(__file__).with_name("paper")
 """One file per table."""
@@ -98,7 +98,7 @@ def paper_table(name: str) -> PaperTable:
     if name not in known_tables():
         raise ConfigError(f"--paper {name}: no such table, known are {', '.join(known_tables())}")
     path = FOLDER / f"{name}.yaml"
-    return validated(PaperTable, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    return validated(PaperTable, read_mapping(path, "a table of the paper is a mapping"), str(path))
 
 
 def row_of(job: Mapping[str, Any], name: str, table: PaperTable) -> PaperRow | None:

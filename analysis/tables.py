@@ -7,12 +7,11 @@ from typing import Any
 
 import polars as pl
 
-from hpclbfl.analysis.markup import TextTable
+from hpclbfl.analysis.markup import TextTable, signed
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS, TOO_FEW
 from hpclbfl.analysis.summary import Headline
 
-_MINUS = "−"
 _INTERVALS = f"In brackets: {100 * LEVEL:.0f} % bootstrap interval of the mean over seeds, from {MIN_SEEDS} seeds up."
 _APART = ("sync", "partition")
 _SOME_WAIT = 0.1
@@ -84,9 +83,9 @@ def comparison_table(head: Headline) -> TextTable:
         for measure, compared in tables.items():
             # An arm whose first evaluation comes after that point has no row there.
             for row in (row for row in compared if row["arm"] == arm):
-                effect = "-" if row["effect_size"] is None else _signed(row["effect_size"], ".2f")
+                effect = "-" if row["effect_size"] is None else signed(row["effect_size"], 2)
                 ends = {"difference_low": row["low"], "difference_high": row["high"]}
-                difference = _interval({**row, **ends}, "difference", signed=True)
+                difference = _interval({**row, **ends}, "difference", is_signed=True)
                 rows.append((arm, measure.removeprefix("at_"), str(row["n"]), difference, effect, row["verdict"]))
                 marks.append({"arm": str(place)})
     return TextTable(
@@ -129,20 +128,15 @@ def _seeds(row: dict[str, Any]) -> str:
     return f"{row['n']}" + (f" ({left_out} run{'s' if left_out > 1 else ''} left out)" if left_out else "")
 
 
-def _interval(row: dict[str, Any], name: str, signed: bool = False) -> str:
+def _interval(row: dict[str, Any], name: str, is_signed: bool = False) -> str:
     """A share as percentage, with its interval where it has one."""
     if row[name] is None:
         return "-"
     mean, low, high = (
-        None if value is None else _signed(100 * value, ".1f") if signed else format(100 * value, ".1f")
+        None if value is None else signed(100 * value, 1) if is_signed else format(100 * value, ".1f")
         for value in (row[name], row[f"{name}_low"], row[f"{name}_high"])
     )
     return f"{mean}" if low is None else f"{mean} [{low}, {high}]"
-
-
-def _signed(value: float, how: str) -> str:
-    text = format(abs(value), how)
-    return text if float(text) == 0 else f"{_MINUS if value < 0 else '+'}{text}"
 
 
 def _number(value: float | None) -> str:

@@ -7,20 +7,19 @@ of the rank; it may have come a little further. Loads HDF5 when there is a log t
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hpclbfl.config import JobConfig
 from hpclbfl.errors import REQUEUE_CODE, DataError, HpclbflError
 from hpclbfl.launch import run_mpirun
 from hpclbfl.lease import holder
-from hpclbfl.runfolder import Attempt, RunFolder
+from hpclbfl.runfolder import Attempt, RunFolder, checkpoint_steps, read_json
 
 OWN_ERROR = "hpclbfl: error:"
 """How a rank begins the line in which it says itself what is wrong."""
@@ -124,17 +123,17 @@ def last_heard(run: RunFolder, rank: int) -> str:
     attempts = run.attempts()
     step = last_step(attempts[-1], rank) if attempts else None
     heard = f", last heard of at step {step}" if step is not None else ""
-    saved = saved_steps(run)
+    saved = checkpoint_steps(run.checkpoints)
     if not saved:
         return f"{heard}; there is no checkpoint yet" if heard else ""
-    return f"{heard}; the last checkpoint is of step {saved[-1]}"
+    return f"{heard}; the last checkpoint is of step {saved[0]}"
 
 
 def last_step(attempt: Attempt, rank: int) -> int | None:
     """Return how many steps a rank had finished when it was last heard of in an attempt; None: never."""
     steps = []
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        note: dict[str, Any] = json.loads((attempt.path / f"rank{rank:05d}.note").read_text(encoding="utf-8"))
+    with suppress(ValueError, KeyError, TypeError):
+        note = read_json(attempt.path / f"rank{rank:05d}.note") or {}
         steps.append(int(note["step"]))
     path = attempt.rank_log(rank)
     if path.exists():
@@ -145,12 +144,6 @@ def last_step(attempt: Attempt, rank: int) -> int | None:
             rows = log.tables["steps"]["step"]
             steps.append(int(rows[-1]) + 1 if len(rows) else int(log.attributes.get("resumed_from_step", 0)))
     return max(steps, default=None)
-
-
-def saved_steps(run: RunFolder) -> list[int]:
-    """Return the steps of the complete checkpoints, the oldest first."""
-    names = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*"))
-    return sorted(int(name) for name in names if name.isdigit())
 
 
 def launch_run(
@@ -221,7 +214,8 @@ class LaunchedRun:
         if (run.status() or {}).get("state") == "running" and not _is_taken(run):
             with suppress(HpclbflError):
                 run.write_status("failed", error=line)
-        return f"{line}; the same command {'goes on from there' if goes_on and saved_steps(run) else 'starts anew'}"
+        does_go_on = goes_on and bool(checkpoint_steps(run.checkpoints))
+        return f"{line}; the same command {'goes on from there' if does_go_on else 'starts anew'}"
 
 
 def _is_taken(run: RunFolder) -> bool:

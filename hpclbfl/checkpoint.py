@@ -32,7 +32,7 @@ from hpclbfl.errors import DataError, EnvironmentFault
 from hpclbfl.gradients.change import ChangeState
 from hpclbfl.gradients.noise_scale import NoiseState
 from hpclbfl.gradients.scaler import ScalerState
-from hpclbfl.runfolder import sync_folder, write_json
+from hpclbfl.runfolder import checkpoint_steps, sync_folder, write_json
 
 KEPT = 2
 FORMAT = 1
@@ -63,9 +63,8 @@ class CheckpointStore:
         self.folder, self._comm = folder, comm
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, the newest first; damaged ones may be among them."""
-        names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
-        return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+        """See `runfolder.checkpoint_steps`."""
+        return checkpoint_steps(self.folder)
 
     def save(
         self, step: int, identity: dict[str, Any], shared: dict[str, Any], clients: dict[int, dict[str, Any]]

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -206,8 +207,7 @@ def plan(
         config.resolved(num_ranks)
         command = [sys.executable, "-m", "hpclbfl", "plan", str(job), *(overrides or []), "--out", str(out)]
         valued = {"--memory-limit": memory_limit, "--plot": plot, "--max-step": max_step}
-        command += [word for name, value in valued.items() if value is not None for word in (name, str(value))]
-        command += [name for name, given in (("--quick", quick), ("--json", as_json), ("--debug", debug)) if given]
+        command += _words({**valued, "--quick": quick, "--json": as_json, "--debug": debug})
         raise typer.Exit(run_mpirun(num_ranks, command, hosts=hosts))
     from hpclbfl.planner.command import QUICK, run_plan
     from hpclbfl.planner.study import Options
@@ -247,10 +247,9 @@ def sharpness(
         # Errors in the folder come from here, once, and before any rank starts.
         find_source(run)
         command = [sys.executable, "-m", "hpclbfl", "sharpness", str(run)]
-        valued: dict[str, float | None] = {"--samples": samples, "--top": top, "--lanczos": lanczos, "--seed": seed}
-        valued |= {"--batch": batch, "--tolerance": tolerance, "--iterations": iterations}
-        command += [word for name, value in valued.items() if value is not None for word in (name, str(value))]
-        command += [name for name, given in (("--density", density), ("--json", as_json), ("--debug", debug)) if given]
+        valued = {"--samples": samples, "--top": top, "--lanczos": lanczos, "--seed": seed, "--batch": batch}
+        flags = {"--density": density, "--json": as_json, "--debug": debug}
+        command += _words({**valued, "--tolerance": tolerance, "--iterations": iterations, **flags})
         raise typer.Exit(run_mpirun(num_ranks, command, hosts=hosts))
     from hpclbfl.sharpness.command import Options, run_sharpness
 
@@ -370,6 +369,15 @@ def data_pack(
 
     pack(DataConfig(name=name, path=str(path) if path is not None else None, download=download), out)
     print(out)
+
+
+def _words(options: Mapping[str, object]) -> list[str]:
+    """Options as the command line of the ranks has them; those that are None or False are left out."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words += [name] if value is True else [name, str(value)]
+    return words
 
 
 def main() -> None:

@@ -35,6 +35,11 @@ class Score:
     top5: float
 
 
+def share_of_rank(count: int, comm: Communicator) -> range:
+    """The contiguous share of so many samples that this rank looks at; the ranks' shares cover all, once."""
+    return range(*(count * (comm.rank + k) // comm.size for k in (0, 1)))
+
+
 @torch.no_grad()
 def evaluate(
     module: nn.Module,
@@ -47,13 +52,13 @@ def evaluate(
 
     With fewer than five classes top-5 is over all of them. The mode of the net is put back.
     """
-    begin, end = (len(images) * (comm.rank + k) // comm.size for k in (0, 1))
+    share = share_of_rank(len(images), comm)
     sums: Tensor | None = None
     was_training = module.training
     module.eval()
     with autocast:
-        for first in range(begin, end, batch_size):
-            samples = np.arange(first, min(first + batch_size, end))
+        for first in range(0, len(share), batch_size):
+            samples = np.array(share[first : first + batch_size])
             x, labels = images.batch(samples, np.zeros_like(samples), augment=False)
             scores = module(x)
             batch = _batch_sums(scores.float() if scores.dtype != torch.float64 else scores, labels)

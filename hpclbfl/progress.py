@@ -6,13 +6,27 @@ import os
 import sys
 import time
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from hpclbfl.errors import RunFailed
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 LINE_EVERY_S = 30.0
 TERMINAL_COLUMNS = "HPCLBFL_TERMINAL_COLUMNS"
 """Environment variable: this process's stderr ends on a terminal of so many columns."""
+
+
+def result_console(num_ranks: int) -> Console:
+    """Where rank 0 prints tables to."""
+    from rich.console import Console
+
+    if num_ranks == 1:
+        return Console()
+    # mpirun gives its ranks a terminal of its own, wherever their output ends.
+    columns = os.environ.get(TERMINAL_COLUMNS, "")
+    return Console(force_terminal=False, width=int(columns) if columns.isdigit() else 100)
 
 
 class Progress:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
-import traceback
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,6 +18,7 @@ from hpclbfl.comm.watched import WatchedCommunicator
 from hpclbfl.config import JobConfig
 from hpclbfl.errors import EnvironmentFault, HpclbflError, RunFailed
 from hpclbfl.experiment import Experiment
+from hpclbfl.failure import say_failure
 from hpclbfl.lease import Lease, acquire
 from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.progress import Progress
@@ -33,9 +32,6 @@ from hpclbfl.train import STOPPED, NotFinite, Outcome, Services, train
 from hpclbfl.watchdog import Watchdog, end_process, start_limit
 
 Resume = Literal["auto", "must", "never"]
-
-OTHERS_WAIT_S = 1.0
-"""How long a rank other than 0 holds back an error that rank 0 most likely reports, too, ending all."""
 
 
 def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False, resume: Resume = "auto") -> Outcome:
@@ -204,29 +200,17 @@ class Session:
 
     def fail(self, error: BaseException, debug: bool) -> NoReturn:
         """Say what happened on this rank, keep the log, end all ranks."""
-        comm, rank = self._comm, self._comm.rank
-        if isinstance(error, KeyboardInterrupt):
-            code, line = 130, "interrupted"
-        elif isinstance(error, HpclbflError):
-            code, line = error.exit_code, str(error)
-        else:
-            code, line = 1, f"{type(error).__name__}: {error}"
-        if self._exp is not None:
-            line = f"step {self._exp.counters.step}: {line}"
-        if rank and isinstance(error, HpclbflError):
-            time.sleep(OTHERS_WAIT_S)
-        if debug or not isinstance(error, HpclbflError | KeyboardInterrupt):
-            traceback.print_exception(error)
-        where = f"rank {rank}: " if comm.size > 1 else ""
-        print(f"hpclbfl: error: {where}{line}", file=sys.stderr, flush=True)
+        comm = self._comm
+        where = f"step {self._exp.counters.step}: " if self._exp is not None else ""
+        code, line = say_failure(comm, error, debug, where)
         try:
             if self._log is not None:
                 self._log.close()
             if self._folder is not None:
-                self._folder.write_status("failed", error=f"{where}{line}", rank=rank)
+                self._folder.write_status("failed", error=line, rank=comm.rank)
             self._release()
         except HpclbflError as second:
-            print(f"hpclbfl: error: {where}{second}", file=sys.stderr, flush=True)
+            say_failure(comm, second, debug=False, shared=())
         comm.abort(code)
         raise SystemExit(code)
 

@@ -108,7 +108,7 @@ class RunFolder:
 
     def status(self) -> dict[str, Any] | None:
         """status.json, or None when there is none that can be read."""
-        return _read_json(self.path / "status.json")
+        return read_json(self.path / "status.json")
 
     def mark_done(self, summary: dict[str, Any]) -> None:
         """Write DONE.json: the run is finished and is not to be run again."""
@@ -116,7 +116,7 @@ class RunFolder:
 
     def done(self) -> dict[str, Any] | None:
         """DONE.json, or None when the run is not done."""
-        return _read_json(self.path / "DONE.json")
+        return read_json(self.path / "DONE.json")
 
     def clear_done(self) -> None:
         """Take DONE.json away, if it is there: the run goes on."""
@@ -188,7 +188,14 @@ def explained_writes(path: Path) -> Iterator[None]:
         raise EnvironmentFault(f"{path}: cannot be written: {reason}; give a run folder that can be") from error
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in `checkpoints/`, the newest first; damaged ones may be among them."""
+    names = (path.name.removeprefix("step-") for path in folder.glob("step-*"))
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file that holds an object; None where it is not there, or torn."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -53,7 +53,7 @@ def label_info(job: JobConfig) -> LabelInfo:
     labels = dataset.train.labels
     shards = partition(job.partition, labels, job.clients, dataset.num_classes, job.seed)
     counts = label_counts(shards, labels, dataset.num_classes)
-    name = Path(job.data.path).stem if job.data.name == "packed" and job.data.path else job.data.name
+    name = job.data.title
     return LabelInfo(name, dataset.classes, counts, len(dataset.test), dataset.fingerprint)
 
 

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-import traceback
 from pathlib import Path
-from typing import NoReturn
 
 import torch
-from rich.console import Console
 
 from hpclbfl import build
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
 from hpclbfl.data.datasets import load_dataset
-from hpclbfl.errors import ConfigError, DataError, HpclbflError
+from hpclbfl.errors import ConfigError
+from hpclbfl.failure import fail
 from hpclbfl.planner.plan_file import Plan, save_plan
 from hpclbfl.planner.recommend import make_plan
 from hpclbfl.planner.report import plan_json, print_plan
 from hpclbfl.planner.runner import Probe, run_probe
 from hpclbfl.planner.store import ProbeRow, save_probes
 from hpclbfl.planner.study import Options
-from hpclbfl.progress import TERMINAL_COLUMNS
+from hpclbfl.progress import result_console
 
 QUICK = Options(budget_s=12.0, min_rounds=1, max_step_s=3.0, repetitions=2)
 """`--quick`."""
-_OTHERS_WAIT_S = 1.0
 
 
 def run_plan(
@@ -54,10 +50,10 @@ def run_plan(
             if as_json:
                 print(plan_json(plan, files))
             else:
-                print_plan(plan, rows, _title(job, plan), files, _console(comm))
+                print_plan(plan, rows, _title(job, plan), files, result_console(comm.size))
     # A rank that ended by itself would leave the others waiting for it, whatever the reason.
     except BaseException as error:
-        _fail(comm, error, debug)
+        fail(comm, error, debug)
     comm.close()
     return plan
 
@@ -92,40 +88,12 @@ def _plan(
     return plan, rows, files
 
 
-def _console(comm: Communicator) -> Console:
-    if comm.size == 1:
-        return Console()
-    # mpirun gives its ranks a terminal of its own, wherever their output ends.
-    columns = os.environ.get(TERMINAL_COLUMNS, "")
-    return Console(force_terminal=False, width=int(columns) if columns.isdigit() else 100)
-
-
 def _save_rows(path: Path, rows: list[ProbeRow], job: JobConfig, plan: Plan, side: int) -> None:
     attributes = {"config": job.to_yaml(), "num_train": plan.num_train, "fingerprint": plan.made["data"]}
-    save_probes(path, rows, job.model.name, f"{_data(job)} {side} px", attributes)
-
-
-def _data(job: JobConfig) -> str:
-    return Path(job.data.path).stem if job.data.name == "packed" and job.data.path else job.data.name
+    save_probes(path, rows, job.model.name, f"{job.data.title} {side} px", attributes)
 
 
 def _title(job: JobConfig, plan: Plan) -> str:
-    return f"{job.model.name} on {_data(job)}, {job.optimizer.name}, {job.precision}, {plan.num_train} training images"
-
-
-def _fail(comm: Communicator, error: BaseException, debug: bool) -> NoReturn:
-    """Say what happened on this rank and end all of them."""
-    if isinstance(error, KeyboardInterrupt):
-        code, line = 130, "interrupted"
-    elif isinstance(error, HpclbflError):
-        code, line = error.exit_code, str(error)
-    else:
-        code, line = 1, f"{type(error).__name__}: {error}"
-    if comm.rank and isinstance(error, ConfigError | DataError):
-        time.sleep(_OTHERS_WAIT_S)  # rank 0 most likely has the same to say
-    if debug or not isinstance(error, HpclbflError | KeyboardInterrupt):
-        traceback.print_exception(error)
-    where = f"rank {comm.rank}: " if comm.size > 1 else ""
-    print(f"hpclbfl: error: {where}{line}", file=sys.stderr, flush=True)
-    comm.abort(code)
-    raise SystemExit(code)
+    return (
+        f"{job.model.name} on {job.data.title}, {job.optimizer.name}, {job.precision}, {plan.num_train} training images"
+    )

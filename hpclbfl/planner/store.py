@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hpclbfl.errors import EnvironmentFault
+from hpclbfl.runlog.tables import row_type, save_tables
 
 Role = Literal["fit", "held_out", "failed"]
 
@@ -26,7 +26,7 @@ COLUMNS = [
     ("role", "S8", "", "fit, held_out (not seen by the fit) or failed"),
     ("size_bytes", "<i8", "byte", "size of a reduction; 0 otherwise"),
 ]
-DTYPE = np.dtype([(name, kind) for name, kind, _, _ in COLUMNS])
+DTYPE = row_type(COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -77,22 +77,8 @@ def save_probes(path: Path, rows: Sequence[ProbeRow], model: str, data: str, att
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    import h5py
-
     table = np.zeros(len(rows), DTYPE)
     for place, row in enumerate(rows):
         numbers = (row.batch, row.repetition, row.measured, row.predicted, row.rank)
         table[place] = (model.encode(), data.encode(), row.quantity.encode(), *numbers, row.role, row.size_bytes)
-    unready = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(unready, "w") as file:
-            dataset = file.create_dataset("probes", data=table)
-            for name, _, unit, meaning in COLUMNS:
-                dataset.attrs[f"unit.{name}"] = unit
-                dataset.attrs[f"meaning.{name}"] = meaning
-            for key, value in attributes.items():
-                file.attrs[key] = value
-        unready.replace(path)
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
+    save_tables(path, {"probes": (table, COLUMNS)}, attributes)

@@ -23,6 +23,7 @@ from h5py import h5s, h5t
 
 from hpclbfl.errors import RunFailed
 from hpclbfl.runlog.schema import DTYPES, MEANINGS, SCHEMA_VERSION, TABLES, UNITS, defaults, fit_text, text_columns
+from hpclbfl.runlog.tables import describe
 
 BLOCK_ROWS = 100
 """Rows of a table that gather before they are written."""
@@ -99,9 +100,7 @@ class RunLog:
             dataset = self._file.create_dataset(
                 name, shape=(0,), maxshape=(None,), dtype=DTYPES[name], chunks=(_CHUNK_ROWS,)
             )
-            for column, unit in UNITS[name].items():
-                dataset.attrs[f"unit.{column}"] = unit
-                dataset.attrs[f"meaning.{column}"] = MEANINGS[name][column]
+            describe(dataset, ((column, unit, MEANINGS[name][column]) for column, unit in UNITS[name].items()))
             self._tables[name] = _Table(name, dataset)
         self._committed = np.zeros((len(TABLES), 2), np.int64)
         self._counter: Any = self._file.create_dataset("committed", data=self._committed).id

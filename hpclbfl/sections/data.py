@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, StrictBool, model_validator
@@ -28,6 +29,11 @@ class DataConfig(Section):
     """Decode all images once into memory; null: when they are of one size and small."""
     workers: NonNegativeInt = 2
     """Threads per rank that decode images on the fly (not used for images in memory)."""
+
+    @property
+    def title(self) -> str:
+        """What people call the set: a packed file by its own name."""
+        return Path(self.path).stem if self.name == "packed" and self.path else self.name
 
 
 class PartitionConfig(Section):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -22,7 +20,9 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig, load_job
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loader import Loader
-from hpclbfl.errors import ConfigError, DataError, HpclbflError, RunFailed
+from hpclbfl.errors import ConfigError, DataError, RunFailed
+from hpclbfl.evaluate import share_of_rank
+from hpclbfl.failure import fail
 from hpclbfl.sharpness.hessian import Eigenpair, Product, Spectrum, density, lanczos, random_vector, top_eigenpairs
 from hpclbfl.sharpness.model import load_state
 from hpclbfl.sharpness.product import DistributedProduct, LossHessian, parameters_of
@@ -33,7 +33,6 @@ from hpclbfl.sharpness.store import FILE_NAME, Tables, empty_tables, rows_of, sa
 _SAMPLES, _POWER, _LANCZOS = 0, 1, 2
 """What random numbers are drawn for; keys them with the seed."""
 _SAY_EVERY_S = 10.0
-_OTHERS_WAIT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def run_sharpness(run: Path, options: Options, print_json: bool = False, debug: 
             print(as_json(result)) if print_json else print_result(result, comm.size)
     # A rank that ended by itself would leave the others waiting for it, whatever the reason.
     except BaseException as error:
-        _fail(comm, error, debug)
+        fail(comm, error, debug)
     comm.close()
 
 
@@ -135,7 +134,7 @@ def _measure(source: Source, job: JobConfig, comm: Communicator, options: Option
     return Result(
         run=source.folder.path,
         path=path,
-        title=f"{job.model.name} on {_data(job)}",
+        title=f"{job.model.name} on {job.data.title}",
         step=problem.step,
         num_parameters=len(problem.like),
         num_samples=problem.num_samples,
@@ -162,10 +161,10 @@ def _problem(
     for line in problems:
         say(f"warning: passed over: {line}")
     samples = choose_samples(len(dataset.train), options.samples, options.seed)
-    begin, end = (len(samples) * (comm.rank + k) // comm.size for k in (0, 1))
+    share = samples[share_of_rank(len(samples), comm)]
     batches = []
-    for first in range(begin, end, options.batch):
-        places = samples[first : min(first + options.batch, end)]
+    for first in range(0, len(share), options.batch):
+        places = share[first : first + options.batch]
         batches.append(images.batch(places, np.zeros_like(places), augment=False))
     images.close()
     loss = partial(functional.cross_entropy, reduction="sum", label_smoothing=job.loss.label_smoothing)
@@ -233,25 +232,3 @@ def _attributes(source: Source, job: JobConfig) -> dict[str, str]:
         "loss": "the job's, mean over training images without augmentation, without weight decay; net in evaluation "
         "mode (BatchNorm's running statistics)",
     }
-
-
-def _data(job: JobConfig) -> str:
-    return Path(job.data.path).stem if job.data.name == "packed" and job.data.path else job.data.name
-
-
-def _fail(comm: Communicator, error: BaseException, debug: bool) -> NoReturn:
-    """Say what happened on this rank and end all of them."""
-    if isinstance(error, KeyboardInterrupt):
-        code, line = 130, "interrupted"
-    elif isinstance(error, HpclbflError):
-        code, line = error.exit_code, str(error)
-    else:
-        code, line = 1, f"{type(error).__name__}: {error}"
-    if comm.rank and isinstance(error, ConfigError | DataError):
-        time.sleep(_OTHERS_WAIT_S)  # rank 0 most likely has the same to say
-    if debug or not isinstance(error, HpclbflError | KeyboardInterrupt):
-        traceback.print_exception(error)
-    where = f"rank {comm.rank}: " if comm.size > 1 else ""
-    print(f"hpclbfl: error: {where}{line}", file=sys.stderr, flush=True)
-    comm.abort(code)
-    raise SystemExit(code)

@@ -109,9 +109,7 @@ def top_eigenpairs(
     return found
 
 
-def lanczos(
-    product: Product, start: Tensor, num_steps: int, on_step: Callable[[int], None] = lambda step: None
-) -> Spectrum:
+def lanczos(product: Product, start: Tensor, num_steps: int) -> Spectrum:
     """Eigenvalues of H on the Krylov space of a vector, with full re-orthogonalisation.
 
     The outermost converge first. Ends early where the space is exhausted.
@@ -119,7 +117,6 @@ def lanczos(
     Args:
         start: [P], not zero.
         num_steps: M, products with H; the basis [M, P] is kept in the host's memory.
-        on_step: told how many products are done.
     """
     size, device = len(start), start.device
     num_steps = min(num_steps, size)
@@ -137,7 +134,6 @@ def lanczos(
         diagonal.append(float(share[-1]))
         image = image - (basis[: step + 1] @ image) @ basis[: step + 1]
         beside.append(float(torch.linalg.vector_norm(image)))
-        on_step(step + 1)
         if beside[-1] <= exhausted * max(map(abs, (*diagonal, *beside[:-1]))):
             break
         vector = image / beside[-1]

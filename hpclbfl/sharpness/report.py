@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from hpclbfl.progress import TERMINAL_COLUMNS
+from hpclbfl.progress import result_console
 from hpclbfl.sharpness.hessian import Eigenpair, Spectrum
 
 _ENDS = 4
@@ -65,7 +63,7 @@ def as_json(result: Result) -> str:
 
 def print_result(result: Result, num_ranks: int) -> None:
     """Tables to stdout."""
-    console = _console(num_ranks)
+    console = result_console(num_ranks)
     ranks = f"{num_ranks} ranks" if num_ranks > 1 else "1 rank"
     console.print(
         f"{result.title}, step {result.step}: loss over {result.num_samples} of {result.num_train} training images, "
@@ -101,14 +99,6 @@ def _spectrum(spectrum: Spectrum) -> Table:
         numbers = (spectrum.weights[place], spectrum.residuals[place])
         table.add_row(f"{spectrum.values[place]:.5g}", *(f"{number:.2g}" for number in numbers))
     return table
-
-
-def _console(num_ranks: int) -> Console:
-    if num_ranks == 1:
-        return Console()
-    # mpirun gives its ranks a terminal of its own, wherever their output ends.
-    columns = os.environ.get(TERMINAL_COLUMNS, "")
-    return Console(force_terminal=False, width=int(columns) if columns.isdigit() else 100)
 
 
 def _plain(value: float) -> float | None:

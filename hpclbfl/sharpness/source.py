@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpclbfl.errors import ConfigError
-from hpclbfl.runfolder import RunFolder
+from hpclbfl.runfolder import RunFolder, read_json
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,5 @@ def find_source(run: Path) -> Source:
 
 def _provenance(folder: RunFolder) -> dict[str, str]:
     attempts = folder.attempts()
-    try:
-        found = json.loads(attempts[-1].provenance.read_text(encoding="utf-8")) if attempts else {}
-    except (OSError, ValueError):
-        return {}
-    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
+    found = (read_json(attempts[-1].provenance) if attempts else None) or {}
+    return {key: value for key, value in found.items() if isinstance(value, str)}

@@ -5,15 +5,14 @@ Read by the analysis; loads no torch.
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpclbfl.errors import DataError, EnvironmentFault
+from hpclbfl.errors import DataError
+from hpclbfl.runlog.tables import Column, row_type, save_tables
 
 FILE_NAME = "sharpness.h5"
 SCHEMA_VERSION = 1
@@ -22,8 +21,7 @@ SCHEMA_VERSION = 1
 _INT, _FLOAT = "<i8", "<f8"
 _STEP = ("step", _INT, "step", "optimizer steps that the net had taken")
 
-# (column, type, unit, meaning); the unit "1" is a plain number.
-COLUMNS: dict[str, list[tuple[str, str, str, str]]] = {
+COLUMNS: dict[str, list[Column]] = {
     "eigenvalues": [
         _STEP,
         ("index", _INT, "1", "place among the eigenvalues, from 0, the largest in magnitude first"),
@@ -46,7 +44,7 @@ COLUMNS: dict[str, list[tuple[str, str, str, str]]] = {
         ("density", _FLOAT, "1/nat", "of eigenvalues there; integrates to 1"),
     ],
 }
-DTYPES = {table: np.dtype([(name, kind) for name, kind, _, _ in columns]) for table, columns in COLUMNS.items()}
+DTYPES = {table: row_type(columns) for table, columns in COLUMNS.items()}
 
 Tables = dict[str, NDArray[Any]]
 """By name: structured arrays of DTYPES."""
@@ -98,27 +96,14 @@ def save_sharpness(path: Path, new: Tables, step: int, attributes: dict[str, Any
         DataError: what is there cannot be read.
         EnvironmentFault: it cannot be written.
     """
-    import h5py
-
     old = empty_tables()
     if path.exists():
         found, known = read_sharpness(path)
         if known.get("hash") == attributes.get("hash"):
             old = {name: rows[rows["step"] != step] for name, rows in found.items()}
-    unready = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with h5py.File(unready, "w") as file:
-            for name, columns in COLUMNS.items():
-                rows = np.concatenate([old[name], new[name]])
-                # Stable: the order within a step stays.
-                dataset = file.create_dataset(name, data=rows[np.argsort(rows["step"], kind="stable")])
-                for column, _, unit, meaning in columns:
-                    dataset.attrs[f"unit.{column}"] = unit
-                    dataset.attrs[f"meaning.{column}"] = meaning
-            for key, value in {**attributes, "schema_version": SCHEMA_VERSION}.items():
-                file.attrs[key] = value
-        unready.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            unready.unlink(missing_ok=True)
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
+    tables = {}
+    for name, columns in COLUMNS.items():
+        rows = np.concatenate([old[name], new[name]])
+        # Stable: the order within a step stays.
+        tables[name] = rows[np.argsort(rows["step"], kind="stable")], columns
+    save_tables(path, tables, {**attributes, "schema_version": SCHEMA_VERSION})
