@@ -1,13 +1,14 @@
 """Arms: sets of runs whose jobs differ in the seed alone, with labels that say what sets them apart.
 
-Not part of what tells arms apart: `name`, where the data lie (their fingerprint stands for them), and how often a
-checkpoint is written. Runs of one arm that share a seed, too, and were started on different numbers of ranks or by
-different engines (a scaling study) are arms of their own.
+Not part of what tells arms apart is what is not part of a run's hash: `name`, where the data lie (their fingerprint
+stands for them) and how they are read, the engine, checkpoints. Runs of one arm that share a seed, too, and were
+started on different numbers of ranks or by different engines (a scaling study) are arms of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import polars as pl
@@ -15,7 +16,9 @@ import polars as pl
 from hpclbfl.analysis.configs import as_text, describe_partition, describe_sync
 from hpclbfl.analysis.frames import config_names
 
-_NO_PART = ("seed", "name", "data.path", "data.download")
+DATA_KEY = "data_fingerprint"
+_NO_PART = ("seed", "name", "data.path", "data.download", "data.workers", "data.in_memory")
+_NO_SECTION = ("checkpoint", "comm")
 _EXECUTION = ("engine", "num_ranks")
 _IS_READABLE = pl.col("state") != "unreadable"
 _DESCRIBED = {"sync": describe_sync, "partition": describe_partition}
@@ -29,7 +32,7 @@ SHORT_NAMES: dict[str, str] = {
     "gradients.scaler.duty": "duty",
     "batching.local_batch_size": "b",
     "batching.global_batch_size": "B",
-    "data_fingerprint": "data",
+    DATA_KEY: "data",
     "num_ranks": "ranks",
 }
 """What a key is called in a label, where the field has a shorter name for it than the job file."""
@@ -43,21 +46,50 @@ def with_arms(runs: pl.DataFrame) -> pl.DataFrame:
     """
     if "seed" not in runs.columns:
         runs = runs.with_columns(seed=pl.lit(0, pl.Int64))
-    data = [pl.col(name).cast(pl.String) for name in ("data_fingerprint", "data.path") if name in runs.columns]
-    keys = [key for key in config_names(runs) if key not in _NO_PART and not key.startswith("checkpoint")]
-    keys = ["data_fingerprint", *keys]
-    keyed = runs.filter(_IS_READABLE).with_columns(pl.coalesce(data).alias("data_fingerprint"))
+    keys = [key for key in config_names(runs) if key not in _NO_PART and key.partition(".")[0] not in _NO_SECTION]
+    keys = [DATA_KEY, *keys]
+    keyed = runs.filter(_IS_READABLE).with_columns(data_key(runs))
     is_scaling = (pl.len().over(*keys, "seed") > 1).any().over(*keys)
     keyed = keyed.with_columns(pl.when(is_scaling).then(pl.col(name)).alias(name) for name in _EXECUTION)
     apart = [key for key in (*keys, *_EXECUTION) if keyed[key].n_unique() > 1]
     arms = keyed.unique(apart or [pl.lit(0)], keep="first", maintain_order=True).sort(apart, nulls_last=False)
-    labels = _labels(arms.rows(named=True), apart)
+    titles = data_titles(runs)
+    rows = [{**row, DATA_KEY: titles.get(row[DATA_KEY])} for row in arms.rows(named=True)]
+    # Where several keys tell arms apart as well, the net says most and the data's hash least.
+    labels = _labels(rows, sorted(apart, key=lambda key: (key != "model.name", key == DATA_KEY)))
     arms = arms.select(*apart, pl.Series("arm", labels, dtype=pl.Enum(labels)))
     if apart:
         found = keyed.select("run", *apart).join(arms, on=apart, how="left", nulls_equal=True)
     else:
         found = keyed.select("run").join(arms, how="cross")
     return runs.join(found.select("run", "arm"), on="run", how="left", maintain_order="left")
+
+
+def data_key(runs: pl.DataFrame) -> pl.Expr:
+    """What tells data apart, as the column DATA_KEY: their fingerprint.
+
+    Of a run that has none, as it has not begun: that of other runs on the same path, else the path.
+    """
+    known = pl.col(DATA_KEY).cast(pl.String)
+    if "data.path" not in runs.columns:
+        return known
+    path = pl.col("data.path").cast(pl.String)
+    others = pl.when(known.n_unique().over(path) <= 2).then(known.drop_nulls().first().over(path))
+    return pl.coalesce(known, pl.when(path.is_not_null()).then(others), path).alias(DATA_KEY)
+
+
+def data_titles(runs: pl.DataFrame) -> dict[str | None, str]:
+    """What the data of the runs are called, by their key: the name of the set or of the packed file.
+
+    With the first digits of the key where two are called alike.
+    """
+    names = [pl.col(name).cast(pl.String) for name in ("data.name", "data.path") if name in runs.columns]
+    found: dict[str | None, str] = {}
+    for row in runs.select(data_key(runs), *names).unique(DATA_KEY, keep="first", maintain_order=True).rows(named=True):
+        key, name, path = row[DATA_KEY], row.get("data.name"), row.get("data.path")
+        title = PurePath(path).stem if path and name in (None, "packed") else name
+        found[key] = f"{title or ''} {str(key)[:6]}".strip() if not title or title in found.values() else title
+    return found
 
 
 def differing_keys(runs: pl.DataFrame) -> list[str]:
@@ -127,5 +159,5 @@ def _part(key: str, text: str) -> str:
     if text == "none" and key.count(".") > 1:
         return f"no {key.split('.')[-2]}"
     if key in _DESCRIBED or (text[:1].isalpha() and text not in ("none", "true", "false")):
-        return f"data {text[:10]}" if key == "data_fingerprint" else text
+        return f"data {text}" if key == DATA_KEY else text
     return f"{short_name(key)}={text if len(text) <= _LONG else text[:_LONG] + '...'}"

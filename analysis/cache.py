@@ -2,7 +2,8 @@
 
 The rows of many logs lie together in a *piece*, one Parquet file per table, with the log's number in the column
 `file`; the index (index.parquet) holds a line per file of a run, with its size and time when it was read. A log that
-changed is read anew under a new number, and its old rows are nobody's until pieces are merged. Index and pieces are
+changed is read anew under a new number, and its old rows are nobody's until pieces are merged; no number is given
+twice, or old rows would become a new log's. Index and pieces are
 written under other names and then renamed, and pieces that no index names stay for an hour: several processes may
 use a cache at once, and one that is killed leaves nothing behind that would be believed.
 """
@@ -24,7 +25,7 @@ import polars as pl
 
 import hpclbfl
 from hpclbfl.analysis.scan import Found
-from hpclbfl.runlog.reader import Table
+from hpclbfl.runlog.reader import RankLog, Table
 from hpclbfl.runlog.schema import DTYPES, SCHEMA_VERSION, TABLES
 
 PIECE_ROWS = 250_000
@@ -35,7 +36,7 @@ RECENT_S = 2.0
 """A file that changed within so many seconds may change again without a new time; it is read anew next time."""
 ORPHAN_S = 3600.0
 """Age at which a piece that no index names is removed."""
-_FORMAT = f"1.{SCHEMA_VERSION}.{hpclbfl.__version__}"
+_FORMAT = f"2.{SCHEMA_VERSION}.{hpclbfl.__version__}"
 
 
 class CacheUnwritable(Exception):
@@ -49,7 +50,7 @@ class Entry:
     size: int
     mtime_ns: int
     text: str
-    """JSON: what a small file holds; of a log its root attributes but config and provenance."""
+    """JSON: what a small file holds; of a log its rank, and the start and end of its steps (`LogSpan`)."""
     problem: str
     """Why the file cannot be used; empty when it can."""
     file: int = -1
@@ -87,18 +88,19 @@ class Cache:
         self._is_changed |= self.entries.get(found.path) != entry
         self.entries[found.path] = entry
 
-    def add_log(self, found: Found, attributes: dict[str, Any], tables: dict[str, Table]) -> None:
-        """Take a log's rows: all of `steps` and `events`, of the other tables those of rank 0 (see `reader.merge`).
+    def add_log(self, found: Found, log: RankLog) -> None:
+        """Take a log's rows: all of `steps` and `events`, of the other tables those of rank 0 (see `reader.read_run`).
 
         Raises:
             CacheUnwritable: a piece was due and could not be written.
         """
-        kept = {k: v for k, v in attributes.items() if k not in ("config", "provenance")}
-        entry = replace(self._entry(found, kept, ""), file=self._next_file)
+        rank = int(log.attributes.get("rank", -1))
+        about = {"rank": rank, "start": log.span.start, "end": log.span.end}
+        entry = replace(self._entry(found, about, ""), file=self._next_file)
         self._next_file += 1
         rows = 0
-        for name, table in tables.items():
-            if len(table) and (name in ("steps", "events") or kept.get("rank") == 0):
+        for name, table in log.tables.items():
+            if len(table) and (name in ("steps", "events") or rank == 0):
                 self._waiting[name].append((entry.file, table))
                 rows += len(table)
         self._unwritten[found.path] = replace(entry, rows=rows)
@@ -146,7 +148,7 @@ class Cache:
             about = pl.read_parquet_metadata(path)
             if about.get("format") != _FORMAT:
                 return
-            pieces = json.loads(about["pieces"])
+            pieces, next_file = json.loads(about["pieces"]), int(about["next_file"])
             if any((self.folder / name).stat().st_size != size for p in pieces.values() for name, size in p["files"]):
                 return
             rows = pl.read_parquet(path).rows()
@@ -155,7 +157,7 @@ class Cache:
             return
         self.entries = {path: Entry(*values) for path, *values in rows}
         self._piece_rows = {name: int(piece["rows"]) for name, piece in pieces.items()}
-        self._next_file = max((entry.file for entry in self.entries.values()), default=-1) + 1
+        self._next_file = next_file
 
     def _write_index(self) -> None:
         columns = ("path", *Entry.__dataclass_fields__)
@@ -168,7 +170,8 @@ class Cache:
                 paths = [path for table in TABLES if (path := self._path(piece, table)).exists()]
                 pieces[piece] = {"rows": count, "files": [[path.name, path.stat().st_size] for path in paths]}
             new = self.folder / f".index.{os.getpid()}.new"
-            frame.write_parquet(new, compression="zstd", metadata={"format": _FORMAT, "pieces": json.dumps(pieces)})
+            about = {"format": _FORMAT, "pieces": json.dumps(pieces), "next_file": str(self._next_file)}
+            frame.write_parquet(new, compression="zstd", metadata=about)
             new.replace(self.folder / "index.parquet")
 
     def _make_folder(self) -> None:

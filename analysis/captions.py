@@ -26,13 +26,13 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     "gradient_norm": (
         "Gradient norm and its change",
         "Left: norm of the gradient that all clients share, before it is scaled (where clients train alone: mean over "
-        "clients of their own). Right: relative change of its square from step to step, |ΔG²| / G², median over a "
-        "stretch of steps. Means over n seeds.",
+        "clients of their own), mean over a stretch of steps. Right: its sum over all steps so far. Below: relative "
+        "change of its square from step to step, |ΔG²| / G², median over a stretch. Means over n seeds.",
     ),
     "scale_factor": (
         "Scale factor",
         "How many steps were scaled by which factor: kernel density on a logarithmic axis, mean over n seeds. Arms "
-        "whose factor is 1 in every step are left out.",
+        "whose factor is 1 in every step of every seed are left out.",
     ),
     "time_shares": (
         "Where a step's time goes",

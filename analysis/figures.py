@@ -49,9 +49,9 @@ def learning_curves(axis: Axis, width: int = 520, height: int = 300) -> Chart:
     return finish(band + line(rows(), x, alt.Y("mean:Q", title=title, scale=loose())), width, height)
 
 
-def gradient_norm(width: int = 330, height: int = 260) -> Chart:
-    """Gradient norm (Fig. 6) and its relative change (Eq. 8) over steps, means over seeds; thresholds as grey lines."""
-    x = alt.X("x:Q", title="optimizer steps", axis=alt.Axis(tickCount=5))
+def gradient_norm(width: int = 310, height: int = 230) -> Chart:
+    """Gradient norm and its sum over steps (Fig. 6), and its relative change (Eq. 8); thresholds as grey lines."""
+    x = alt.X("x:Q", title="optimizer steps", axis=alt.Axis(tickCount=4))
     log = alt.Y(
         "norm:Q",
         title="gradient norm |G|, mean (log scale)",
@@ -59,14 +59,19 @@ def gradient_norm(width: int = 330, height: int = 260) -> Chart:
         axis=alt.Axis(format="~g", labelOverlap=True),
     )
     norm = line(rows().transform_filter("datum.norm > 0"), x, log)
-    title = "change of |G|², median (grey: threshold)"
+    total = alt.Y("cumulative_norm:Q", title="cumulative gradient norm", scale=alt.Scale(zero=True))
+    cumulative = line(rows(), x, total)
+    title = "change of |G|² (grey: threshold)"
     linear = alt.Y("change:Q", title=title, scale=alt.Scale(zero=True))
     change = line(rows().transform_filter("isValid(datum.change)"), x, linear)
     thresholds = rows().transform_filter("isValid(datum.threshold)").transform_aggregate(groupby=["threshold"])
     y = alt.Y("threshold:Q", title=title)
     rule = thresholds.mark_rule(color="#777777", strokeWidth=1.5).encode(y, tooltip=tips("threshold:Q"))
-    sized = [panel.properties(width=width, height=height) for panel in (norm, rule + change)]
-    return configured(alt.hconcat(*sized, spacing=30))
+    # Flush: spacing is from plot to plot, so that the wide one ends where the two above it do.
+    gap = 70
+    above = alt.hconcat(*(panel.properties(width=width, height=height) for panel in (norm, cumulative)), spacing=gap)
+    below = (rule + change).properties(width=2 * width + gap, height=height * 3 // 4)
+    return configured(alt.vconcat(above.properties(bounds="flush"), below, spacing=24))
 
 
 def scale_factor(width: int = 520, height: int = 240) -> Chart:

@@ -10,6 +10,7 @@ frames.steps.group_by("run").agg(pl.col("t_step_s").sum()).collect()
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,22 +22,21 @@ from hpclbfl.analysis.arms import with_arms
 from hpclbfl.analysis.cache import Cache, CacheUnwritable, polars_schema
 from hpclbfl.analysis.configs import config_columns, flatten
 from hpclbfl.analysis.frames import RUN_COLUMNS, RUN_TYPES, Frames
-from hpclbfl.analysis.scan import Found, find_runs, run_files, run_key
+from hpclbfl.analysis.scan import Found, Kind, find_runs, run_files, run_key
 from hpclbfl.errors import DataError
+from hpclbfl.runlog.coverage import Attempt, LogSpan, Problem, find_limits, find_problems
 from hpclbfl.runlog.reader import TornFile, read_file
 
 CACHE_FOLDER = ".hpclbfl-cache"
 """Where a folder of runs keeps what was read of it; may be deleted at any time."""
-NO_LIMIT = 2**62
-"""Step that no run reaches."""
 
 
 def load(directory: str | Path) -> Frames:
     """All runs at or below a folder.
 
-    Rows of an attempt at or after the step from which a later one resumed are dropped, as `runlog.reader.merge` does.
-    What was read is kept in DIR/.hpclbfl-cache; where that cannot be written (or DIR is itself a run), in a temporary
-    folder for as long as the frames live.
+    Which rows count, and which are missing, is `runlog.coverage`'s rule, as for `runlog.reader.read_run`. What was
+    read is kept in DIR/.hpclbfl-cache; where that cannot be written (or DIR is itself a run), in a temporary folder for
+    as long as the frames live.
 
     Raises:
         DataError: the folder is not there. A folder without runs gives empty frames.
@@ -68,11 +68,15 @@ def _load(root: Path, files: Files, cache: Cache, keep_alive: Any = None) -> Fra
     logs: list[tuple[str, int, int, int, int]] = []
     rows = []
     for key, (path, found) in files.items():
-        rows.append(_run_row(key, path, found, cache, problems))
-        logs += [(key, *log) for log in _kept_logs(key, found, cache, problems)]
-    lost = {run for run, _, _, rows_lost in problems if rows_lost}
-    for row in rows:
-        row["complete"] = row["state"] == "done" and row["run"] not in lost
+        own = {file.kind: _content(file, cache) for file in found if not file.attempt}
+        attempts = _attempts(found, cache)
+        wrong = _unreadable(found, cache)
+        wrong += find_problems((path / "attempts").relative_to(root).as_posix(), attempts, own.get("done"))
+        row = _run_row(key, path, own, attempts)
+        row["complete"] = row["state"] == "done" and not any(problem.rows_lost for problem in wrong)
+        rows.append(row)
+        problems += [(key, *problem) for problem in wrong]
+        logs += [(key, *log) for log in _kept_logs(attempts, cache)]
     columns = {"run": keys, "file": pl.UInt32(), "rank": pl.Int32(), "attempt": pl.Int32(), "limit": pl.Int64()}
     table = pl.DataFrame(logs, schema=columns, orient="row")
     found_rows = {name: _merged(cache, name, table) for name in ("steps", "evals", "layers", "plans", "events")}
@@ -98,8 +102,7 @@ def _read(root: Path, file: Found, cache: Cache) -> None:
     path = root / file.path
     try:
         if file.kind == "log":
-            log = read_file(path)
-            cache.add_log(file, log.attributes, log.tables)
+            cache.add_log(file, read_file(path))
             return
         text = path.read_text(encoding="utf-8")
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -115,70 +118,61 @@ def _read(root: Path, file: Found, cache: Cache) -> None:
         cache.add(file, None, f"cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")
 
 
-def _kept_logs(
-    key: str, found: list[Found], cache: Cache, problems: list[tuple[str, str, str, bool]]
-) -> list[tuple[int, int, int, int]]:
-    """Number, rank, attempt and limit of every log that can be read: its rows of steps below the limit count."""
-    attempts: dict[str, list[Found]] = {}
+def _attempts(found: list[Found], cache: Cache) -> list[Attempt]:
+    """The attempts of a run, the oldest first."""
+    logs: dict[str, list[LogSpan]] = {}
+    provenance: dict[str, dict[str, Any]] = {}
+    folders = {file.attempt: file.path.rpartition("/")[0] for file in found if file.attempt}
     for file in found:
-        if file.attempt:
-            attempts.setdefault(file.attempt, []).append(file)
-    kept: list[tuple[int, int, int, int]] = []
-    lost: list[tuple[str, str, str, bool]] = []
-    limit = NO_LIMIT
-    for number, files in reversed(list(enumerate(attempts.values()))):
-        logs = [file for file in files if file.kind == "log"]
-        resumed, bad = [], []
-        for file in logs:
-            entry = cache.entries[file.path]
-            if entry.problem:
-                bad.append((key, file.path, entry.problem, limit > 0))
-                continue
-            attributes = json.loads(entry.text)
-            kept.append((entry.file, int(attributes.get("rank", -1)), number, limit))
-            resumed.append(int(attributes.get("resumed_from_step", 0)))
-        for file in files:
-            num_ranks = _content(file, cache).get("num_ranks") if file.kind == "provenance" else None
-            # An attempt that ended before its first step wrote no log at all; nothing is missing from it.
-            if logs and num_ranks is not None and len(logs) < num_ranks:
-                reason = f"{num_ranks - len(logs)} of {num_ranks} ranks left no log"
-                bad.append((key, file.path.rpartition("/")[0], reason, limit > 0))
-        lost = bad + lost
-        limit = min([*resumed, limit])
-    problems += lost
+        if file.kind == "provenance":
+            provenance[file.attempt] = _content(file, cache) or {}
+        elif file.kind == "log":
+            about, problem = _content(file, cache) or {"start": 0, "end": 0}, cache.entries[file.path].problem
+            span = LogSpan(file.path, about["start"], about["end"], problem)
+            logs.setdefault(file.attempt, []).append(span)
+    return [Attempt(path, logs.get(name, []), provenance.get(name, {})) for name, path in folders.items()]
+
+
+def _kept_logs(attempts: list[Attempt], cache: Cache) -> list[tuple[int, int, int, int]]:
+    """Number, rank, attempt and limit of every log that can be read: its rows of steps below the limit count."""
+    kept = []
+    for number, (attempt, limit) in enumerate(zip(attempts, find_limits(attempts), strict=True)):
+        for log in attempt.logs:
+            if not log.problem:
+                entry = cache.entries[log.path]
+                kept.append((entry.file, int(json.loads(entry.text)["rank"]), number, limit))
     return kept
 
 
-def _content(file: Found | None, cache: Cache) -> dict[str, Any]:
-    entry = cache.entries[file.path] if file else None
-    return (json.loads(entry.text) or {}) if entry and not entry.problem else {}
+def _unreadable(found: list[Found], cache: Cache) -> list[Problem]:
+    """Files that cannot be read, logs apart; without config.yaml or DONE.json a run's rows are not to be averaged."""
+    wrong = [(file, cache.entries[file.path].problem) for file in found if file.kind != "log"]
+    return [Problem(file.path, reason, file.kind in ("config", "done")) for file, reason in wrong if reason]
 
 
-def _run_row(
-    key: str, path: Path, found: list[Found], cache: Cache, problems: list[tuple[str, str, str, bool]]
-) -> dict[str, Any]:
-    by_kind = {file.kind: file for file in found if file.kind != "provenance"}
-    is_readable = "config" in by_kind and not cache.entries[by_kind["config"].path].problem
-    status, done = _content(by_kind.get("status"), cache), _content(by_kind.get("done"), cache)
-    provenance: dict[str, Any] = {}
-    for file in found:
-        if file.kind != "log" and (reason := cache.entries[file.path].problem):
-            problems.append((key, file.path, reason, file.kind in ("config", "done")))
-        elif file.kind == "provenance":
-            provenance = _content(file, cache) or provenance
-    is_done = "done" in by_kind and not cache.entries[by_kind["done"].path].problem
-    state = "done" if is_done else str(status.get("state", "unknown"))
+def _content(file: Found, cache: Cache) -> dict[str, Any] | None:
+    """What was read of a file; None when it cannot be read."""
+    content: dict[str, Any] | None = json.loads(cache.entries[file.path].text)
+    return content
+
+
+def _run_row(key: str, path: Path, own: dict[Kind, dict[str, Any] | None], attempts: list[Attempt]) -> dict[str, Any]:
+    """A run's row of the frame `runs`, out of its own files and its newest provenance."""
+    config, status, done = own.get("config"), own.get("status") or {}, own.get("done")
+    provenance: Mapping[str, Any] = next((a.provenance for a in reversed(attempts) if a.provenance), {})
+    state = "done" if done is not None else str(status.get("state", "unknown"))
+    done = done or {}
     versions, git = provenance.get("versions") or {}, provenance.get("git") or {}
     argv, gpus = provenance.get("argv") or [], provenance.get("gpus") or []
     return {
         **{name: provenance.get(name) for name in RUN_COLUMNS},
         "run": key,
         "path": str(path),
-        "state": state if is_readable else "unreadable",
+        "state": state if config is not None else "unreadable",
         "error": status.get("error") if state == "failed" else None,
         "reason": done.get("reason"),
         "hash": provenance.get("hash") or done.get("hash"),
-        "num_attempts": len({file.attempt for file in found if file.attempt}),
+        "num_attempts": len(attempts),
         "elapsed_s": done.get("elapsed_s"),
         "cpu": (provenance.get("cpu") or {}).get("model"),
         "gpus": ", ".join(map(str, gpus)) or None,
@@ -187,7 +181,7 @@ def _run_row(
         "commit": git.get("commit"),
         "dirty": git.get("dirty"),
         "command": " ".join(map(str, argv)) or None,
-        "config": _content(by_kind.get("config"), cache),
+        "config": config or {},
     }
 
 

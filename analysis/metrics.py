@@ -123,11 +123,11 @@ def speed_up(
         within: what must be equal for two rows to be compared, such as the local batch size.
 
     Returns:
-        The table with speed_up and efficiency; null where nothing of size 1 stands beside a row. The rate of size 1
-        is the mean over all such rows.
+        The table with speed_up and efficiency; null where nothing of size 1 stands beside a row, or where it has no
+        size. The rate of size 1 is the mean over all such rows.
     """
     is_one = pl.col(size) == 1
     one = pl.col(rate).filter(is_one).mean()
     base = one.over(*within) if within else one
-    scaled = table.with_columns(speed_up=pl.col(rate) / base)
+    scaled = table.with_columns(speed_up=pl.when(pl.col(size).is_not_null()).then(pl.col(rate) / base))
     return scaled.with_columns(efficiency=pl.col("speed_up") / pl.col(size))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,15 +26,15 @@ from hpclbfl.analysis.captions import CAPTIONS
 from hpclbfl.analysis.configs import as_text
 from hpclbfl.analysis.figures import definition
 from hpclbfl.analysis.frames import Frames
+from hpclbfl.analysis.headline import Headline, by_rank
 from hpclbfl.analysis.markup import TextTable, to_html
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.render import BY_ROW, MAX_BARS, VEGALITE, figure_rows, parts_of
 from hpclbfl.analysis.report import problem_lines
 from hpclbfl.analysis.scan import unstarted
 from hpclbfl.analysis.style import MAX_ARMS
-from hpclbfl.analysis.summary import Headline
 from hpclbfl.analysis.tables import arms_table, comparison_table
-from hpclbfl.runfolder import utc_now, write_text
+from hpclbfl.runfolder import explained_writes, utc_now, write_text
 
 MAX_TROUBLES = 30
 """Runs that went wrong and are listed at once; the others stand behind a click."""
@@ -46,7 +48,7 @@ _PROVENANCE = ("time", "host", "device", "gpus", "cpu", "engine", "num_ranks", "
 _MORE_PROVENANCE = ("horovod", "mpi_library", "python", "platform", "data_fingerprint")
 
 
-def write_page(path: Path, frames: Frames, runs: pl.DataFrame, head: Headline) -> None:
+def write_page(path: Path, frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -> None:
     """Write the page, whole or not at all.
 
     Args:
@@ -55,12 +57,16 @@ def write_page(path: Path, frames: Frames, runs: pl.DataFrame, head: Headline) -
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    write_text(path, page(frames, runs, head))
+    text = page(frames, runs, heads)
+    with explained_writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
 
 
-def page(frames: Frames, runs: pl.DataFrame, head: Headline) -> str:
+def page(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -> str:
     """The page's HTML."""
-    labels: list[str] = head.arms["arm"].cast(pl.String).to_list()
+    labels = [label for head in heads for label in head.labels]
+    places = {label: place for place, label in enumerate(labels)}
     views = figure_rows(frames)
     keys = [key for key in differing_keys(frames.runs) if key != "seed"]
     filters = _filters(frames.runs, keys, labels)
@@ -70,8 +76,8 @@ def page(frames: Frames, runs: pl.DataFrame, head: Headline) -> str:
     differences = differences_table(frames.runs, keys, labels)
     data = {
         "arms": labels,
-        "ranked": [labels.index(arm) for arm in _by_rank(head, labels)],
-        "baseline": None if head.baseline is None else labels.index(head.baseline),
+        # By rank: a figure draws as many of a task as it can.
+        "tasks": [{"title": head.title, "arms": [places[label] for label in by_rank(head)]} for head in heads],
         "num_runs": len(runs),
         "filters": [[value["arms"] for value in key["values"]] for key in filters],
         "figures": figures,
@@ -91,9 +97,12 @@ def page(frames: Frames, runs: pl.DataFrame, head: Headline) -> str:
         filters=filters,
         seeds=seeds,
         num_seeds=len(seeds),
+        tasks=[head.title for head in heads],
         num_arms=len(labels),
-        arms_html=_html(arms_table(head), "arms"),
-        comparison_html=_html(comparison_table(head), "comparisons"),
+        arms_html=[_html(_placed(arms_table(head), head, places), "arms", nth) for nth, head in enumerate(heads)],
+        comparison_html=[
+            _html(_placed(comparison_table(head), head, places), "comparisons", nth) for nth, head in enumerate(heads)
+        ],
         figures=_shown_figures(figures),
         num_runs=len(runs),
         runs_html=_html(all_runs_table(runs, labels), "runs"),
@@ -158,17 +167,16 @@ def all_runs_table(runs: pl.DataFrame, labels: list[str]) -> TextTable:
     return TextTable("All runs", head, rows, left=frozenset({"run", "arm", "state"}), marks=marks)
 
 
-def _html(table: TextTable, name: str) -> Markup:
+def _html(table: TextTable, name: str, nth: int = 0) -> Markup:
     if not table.rows:
         return Markup("<p>{}</p>").format(table.notes[0] if table.notes else "Nothing to show yet.")
-    return Markup(to_html(table, name))
+    return Markup(to_html(table, f"{name}-{nth + 1}" if nth else name))
 
 
-def _by_rank(head: Headline, labels: list[str]) -> list[str]:
-    """All arms, the baseline first, then by accuracy."""
-    best = head.arms.sort("top1", descending=True, nulls_last=True)["arm"].cast(pl.String).to_list()
-    first = [] if head.baseline is None else [head.baseline]
-    return first + [label for label in best if label not in first]
+def _placed(table: TextTable, head: Headline, places: Mapping[str, int]) -> TextTable:
+    """A task's table whose rows bear their arms' places among those of all tasks."""
+    marks = [{**mark, "arm": str(places[head.labels[int(mark["arm"])]])} for mark in table.marks]
+    return replace(table, marks=marks)
 
 
 def _filters(runs: pl.DataFrame, keys: list[str], labels: list[str]) -> list[dict[str, Any]]:

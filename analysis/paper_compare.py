@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 
 from hpclbfl.analysis import metrics, stats
-from hpclbfl.analysis.configs import describe_partition, describe_sync
+from hpclbfl.analysis.configs import as_text, describe_partition, describe_sync
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.paper_rows import PaperRow, PaperTable, paper_table, row_of
+from hpclbfl.analysis.paper_rows import PaperRow, PaperTable, data_set, paper_table, row_of
 from hpclbfl.errors import ConfigError
 
 HOLDS, REVERSED = "as in the paper", "reversed"
@@ -28,13 +28,15 @@ class Measured:
     top1: float | None = None
     """Mean over seeds of the last test accuracy; None: no run."""
     top5: float | None = None
+    """Of the same evaluations; None too where the logs have none."""
     difference: float | None = None
     """top1 - the paper's."""
     low: float | None = None
     high: float | None = None
     """Bootstrap interval of the difference over seeds; None for fewer than stats.MIN_SEEDS."""
     run_as: str | None = None
-    """Net, synchroniser with its H, and partition of the runs."""
+    """Net, data, synchroniser with its H, partition, clients, batch, and X where there is one, of the complete runs or,
+    where there is none, of another."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Pair:
     low: float | None = None
     high: float | None = None
     verdict: str = "-"
+    """HOLDS or REVERSED where the interval leaves out zero, otherwise `stats.NO_DIFFERENCE` or `stats.TOO_FEW`."""
 
     @property
     def printed(self) -> float:
@@ -98,7 +101,8 @@ def compare_with_paper(frames: Frames, name: str) -> Comparison:
     mine = runs.drop_nulls("row")
     final = metrics.final(frames.evals).select("run", pl.col("top1", "top5") * 100)
     seeds = mine.filter("complete").join(final, on="run", how="inner").drop_nulls("top1")
-    run_as = {key: _run_as(job) for key, job in zip(keys, jobs, strict=True) if key is not None}
+    complete_last = sorted(zip(keys, jobs, strict=True), key=lambda pair: bool(pair[1]["complete"]))
+    run_as = {key: _run_as(job) for key, job in complete_last if key is not None}
     for row in table.rows:
         _refuse_mixtures(row, table, seeds, frames)
     measured = [_measure(row, seeds.filter(pl.col("row") == row.key), run_as.get(row.key)) for row in table.rows]
@@ -111,7 +115,25 @@ def _row(job: Mapping[str, Any], name: str, table: PaperTable) -> PaperRow | Non
 
 
 def _run_as(job: Mapping[str, Any]) -> str:
-    return f"{job.get('model.name')}, {describe_sync(job)}, {describe_partition(job)}"
+    limit, side, clients = job.get("data.limit"), job.get("data.resize"), job.get("clients")
+    data = data_set(job) if limit is None else f"{as_text(limit)} of {data_set(job)}"
+    parts = [
+        as_text(job.get("model.name")),
+        data if side is None else f"{data} at {as_text(side)} px",
+        describe_sync(job),
+        describe_partition(job),
+        f"{as_text(clients)} client{'' if clients == 1 else 's'}",
+        _batch(job),
+    ]
+    factor = job.get("gradients.scaler.factor")
+    return ", ".join(parts if factor is None else [*parts, f"X={as_text(factor)}"])
+
+
+def _batch(job: Mapping[str, Any]) -> str:
+    policy = job.get("batching.policy")
+    local, whole = job.get("batching.local_batch_size"), job.get("batching.global_batch_size")
+    size = f"B={as_text(whole)}" if local is None else f"b={as_text(local)}"
+    return size if policy in (None, "fixed") else f"{size} {policy}"
 
 
 def _refuse_mixtures(row: PaperRow, table: PaperTable, seeds: pl.DataFrame, frames: Frames) -> None:
@@ -163,11 +185,5 @@ def _pairs(model: str, table: PaperTable, seeds: pl.DataFrame) -> Iterator[Pair]
             difference=found["difference"],
             low=found["low"],
             high=found["high"],
-            verdict=_verdict(found["difference"], found["verdict"]),
+            verdict={"higher": HOLDS, "lower": REVERSED}.get(found["verdict"], found["verdict"]),
         )
-
-
-def _verdict(difference: float, told: str) -> str:
-    """The order that the means have, and what the interval says of it."""
-    order = HOLDS if difference > 0 else REVERSED if difference < 0 else "equal"
-    return order if told in ("higher", "lower") else f"{order}; {told}"

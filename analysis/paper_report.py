@@ -1,4 +1,7 @@
-"""What `hpclbfl report DIR --paper table1` prints: the paper's numbers beside ours, and whether their order holds."""
+"""What `hpclbfl report DIR --paper table1` prints: the paper's numbers beside ours, and whether their order holds.
+
+The tables fit into 100 columns.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from rich.console import Console
 
 from hpclbfl.analysis.markup import TextTable, signed, to_latex, to_markdown, to_rich
 from hpclbfl.analysis.paper_compare import HOLDS, REVERSED, Comparison, Measured, Pair, compare_with_paper
-from hpclbfl.analysis.paper_rows import SHOWN, paper_table
+from hpclbfl.analysis.paper_rows import PaperTable, paper_table
 from hpclbfl.analysis.report import Format, load_some
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS
 
@@ -35,50 +38,35 @@ def print_paper(directory: str | Path, name: str, as_json: bool = False, form: F
     if as_json:
         sys.stdout.write(json.dumps(as_plain(compared), indent=2) + "\n")
         return compared
-    tables = [rows_table(compared), order_table(compared)]
+    tables = [table for table in (rows_table(compared), runs_table(compared), order_table(compared)) if table.rows]
     if form != "text":
         render = to_markdown if form == "markdown" else to_latex
         sys.stdout.write("\n".join(render(table) for table in tables))
         return compared
     console = Console(highlight=False) if sys.stdout.isatty() else Console(width=_WIDTH, highlight=False)
     for table in tables:
-        console.print(to_rich(table))
+        console.print(to_rich(table, fold=table.head[-1] if table.head[-1] in table.left else ""))
         for note in table.notes:
-            console.print(note, markup=False, soft_wrap=True)
+            console.print(note, markup=False)
         console.print()
     return compared
 
 
 def rows_table(compared: Comparison) -> TextTable:
-    """The table's rows, all of them: printed, ours, the difference with its interval, and what was run."""
+    """The table's rows, all of them: printed, our top-1 and top-5, and the difference of top-1 with its interval."""
     table = compared.table
-    head = (
-        "Configuration",
-        "Partition",
-        table.column,
-        "paper (%)",
-        "ours (%)",
-        "ours - paper (points)",
-        "seeds",
-        "run as",
-    )
+    numbers = ("paper (%)", "ours (%)", "top-5 (%)", "ours - paper (points)", "seeds")
     marked = [row for row in table.rows if row.note]
     rows: list[tuple[str, ...]] = []
     for found in compared.rows:
-        row = found.row
-        mark = f" ({marked.index(row) + 1})" if row.note else ""
-        ours = "-" if found.top1 is None else f"{found.top1:.2f}"
-        seeds = str(found.n) if found.n or found.run_as is None else "0 complete"
+        mark = f" ({marked.index(found.row) + 1})" if found.row.note else ""
         rows.append(
             (
-                table.models[row.model].shown,
-                SHOWN[row.partition],
-                table.methods[row.method].shown,
-                f"{row.accuracy:g}{mark}",
-                ours,
+                *_labels(compared, found),
+                f"{found.row.accuracy}{mark}",
+                *("-" if share is None else f"{share:.2f}" for share in (found.top1, found.top5)),
                 _interval(found),
-                seeds if found.run_as else "-",
-                found.run_as or "-",
+                str(found.n) if found.run_as else "-",
             )
         )
     notes = [f"({place}) {row.note}" for place, row in enumerate(marked, 1)]
@@ -86,24 +74,32 @@ def rows_table(compared: Comparison) -> TextTable:
         notes.append(f"Runs that are not complete, and do not count: {compared.unfinished}.")
     if compared.others:
         notes.append(f"Runs that stand for no row: {compared.others}.")
+    notes.append("Ours: top-1, means over seeds; beside it our top-5.")
     few = any(0 < found.n < MIN_SEEDS for found in compared.rows)
     notes.append(_intervals() + (f" An interval needs {MIN_SEEDS} seeds." if few else ""))
     return TextTable(
         title=f"{table.source}: {table.title}",
-        head=head,
+        head=(*_label_heads(table), *numbers),
         rows=rows,
-        left=frozenset({"Configuration", "Partition", table.column, "run as"}),
+        left=frozenset(_label_heads(table)),
         notes=tuple(notes),
     )
+
+
+def runs_table(compared: Comparison) -> TextTable:
+    """What was run for each row that has runs."""
+    head = (*_label_heads(compared.table), "run as")
+    rows: list[tuple[str, ...]] = [(*_labels(compared, found), found.run_as) for found in compared.rows if found.run_as]
+    return TextTable(title="What was run", head=head, rows=rows, left=frozenset(head))
 
 
 def order_table(compared: Comparison) -> TextTable:
     """All pairs of rows of one net: the paper's difference, ours, and whether the order is the same."""
     table = compared.table
-    head = ("Configuration", "higher in the paper", "lower", "paper (points)", "ours (points)", "pairs", "order")
+    head = ("net", "higher", "lower", "paper", "ours", "n", "order")
     rows: list[tuple[str, ...]] = [
         (
-            table.models[pair.model].shown,
+            pair.model,
             table.within(pair.higher),
             table.within(pair.lower),
             f"{pair.printed:.2f}",
@@ -115,11 +111,11 @@ def order_table(compared: Comparison) -> TextTable:
     ]
     notes = [line for model in table.models for line in _orders(compared, model)]
     return TextTable(
-        title="Order of the rows of each net",
+        title="Order of the rows of each net, the paper's higher one first; differences in points",
         head=head,
         rows=rows,
-        left=frozenset({"Configuration", "higher in the paper", "lower", "order"}),
-        notes=(*notes, "Ours: paired by seed. " + _intervals() + " Not corrected for the number of pairs."),
+        left=frozenset({"net", "higher", "lower", "order"}),
+        notes=(*notes, "Ours: n pairs by seed. " + _intervals() + " Not corrected for the number of pairs."),
     )
 
 
@@ -145,6 +141,14 @@ def as_plain(compared: Comparison) -> dict[str, Any]:
         "unfinished": compared.unfinished,
         "others": compared.others,
     }
+
+
+def _label_heads(table: PaperTable) -> tuple[str, str]:
+    return "Configuration", f"Partition ({table.column})"
+
+
+def _labels(compared: Comparison, found: Measured) -> tuple[str, str]:
+    return compared.table.models[found.row.model].shown, compared.table.within(found.row)
 
 
 def _orders(compared: Comparison, model: str) -> list[str]:

@@ -5,19 +5,23 @@ A run stands for a row in one of two ways:
 - by its name. `table1-resnet50-fa` stands for Table I, ResNet50, FA, whatever its net and its H are: how small runs,
   whose nets and H are scaled, say what they stand for. `table1-resnet50` leaves out the method; then H must be the
   paper's. The kind of synchroniser and the partition are always the job's own: a name cannot turn BSP into FA.
-- by its job, under any other name: the row's net, partition with its labels per client, synchroniser and H.
+- by its job, under any name that does not begin with a figure or a table (`fig7-resnet50`): the row's net and whole
+  data set, partition with its labels per client, synchroniser and H, the table's clients, and no scaler. The paper is
+  silent about batches: any will do.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from hpclbfl.analysis.configs import as_text
 from hpclbfl.errors import ConfigError
-from hpclbfl.sections import Section
+from hpclbfl.sections import DataConfig, Section
 from hpclbfl.validation import validated
 from hpclbfl.yamlfile import read_mapping
 
@@ -38,14 +42,17 @@ class PaperMethod(Section):
 
     def is_run_by(self, job: Mapping[str, Any]) -> bool:
         """Whether a flat job has this kind and this H."""
-        wanted = (self.kind, self.local_steps, self.local_epochs)
-        return wanted == (job.get("sync.kind"), job.get("sync.local_steps"), job.get("sync.local_epochs"))
+        # As texts: numbers are texts in a frame where some other run has `local_steps: proportional`.
+        keys = ("kind", "local_steps", "local_epochs")
+        return all(as_text(getattr(self, key)) == as_text(job.get(f"sync.{key}")) for key in keys)
 
 
 class PaperModel(Section):
     """A net with its data set, and how the table calls them."""
 
     shown: str
+    data: str
+    """The set, as a job file's `data.name` or the stem of a packed file has it."""
     labels: PositiveInt
     """Per client, in the rows that are not i.i.d."""
 
@@ -72,6 +79,8 @@ class PaperTable(Section):
 
     title: str
     source: str
+    clients: PositiveInt
+    """Of all rows."""
     column: str
     """Head of the column that names the method."""
     methods: dict[str, PaperMethod]
@@ -120,12 +129,28 @@ def row_of(job: Mapping[str, Any], name: str, table: PaperTable) -> PaperRow | N
     else:
         model = str(job.get("model.name"))
         methods = [key for key, known in table.methods.items() if known.is_run_by(job)]
-        if model not in table.models:
-            return None
-        if partition == "non-iid" and job.get("partition.labels") != table.models[model].labels:
+        if re.match(r"(fig|table)\d", words[0]) or not _is_of_the_table(job, model, partition, table):
             return None
     found = [r for r in table.rows if (r.model, r.partition) == (model, partition) and r.method in methods]
     return found[0] if found else None
+
+
+def data_set(job: Mapping[str, Any]) -> str:
+    """What a flat job's data are called, see `DataConfig.title`: `cifar10`."""
+    path = job.get("data.path")
+    return DataConfig(name=str(job.get("data.name")), path=None if path is None else str(path)).title
+
+
+def _is_of_the_table(job: Mapping[str, Any], model: str, partition: Partition | None, table: PaperTable) -> bool:
+    """Whether a job has a net of the table with its data and labels, the table's clients, and gradients as they are."""
+    known = table.models.get(model)
+    return (
+        known is not None
+        and (data_set(job), job.get("data.limit")) == (known.data, None)
+        and job.get("partition.labels") == (known.labels if partition == "non-iid" else None)
+        and job.get("clients") == table.clients
+        and job.get("gradients.scaler.factor") is None
+    )
 
 
 def _partition(job: Mapping[str, Any]) -> Partition | None:

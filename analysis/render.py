@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ import vl_convert
 from hpclbfl.analysis import views
 from hpclbfl.analysis.figures import definition
 from hpclbfl.analysis.frames import Frames
+from hpclbfl.analysis.headline import Headline, ranked_arms
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.style import MAX_ARMS, PARTS, ROWS, fill
-from hpclbfl.analysis.summary import Headline, ranked_arms
-from hpclbfl.errors import EnvironmentFault
+from hpclbfl.runfolder import explained_writes
 
 FORMATS = ("png", "svg", "pdf")
 PNG_PPI = 200
@@ -74,9 +75,11 @@ def rendered(spec: dict[str, Any], kind: str) -> bytes:
 
 
 def write_figures(
-    frames: Frames, headline: Headline, folder: Path, kinds: Sequence[str] = FORMATS
+    frames: Frames, heads: Sequence[Headline], folder: Path, kinds: Sequence[str] = FORMATS
 ) -> Iterator[tuple[Path, str]]:
     """Write every figure that there is something to draw for, over all seeds, into a folder; what is there is replaced.
+
+    Where there are several tasks each has figures of its own, `learning_curves_steps-resnet50.png`.
 
     Yields:
         Each file, and what was left out of it (empty: nothing).
@@ -85,20 +88,22 @@ def write_figures(
         EnvironmentFault: a file cannot be written.
     """
     for name, table in figure_rows(frames).items():
-        limit = MAX_BARS if name in BY_ROW else MAX_ARMS
-        chosen = ranked_arms(headline.arms, headline.baseline, limit)
-        total = table["arm"].n_unique()
-        left_out = f"{len(chosen)} of {total} arms, the most accurate" if total > len(chosen) else ""
-        spec = filled(name, table, chosen)
-        if not spec["datasets"][ROWS]:
-            continue
-        for kind in kinds:
-            path = folder / f"{name}.{kind}"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(rendered(spec, kind))
-            except OSError as error:
-                raise EnvironmentFault(
-                    f"{path}: cannot be written: {(error.strerror or str(error)).lower()}"
-                ) from error
-            yield path, left_out
+        for head in heads:
+            limit = MAX_BARS if name in BY_ROW else MAX_ARMS
+            chosen = ranked_arms(head, limit)
+            total = table.filter(pl.col("arm").cast(pl.String).is_in(head.labels))["arm"].n_unique()
+            left_out = f"{len(chosen)} of {total} arms, the most accurate" if total > len(chosen) else ""
+            spec = filled(name, table, chosen)
+            if not spec["datasets"][ROWS]:
+                continue
+            task = re.sub(r"[^a-z0-9]+", "-", f"-{head.title}".lower()).rstrip("-")
+            for kind in kinds:
+                path = folder / f"{name}{task}.{kind}"
+                _write(path, rendered(spec, kind))
+                yield path, left_out
+
+
+def _write(path: Path, content: bytes) -> None:
+    with explained_writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 from rich.console import Console
 
+from hpclbfl.analysis import eigenvalues
 from hpclbfl.analysis.frames import Frames
+from hpclbfl.analysis.headline import Headline, headlines
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.markup import to_latex, to_markdown, to_rich
+from hpclbfl.analysis.metrics import AXES, to_target
 from hpclbfl.analysis.scan import unstarted
-from hpclbfl.analysis.summary import Headline, headline, summarise
-from hpclbfl.analysis.tables import arms_table, comparison_table, runs_table
+from hpclbfl.analysis.summary import summarise
+from hpclbfl.analysis.tables import arms_table, comparison_table, is_same, runs_table
 from hpclbfl.errors import DataError
 
 WIDTH = 100
@@ -32,7 +36,7 @@ def print_report(
     form: Format = "text",
     baseline: str | None = None,
     target: float | None = None,
-) -> tuple[Frames, pl.DataFrame, Headline]:
+) -> tuple[Frames, pl.DataFrame, list[Headline]]:
     """Print the runs at or below a folder to stdout; returns what was loaded and computed for it.
 
     Raises:
@@ -41,16 +45,16 @@ def print_report(
     """
     frames = load_some(directory)
     runs = summarise(frames)
-    head = headline(frames, runs, baseline, target)
+    heads = headlines(frames, runs, baseline, target)
     if as_json:
-        sys.stdout.write(json.dumps([_plain(row) for row in summary_rows(frames, runs)], indent=2) + "\n")
+        sys.stdout.write(json.dumps([_plain(row) for row in summary_rows(frames, runs, heads)], indent=2) + "\n")
     elif form == "text":
-        _print_text(frames, runs, head)
+        _print_text(frames, runs, heads)
     else:
         render = to_markdown if form == "markdown" else to_latex
-        tables = [arms_table(head), comparison_table(head)]
+        tables = [table for head in heads for table in (arms_table(head), comparison_table(head))]
         sys.stdout.write("\n".join(render(table) if table.rows else f"{table.notes[0]}\n" for table in tables))
-    return frames, runs, head
+    return frames, runs, heads
 
 
 def load_some(directory: str | Path) -> Frames:
@@ -65,12 +69,21 @@ def load_some(directory: str | Path) -> Frames:
     return frames
 
 
-def summary_rows(frames: Frames, runs: pl.DataFrame) -> list[dict[str, Any]]:
+def summary_rows(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline] = ()) -> list[dict[str, Any]]:
     """One row per run, for machines: the columns of `summary.summarise`, `ranks` for num_ranks, and `problems`.
 
-    Accuracies, shares and epochs are plain numbers (0 to 1), times seconds; None: not measured.
+    With headlines that have a target: target_steps, target_samples, target_seconds of the run; with those that have a
+    speed-up: speed_up and efficiency of its arm. Accuracies, shares and epochs are plain numbers (0 to 1), times
+    seconds; None: not measured.
     """
     texts = problem_lines(frames)
+    target = next((head.target for head in heads if head.target is not None), None)
+    if target is not None:
+        took = to_target(frames.evals, target).rename({axis: f"target_{axis}" for axis in AXES})
+        runs = runs.join(took, on="run", how="left", maintain_order="left")
+    scaled = [head.arms.select("arm", "speed_up", "efficiency") for head in heads if head.size is not None]
+    if scaled:
+        runs = runs.join(pl.concat(scaled), on="arm", how="left", maintain_order="left")
     rows = runs.rename({"num_ranks": "ranks"}).with_columns(steps=pl.col("steps").fill_null(0))
     return [{**row, "problems": texts.get(row["run"], [])} for row in rows.rows(named=True)]
 
@@ -84,19 +97,21 @@ def problem_lines(frames: Frames) -> dict[str, list[str]]:
     for row in frames.problems.rows(named=True):
         harmless = "" if row["rows_lost"] else " (a later attempt trained its steps again)"
         lines.setdefault(row["run"], []).append(f"{frames.root / row['path']}: {row['reason']}{harmless}")
+    for run, path, reason in eigenvalues.read_all(frames)[1]:
+        lines.setdefault(run, []).append(f"{frames.root / path}: {reason}")
     for row in frames.runs.rows(named=True):
         if not row["num_attempts"]:
             lines.setdefault(row["run"], []).append("has no attempt yet")
     return lines
 
 
-def _print_text(frames: Frames, runs: pl.DataFrame, head: Headline) -> None:
+def _print_text(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -> None:
     width = min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH
     console = Console(width=width, highlight=False)
-    has_seeds = bool((head.arms["n"] > 1).any())
-    if has_seeds:
-        # Wider where nobody counts columns: what is cut cannot be read.
-        wide = console if sys.stdout.isatty() else Console(width=200, highlight=False)
+    has_seeds = any((head.arms["n"] > 1).any() for head in heads)
+    # Wider where nobody counts columns: what is cut cannot be read.
+    wide = console if sys.stdout.isatty() else Console(width=200, highlight=False)
+    for head in heads if any(map(_says_more, heads)) else ():
         for table in (arms_table(head, brief=True), comparison_table(head)):
             if table.rows:
                 wide.print(to_rich(table))
@@ -118,6 +133,14 @@ def _print_text(frames: Frames, runs: pl.DataFrame, head: Headline) -> None:
     for name, lines in problem_lines(frames).items():
         for line in lines:
             console.print(f"{name}: {line}", markup=False, soft_wrap=True)
+
+
+def _says_more(head: Headline) -> bool:
+    """Whether arms say more than their single runs do."""
+    if (head.arms["n"] > 1).any() or head.target is not None or head.size is not None:
+        return True
+    axes = [axis for axis in ("steps", "samples") if axis in head.points]
+    return not all(is_same(head.arms, f"at_{axis}", "top1") for axis in axes)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

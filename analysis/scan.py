@@ -33,6 +33,9 @@ class Found:
 def find_runs(directory: str | Path) -> list[Path]:
     """All run folders (they hold config.yaml) at or below a folder, sorted by path; hidden folders are left out.
 
+    Links to folders are followed, but for those that lead back up. A run that several paths lead to is found once: by
+    the one without links, or else the first.
+
     Raises:
         DataError: the folder is not there.
     """
@@ -40,12 +43,30 @@ def find_runs(directory: str | Path) -> list[Path]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give a run folder, or one that holds some")
     found = []
-    for folder, below, files in os.walk(root):
-        if "config.yaml" in files:
-            found.append(Path(folder))
-            below.clear()
-        below[:] = [name for name in below if not name.startswith(".")]
+    seen = {_identity(folder) for folder in root.resolve().parents}
+    starts = [root]
+    while starts:
+        for name, below, files in os.walk(starts.pop(0)):
+            folder = Path(name)
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            identity = _identity(folder)
+            if identity in seen or "config.yaml" in files:
+                below.clear()
+            if identity not in seen and "config.yaml" in files:
+                found.append(folder)
+            seen.add(identity)
+            # Links come last, so that what has a path without one is found there.
+            starts += [path for name in below if (path := folder / name).is_symlink()]
     return sorted(found)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Device and inode; None when the folder has just vanished."""
+    try:
+        stat = folder.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def run_key(run: Path, root: Path) -> str:

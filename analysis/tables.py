@@ -7,10 +7,10 @@ from typing import Any
 
 import polars as pl
 
+from hpclbfl.analysis.headline import Headline
 from hpclbfl.analysis.markup import TextTable, signed
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS, TOO_FEW
-from hpclbfl.analysis.summary import Headline
 
 _INTERVALS = f"In brackets: {100 * LEVEL:.0f} % bootstrap interval of the mean over seeds, from {MIN_SEEDS} seeds up."
 _APART = ("sync", "partition")
@@ -31,7 +31,7 @@ def arms_table(head: Headline, brief: bool = False) -> TextTable:
     arms, notes = head.arms, []
     shown = {"top1": "final top-1 (%)"}
     for axis, point in head.points.items() if len(arms) > 1 else ():
-        same = next((title for name, title in shown.items() if _is_same(arms, f"at_{axis}", name)), None)
+        same = next((title for name, title in shown.items() if is_same(arms, f"at_{axis}", name)), None)
         if same is not None:
             notes.append(f"At equal {axis} ({_number(point)}): as '{same}'.")
         else:
@@ -40,6 +40,8 @@ def arms_table(head: Headline, brief: bool = False) -> TextTable:
         shown["gap_top1"] = "train - test (points)"
     if not brief and (arms["share_scaled"] > 0).any():
         shown["share_scaled"] = "steps at X (%)"
+    if any(arms.filter(pl.col("n") > 0)[f"at_{axis}"].has_nulls() for axis in head.points):
+        notes.append("Equal points without a number: not all runs of the arm had been evaluated by then.")
     rows = arms.rows(named=True)
     columns: dict[str, list[str]] = {"arm": [str(row["arm"]) for row in rows], "seeds": [_seeds(row) for row in rows]}
     columns |= {title: [_interval(row, name) for row in rows] for name, title in shown.items()}
@@ -54,7 +56,7 @@ def arms_table(head: Headline, brief: bool = False) -> TextTable:
         columns["efficiency (%)"] = ["-" if (e := row["efficiency"]) is None else f"{100 * e:.0f}" for row in rows]
         notes.append(f"Speed-up: samples per second against one {'client' if head.size == 'clients' else 'rank'}.")
     return TextTable(
-        title="Arms: means over seeds of complete runs",
+        title=f"{head.title or 'Arms'}: means over seeds of complete runs",
         head=tuple(columns),
         rows=list(zip(*columns.values(), strict=True)),
         left=frozenset({"arm"}),
@@ -70,9 +72,10 @@ def comparison_table(head: Headline) -> TextTable:
     """
     title = f"Top-1 against {head.baseline}"
     if not head.comparisons:
-        return TextTable(title, (), [], notes=("There is but one arm to show: nothing to compare.",))
+        there_is = f"Of {head.title} there" if head.title else "There"
+        return TextTable(title, (), [], notes=(f"{there_is} is but one arm to show: nothing to compare.",))
     measures = [f"at_{axis}" for axis in head.points]
-    measures = [m for i, m in enumerate(measures) if not any(_is_same(head.arms, m, other) for other in measures[:i])]
+    measures = [m for i, m in enumerate(measures) if not any(is_same(head.arms, m, other) for other in measures[:i])]
     tables = {m: head.comparisons[m].rows(named=True) for m in measures}
     if all(row["verdict"] == TOO_FEW for rows in tables.values() for row in rows):
         note = f"{title}: {TOO_FEW}; a difference needs {MIN_SEEDS} seeds that both arms have."
@@ -81,7 +84,7 @@ def comparison_table(head: Headline) -> TextTable:
     marks = []
     for place, arm in enumerate(head.arms["arm"].cast(pl.String)):
         for measure, compared in tables.items():
-            # An arm whose first evaluation comes after that point has no row there.
+            # An arm without a number at that point has no row there.
             for row in (row for row in compared if row["arm"] == arm):
                 effect = "-" if row["effect_size"] is None else signed(row["effect_size"], 2)
                 ends = {"difference_low": row["low"], "difference_high": row["high"]}
@@ -118,7 +121,7 @@ def runs_table(runs: pl.DataFrame, title: str) -> TextTable:
     return TextTable(title, tuple(columns), rows, left=frozenset({*_APART, "arm", "state", "run"}))
 
 
-def _is_same(arms: pl.DataFrame, name: str, other: str) -> bool:
+def is_same(arms: pl.DataFrame, name: str, other: str) -> bool:
     """Whether two columns show the same, to the digits that are printed."""
     return arms[name].round(3).equals(arms[other].round(3))
 

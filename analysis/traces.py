@@ -86,37 +86,48 @@ def batch_changes(steps: Steps, runs: Sequence[str]) -> pl.DataFrame:
 def gradient_curves(steps: Steps, num_points: int = 60) -> pl.DataFrame:
     """Gradient norm and its change over the run (Fig. 6; Eq. 8), in so many stretches of equal length.
 
+    A run may reduce gradients first and then train each client alone (post-local SGD): of every step the norm that it
+    has. Steps whose norm was not measured or is not finite are left out.
+
     Returns:
-        run, x (mean of step + 1 in the stretch), norm (mean of |G| in it), cumulative_norm (sum of |G| over
+        run, x (step + 1 of the last step of the stretch), norm (mean of |G| in it), cumulative_norm (sum of |G| over
         all steps up to its end), change (median of the relative change of |G|^2), kind: `reduced`, the norm of the
-        gradient that all clients share, or `local`, the mean over clients where each trains alone.
+        gradient that all clients share, `local`, the mean over clients where each trains alone, or `both`, the stretch
+        in which a run changes over.
     """
-    columns = ("run", "step", "grad_sq_norm", "local_grad_sq_norm", "grad_change")
-    lazy = steps.lazy().select(*columns).with_columns(pl.col(columns[2:]).fill_nan(None))
-    ends = lazy.group_by("run").agg(end=pl.col("step").max() + 1, is_reduced=pl.col("grad_sq_norm").is_not_null().any())
+    norms = ("grad_sq_norm", "local_grad_sq_norm")
+    lazy = (
+        steps.lazy()
+        .select("run", "step", *norms, change=pl.col("grad_change").fill_nan(None))
+        .with_columns(pl.when(pl.col(name).is_finite()).then(name).sqrt().alias(name) for name in norms)
+    )
+    last_reduced = pl.col("step").filter(pl.col("grad_sq_norm").is_not_null()).max()
+    ends = lazy.group_by("run").agg(end=pl.col("step").max() + 1, last_reduced=last_reduced.fill_null(-1))
     width = pl.max_horizontal(1.0, pl.col("end") / num_points)
-    norm = pl.when("is_reduced").then(pl.col("grad_sq_norm")).otherwise(pl.col("local_grad_sq_norm")).sqrt()
+    is_reduced = pl.col("step") <= pl.col("last_reduced")
     binned = (
         lazy.join(ends, on="run")
-        .with_columns(width=width, norm=norm)
-        .with_columns(bin=(pl.col("step") / pl.col("width")).floor().cast(pl.Int64))
+        .with_columns(bin=(pl.col("step") / width).floor().cast(pl.Int64), is_reduced=is_reduced)
+        .with_columns(norm=pl.when("is_reduced").then("grad_sq_norm").otherwise("local_grad_sq_norm"))
         .group_by("run", "bin")
         .agg(
             pl.col("norm").mean(),
-            pl.col("grad_change").median().alias("change"),
-            pl.col("step").n_unique().alias("count"),
-            (pl.col("step").mean() + 1).alias("x"),
-            pl.col("is_reduced").first(),
+            pl.col("change").median(),
+            x=pl.col("step").max() + 1,
+            count=pl.col("step").filter(pl.col("norm").is_not_null()).n_unique(),
+            has_reduced=(pl.col("norm").is_not_null() & pl.col("is_reduced")).any(),
+            has_local=(pl.col("norm").is_not_null() & ~pl.col("is_reduced")).any(),
         )
     )
-    found = _collect(binned).drop_nulls("norm").sort("run", "bin")
+    found = _collect(binned).drop_nulls("norm").sort("run", "x")
+    kind = pl.when(~pl.col("has_local")).then(pl.lit("reduced")).when("has_reduced").then(pl.lit("both"))
     return found.select(
         "run",
-        "x",
+        pl.col("x").cast(pl.Float64),
         "norm",
         cumulative_norm=(pl.col("norm") * pl.col("count")).cum_sum().over("run"),
         change="change",
-        kind=pl.when("is_reduced").then(pl.lit("reduced")).otherwise(pl.lit("local")),
+        kind=kind.otherwise(pl.lit("local")),
     )
 
 

@@ -8,25 +8,16 @@ label says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from hpclbfl.analysis import metrics, stats, traces
+from hpclbfl.analysis.curves import BUDGET_ROWS, CURVE_POINTS, marked, on_arm_grids, points_per_curve
+from hpclbfl.analysis.eigenvalues import read_all
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.sharpness import sharpness
 
-CURVE_POINTS = 60
-"""Of a learning curve, at most."""
-BUDGET_ROWS = 30_000
-"""Of a view of curves: with many curves each has fewer points, at least 12."""
-MARKS = 6
-"""Of a curve, about: places where its shape is drawn."""
 PERCENT = (0.0, 100.0)
-
-Numbers = NDArray[Any]
 
 
 def figure_runs(frames: Frames) -> pl.DataFrame:
@@ -46,18 +37,12 @@ def figure_runs(frames: Frames) -> pl.DataFrame:
     return drawn.select("run", "arm", "seed", label=label, n=n).sort("arm", "seed", maintain_order=True)
 
 
-def points_per_curve(runs: pl.DataFrame) -> int:
-    """How many points a curve may have, so that all curves of arms and seeds together stay small."""
-    curves = runs["arm"].n_unique() + (len(runs) if runs["seed"].n_unique() > 1 else 0)
-    return int(np.clip(BUDGET_ROWS // max(1, curves), 12, CURVE_POINTS))
-
-
 def learning_curves(frames: Frames, runs: pl.DataFrame, axis: metrics.Axis) -> pl.DataFrame:
     """Test accuracy along an axis: arm, seed, label, x, mean, low, high (%; null: no interval), mark."""
     curves = metrics.along(frames.evals, axis).with_columns(top1=pl.col("top1") * 100)
-    table = _on_arm_grids(curves, runs, ["top1"], points_per_curve(runs))
+    table = on_arm_grids(curves, runs, ["top1"], points_per_curve(runs))
     means = stats.over_seeds(table, "top1", ("arm", "label", "x"), PERCENT).drop("n", "sd")
-    return _marked(_with_seeds(means, table.rename({"top1": "mean"}), runs))
+    return marked(_with_seeds(means, table.rename({"top1": "mean"}), runs))
 
 
 def final_accuracy(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
@@ -81,7 +66,7 @@ def sharpness_points(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     arm, seed, label, run, step, eigenvalue (the top one), residual, low, high (the eigenvalue, less and more the
     residual; no less than a tenth of it, for a logarithmic axis), top1 (%).
     """
-    last = sharpness(frames).filter(pl.col("index") == 0).group_by("run", maintain_order=True).last()
+    last = read_all(frames)[0].filter(pl.col("index") == 0).group_by("run", maintain_order=True).last()
     table = runs.join(last.drop("seed"), on="run", maintain_order="left").with_columns(
         pl.col("run").cast(pl.String),
         top1=pl.col("top1") * 100,
@@ -94,15 +79,16 @@ def sharpness_points(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
 
 
 def gradients(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
-    """Gradient norm and change over steps (Fig. 6).
+    """Gradient norm, its sum over steps, and its change (Fig. 6).
 
-    arm, seed, label, x, norm, change (means over seeds), mark, threshold (of the arm's scaler).
+    arm, seed, label, x, norm, cumulative_norm, change (means over seeds), mark, threshold (of the arm's scaler).
     """
     points = points_per_curve(runs) // 2
     curves = traces.gradient_curves(_steps_of(frames, runs), points)
-    table = _on_arm_grids(curves, runs, ["norm", "change"], points)
-    means = table.group_by("arm", "label", "x", maintain_order=True).agg(pl.col("norm").mean(), pl.col("change").mean())
-    rows = _marked(_with_seeds(means, table, runs))
+    columns = ("norm", "cumulative_norm", "change")
+    table = on_arm_grids(curves, runs, columns, points)
+    means = table.group_by("arm", "label", "x", maintain_order=True).agg(pl.col(columns).mean())
+    rows = marked(_with_seeds(means, table, runs))
     if "gradients.scaler.threshold" not in frames.runs.columns:
         return rows.with_columns(threshold=pl.lit(None, pl.Float64))
     thresholds = frames.runs.join(runs, on="run", how="semi").select(
@@ -114,11 +100,13 @@ def gradients(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
 def scale_factor(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     """Density of the scale factor (Fig. 7, 8); arms whose factor is 1 in every step are left out, as in the paper.
 
-    arm, seed, label (with the share of steps at X), factor, density (per octave), mark (the peak
-    above 1).
+    arm, seed, label (with the share of steps at X), factor, density (per octave), mark (the peak above 1). Means over
+    all seeds of the arm, those whose factor is always 1 among them.
     """
-    counts = traces.scale_counts(_steps_of(frames, runs))
-    counts = counts.filter((pl.col("scale") != 1).any().over("run"))
+    counts = traces.scale_counts(_steps_of(frames, runs)).join(
+        runs.select("run", "arm"), on="run", maintain_order="left"
+    )
+    counts = counts.filter((pl.col("scale") != 1).any().over("arm"))
     octaves = np.log2(counts["scale"].to_numpy())
     grid = np.arange(min(0.0, octaves.min(initial=0.0)) - 0.75, octaves.max(initial=0.0) + 0.75, 0.05)
     if points_per_curve(runs) < CURVE_POINTS:
@@ -132,7 +120,7 @@ def scale_factor(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     share = (pl.col("share_scaled") * 100).round(0).cast(pl.Int64)
     label = pl.format("{}: {} % of steps", pl.col("label"), share)
     peak = pl.col("density").filter(pl.col("factor") > 2**0.5).max().over("arm", "seed")
-    mark = (pl.col("density") == peak) & (pl.col("factor") > 2**0.5)
+    mark = (pl.col("density") == peak) & (pl.col("factor") > 2**0.5) & (pl.col("share_scaled") > 0)
     return both.with_columns(label=label, mark=mark.fill_null(False)).drop("share_scaled").sort("arm")
 
 
@@ -215,47 +203,6 @@ def _example(table: pl.DataFrame, example: pl.DataFrame) -> pl.DataFrame:
     return found.with_columns(seed=pl.lit(None, pl.Int64))
 
 
-def _on_arm_grids(curves: pl.DataFrame, runs: pl.DataFrame, columns: Sequence[str], points: int) -> pl.DataFrame:
-    """Curves (run, x, columns) of an arm on points that all of them reach: run, arm, seed, label, x, columns.
-
-    The curves' own points where they agree, so that nothing is invented; else an even grid between them. None where an
-    arm's curves have no stretch in common.
-    """
-    keys = runs.with_columns(place=pl.int_range(pl.len()))
-    table = curves.join(keys.select("run", "arm", "place"), on="run").sort("arm", "place", "x", maintain_order=True)
-    arm, place = (table[name].to_physical().to_numpy() for name in ("arm", "place"))
-    x, values = table["x"].to_numpy(), [table[name].to_numpy() for name in columns]
-    places: list[Numbers] = [np.zeros(0, np.int64)]
-    found: list[list[Numbers]] = [[np.zeros(0)] for _ in ("x", *columns)]
-    for begin, end in _stretches(arm):
-        members = [slice(begin + b, begin + e) for b, e in _stretches(place[begin:end])]
-        first = x[members[0]]
-        if all(np.array_equal(x[member], first) for member in members):
-            kept = np.unique(np.linspace(0, len(first) - 1, points).round().astype(int))
-            grid = first[kept]
-        else:
-            ends = max(x[member][0] for member in members), min(x[member][-1] for member in members)
-            size = min(points, max(member.stop - member.start for member in members))
-            grid = np.unique(np.linspace(*ends, size)) if ends[0] <= ends[1] else np.zeros(0)
-        for member in members:
-            places.append(np.full(len(grid), place[member.start]))
-            found[0].append(grid)
-            for column, known in zip(found[1:], values, strict=True):
-                column.append(np.interp(grid, x[member], known[member]) if len(grid) else grid)
-    series = [pl.Series(name, np.concatenate(parts)) for name, parts in zip(("x", *columns), found, strict=True)]
-    return (
-        runs[np.concatenate(places)]
-        .select("run", "arm", "seed", "label", *series)
-        .with_columns(pl.col(*columns).fill_nan(None))
-    )
-
-
-def _stretches(codes: Numbers) -> list[tuple[int, int]]:
-    """Where equal neighbours begin and end."""
-    borders = np.flatnonzero(np.diff(codes)) + 1
-    return list(zip([0, *borders], [*borders, len(codes)], strict=True)) if len(codes) else []
-
-
 def _per_seed(table: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
     """The rows of single seeds, labelled so; none where there is but one seed to choose from."""
     if runs["seed"].n_unique() < 2:
@@ -272,11 +219,3 @@ def _with_seeds(
     return pl.concat(
         [overall.select("arm", "seed", "label", pl.exclude("arm", "seed", "label")), single], how="diagonal"
     )
-
-
-def _marked(table: pl.DataFrame) -> pl.DataFrame:
-    """With `mark`: where the curve's shape is drawn, at other places for each arm."""
-    place = pl.int_range(pl.len()).over("arm", "seed")
-    stride = (pl.len().over("arm", "seed") / MARKS).ceil().cast(pl.Int64)
-    shift = pl.col("arm").to_physical().cast(pl.Int64)
-    return table.with_columns(mark=(place + shift) % stride == 0)

@@ -138,16 +138,16 @@ def report(
         return
     from hpclbfl.analysis.report import print_report
 
-    frames, runs, headline = print_report(directory, as_json, form, baseline, target)
+    frames, runs, heads = print_report(directory, as_json, form, baseline, target)
     if out is not None:
         from hpclbfl.analysis.page import write_page
 
-        write_page(out, frames, runs, headline)
+        write_page(out, frames, runs, heads)
         print(out, file=sys.stderr)
     if figures is not None:
         from hpclbfl.analysis.render import write_figures
 
-        for path, left_out in write_figures(frames, headline, figures):
+        for path, left_out in write_figures(frames, heads, figures):
             print(f"{path}: {left_out}" if left_out else path, file=sys.stderr)
 
 

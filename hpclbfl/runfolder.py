@@ -185,7 +185,7 @@ def explained_writes(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise EnvironmentFault(f"{path}: cannot be written: {reason}; give a run folder that can be") from error
+        raise EnvironmentFault(f"{path}: cannot be written: {reason}; give a place that can be") from error
 
 
 def checkpoint_steps(folder: Path) -> list[int]:

@@ -19,6 +19,7 @@ import yaml
 from h5py import h5a, h5d, h5f, h5p, h5s, h5t
 
 from hpclbfl.errors import DataError
+from hpclbfl.runlog.coverage import Attempt, LogSpan, find_limits, find_problems
 from hpclbfl.runlog.schema import DTYPES, SCHEMA_VERSION, TABLES
 
 Table = np.ndarray[Any, np.dtype[Any]]
@@ -30,7 +31,7 @@ _READ_ATTEMPTS = 26
 
 
 class TornFile(DataError):
-    """A file of a run that cannot be trusted: unreadable, cut short, with holes, or missing."""
+    """A file of a run that cannot be trusted: unreadable, cut short, with holes or without rows, or missing."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -47,6 +48,12 @@ class RankLog:
     """Root attributes: schema_version, config, provenance, rank, attempt, resumed_from_step."""
     tables: dict[str, Table]
     """All tables of the schema, cut at the committed rows."""
+
+    @property
+    def span(self) -> LogSpan:
+        """The steps that it covers."""
+        start, steps = int(self.attributes.get("resumed_from_step", 0)), self.tables["steps"]["step"]
+        return LogSpan(str(self.path), start, int(steps[-1]) + 1 if len(steps) else start)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class RunLogs:
     tables: dict[str, Table]
     """All tables: `steps` by step, then client; the others by step."""
     torn: list[TornFile] = field(default_factory=list)
-    """Files whose rows are not in the tables, with the reason."""
+    """Files whose rows are not in the tables, or not all that there should be, with the reason."""
 
 
 def read_file(path: str | Path) -> RankLog:
@@ -149,13 +156,14 @@ def _read_tables(path: Path, file: Any) -> dict[str, Table]:
 
 def _read_table(path: Path, file: Any, name: str, rows: int) -> Table:
     dtype = DTYPES[name]
-    table: Table = np.zeros(rows, dtype)
     if rows == 0:
-        return table
+        return np.zeros(0, dtype)
     dataset = h5d.open(file, name.encode())
     space = dataset.get_space()
-    if rows < 0 or space.shape[0] < rows:
+    # Before memory is taken: a damaged counter may ask for any amount of it.
+    if not 0 < rows <= space.shape[0]:
         raise TornFile(path, f"is torn: table '{name}' has {space.shape[0]} of {rows} committed rows")
+    table: Table = np.zeros(rows, dtype)
     # HDF5 reads zeros, without a word, where a file was cut short.
     end = 0
 
@@ -182,9 +190,9 @@ def _first_line(error: Exception) -> str:
 def read_run(run_dir: str | Path) -> RunLogs:
     """Read a run folder: its JSON files and the tables of all ranks and attempts, merged.
 
-    Rows of an attempt whose step is at or after the step from which a later attempt resumed are dropped: the later
-    one trained them again. Steps come from every rank; evaluations, layers and plans, the same on all ranks, from
-    rank 0; events from every rank, equal ones once. Files that cannot be read stand in `torn`.
+    Which rows count, and which are missing, is `runlog.coverage`'s rule. Steps come from every rank; evaluations,
+    layers and plans, the same on all ranks, from rank 0; events from every rank, equal ones once. Files that cannot be
+    read, and logs that lack rows, stand in `torn`.
 
     Raises:
         DataError: the folder or its config.yaml is not there or cannot be read.
@@ -197,51 +205,49 @@ def read_run(run_dir: str | Path) -> RunLogs:
     if not isinstance(config, dict):
         raise DataError(f"{path}: not a run folder: config.yaml holds no mapping")
     torn: list[TornFile] = []
-    provenance: dict[str, Any] = {}
-    attempts: list[list[RankLog]] = []
+    # Before the logs: a run that ends meanwhile would seem to lack its last rows.
+    status, done = _read_json(path / "status.json", torn), _read_json(path / "DONE.json", torn)
+    attempts: list[Attempt] = []
+    logs: list[list[RankLog]] = []
     for folder in sorted((path / "attempts").glob("[0-9]*"), key=lambda p: (len(p.name), p.name)):
-        found = _read_json(folder / "provenance.json", torn)
-        provenance = found or provenance
-        attempts.append(_read_attempt(folder, (found or {}).get("num_ranks"), torn))
+        provenance = _read_json(folder / "provenance.json", torn) or {}
+        spans, readable = _read_logs(folder)
+        attempts.append(Attempt(str(folder), spans, provenance))
+        logs.append(readable)
+    problems = find_problems(str(path / "attempts"), attempts, done)
     return RunLogs(
         path=path,
         config=config,
-        status=_read_json(path / "status.json", torn) or {},
-        done=_read_json(path / "DONE.json", torn),
-        provenance=provenance,
+        status=status or {},
+        done=done,
+        provenance=next((dict(a.provenance) for a in reversed(attempts) if a.provenance), {}),
         num_attempts=len(attempts),
-        tables=merge(attempts),
-        torn=torn,
+        tables=_merge(logs, find_limits(attempts)),
+        torn=torn + [TornFile(Path(problem.path), problem.reason) for problem in problems],
     )
 
 
-def _read_attempt(folder: Path, num_ranks: int | None, torn: list[TornFile]) -> list[RankLog]:
-    logs = []
-    files = sorted(folder.glob("rank*.h5"))
-    for file in files:
+def _read_logs(folder: Path) -> tuple[list[LogSpan], list[RankLog]]:
+    """What all logs of an attempt cover, and those that can be read."""
+    spans, logs = [], []
+    for file in sorted(folder.glob("rank*.h5")):
         try:
             logs.append(read_file(file))
+            spans.append(logs[-1].span)
         except TornFile as error:
-            # Anew: a traceback kept would keep the torn file open.
-            torn.append(TornFile(error.path, error.reason))
-    # An attempt that ended before its first step wrote no log at all; nothing is missing from it.
-    if files and num_ranks is not None and len(files) < num_ranks:
-        torn.append(TornFile(folder, f"{num_ranks - len(files)} of {num_ranks} ranks left no log"))
-    return logs
+            spans.append(LogSpan(str(file), problem=error.reason))
+    return spans, logs
 
 
-def merge(attempts: list[list[RankLog]]) -> dict[str, Table]:
-    """One set of tables out of the rank logs of successive attempts (see `read_run`)."""
+def _merge(attempts: list[list[RankLog]], limits: list[int]) -> dict[str, Table]:
+    """One set of tables out of the logs of successive attempts, of each the rows of steps below its limit."""
     parts: dict[str, list[Table]] = {name: [np.zeros(0, DTYPES[name])] for name in TABLES}
-    limit: int | None = None
-    for logs in reversed(attempts):
+    for logs, limit in zip(attempts, limits, strict=True):
         for log in logs:
             for name, table in log.tables.items():
                 if name in ("steps", "events") or log.attributes.get("rank") == 0:
-                    parts[name].append(table if limit is None else table[table["step"] < limit])
-        resumed = [int(log.attributes.get("resumed_from_step", 0)) for log in logs]
-        limit = min(resumed + ([] if limit is None else [limit]), default=None)
-    merged = {name: np.concatenate(tables[::-1]) for name, tables in parts.items()}
+                    parts[name].append(table[table["step"] < limit])
+    merged = {name: np.concatenate(tables) for name, tables in parts.items()}
     merged["events"] = np.unique(merged["events"])
     for name, table in merged.items():
         keys = (table["client"], table["step"]) if name in ("steps", "plans") else (table["step"],)

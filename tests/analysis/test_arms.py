@@ -82,7 +82,14 @@ def test_names_and_places_tell_no_arms_apart():
     assert arms(*jobs, data_fingerprint=["f", "f"]) == ["n0", "n0"]
     # Without a fingerprint the path is all there is; other data are other arms.
     assert len(set(arms(*jobs))) == 2
-    assert arms(*jobs, data_fingerprint=["aaaa", "bbbb"]) == ["data aaaa", "data bbbb"]
+    assert arms(*jobs, data_fingerprint=["aaaa", "bbbb"]) == ["data=0", "data=1"]
+
+
+def test_what_is_not_in_the_hash_tells_no_arms_apart():
+    jobs = [{**job(seed), "comm": {"engine": engine}} for seed, engine in enumerate(("horovod", "horovod", "mpi"))]
+    assert len(set(arms(*jobs, engine=["horovod", "horovod", "mpi"]))) == 1
+    jobs = [{**job(seed), "data": {"path": "/d", "workers": workers}} for seed, workers in enumerate((2, 4))]
+    assert len(set(arms(*jobs))) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Every figure's definition is valid, draws, and can be read without colour."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -9,7 +10,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from hpclbfl.analysis import views
+from hpclbfl.analysis import curves, traces, views
 from hpclbfl.analysis.figures import FIGURES, definition
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.render import figure_rows, filled, rendered
@@ -160,8 +161,55 @@ def test_time_shares_add_up(rows):
     assert sums["share"].to_list() == pytest.approx([100.0] * len(sums))
 
 
+def test_gradient_norms_are_drawn_as_they_are_and_summed(rows):
+    above, below = definition("gradient_norm")["vconcat"]
+    lines = [panel["layer"][0] for panel in (*above["hconcat"], below["layer"][1])]
+    assert [line["encoding"]["y"]["field"] for line in lines] == ["norm", "cumulative_norm", "change"]
+    table = rows["gradient_norm"].filter(pl.col("seed").is_null() & (pl.col("arm") == "X=2"))
+    # 60 steps in 30 stretches: each adds its mean norm twice.
+    assert table["x"].to_list() == list(range(2, 61, 2))
+    assert table["cumulative_norm"].to_list() == pytest.approx(np.cumsum(2 * table["norm"].to_numpy()))
+
+
+@pytest.fixture(scope="module")
+def rarely_scaled(tmp_path_factory):
+    """Arm X=2 of three seeds, 10 steps each: one is scaled in 9 of them, two never; arm X=4 never; X=8 in all."""
+    root = tmp_path_factory.mktemp("scale")
+    firing = {2: (9, 0, 0), 4: (0, 0, 0), 8: (10, 10, 10)}
+    for factor in firing:
+        for seed in range(3):
+            make_run(root / f"x{factor}-s{seed}", seed, factor, num_steps=10, evaluate_every=10)
+    found = load(root)
+    name = pl.col("run").cast(pl.String)
+    scaled = pl.lit(0)
+    for factor, counts in firing.items():
+        for seed, count in enumerate(counts):
+            scaled = pl.when(name == f"x{factor}-s{seed}").then(count).otherwise(scaled)
+    factors = name.str.extract(r"x(\d+)").cast(pl.Float64)
+    steps = found.steps.with_columns(scale=pl.when(pl.col("step") < scaled).then(factors).otherwise(1.0))
+    frames = dataclasses.replace(found, steps=steps)
+    return views.scale_factor(frames, views.figure_runs(frames))
+
+
+def test_the_share_of_scaled_steps_is_a_mean_over_all_seeds(rarely_scaled):
+    overall = rarely_scaled.filter(pl.col("seed").is_null())
+    # Whole arms that are never scaled are left out, their seeds not.
+    assert overall["label"].unique(maintain_order=True).to_list() == [
+        "X=2 (n=3): 30 % of steps",
+        "X=8 (n=3): 100 % of steps",
+    ]
+    at_two = overall.filter(pl.col("arm") == "X=2").sort((pl.col("factor") - 2).abs()).row(0, named=True)
+    peak = 1 / (traces.BANDWIDTH * np.sqrt(2 * np.pi))
+    assert at_two["density"] == pytest.approx(0.3 * peak, rel=0.02)
+
+
+def test_a_seed_that_was_never_scaled_has_no_mark(rarely_scaled):
+    marks = rarely_scaled.filter(pl.col("arm") == "X=2").group_by("seed").agg(pl.col("mark").sum())
+    assert dict(marks.rows()) == {None: 1, 0: 1, 1: 0, 2: 0}
+
+
 def test_many_runs_have_fewer_points():
     def budget(count):
-        return views.points_per_curve(pl.DataFrame({"arm": range(count), "seed": [0] * count}))
+        return curves.points_per_curve(pl.DataFrame({"arm": range(count), "seed": [0] * count}))
 
     assert (budget(1), budget(1000), budget(100_000)) == (60, 30, 12)

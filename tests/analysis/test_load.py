@@ -1,5 +1,7 @@
 """Run folders as frames: golden rows, attempts, damage, and what is read again."""
 
+import shutil
+
 import h5py
 import numpy as np
 import polars as pl
@@ -7,6 +9,7 @@ import pytest
 
 from hpclbfl.analysis import cache
 from hpclbfl.analysis.load import CACHE_FOLDER, load
+from hpclbfl.analysis.scan import find_runs
 from hpclbfl.errors import DataError
 from hpclbfl.runfolder import RunFolder
 from hpclbfl.runlog.reader import read_run
@@ -124,6 +127,82 @@ def test_damage_that_a_later_attempt_made_good_does_not_count(folder, tmp_path):
     assert frames.runs["complete"].to_list() == [True]
 
 
+def test_a_rank_that_never_started_costs_nothing_where_the_next_attempt_began_at_the_same_step(folder, tmp_path):
+    add_attempt(folder, 0, [range(5), range(4)])
+    killed = add_attempt(folder, 4, [(), ()])
+    killed.rank_log(1).unlink()
+    last = add_attempt(folder, 4, [range(4, 8), range(4, 8)])
+    folder.mark_done({"step": 8})
+    frames = load(tmp_path)
+    assert frames.problems.rows() == [("runs/a", "runs/a/attempts/001", "1 of 2 ranks left no log", False)]
+    assert frames.runs["complete"].to_list() == [True]
+    # The same damage in the attempt that trained the steps.
+    last.rank_log(1).unlink()
+    frames = load(tmp_path)
+    assert frames.problems["rows_lost"].to_list() == [False, True]
+    assert frames.runs["complete"].to_list() == [False]
+
+
+def missing(tmp_path):
+    """Path, reason and loss of each problem, and whether the run is complete; the same with all logs in the cache."""
+    first, again = load(tmp_path), load(tmp_path)
+    assert again.problems.equals(first.problems)
+    assert again.runs.equals(first.runs)
+    return first.problems.drop("run").rows(), first.runs["complete"].item()
+
+
+@pytest.mark.parametrize("gone", ["logs", "attempts"])
+@pytest.mark.parametrize("done", [{"step": 3}, {}])
+def test_a_run_that_is_done_without_logs_is_not_complete(folder, tmp_path, gone, done):
+    attempt = add_attempt(folder, 0, [range(3), range(3)])
+    folder.mark_done(done)
+    make_old(tmp_path)
+    assert missing(tmp_path) == ([], True)
+    if gone == "attempts":
+        shutil.rmtree(folder.path / "attempts")
+    else:
+        for rank in (0, 1):
+            attempt.rank_log(rank).unlink()
+    which = "steps 0 to 2" if done else "any step"
+    assert missing(tmp_path) == ([("runs/a/attempts", f"no log has the rows of {which}", True)], False)
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "requeue"])
+def test_a_run_that_is_not_done_needs_no_logs(folder, tmp_path, state):
+    folder.next_attempt().write_provenance({"num_ranks": 2, "resumed_from_step": 0})
+    folder.write_status(state)
+    assert missing(tmp_path) == ([], False)
+
+
+def test_attempts_that_are_gone_are_missed(folder, tmp_path):
+    add_attempt(folder, 0, [range(6), range(4)])
+    add_attempt(folder, 4, [range(4, 9), range(4, 8)])
+    add_attempt(folder, 8, [range(8, 10), range(8, 10)])
+    folder.mark_done({"step": 10})
+    make_old(tmp_path)
+    assert missing(tmp_path) == ([], True)
+    shutil.rmtree(folder.path / "attempts" / "001")
+    reasons = ["lacks the rows of steps 6 to 7", "lacks the rows of steps 4 to 7"]
+    expected = [(f"runs/a/attempts/000/rank0000{rank}.h5", reason, True) for rank, reason in enumerate(reasons)]
+    assert missing(tmp_path) == (expected, False)
+    shutil.rmtree(folder.path / "attempts" / "000")
+    assert missing(tmp_path) == ([("runs/a/attempts", "no log has the rows of steps 0 to 7", True)], False)
+
+
+def test_a_log_that_ends_before_the_run_is_missed(folder, tmp_path):
+    add_attempt(folder, 0, [range(5), range(4)])
+    folder.mark_done({"step": 5})
+    make_old(tmp_path)
+    assert missing(tmp_path) == ([("runs/a/attempts/000/rank00001.h5", "lacks the rows of step 4", True)], False)
+
+
+def test_an_attempt_that_had_nothing_left_to_train(folder, tmp_path):
+    add_attempt(folder, 0, [range(5), range(5)])
+    add_attempt(folder, 5, [(), ()]).rank_log(1).unlink()
+    folder.mark_done({"step": 5})
+    assert missing(tmp_path) == ([("runs/a/attempts/001", "1 of 2 ranks left no log", False)], True)
+
+
 def test_another_version_of_the_schema_is_listed(folder, tmp_path):
     attempt = add_attempt(folder, 0, [range(3), range(3)])
     attempt.rank_log(1).unlink()
@@ -158,6 +237,38 @@ def test_empty_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(DataError, match="no such folder"):
         load(tmp_path / "none")
+
+
+def test_links_to_folders_of_runs_are_followed(tmp_path):
+    scratch, root = tmp_path / "scratch", tmp_path / "root"
+    two_client_run(scratch / "a", num_steps=3)
+    two_client_run(root / "here" / "b", num_steps=5)
+    two_client_run(tmp_path / "beside")
+    (root / "runs").symlink_to(scratch)
+    # Loops: back to itself, to the root, and to what holds it and other runs; a link that leads nowhere.
+    (scratch / "self").symlink_to(scratch)
+    (root / "here" / "root").symlink_to(root)
+    (root / "up").symlink_to(tmp_path)
+    (root / "nowhere").symlink_to(tmp_path / "gone")
+    assert find_runs(root) == [root / "here" / "b", root / "runs" / "a"]
+    frames = load(root)
+    assert frames.runs["run"].to_list() == ["here/b", "runs/a"]
+    assert frames.steps.group_by("run").len().collect().sort("run").rows() == [("here/b", 10), ("runs/a", 6)]
+    assert frames.problems.is_empty()
+    # The link itself is a folder of runs, too.
+    assert find_runs(root / "runs") == [root / "runs" / "a"]
+
+
+def test_a_run_that_is_linked_to_is_found_once(tmp_path):
+    scratch, root = tmp_path / "scratch", tmp_path / "root"
+    two_client_run(root / "runs" / "a")
+    two_client_run(scratch / "b")
+    (root / "best").symlink_to(root / "runs" / "a")
+    for name in ("second", "first"):
+        (root / name).symlink_to(scratch / "b")
+    (root / ".hidden").symlink_to(scratch)
+    assert find_runs(root) == [root / "first", root / "runs" / "a"]
+    assert load(root).runs["run"].to_list() == ["first", "runs/a"]
 
 
 def test_a_run_itself(tmp_path):
@@ -224,6 +335,40 @@ def test_torn_files_are_looked_at_again(tmp_path, reads):
     log.write_bytes(whole)
     frames = load(tmp_path)
     assert (len(frames.problems), len(frames.steps.collect())) == (0, 40)
+
+
+def losses(tmp_path):
+    """Number of rows, and the losses of step 0, by run."""
+    frame = load(tmp_path).steps.collect().sort("run", "step", "client")
+    return {
+        run: (len(rows), rows.filter(step=0)["loss"].to_list())
+        for (run,), rows in frame.group_by("run", maintain_order=True)
+    }
+
+
+def test_a_new_run_does_not_get_the_rows_of_a_deleted_one(tmp_path):
+    for name, num_steps in (("a", 3), ("b", 5)):
+        two_client_run(tmp_path / name, num_steps=num_steps)
+    make_old(tmp_path)
+    assert losses(tmp_path) == {"a": (6, [0.0, 10.0]), "b": (10, [0.0, 10.0])}
+    # The one with the highest numbers, in a piece that the other one keeps alive.
+    shutil.rmtree(tmp_path / "b")
+    assert losses(tmp_path) == {"a": (6, [0.0, 10.0])}
+    add_attempt(fresh := RunFolder(tmp_path / "c"), 0, [[0], [0]])
+    fresh.write_config("clients: 2\n")
+    assert losses(tmp_path) == {"a": (6, [0.0, 10.0]), "c": (2, [0.0, 1000.0])}
+
+
+def test_a_log_that_was_torn_for_a_while_has_its_rows_once(tmp_path):
+    attempt = two_client_run(tmp_path / "a", num_steps=3)
+    log = attempt.rank_log(1)
+    whole = log.read_bytes()
+    make_old(tmp_path)
+    assert losses(tmp_path) == {"a": (6, [0.0, 10.0])}
+    log.write_bytes(whole[:1000])
+    assert losses(tmp_path) == {"a": (3, [0.0])}
+    log.write_bytes(whole)
+    assert losses(tmp_path) == {"a": (6, [0.0, 10.0])}
 
 
 @pytest.mark.parametrize("damage", ["index", "piece", "missing piece", "format"])

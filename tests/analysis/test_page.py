@@ -4,9 +4,10 @@ import re
 
 import pytest
 
+from hpclbfl.analysis.headline import headlines
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.page import page, provenance, write_page
-from hpclbfl.analysis.summary import headline, summarise
+from hpclbfl.analysis.summary import summarise
 from tests.analysis.browser import Browser, find_chromium
 from tests.analysis.synthetic import make_run
 
@@ -14,7 +15,7 @@ from tests.analysis.synthetic import make_run
 def write(folder, path):
     frames = load(folder)
     runs = summarise(frames)
-    write_page(path, frames, runs, headline(frames, runs))
+    write_page(path, frames, runs, headlines(frames, runs))
     return path
 
 
@@ -133,6 +134,30 @@ def test_many_arms_in_a_browser(tmp_path, browser):
     assert browser.errors == []
 
 
+def test_tasks_and_unreadable_runs_in_a_browser(tmp_path, browser):
+    for net in ("a", "b"):
+        for factor in (1, 2):
+            path = tmp_path / "runs" / f"{net}-x{factor}"
+            make_run(path, factor=factor, num_steps=8, evaluate_every=4)
+            config = path / "config.yaml"
+            config.write_text(config.read_text().replace("resnet18", f"net_{net}"))
+    (tmp_path / "runs" / "torn").mkdir()
+    (tmp_path / "runs" / "torn" / "config.yaml").write_text("a: [")
+    opened(browser, write(tmp_path, tmp_path / "report.html"))
+    heads = "[...document.querySelectorAll('#figure-learning_curves .task:not([hidden]) h4')].map((h) => h.textContent)"
+    assert browser.evaluate(heads) == ["net_a", "net_b"]
+    drawn = "[...document.querySelectorAll('#figure-learning_curves svg.marks')].map((svg) => svg.textContent)"
+    assert ["net_b" in text for text in browser.evaluate(drawn)] == [False, True]
+    assert browser.evaluate("document.querySelector('#count').textContent") == "4 of 4 arms, 5 of 5 runs"
+    assert browser.evaluate("document.querySelectorAll('#runs tbody tr:not([hidden])').length") == 5
+    click(browser, "fieldset[data-key='0'] input[value='1']", 2)
+    assert browser.evaluate(heads) == ["net_b"]
+    assert browser.evaluate("document.querySelector('#count').textContent") == "2 of 4 arms, 2 of 5 runs"
+    shown = "[...document.querySelectorAll('#arms-2 tbody tr:not([hidden])')].map((r) => r.children[0].textContent)"
+    assert browser.evaluate(shown) == ["net_b, no scaler", "net_b, X=2"]
+    assert browser.errors == []
+
+
 def test_page_needs_no_network(html):
     text = html.read_text()
     outside = set(re.findall(r"""(?:src|href)=["']([^"']*)""", text.partition("<script")[0]))
@@ -156,7 +181,7 @@ def test_texts_are_escaped(tmp_path):
     (tmp_path / "a<b>&" / "DONE.json").unlink()
     frames = load(tmp_path)
     runs = summarise(frames)
-    text = page(frames, runs, headline(frames, runs))
+    text = page(frames, runs, headlines(frames, runs))
     assert "<b>" not in text.partition("<script")[0]
     assert text.count("</script>") == 3
 
@@ -164,7 +189,7 @@ def test_texts_are_escaped(tmp_path):
 def test_empty_frames_give_a_page(tmp_path):
     frames = load(tmp_path)
     runs = summarise(frames)
-    assert "0 runs" in page(frames, runs, headline(frames, runs))
+    assert "0 runs" in page(frames, runs, headlines(frames, runs))
 
 
 def test_provenance_counts_values(sweep):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
+from hpclbfl.analysis.configs import flatten
 from hpclbfl.analysis.load import load
+from hpclbfl.analysis.markup import TextTable, to_rich
 from hpclbfl.analysis.paper_compare import Comparison, Measured, Pair, compare_with_paper
-from hpclbfl.analysis.paper_report import order_table, rows_table
+from hpclbfl.analysis.paper_report import order_table, rows_table, runs_table
 from hpclbfl.analysis.paper_rows import known_tables, paper_table, row_of
 from hpclbfl.cli import app
 from hpclbfl.errors import ConfigError
@@ -24,7 +28,24 @@ from tests.analysis.synthetic import PROVENANCE
 BSP = {"kind": "bsp"}
 EPOCH = {"kind": "fedavg", "local_steps": None, "local_epochs": 1.0}
 IID = {"kind": "iid", "labels": None}
-SMALL = {"model": {"name": "resnet8_gn"}}
+CIFAR10 = {"name": "packed", "path": "/data/cifar10.h5"}
+CIFAR100 = {"name": "packed", "path": "/data/cifar100.h5"}
+JOB: dict[str, Any] = {
+    "name": "mine",
+    "clients": 10,
+    "data": CIFAR10,
+    "partition": IID,
+    "model": {"name": "resnet50"},
+    "sync": BSP,
+    "batching": {"local_batch_size": 32},
+}
+"""Stands for ResNet50, i.i.d., BSP."""
+SMALL = {
+    "model": {"name": "resnet8_gn"},
+    "data": {**CIFAR10, "limit": 10000, "resize": 8},
+    "batching": {"local_batch_size": 16},
+}
+SCALER = {"factor": 16.0, "threshold": 0.5, "when": "delta_ge"}
 
 
 def fa(local_steps: int) -> dict[str, Any]:
@@ -36,9 +57,9 @@ def labels(count: int) -> dict[str, Any]:
 
 
 def make_runs(root: Path, top1: Sequence[float], state: str = "done", **job: Any) -> None:
-    """A run for each accuracy (0 to 1), seeds from 0; of ResNet50, BSP, i.i.d., unless the job says otherwise."""
+    """A run for each accuracy (0 to 1), seeds from 0; of JOB, unless the job says otherwise; top-5 is 0.05 above."""
     for seed, accuracy in enumerate(top1):
-        whole = {"name": "mine", "model": {"name": "resnet50"}, "sync": BSP, "partition": IID, "lr": 0.1, **job}
+        whole = {**JOB, "lr": 0.1, **job}
         folder = RunFolder(root / f"run{len(list(root.glob('*')))}")
         attempt = folder.next_attempt()
         folder.write_config(yaml.safe_dump({**whole, "seed": seed}))
@@ -108,7 +129,22 @@ def test_all_printed_numbers() -> None:
         ),
         ("table1", {"sync.kind": "bsp", "partition.kind": "labels_per_client", "partition.labels": 2}, None),
         ("table1", {"sync.kind": "bsp", "partition.kind": "dirichlet"}, None),
-        # By the name.
+        ("table1", {"clients": 1}, None),
+        ("table1", {"gradients.scaler.factor": 16.0}, None),
+        ("table1", {"data.path": "/data/food101.h5"}, None),
+        ("table1", {"data.path": "/data/cifar100.h5"}, None),
+        ("table1", {"data.name": "cifar10", "data.path": "/data"}, "resnet50/iid/bsp"),
+        ("table1", {"data.name": "imagefolder", "data.path": "/data/cifar10"}, None),
+        ("table1", {"data.limit": 10000}, None),
+        ("table1", {"model.name": "vgg11", "data.path": "/data/cifar100.h5"}, "vgg11/iid/bsp"),
+        ("table1", {"model.name": "alexnet", "data.path": "/data/caltech101.h5"}, "alexnet/iid/bsp"),
+        ("table1", {"model.name": "vgg11"}, None),
+        ("table1", {"batching.local_batch_size": None, "batching.global_batch_size": 1024}, "resnet50/iid/bsp"),
+        ("table1", {"name": "fig3-resnet50"}, None),
+        ("table1", {"name": "table2-resnet50"}, None),
+        ("table1", {"name": "figments"}, "resnet50/iid/bsp"),
+        # By the name, whatever else the job is.
+        ("table1", {"name": "table1-resnet50-bsp", "clients": 1, "data.limit": 9}, "resnet50/iid/bsp"),
         ("table1", {"name": "table1-vgg11-bsp", "sync.kind": "bsp", "model.name": "tiny"}, "vgg11/iid/bsp"),
         ("table1", {"name": "table1-vgg11", "sync.kind": "bsp", "model.name": "tiny"}, "vgg11/iid/bsp"),
         ("table1", {"name": "table1-vgg11-fa", "sync.kind": "fedavg", "sync.local_steps": 6}, "vgg11/iid/fa"),
@@ -124,7 +160,7 @@ def test_all_printed_numbers() -> None:
     ],
 )
 def test_rows_that_runs_stand_for(table: str, job: dict[str, Any], key: str | None) -> None:
-    found = row_of({"name": "mine", "model.name": "resnet50", **job}, table, paper_table(table))
+    found = row_of({**flatten(JOB), **job}, table, paper_table(table))
     assert (found.key if found else None) == key
 
 
@@ -134,6 +170,7 @@ def test_differences_from_the_paper(tmp_path: Path) -> None:
     make_runs(tmp_path, [0.5, 0.6], name="table1-vgg11-fa", sync=fa(6), partition=labels(1), **SMALL)
     make_runs(tmp_path, [0.9], state="failed", partition=labels(1))
     make_runs(tmp_path, [0.9, 0.9], model={"name": "lenet"})
+    make_runs(tmp_path, [0.7], name="table1-alexnet-bsp", partition=labels(10), gradients={"scaler": SCALER})
     compared = compare_with_paper(load(tmp_path), "table1")
     assert (compared.others, compared.unfinished) == (2, 1)
     assert len(compared.rows) == 12
@@ -144,18 +181,24 @@ def test_differences_from_the_paper(tmp_path: Path) -> None:
     # The lowest and the highest 2.5 % of 27 resamples begin at the ends, 2 points off; sqrt(3 / 2) t(2) / z = 2.6886.
     assert bsp.low == pytest.approx(-0.54 - 2.6886 * 2, abs=1e-3)
     assert bsp.high == pytest.approx(-0.54 + 2.6886 * 2, abs=1e-3)
-    assert bsp.run_as == "resnet50, bsp, iid"
+    assert bsp.run_as == "resnet50, cifar10, bsp, iid, 10 clients, b=32"
     vgg = measured(compared, "vgg11/non-iid/fa")
     assert (vgg.n, vgg.low, vgg.high) == (2, None, None)
     assert vgg.difference == pytest.approx(55.0 - 32.86)
-    assert vgg.run_as == "resnet8_gn, fedavg H=6, 1 label/client"
+    assert vgg.run_as == "resnet8_gn, 10000 of cifar10 at 8 px, fedavg H=6, 1 label/client, 10 clients, b=16"
+    scaled = measured(compared, "alexnet/non-iid/bsp")
+    assert scaled.run_as == "resnet50, cifar10, bsp, 10 labels/client, 10 clients, b=32, X=16"
     failed, missing = measured(compared, "resnet50/non-iid/bsp"), measured(compared, "alexnet/iid/bsp")
-    assert (failed.n, failed.top1, failed.run_as) == (0, None, "resnet50, bsp, 1 label/client")
+    assert (failed.n, failed.top1) == (0, None)
+    assert failed.run_as == "resnet50, cifar10, bsp, 1 label/client, 10 clients, b=32"
     assert (missing.n, missing.top1, missing.difference, missing.run_as) == (0, None, None, None)
     rows = rows_table(compared).rows
-    assert rows[1] == ("ResNet50 CIFAR10", "IID", "FA", "81.01", "85.00", "+3.99 [+3.99, +3.99]", "3", rows[1][-1])
-    assert rows[2][4:] == ("-", "-", "0 complete", "resnet50, bsp, 1 label/client")
-    assert rows[8] == ("AlexNet CalTech101", "IID", "BSP", "67.1", "-", "-", "-", "-")
+    assert rows[1] == ("ResNet50 CIFAR10", "IID FA", "81.01", "85.00", "90.00", "+3.99 [+3.99, +3.99]", "3")
+    assert rows[2][3:] == ("-", "-", "-", "0")
+    assert rows[8] == ("AlexNet CalTech101", "IID BSP", "67.1", "-", "-", "-", "-")
+    ran = runs_table(compared).rows
+    assert [row[:2] for row in ran] == [row[:2] for row in rows if row[-1] != "-"]
+    assert ran[0] == ("ResNet50 CIFAR10", "IID BSP", bsp.run_as)
 
 
 def test_order_of_the_rows(tmp_path: Path) -> None:
@@ -168,7 +211,7 @@ def test_order_of_the_rows(tmp_path: Path) -> None:
     assert reversed_.n == 3 and reversed_.difference == pytest.approx(-6.0)
     assert reversed_.high == pytest.approx(-6 + 2.6886, abs=1e-3)
     assert reversed_.verdict == "reversed"
-    assert pair(compared, "resnet50/iid/bsp", "resnet50/non-iid/bsp").verdict == "as in the paper; no difference seen"
+    assert pair(compared, "resnet50/iid/bsp", "resnet50/non-iid/bsp").verdict == "no difference seen"
     absent = pair(compared, "resnet50/iid/fa", "resnet50/non-iid/fa")
     assert (absent.n, absent.difference, absent.verdict) == (0, None, "-")
     # Six pairs of four rows for each of three nets.
@@ -196,7 +239,7 @@ def test_one_seed_says_nothing(tmp_path: Path) -> None:
     compared = compare_with_paper(load(tmp_path), "table1")
     found = pair(compared, "resnet50/iid/bsp", "resnet50/iid/fa")
     assert found.difference == pytest.approx(10.0) and found.low is None
-    assert found.verdict == "as in the paper; not enough seeds to say"
+    assert found.verdict == "not enough seeds to say"
     assert "An interval needs 3 seeds." in rows_table(compared).notes[-1]
 
 
@@ -207,21 +250,82 @@ def test_unlike_experiments_for_one_row_are_refused(tmp_path: Path) -> None:
         compare_with_paper(load(tmp_path), "table1")
 
 
+def test_runs_of_a_figure_stand_for_no_row(tmp_path: Path) -> None:
+    make_runs(tmp_path, [0.9], name="table1-resnet50")
+    figure = {"clients": 1, "batching": {"global_batch_size": 1024}, "gradients": {"scaler": SCALER}}
+    make_runs(tmp_path, [0.8], name="fig7-resnet50", data={"name": "packed", "path": "/data/food101.h5"}, **figure)
+    make_runs(tmp_path, [0.7], name="again", **figure)
+    compared = compare_with_paper(load(tmp_path), "table1")
+    assert (measured(compared, "resnet50/iid/bsp").top1, compared.others) == (pytest.approx(90.0), 2)
+
+
+def test_a_run_of_another_kind_of_h_beside_them_changes_nothing(tmp_path: Path) -> None:
+    make_runs(tmp_path, [0.9], sync=fa(250))
+    make_runs(tmp_path, [0.8], sync={"kind": "fedavg", "local_steps": "proportional", "local_epochs": None})
+    compared = compare_with_paper(load(tmp_path), "table2")
+    assert (measured(compared, "resnet50/iid/h250").n, compared.others) == (1, 1)
+
+
+def test_what_was_run_is_told_of_the_runs_that_count(tmp_path: Path) -> None:
+    make_runs(tmp_path, [0.9])
+    make_runs(tmp_path, [0.8], state="failed", batching={"global_batch_size": 1024, "policy": "dynamic"})
+    found = measured(compare_with_paper(load(tmp_path), "table1"), "resnet50/iid/bsp")
+    assert (found.n, found.run_as) == (1, "resnet50, cifar10, bsp, iid, 10 clients, b=32")
+    failed = tmp_path / "failed"
+    make_runs(failed, [0.8], state="failed", batching={"global_batch_size": 1024, "policy": "dynamic"})
+    found = measured(compare_with_paper(load(failed), "table1"), "resnet50/iid/bsp")
+    assert (found.n, found.run_as) == (0, "resnet50, cifar10, bsp, iid, 10 clients, B=1024 dynamic")
+
+
+def at_100_columns(table: TextTable, fold: str = "") -> list[str]:
+    console = Console(width=100, file=io.StringIO(), highlight=False)
+    console.print(to_rich(table, fold=fold))
+    assert isinstance(console.file, io.StringIO)
+    return [line for line in console.file.getvalue().splitlines() if line.strip()]
+
+
+def test_tables_fit_into_100_columns(tmp_path: Path) -> None:
+    for h in (250, 1000):
+        for name in ("resnet50", "vgg11", "alexnet"):
+            for partition in (IID, labels(1)):
+                make_runs(
+                    tmp_path,
+                    [0.1, 0.3, 0.4 + h / 5000],
+                    name=f"table2-{name}-h{h}",
+                    sync=fa(h // 25),
+                    **SMALL,
+                    partition=partition,
+                )
+    compared = compare_with_paper(load(tmp_path), "table2")
+    rows = at_100_columns(rows_table(compared))
+    # A title of two lines, heads of two with a rule, and the rows; numbers as printed.
+    assert len(rows) == 5 + 12
+    assert "AlexNet CalTech101   Non-IID 1000    24.1 (2)   33.33   38.33     +9.23 [−53.50, +80.93]" in rows[-1]
+    assert "VGG11 CIFAR100       Non-IID 1000        12.0   33.33" in rows[12]
+    order = at_100_columns(order_table(compared), fold="order")
+    assert len(order) == 3 + 18 and order[-1].rstrip().endswith("no difference seen")
+    assert "10000 of cifar10 at 8 px" in "\n".join(at_100_columns(runs_table(compared), fold="run as"))
+    assert "…" not in "\n".join([*rows, *order])
+
+
 def test_the_command_prints_all_forms(tmp_path: Path) -> None:
     make_runs(tmp_path, [0.80, 0.82, 0.84])
     code, text = printed(str(tmp_path), "--paper", "table1")
-    assert code == 0 and text.count("CIFAR100") > 8 and "−0.54 [" in text
+    assert code == 0 and text.count("CIFAR100") > 4 and "82.00   87.00   −0.54 [" in text
+    assert "What was run" in text and "resnet50, cifar10, bsp, iid, 10 clients, b=32" in text
     assert "against the text, by which more frequent averaging is better" in text
     code, markdown = printed(str(tmp_path), "--paper", "table1", "--format", "markdown")
-    assert code == 0 and markdown.count("| ResNet50 CIFAR10 | IID | BSP | 82.54 | 82.00 |") == 1
+    assert code == 0 and markdown.count("| ResNet50 CIFAR10 | IID BSP | 82.54 | 82.00 | 87.00 |") == 1
+    assert markdown.count("| ResNet50 CIFAR10 | IID BSP | resnet50, cifar10, bsp, iid, 10 clients, b=32 |") == 1
     code, latex = printed(str(tmp_path), "--paper", "table1", "--format", "latex")
-    assert code == 0 and latex.count(r"\begin{table}") == 2
+    assert code == 0 and latex.count(r"\begin{table}") == 3
+    assert "ResNet50 CIFAR10 & IID BSP & 82.54 & 82.00 & 87.00 &" in latex
     code, machine = printed(str(tmp_path), "--paper", "table1", "--json")
     found = json.loads(machine)
     assert code == 0 and [len(found["rows"]), len(found["pairs"])] == [12, 18]
     first = found["rows"][0]
     assert (first["accuracy"], first["n"], first["configuration"]) == (82.54, 3, "ResNet50 CIFAR10")
-    assert first["difference"] == pytest.approx(-0.54)
+    assert first["difference"] == pytest.approx(-0.54) and first["top5"] == pytest.approx(87.0)
     assert found["rows"][1]["top1"] is None and found["pairs"][0]["printed"] == pytest.approx(1.53)
     assert found["orders"]["resnet50"]["ours"] == ["IID BSP"]
 

@@ -4,20 +4,23 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from hpclbfl.analysis.headline import headlines, ranked_arms
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.markup import TextTable, to_html, to_latex, to_markdown
 from hpclbfl.analysis.report import WIDTH, print_report, summary_rows
 from hpclbfl.analysis.scan import find_runs
-from hpclbfl.analysis.summary import headline, ranked_arms, summarise
+from hpclbfl.analysis.summary import summarise
 from hpclbfl.analysis.tables import arms_table, comparison_table
 from hpclbfl.cli import app
 from hpclbfl.errors import ConfigError, DataError
 from hpclbfl.runfolder import RunFolder
+from hpclbfl.runlog.writer import RunLog
 from tests.analysis.conftest import ONE_LABEL, two_client_run
 from tests.analysis.synthetic import make_run
 
@@ -131,7 +134,7 @@ def seeds(tmp_path_factory):
 @pytest.fixture(scope="module")
 def head(seeds):
     frames = load(seeds)
-    return headline(frames, summarise(frames), target=0.7)
+    return headlines(frames, summarise(frames), target=0.7)[0]
 
 
 def test_headline(head, seeds):
@@ -153,7 +156,7 @@ def test_headline(head, seeds):
     ]
     frames = load(seeds)
     with pytest.raises(ConfigError, match="no arm is called 'X=3'; there are: b=32, no scaler; b=32, X=4"):
-        headline(frames, summarise(frames), baseline="X=3")
+        headlines(frames, summarise(frames), baseline="X=3")
 
 
 def test_speed_up_in_the_table(tmp_path):
@@ -161,7 +164,7 @@ def test_speed_up_in_the_table(tmp_path):
     make_run(tmp_path / "c2", slowdown=(1.0, 1.0), num_steps=20, evaluate_every=10)
     make_run(tmp_path / "c2-b64", slowdown=(1.0, 1.0), batch=64, num_steps=20, evaluate_every=10)
     frames = load(tmp_path)
-    found = headline(frames, summarise(frames))
+    (found,) = headlines(frames, summarise(frames))
     one, two, other = found.arms.select("arm", "samples_per_s", "speed_up", "efficiency").rows()
     assert (one[0], one[2:]) == ("clients=1, b=32", (1.0, 1.0))
     assert two[2] == pytest.approx(two[1] / one[1])
@@ -173,9 +176,91 @@ def test_speed_up_in_the_table(tmp_path):
     assert "Speed-up: samples per second against one client." in table.notes
 
 
+def test_speed_up_needs_one_size_per_arm(tmp_path):
+    for seed, num_ranks in ((0, 1), (1, 2), (2, 2)):
+        make_run(tmp_path / f"a{seed}", seed, batch=16, num_steps=4, evaluate_every=2)
+        make_run(tmp_path / f"b{seed}", seed, batch=32, num_steps=4, evaluate_every=2)
+        for path in (tmp_path / f"a{seed}" / "attempts" / "000" / "provenance.json",):
+            path.write_text(path.read_text().replace('"num_ranks": 1', f'"num_ranks": {num_ranks}'))
+    frames = load(tmp_path)
+    (found,) = headlines(frames, summarise(frames))
+    assert found.size == "num_ranks"
+    assert found.arms.select("arm", "speed_up", "efficiency").rows() == [("b=16", None, None), ("b=32", 1.0, 1.0)]
+
+
+def add_evals(path, seed, seconds):
+    """A finished run of `seed` that was evaluated at those seconds, with accuracies 0.1, 0.2, ..."""
+    folder = RunFolder(path)
+    attempt = folder.next_attempt()
+    folder.write_config(f"name: a\nseed: {seed}\nclients: 1\nbatching: {{local_batch_size: {path.name[1]}}}\n")
+    with RunLog(attempt.rank_log(0), {"rank": 0, "attempt": 0, "resumed_from_step": 0}) as log:
+        log.append("steps", step=0, round=0, client=0, local_batch_size=1, num_samples=1)
+        for place, second in enumerate(seconds):
+            log.append("evals", step=place, num_samples=1, elapsed_s=second, split="test", top1=0.1 * (place + 1))
+    folder.mark_done({})
+
+
+def test_equal_seconds_leave_out_no_slow_seed(tmp_path, capsys):
+    # The common point is 10 s. One seed of b = 1 was first evaluated after it.
+    for seed, first in enumerate((8.0, 9.0, 9.5, 10.5)):
+        add_evals(tmp_path / f"b1-{seed}", seed, (first, 20.0))
+        add_evals(tmp_path / f"b2-{seed}", seed, (5.0, 10.0))
+    frames = load(tmp_path)
+    (found,) = headlines(frames, summarise(frames))
+    assert found.points["seconds"] == 10.0
+    assert found.arms["n"].to_list() == [4, 4]
+    assert found.arms["at_seconds"].to_list() == [None, pytest.approx(0.2)]
+    assert found.comparisons["at_seconds"].is_empty()
+    table = arms_table(found)
+    assert dict(zip(table.head, table.rows[0], strict=True))["at 10 s (%)"] == "-"
+    assert "Equal points without a number: not all runs of the arm had been evaluated by then." in table.notes
+
+
+def test_each_net_is_compared_with_itself(tmp_path, capsys):
+    for net, factor, num_steps in (("a", 1, 20), ("a", 4, 20), ("b", 1, 10), ("b", 4, 10)):
+        for seed in range(3):
+            path = tmp_path / f"{net}-x{factor}-s{seed}"
+            make_run(path, seed, factor, num_steps=num_steps, evaluate_every=5)
+            config = path / "config.yaml"
+            config.write_text(config.read_text().replace("resnet18", f"net_{net}"))
+    frames = load(tmp_path)
+    first, second = headlines(frames, summarise(frames))
+    assert (first.title, first.labels) == ("net_a", ["net_a, no scaler", "net_a, X=4"])
+    assert (first.points["steps"], second.points["steps"]) == (20, 10)
+    assert (first.baseline, second.baseline) == ("net_a, no scaler", "net_b, no scaler")
+    assert second.comparisons["top1"]["arm"].to_list() == ["net_b, X=4"]
+    # An arm that is asked for by name is compared with all.
+    (one,) = headlines(frames, summarise(frames), baseline="net_a, X=4")
+    assert one.points["steps"] == 10
+    assert one.comparisons["top1"]["arm"].to_list() == ["net_a, no scaler", "net_b, no scaler", "net_b, X=4"]
+    print_report(tmp_path)
+    out = capsys.readouterr().out
+    assert out.index("net_a: means over seeds") < out.index("Top-1 against net_a") < out.index("net_b: means over")
+
+
+def test_terminal_with_a_target_or_unlike_batches(tmp_path, capsys):
+    make_run(tmp_path / "a", num_steps=20, evaluate_every=10)
+    print_report(tmp_path)
+    assert "Arms" not in capsys.readouterr().out
+    print_report(tmp_path, target=0.05)
+    assert "steps to 5 %" in capsys.readouterr().out.replace("\n", " ").replace("steps to 5", "steps to 5")
+    make_run(tmp_path / "b", batch=64, num_steps=20, evaluate_every=10)
+    print_report(tmp_path)
+    assert "at 2,560" in capsys.readouterr().out
+
+
+def test_json_tells_what_a_target_took_and_the_speed_up(tmp_path, capsys):
+    make_run(tmp_path / "c1", slowdown=(1.0,), num_steps=20, evaluate_every=10)
+    make_run(tmp_path / "c2", slowdown=(1.0, 1.0), num_steps=20, evaluate_every=10)
+    print_report(tmp_path, as_json=True, target=0.01)
+    one, two = json.loads(capsys.readouterr().out)
+    assert (one["target_steps"], one["target_samples"]) == (10, 320)
+    assert (one["speed_up"], two["efficiency"]) == (1.0, pytest.approx(two["speed_up"] / 2))
+
+
 def test_ranked_arms(head):
-    assert ranked_arms(head.arms, head.baseline, 3) == ["b=32, no scaler", "b=32, X=4", "b=64, X=4"]
-    assert ranked_arms(head.arms, "b=64, X=4", 2) == ["b=32, X=4", "b=64, X=4"]
+    assert ranked_arms(head, 3) == ["b=32, no scaler", "b=32, X=4", "b=64, X=4"]
+    assert ranked_arms(replace(head, baseline="b=64, X=4"), 2) == ["b=32, X=4", "b=64, X=4"]
 
 
 def test_arms_table(head):
@@ -269,3 +354,12 @@ def test_no_other_import_name():
     done = subprocess.run([sys.executable, "-c", "import analysis"], capture_output=True, text=True, cwd=root)
     last = done.stderr.splitlines()[-1]
     assert last == "ImportError: this folder is the package hpclbfl.analysis; it cannot be imported as 'analysis'"
+
+
+def test_a_torn_sharpness_file_is_said_and_does_no_harm(tmp_path, capsys):
+    two_client_run(tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "a" / "sharpness.h5").write_bytes(b"torn")
+    print_report(tmp_path)
+    out = capsys.readouterr().out
+    assert f"runs/a: {tmp_path}/runs/a/sharpness.h5: " in out
+    assert "71.2 %" in out

@@ -1,15 +1,16 @@
 """sharpness.h5 files of a folder of runs as a tidy frame and as a figure."""
 
+import h5py
 import numpy as np
 import pytest
 
 from hpclbfl.analysis import views
+from hpclbfl.analysis.eigenvalues import read_all
+from hpclbfl.analysis.headline import headlines
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.page import page
 from hpclbfl.analysis.render import figure_rows, write_figures
-from hpclbfl.analysis.sharpness import sharpness
-from hpclbfl.analysis.summary import headline, summarise
-from hpclbfl.errors import DataError
+from hpclbfl.analysis.summary import summarise
 from hpclbfl.sharpness.store import empty_tables, rows_of, save_sharpness
 from tests.analysis.conftest import two_client_run
 
@@ -44,7 +45,9 @@ def test_the_frame_has_a_row_per_eigenvalue_with_the_accuracy_of_its_step(root):
     add_sharpness(root / "bsp-1", 15, [10.0])
     add_sharpness(root / "bsp-1", 5, [8.0])
     add_sharpness(root / "fedavg-1", 10, [2.0])
-    found = sharpness(load(root)).with_columns(run=sharpness(load(root))["run"].cast(str))
+    found, problems = read_all(load(root))
+    assert problems == []
+    found = found.with_columns(found["run"].cast(str))
     assert found.select("run", "step", "index", "eigenvalue").rows() == [
         ("bsp-1", 5, 0, 8.0),
         ("bsp-1", 15, 0, 10.0),
@@ -62,7 +65,9 @@ def test_the_frame_has_a_row_per_eigenvalue_with_the_accuracy_of_its_step(root):
 
 def test_without_files_there_is_no_row_and_no_figure(root):
     frames = load(root)
-    assert sharpness(frames).is_empty()
+    found, problems = read_all(frames)
+    assert found.is_empty()
+    assert problems == []
     assert "sharpness" not in figure_rows(frames)
 
 
@@ -95,11 +100,11 @@ def test_page_and_files_show_it(root, tmp_path):
         add_sharpness(root / name, 20, [value])
     frames = load(root)
     runs = summarise(frames)
-    head = headline(frames, runs)
-    html = page(frames, runs, head)
+    heads = headlines(frames, runs)
+    html = page(frames, runs, heads)
     assert "Sharpness and accuracy" in html
     assert "top eigenvalue of the training loss" in html
-    written = {path.name: left_out for path, left_out in write_figures(frames, head, tmp_path / "out", ["svg"])}
+    written = {path.name: left_out for path, left_out in write_figures(frames, heads, tmp_path / "out", ["svg"])}
     assert written["sharpness.svg"] == ""
     assert "test accuracy (%)" in (tmp_path / "out" / "sharpness.svg").read_text()
 
@@ -111,11 +116,50 @@ def test_what_a_logarithmic_axis_has_no_place_for_is_told(root, tmp_path):
     rows = views.sharpness_points(frames, views.figure_runs(frames))
     # The residual is larger than the eigenvalue: the bar begins at a tenth of it.
     assert rows.filter(rows["run"] == "fedavg-1").select("low", "high").row(0) == (pytest.approx(0.2), 5.0)
-    list(write_figures(frames, headline(frames, summarise(frames)), tmp_path / "out", ["svg"]))
+    list(write_figures(frames, headlines(frames, summarise(frames)), tmp_path / "out", ["svg"]))
     assert "runs without a positive eigenvalue, not drawn: 1" in (tmp_path / "out" / "sharpness.svg").read_text()
 
 
-def test_a_damaged_file_is_named(root):
+def of_another_version(path):
+    with h5py.File(path, "a") as file:
+        file.attrs["schema_version"] = 99
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: path.write_bytes(b"torn"), "cannot be read; delete it and run 'hpclbfl sharpness' again"),
+        (of_another_version, "has version 99, this program reads 1; delete it and run 'hpclbfl sharpness' again"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_left_out_and_told(root, spoil, reason):
+    add_sharpness(root / "bsp-1", 20, [12.0])
+    add_sharpness(root / "fedavg-1", 20, [2.0])
+    spoil(root / "bsp-1" / "sharpness.h5")
+    frames = load(root)
+    found, problems = read_all(frames)
+    assert found.select("run", "eigenvalue").rows() == [("fedavg-1", 2.0)]
+    assert problems == [("bsp-1", "bsp-1/sharpness.h5", reason)]
+    assert figure_rows(frames)["sharpness"]["run"].to_list() == ["fedavg-1"]
+
+
+def test_a_file_of_another_experiment_is_left_out_and_told(root):
+    # The folder was used anew; another run's hash is not known, and it takes the file as its own.
+    attempt = two_client_run(root / "bsp-2", seed=2)
+    attempt.write_provenance({"engine": "horovod", "num_ranks": 2, "hash": "0123456789"})
+    add_sharpness(root / "bsp-2", 20, [12.0], run_hash="aaaaaaaaaa")
+    add_sharpness(root / "fedavg-1", 20, [2.0], run_hash="aaaaaaaaaa")
+    found, problems = read_all(load(root))
+    assert found.select("run", "eigenvalue").rows() == [("fedavg-1", 2.0)]
+    reason = "is of experiment aaaaaaaaaa, this run of 0123456789; run 'hpclbfl sharpness' again, it replaces the file"
+    assert problems == [("bsp-2", "bsp-2/sharpness.h5", reason)]
+    # The command replaces what is there.
+    add_sharpness(root / "bsp-2", 20, [3.0], run_hash="0123456789")
+    found, problems = read_all(load(root))
+    assert found.select("run", "eigenvalue").rows() == [("bsp-2", 3.0), ("fedavg-1", 2.0)]
+    assert problems == []
+
+
+def test_a_run_loaded_by_itself_names_its_file(root):
     (root / "bsp-1" / "sharpness.h5").write_bytes(b"torn")
-    with pytest.raises(DataError, match=r"bsp-1/sharpness\.h5: cannot be read; delete it"):
-        sharpness(load(root))
+    assert [problem[:2] for problem in read_all(load(root / "bsp-1"))[1]] == [("bsp-1", "sharpness.h5")]

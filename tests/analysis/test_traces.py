@@ -105,9 +105,9 @@ def test_gradient_curves_of_a_shared_model():
     ]
     found = traces.gradient_curves(steps(*rows), num_points=3)
     assert found.select("x", "norm", "cumulative_norm", "change", "kind").rows() == [
-        (1.5, 1.5, 3.0, 1.0, "reduced"),
-        (3.5, 3.5, 10.0, 2.5, "reduced"),
-        (5.5, 5.5, 21.0, 4.5, "reduced"),
+        (2.0, 1.5, 3.0, 1.0, "reduced"),
+        (4.0, 3.5, 10.0, 2.5, "reduced"),
+        (6.0, 5.5, 21.0, 4.5, "reduced"),
     ]
     # With room for every step each is a point of its own.
     assert traces.gradient_curves(steps(*rows), num_points=60)["x"].to_list() == [1, 2, 3, 4, 5, 6]
@@ -116,6 +116,35 @@ def test_gradient_curves_of_a_shared_model():
 def test_gradient_curves_of_local_training_are_means_over_clients():
     rows = [{"run": "a", "client": c, "step": 0, "local_grad_sq_norm": (2.0 * c + 1) ** 2} for c in range(2)]
     assert traces.gradient_curves(steps(*rows)).select("norm", "kind").rows() == [(2.0, "local")]
+
+
+def test_gradient_curves_go_on_where_clients_begin_to_train_alone():
+    # Post-local SGD: 3 shared steps with |G| = 5, then 3 in which client 0 has a norm of 1, client 1 of 3.
+    shared, alone = [
+        [{"run": "a", "client": c, "step": s, name: norms[c] ** 2} for s in stretch for c in range(2)]
+        for name, stretch, norms in (
+            ("grad_sq_norm", range(3), (5.0, 5.0)),
+            ("local_grad_sq_norm", range(3, 6), (1.0, 3.0)),
+        )
+    ]
+    found = traces.gradient_curves(steps(*shared, *alone), num_points=3)
+    assert found.select("x", "norm", "cumulative_norm", "kind").rows() == [
+        (2.0, 5.0, 10.0, "reduced"),
+        (4.0, 3.5, 17.0, "both"),
+        (6.0, 2.0, 21.0, "local"),
+    ]
+
+
+def test_gradient_curves_leave_out_steps_without_a_finite_norm():
+    # A loss scaler that was too high in step 0, and no measurement in step 3.
+    norms = [math.inf, 2.0, 4.0, NAN, 6.0, 8.0]
+    rows = [{"run": "a", "step": s, "grad_sq_norm": norm**2} for s, norm in enumerate(norms)]
+    found = traces.gradient_curves(steps(*rows), num_points=3)
+    assert found.select("x", "norm", "cumulative_norm", "kind").rows() == [
+        (2.0, 2.0, 2.0, "reduced"),
+        (4.0, 4.0, 6.0, "reduced"),
+        (6.0, 7.0, 20.0, "reduced"),
+    ]
 
 
 def test_scaled_share_by_hand():

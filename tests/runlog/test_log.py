@@ -247,6 +247,22 @@ def test_a_flipped_bit_is_never_read_as_data(tmp_path):
     assert reported >= len(inside)
 
 
+@pytest.mark.parametrize("bit", [20, 40, 62, 63])
+def test_a_flipped_bit_in_the_counter_takes_no_memory(tmp_path, bit):
+    path = tmp_path / "rank00000.h5"
+    with RunLog(path, ATTRIBUTES) as log:
+        log.extend("steps", some_rows("steps", 250))
+    with h5py.File(path, "r", swmr=True, locking=False) as file:
+        at = file["committed"].id.get_offset() + 16 * TABLES.index("steps")
+    damaged = bytearray(path.read_bytes())
+    assert int.from_bytes(damaged[at : at + 8], "little") == 250
+    damaged[at + bit // 8] ^= 1 << bit % 8
+    path.write_bytes(damaged)
+    count = 250 + 2**bit if bit < 63 else 250 - 2**63
+    with pytest.raises(TornFile, match=f"is torn: table 'steps' has 250 of {count} committed rows"):
+        read_file(path)
+
+
 def test_hole_is_reported(tmp_path):
     path = tmp_path / "rank00000.h5"
     rows = some_rows("steps", 2000)

@@ -1,6 +1,7 @@
 """A run folder read whole: ranks and attempts merged."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -72,9 +73,50 @@ def test_torn_and_missing_files_are_listed(folder):
     (folder.path / "status.json").write_text('{"state": ')
     run = read_run(folder.path)
     assert np.unique(run.tables["steps"]["client"]).tolist() == [0]
-    assert [t.path for t in run.torn] == [torn, attempt.path, folder.path / "status.json"]
-    assert "1 of 3 ranks left no log" in str(run.torn[1])
+    assert [t.path for t in run.torn] == [folder.path / "status.json", torn, attempt.path]
+    assert "1 of 3 ranks left no log" in str(run.torn[2])
     assert all("\n" not in str(t) for t in run.torn)
+
+
+def torn(folder):
+    """Path, seen from the run folder, and reason of all that is missing."""
+    return [(t.path.relative_to(folder.path).as_posix(), t.reason) for t in read_run(folder.path).torn]
+
+
+def test_a_run_that_is_done_and_left_no_log(folder):
+    attempt = add_attempt(folder, 0, [range(3), range(3)])
+    folder.mark_done({"step": 3})
+    assert torn(folder) == []
+    for rank in (0, 1):
+        attempt.rank_log(rank).unlink()
+    assert torn(folder) == [("attempts", "no log has the rows of steps 0 to 2")]
+    shutil.rmtree(folder.path / "attempts")
+    assert torn(folder) == [("attempts", "no log has the rows of steps 0 to 2")]
+    folder.clear_done()
+    folder.write_status("requeue")
+    assert torn(folder) == []
+
+
+def test_an_attempt_that_is_gone(folder):
+    first = add_attempt(folder, 0, [range(6), range(4)])
+    add_attempt(folder, 4, [range(4, 9), range(4, 8)])
+    last = add_attempt(folder, 8, [range(8, 10), range(8, 10)])
+    folder.mark_done({"step": 10})
+    assert torn(folder) == []
+    shutil.rmtree(folder.path / "attempts" / "001")
+    reasons = ["lacks the rows of steps 6 to 7", "lacks the rows of steps 4 to 7"]
+    assert torn(folder) == [(f"attempts/000/rank0000{rank}.h5", reason) for rank, reason in enumerate(reasons)]
+    shutil.rmtree(first.path)
+    assert torn(folder) == [("attempts", "no log has the rows of steps 0 to 7")]
+    shutil.rmtree(last.path)
+    assert torn(folder) == [("attempts", "no log has the rows of steps 0 to 9")]
+
+
+def test_a_log_that_ends_before_the_run(folder):
+    add_attempt(folder, 0, [range(5), range(4)])
+    assert torn(folder) == []
+    folder.mark_done({"step": 5})
+    assert torn(folder) == [("attempts/000/rank00001.h5", "lacks the rows of step 4")]
 
 
 def test_status_and_done(folder):

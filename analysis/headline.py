@@ -1,0 +1,155 @@
+"""The arms in one row each, per task: what the tables and the page's head show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from hpclbfl.analysis import metrics, stats
+from hpclbfl.analysis.arms import differing_keys
+from hpclbfl.analysis.frames import Frames
+from hpclbfl.analysis.tasks import arm_tasks
+from hpclbfl.errors import ConfigError
+
+_MEASURES = ("best_top1", "gap_top1", "share_scaled", "samples_per_s", "elapsed_s")
+_UNBOUNDED = ("gap_top1", "samples_per_s", "elapsed_s")
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Arms of one task side by side; accuracies are means over seeds of complete runs, shares (0 to 1)."""
+
+    title: str
+    """Of the task: net and data. Empty where there is but one."""
+    arms: pl.DataFrame
+    """arm, runs, complete (of them), n (seeds that count), and for each measure m of top1, at_steps, at_samples,
+    at_seconds, best_top1, gap_top1, share_scaled, samples_per_s, elapsed_s: m, m_low, m_high; where there is a target,
+    also target_steps, target_samples, target_seconds (means over the seeds that reached it) and reached (their
+    number); where one client (else: one rank) stands beside several, speed_up and efficiency in samples per second.
+    Null: not measured, or no interval; at_* also where not every run of the arm had been evaluated by then."""
+    points: dict[metrics.Axis, float]
+    """Where at_steps, at_samples and at_seconds were taken: the farthest points that all complete runs reach."""
+    baseline: str | None
+    """The arm that others are compared with; None where there is but one."""
+    comparisons: dict[str, pl.DataFrame]
+    """By measure (at_steps, at_samples, at_seconds, top1): every arm against the baseline, see `stats.compare`."""
+    target: float | None
+    size: str | None = None
+    """What speed_up is over: clients or num_ranks; None where no arm has one of them and another has more."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Of the arms."""
+        found: list[str] = self.arms["arm"].cast(pl.String).to_list()
+        return found
+
+
+def headlines(
+    frames: Frames, summary: pl.DataFrame, baseline: str | None = None, target: float | None = None
+) -> list[Headline]:
+    """Arms side by side, one headline per task (see `tasks.arm_tasks`).
+
+    Args:
+        summary: of the frames, from `summary.summarise`.
+        baseline: label of the arm that all others are compared with, whatever their task, in one headline; None: in
+            each task the first arm that has a complete run.
+        target: accuracy (0 to 1) that is to be reached.
+
+    Raises:
+        ConfigError: no arm has that label.
+    """
+    tasks: Mapping[str, list[str]] = arm_tasks(frames.runs)
+    if baseline is not None:
+        labels = [label for members in tasks.values() for label in members]
+        if baseline not in labels:
+            raise ConfigError(f"--baseline: no arm is called '{baseline}'; there are: {'; '.join(labels)}")
+        tasks = {"": labels}
+    found = []
+    for title, members in tasks.items():
+        is_member = pl.col("arm").cast(pl.String).is_in(members)
+        runs, rows = frames.runs.filter(is_member), summary.filter(is_member)
+        found.append(_headline(title, runs, frames.evals, rows, baseline, target))
+    return found
+
+
+def ranked_arms(head: Headline, limit: int) -> list[str]:
+    """Labels of the arms that a figure has room for, in their order: all, or the baseline and the most accurate."""
+    labels = head.labels
+    if len(labels) <= limit:
+        return labels
+    chosen = set(by_rank(head)[:limit])
+    return [label for label in labels if label in chosen]
+
+
+def by_rank(head: Headline) -> list[str]:
+    """Labels of all arms, the baseline first, then by accuracy."""
+    best = head.arms.sort("top1", descending=True, nulls_last=True)["arm"].cast(pl.String).to_list()
+    first = [] if head.baseline is None else [head.baseline]
+    return first + [label for label in best if label not in first]
+
+
+def _headline(
+    title: str,
+    runs: pl.DataFrame,
+    evals: pl.DataFrame,
+    summary: pl.DataFrame,
+    baseline: str | None,
+    target: float | None,
+) -> Headline:
+    table = summary.filter("complete")
+    evals = evals.join(table.select("run"), on="run", how="semi")
+    points = {axis: point for axis in metrics.AXES if (point := metrics.common_point(evals, axis)) is not None}
+    for axis, point in points.items():
+        at = metrics.accuracy_at(evals, axis, point).select("run", pl.col("top1").alias(f"at_{axis}"))
+        table = table.join(at, on="run", how="left", maintain_order="left")
+    at_points = [f"at_{axis}" for axis in points]
+    # The mean of those seeds alone that were evaluated early would be that of the fast ones.
+    table = table.with_columns(
+        pl.when(pl.col(name).is_not_null().all().over("arm")).then(pl.col(name)).alias(name) for name in at_points
+    )
+    groups = summary.drop_nulls("arm").group_by("arm").agg(runs=pl.len(), complete=pl.col("complete").sum())
+    seeds = table.group_by("arm").agg(n=pl.col("seed").n_unique())
+    arms = groups.join(seeds, on="arm", how="left").with_columns(pl.col("n").fill_null(0)).sort("arm")
+    for measure in ("top1", *at_points, *_MEASURES):
+        found = stats.over_seeds(table, measure, bounds=None if measure in _UNBOUNDED else (0.0, 1.0))
+        ends = [pl.col(end).alias(f"{measure}_{end}") for end in ("low", "high")]
+        found = found.select("arm", pl.col("mean").alias(measure), *ends)
+        arms = arms.join(found, on="arm", how="left", maintain_order="left")
+    if target is not None:
+        reached = table.select("run", "arm", "seed").join(metrics.to_target(evals, target), on="run")
+        means = [pl.col(axis).mean().alias(f"target_{axis}") for axis in metrics.AXES]
+        found = reached.group_by("arm").agg(*means, reached=pl.col("seed").filter(pl.col("steps") > 0).n_unique())
+        arms = arms.join(found, on="arm", how="left", maintain_order="left")
+    size = next((name for name in ("clients", "num_ranks") if _scales(runs, name)), None)
+    if size is not None:
+        arms = _with_speed_up(arms, runs, size)
+    if baseline is None and len(arms) > 1:
+        baseline = next(iter(arms.filter(pl.col("n") > 0)["arm"].cast(pl.String)), None)
+    comparisons = {}
+    for measure in (*at_points, "top1"):
+        if baseline is None:
+            break
+        compared = stats.compare(table, measure, baseline)
+        has_base = table.filter(pl.col("arm") == baseline)[measure].drop_nulls().len() > 0
+        # Not too few seeds: that point is none of the baseline's.
+        comparisons[measure] = compared if has_base else compared.clear()
+    return Headline(title, arms, points, baseline, comparisons, target, size)
+
+
+def _scales(runs: pl.DataFrame, size: str) -> bool:
+    counts = runs.drop_nulls("arm")[size].unique() if size in runs.columns else pl.Series()
+    return len(counts) > 1 and 1 in counts.to_list()
+
+
+def _with_speed_up(arms: pl.DataFrame, runs: pl.DataFrame, size: str) -> pl.DataFrame:
+    """With speed_up and efficiency, against the arm of size 1 whose job is the same in all else."""
+    within = [key for key in differing_keys(runs) if key not in ("seed", "name", "engine", "num_ranks", size)]
+    jobs = runs.drop_nulls("arm").group_by("arm", maintain_order=True)
+    # An arm whose seeds ran on different numbers of ranks has no size.
+    one = pl.when(pl.col(size).n_unique() == 1).then(pl.col(size).first()).alias(size)
+    firsts = jobs.agg(one, *(pl.col(key).first() for key in within))
+    table = arms.select("arm", "samples_per_s").join(firsts, on="arm", how="left", maintain_order="left")
+    found = metrics.speed_up(table, size=size, within=within)
+    return arms.join(found.select("arm", "speed_up", "efficiency"), on="arm", how="left", maintain_order="left")

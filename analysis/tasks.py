@@ -1,0 +1,34 @@
+"""Tasks: the same net on the same data. Arms of one task are compared with each other, those of two are not."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from hpclbfl.analysis.arms import DATA_KEY, data_key, data_titles
+
+
+def arm_tasks(runs: pl.DataFrame) -> dict[str, list[str]]:
+    """Titles of the tasks (`resnet50, cifar10`; what is the same in all is left out) with their arms' labels.
+
+    Where no net stands beside two arms, nets themselves are what was varied: tasks then differ in data alone.
+
+    Args:
+        runs: the frame `runs` of `frames.Frames`.
+
+    Returns:
+        In the order of the arms; at least one task, with the empty title where it is the only one.
+    """
+    model = pl.col("model.name").cast(pl.String) if "model.name" in runs.columns else pl.lit(None, pl.String)
+    arms = runs.drop_nulls("arm").unique("arm", keep="first", maintain_order=True).sort("arm")
+    arms = arms.select(pl.col("arm").cast(pl.String), data_key(runs), model=model)
+    if arms.is_empty():
+        return {"": []}
+    if not arms.select(pl.struct(DATA_KEY, "model").is_duplicated().any()).item():
+        arms = arms.with_columns(model=pl.lit(None, pl.String))
+    titles = data_titles(runs)
+    several = [name for name in ("model", DATA_KEY) if arms[name].n_unique() > 1]
+    tasks: dict[str, list[str]] = {}
+    for row in arms.rows(named=True):
+        parts = [str(row[name]) if name == "model" else titles[row[name]] for name in several]
+        tasks.setdefault(", ".join(parts), []).append(row["arm"])
+    return tasks
