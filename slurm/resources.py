@@ -35,7 +35,10 @@ class ResourcesConfig(Section):
     """What one run asks for; null: what the profile says, or else the cluster."""
 
     nodes: PositiveInt | None = None
-    """Nodes that the ranks are spread over; by default 1, or the sum over the node types."""
+    """Nodes that the ranks are spread over; by default as few as `ranks_per_node` allows, or the sum over the node
+    types."""
+    ranks_per_node: PositiveInt | None = None
+    """Ranks that a node has room for, such as its GPUs; null: all."""
     gpus_per_rank: NonNegativeInt | None = None
     cpus_per_rank: PositiveInt | None = None
     memory: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMGT]?$")] | None = None
@@ -114,11 +117,10 @@ class ProfileConfig(ResourcesConfig):
         said["sbatch"] = {**mine["sbatch"], **said.get("sbatch", {})}
         return validated(ProfileConfig, {**mine, **said}, source)
 
-    @property
-    def num_nodes(self) -> int:
-        """Nodes of one run."""
+    def num_nodes(self, ranks: int) -> int:
+        """Nodes of a run of so many ranks."""
         types = self.constraint if isinstance(self.constraint, dict) else {}
-        return self.nodes or sum(types.values()) or 1
+        return self.nodes or sum(types.values()) or math.ceil(ranks / (self.ranks_per_node or ranks))
 
 
 def minutes(time: str) -> int:
@@ -151,11 +153,18 @@ def tasks_per_node(ranks: int, profile: ProfileConfig) -> int:
     """Return how many ranks the fullest node gets.
 
     Raises:
-        ConfigError: there are more nodes than ranks.
+        ConfigError: there are more nodes than ranks, or more ranks than the nodes have room for.
     """
-    if ranks < profile.num_nodes:
-        raise ConfigError(f"nodes: {profile.num_nodes} for runs of {ranks} ranks leaves some without work")
-    return math.ceil(ranks / profile.num_nodes)
+    nodes = profile.num_nodes(ranks)
+    if ranks < nodes:
+        raise ConfigError(f"nodes: {nodes} for runs of {ranks} ranks leaves some without work")
+    fullest = math.ceil(ranks / nodes)
+    if profile.ranks_per_node is not None and fullest > profile.ranks_per_node:
+        raise ConfigError(
+            f"ranks_per_node: {profile.ranks_per_node} leaves no room for {ranks} ranks on {nodes} nodes; "
+            f"leave out 'nodes', or ask for {math.ceil(ranks / profile.ranks_per_node)}"
+        )
+    return fullest
 
 
 def setup_lines(profile: ProfileConfig) -> list[str]:
@@ -189,7 +198,7 @@ def sbatch_parameters(name: str, ranks: int, profile: ProfileConfig, parallel: i
         constraint = "[" + "&".join(f"{kind}*{count}" for kind, count in constraint.items()) + "]"
     return {
         "job_name": name,
-        "nodes": profile.num_nodes,
+        "nodes": profile.num_nodes(ranks),
         "ntasks_per_node": local_ranks,
         "cpus_per_task": profile.cpus_per_rank,
         "gpus_per_node": (profile.gpus_per_rank or 0) * local_ranks or None,

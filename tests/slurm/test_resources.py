@@ -15,7 +15,17 @@ from hpclbfl.config import parse_job
 from hpclbfl.errors import ConfigError
 from hpclbfl.slurm.expand import Run
 from hpclbfl.slurm.folder import SweepFolder
-from hpclbfl.slurm.resources import PROFILES, ProfileConfig, ResourcesConfig, cut, load_profile, minutes, shares
+from hpclbfl.slurm.resources import (
+    PROFILES,
+    ProfileConfig,
+    ResourcesConfig,
+    cut,
+    load_profile,
+    minutes,
+    sbatch_parameters,
+    shares,
+    tasks_per_node,
+)
 from hpclbfl.slurm.submit import arrays, sbatch_text
 from tests.slurm.conftest import BASE
 
@@ -86,6 +96,20 @@ def test_an_unknown_profile_names_the_known() -> None:
         ConfigError, match="--cluster frontier: no such profile: example, local, slurm-mpirun, slurm-srun"
     ):
         load_profile("frontier")
+
+
+@pytest.mark.parametrize(("ranks", "nodes", "fullest"), [(1, 1, 1), (4, 1, 4), (5, 2, 3), (10, 3, 4)])
+def test_as_few_nodes_as_the_ranks_fit_on(ranks: int, nodes: int, fullest: int) -> None:
+    found = sbatch_parameters("x", ranks, ProfileConfig(ranks_per_node=4, gpus_per_rank=1), None)
+    assert (found["nodes"], found["ntasks_per_node"], found["gpus_per_node"]) == (nodes, fullest, fullest)
+    assert found["additional_parameters"]["ntasks"] == ranks
+
+
+def test_too_few_nodes_are_refused() -> None:
+    profile = ProfileConfig(nodes=2, ranks_per_node=4)
+    assert tasks_per_node(8, profile) == 4
+    with pytest.raises(ConfigError, match="no room for 9 ranks on 2 nodes; leave out 'nodes', or ask for 3"):
+        tasks_per_node(9, profile)
 
 
 def test_more_nodes_than_ranks_are_refused() -> None:
