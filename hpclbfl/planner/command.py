@@ -48,7 +48,7 @@ def run_plan(
         plan, rows, files = _plan(job.resolved(comm.size), comm, options, out, plot, probe)
         if comm.rank == 0:
             if as_json:
-                print(plan_json(plan, files))
+                print(plan_json(plan, rows, files))
             else:
                 print_plan(plan, rows, _title(job, plan), files, result_console(comm.size))
     # A rank that ended by itself would leave the others waiting for it, whatever the reason.

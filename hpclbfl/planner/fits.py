@@ -79,6 +79,16 @@ def fit_line(points: Mapping[int, float]) -> Line:
     return Line(float(fixed), float(per_sample))
 
 
+def plain_line(points: Mapping[int, float]) -> Line:
+    """Ordinary least squares over all points, as in the paper's Fig. 4b and 5; may fall, and below zero.
+
+    Args:
+        points: value of each of at least two batch sizes.
+    """
+    per_sample, fixed = np.polyfit(list(points), list(points.values()), 1)
+    return Line(float(fixed), float(per_sample))
+
+
 def fit_bent_line(points: Mapping[int, float], noise: float = 0.0) -> BentLine:
     """A line through the largest batches that lie on one (the two largest do), and what was measured below it.
 

@@ -150,10 +150,12 @@ def find_largest(probes: PeakProbes, peak: BentLine, most: int, most_is: str) ->
             break
         predicted = peak(wanted)
         if probes.fits(wanted):
-            checks.append(Check(wanted, predicted, probes.points[wanted]))
-            if abs(predicted - probes.points[wanted]) > CLOSE * probes.points[wanted]:
+            measured = probes.points[wanted]
+            checks.append(Check(wanted, predicted, measured))
+            # A probe above what is allowed must move the line, or the next aim would be the same.
+            if abs(predicted - measured) > CLOSE * measured or measured > allowed * (1 + CLOSE):
                 peak = _upper_line(probes)
-            if abs(probes.points[wanted] / allowed - 1) <= CLOSE:
+            if abs(measured / allowed - 1) <= CLOSE:
                 break
     best = max((b for b, size in probes.points.items() if size <= allowed * (1 + CLOSE)), default=min(probes.points))
     if best >= most:

@@ -68,7 +68,7 @@ def times(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
     """
     bench = Bench(job, request["local_rank"], request["local_size"])
     is_gpu = bench.device.type == "cuda"
-    start_bytes = 0 if is_gpu else resident()
+    host_bytes = resident()
     free_bytes = _free(bench.device, request["local_size"]) if is_gpu else 0
     limit_bytes = int(request["limit_bytes"] or free_bytes)
     _limit_gpu(bench.device, limit_bytes)
@@ -112,7 +112,8 @@ def times(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
         "image_shape": list(bench.exp.train_images.image_shape),
         "in_memory": bench.exp.train_images.in_memory,
         "missing_bytes": 0 if is_gpu else bench.missing_bytes,
-        "start_bytes": start_bytes,
+        "host_bytes": host_bytes,
+        "start_bytes": 0 if is_gpu else host_bytes,
         "parameter_bytes": sum(p.numel() * p.element_size() for p in parameters),
         "buffer_bytes": bench.exp.mean.buffers.numel() * bench.exp.mean.buffers.element_size(),
         "rows": rows,
@@ -135,7 +136,8 @@ def peak(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
 def batches(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
     """Memory that loading takes, M_batch of Eq. 3: what a fresh loader's process, or a GPU, holds more with batches.
 
-    Request: `batches`, `repetitions`, `in_memory`. Answer: `rows` of batch, repetition and bytes.
+    Request: `batches`, pairs of batch size and repetition, in order; `in_memory`. Answer: `rows` of batch, repetition
+    and bytes.
     """
     is_gpu = torch.cuda.is_available()
     device = torch.device("cuda", request["local_rank"] % torch.cuda.device_count()) if is_gpu else torch.device("cpu")
@@ -144,10 +146,9 @@ def batches(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
     config = job.data.model_copy(update={"in_memory": request["in_memory"], "limit": None})
     dtype = torch.float64 if job.precision == "float64" else torch.float32
     gray = (0.5, 0.5, 0.5)
-    sizes = request["batches"]
     rows = []
     # The first one finds memory that the imports left behind.
-    for repetition, batch in [(-1, sizes[0]), *((r, b) for r in range(request["repetitions"]) for b in sizes)]:
+    for batch, repetition in [(request["batches"][0][0], -1), *request["batches"]]:
         loader = Loader(split, config, train=True, seed=0, device=device, dtype=dtype, mean=gray, std=gray)
         samples = np.arange(batch, dtype=np.int64) % len(split)
         passes = np.arange(batch, dtype=np.int64) // len(split)

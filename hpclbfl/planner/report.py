@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hpclbfl.planner.fits import Line, medians
 from hpclbfl.planner.network import usual_batch
 from hpclbfl.planner.plan_file import LineFit, MemoryPlan, Plan, RankPlan
 from hpclbfl.planner.recommend import predictions
-from hpclbfl.planner.store import ProbeRow
+from hpclbfl.planner.store import ProbeRow, plain_line_errors
 
 QUANTITIES = {
     "t_c_s": "t_c: forward, backward, update",
@@ -59,17 +60,21 @@ def print_plan(plan: Plan, rows: Sequence[ProbeRow], title: str, files: list[Pat
             f"{network.bandwidth_bytes_per_s / 1e9:.2f} GB/s, {1e6 * network.hop_s:.0f} us per hop"
         )
         _show(console, "Step of ranks like these, with their shares (Eq. 2), ms", _steps(plan), note)
-    _show(console, "Errors of the predictions, at sizes that the fits have not seen", _errors(plan))
+    note = "M_batch at batch 1: memory comes in whole pages, whatever one image needs" if plan.ranks[0].threads else ""
+    _show(console, "Errors of the predictions, at sizes that the fits have not seen", _errors(plan), note)
+    title = "Errors of one plain line, at the batch sizes that it was fitted to (as in the paper's Fig. 4b and 5)"
+    _show(console, title, _plain_errors(rows), "no prediction of the planner's: ordinary least squares, no bend")
     if plan.ranks[0].local_batch_size is None:
         most = sum(rank.max_batch for rank in plan.ranks)
         console.print(f"a global batch of {plan.global_batch_size} does not fit: the ranks take {most} at most")
     console.print(" ".join(str(file) for file in files), soft_wrap=True, highlight=False)
 
 
-def plan_json(plan: Plan, files: list[Path]) -> str:
-    """The plan, predictions of Eq. 2 and the files, as one JSON object."""
+def plan_json(plan: Plan, rows: Sequence[ProbeRow], files: list[Path]) -> str:
+    """The plan, predictions of Eq. 2, errors of plain lines and the files, as one JSON object."""
     values: dict[str, Any] = plan.model_dump(mode="json")
     values["predictions"] = predictions(plan)
+    values["plain_line_errors"] = {e.quantity: asdict(e) for e in plain_line_errors(rows)}
     values["files"] = [str(file) for file in files]
     return json.dumps(values)
 
@@ -177,6 +182,14 @@ def _errors(plan: Plan) -> Table:
         if found is not None:
             shares = f"{100 * found['median']:.1f} %", f"{100 * found['worst']:.1f} %"
             table.add_row(meaning, *shares, str(found["num_sizes"]))
+    return table
+
+
+def _plain_errors(rows: Sequence[ProbeRow]) -> Table:
+    table = _table("", "least", "worst", "sizes")
+    for found in plain_line_errors(rows):
+        shares = f"{100 * found.least:.1f} %", f"{100 * found.worst:.1f} %"
+        table.add_row(QUANTITIES[found.quantity], *shares, str(found.num_sizes))
     return table
 
 

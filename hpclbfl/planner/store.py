@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hpclbfl.planner.fits import errors, medians, plain_line
 from hpclbfl.runlog.tables import row_type, save_tables
 
 Role = Literal["fit", "held_out", "failed"]
@@ -63,11 +64,35 @@ def prediction_errors(rows: Iterable[ProbeRow]) -> list[Errors]:
             sizes.setdefault((row.rank, row.batch, row.size_bytes), []).append(row)
     found = []
     for quantity, sizes in groups.items():
-        errors = []
+        shares = []
         for repetitions in sizes.values():
             measured = float(np.median([row.measured for row in repetitions]))
-            errors.append(abs(repetitions[0].predicted - measured) / measured if measured else 0.0)
-        found.append(Errors(quantity, float(np.median(errors)), max(errors), len(errors)))
+            shares.append(abs(repetitions[0].predicted - measured) / measured if measured else 0.0)
+        found.append(Errors(quantity, float(np.median(shares)), max(shares), len(shares)))
+    return found
+
+
+@dataclass(frozen=True)
+class PlainErrors:
+    """Relative errors of one plain line through the medians of all batch sizes, at these same sizes."""
+
+    quantity: str
+    least: float
+    worst: float
+    num_sizes: int
+
+
+def plain_line_errors(rows: Sequence[ProbeRow]) -> list[PlainErrors]:
+    """Errors of `plain_line` for t_c and M_batch, as the paper gives them for Fig. 5 and 4b; a line for each rank."""
+    found = []
+    for quantity in ("t_c_s", "m_batch_bytes"):
+        shares: list[float] = []
+        for rank in sorted({row.rank for row in rows}):
+            points = medians((r.batch, r.measured) for r in rows if r.quantity == quantity and r.rank == rank)
+            if len(points) > 2:
+                shares += errors(plain_line(points), points)
+        if shares:
+            found.append(PlainErrors(quantity, min(shares), max(shares), len(shares)))
     return found
 
 

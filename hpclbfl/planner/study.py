@@ -13,6 +13,7 @@ from hpclbfl.errors import RunFailed
 from hpclbfl.planner.compute import TimeFit, TimeRow, best_batch, fit_times
 from hpclbfl.planner.fits import BentLine, Line, fit_line, medians
 from hpclbfl.planner.limits import emulated_limit, emulated_slowdown, free_memory
+from hpclbfl.planner.loading import fitted_sizes, load_order, loaded_sizes
 from hpclbfl.planner.memory import MARGIN, Check, PeakProbes, Permissible, find_largest, fit_peak
 from hpclbfl.planner.plan_file import LineFit, MemoryPlan, RankPlan
 from hpclbfl.planner.runner import Probe
@@ -23,7 +24,6 @@ FUSION_BYTES = 128 * 2**20
 """Horovod's buffer, unless HOROVOD_FUSION_THRESHOLD says otherwise."""
 _LONG_STEP_S = 8.0
 """Steps that take longer are probed once, shorter ones twice, in which memory is laid out as it stays, nearly."""
-_LOADED_BYTES = 64 * 10**6
 _WORK = 1.2
 """Peak of a step over what it saves for the backward pass, about: where to begin."""
 
@@ -41,7 +41,7 @@ class Options:
     max_step_s: float = 10.0
     """A batch whose step would take longer is not tried, unless the job asks for it."""
     repetitions: int = 3
-    """Of batch memory."""
+    """Of batch memory; see `load_order`."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ class DeviceStudy:
             ConfigError: the job cannot be run.
         """
         told, times = self._times()
-        m_batch = self._batch_memory(told)
+        limit = self.wanted or told["free_bytes"] or self.watched
+        m_batch = self._batch_memory(told, limit)
         activation = _sizes(told["activation"])
         m_act = fit_line({batch: activation[batch] for batch in told["fitted"]})
         self._add("m_act_bytes", [(batch, 0, size) for batch, size in activation.items()], m_act, told["fitted"])
-        limit = self.wanted or told["free_bytes"] or self.watched
         largest, failed = self._peak(told, times, limit, _WORK * m_act.per_sample + m_batch.per_sample)
         memory = MemoryPlan(
             limit_bytes=limit,
@@ -148,17 +148,25 @@ class DeviceStudy:
         self._add("t_local_s", both, fit.step, told["fitted"])
         return told, fit
 
-    def _batch_memory(self, told: dict[str, Any]) -> Line:
+    def _batch_memory(self, told: dict[str, Any], limit: int) -> Line:
         self.say("measuring the memory of batches")
-        fitted, held_out = loaded_sizes(math.prod(told["image_shape"]))
-        request = {
-            "batches": sorted([*fitted, *held_out]),
-            "repetitions": self.options.repetitions,
-            "in_memory": told["in_memory"],
-        }
+        image_bytes = math.prod(told["image_shape"])
+        # In uint8 in two buffers, and as the net takes it.
+        sample_bytes = image_bytes * (2 + (8 if self.job.precision == "float64" else 4))
+        room = (1 - MARGIN) * min(self.watched - told["host_bytes"], limit)
+        loaded, too_large = loaded_sizes(sample_bytes, room)
+        for batch in too_large:
+            self.say(f"a batch of {batch} is not loaded: {batch * sample_bytes / 1e9:.2f} GB, {room / 1e9:.2f} GB left")
+        order = load_order(loaded, image_bytes, self.options.repetitions)
+        request = {"batches": order, "in_memory": told["in_memory"]}
         found = self._ask("batches", "loading", request, plain_allocator=True)
         rows = [(batch, repetition, float(size)) for batch, repetition, size in found["rows"]]
-        line = fit_line(medians((batch, size) for batch, _, size in rows if batch in fitted))
+        sizes = medians((batch, size) for batch, _, size in rows)
+        for batch in [batch for batch in loaded if sizes[batch] <= 0]:
+            self.say(f"the memory of a batch of {batch} is too little to be seen")
+            rows = [row for row in rows if row[0] != batch]
+        fitted = [batch for batch in fitted_sizes(loaded) if sizes[batch] > 0]
+        line = fit_line({batch: sizes[batch] for batch in fitted})
         self._add("m_batch_bytes", rows, line, fitted)
         return line
 
@@ -251,14 +259,6 @@ class DeviceStudy:
         for batch, repetition, measured in rows:
             role: Role = "fit" if batch in used else "held_out"
             self.rows.append(ProbeRow(quantity, batch, repetition, measured, predict(batch), role, self.place.rank))
-
-
-def loaded_sizes(image_bytes: int) -> tuple[list[int], list[int]]:
-    """Batch sizes whose loading is measured: to fit, and to hold out; up to 1024 images, or 64 MB of their bytes."""
-    top = 1024
-    while top > 64 and top * image_bytes > _LOADED_BYTES:
-        top //= 2
-    return [top // 16, top // 4, top], [top // 32, top // 8, top // 2, 3 * top // 4]
 
 
 def _sizes(by_batch: dict[Any, Any]) -> dict[int, float]:

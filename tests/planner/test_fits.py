@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpclbfl.planner.compute import TimeRow, batch_ladder, best_batch, fit_times
-from hpclbfl.planner.fits import BentLine, Line, errors, fit_bent_line, fit_line, medians, standard_error
+from hpclbfl.planner.fits import BentLine, Line, errors, fit_bent_line, fit_line, medians, plain_line, standard_error
 
 LADDER = [4, 8, 16, 32, 64, 128, 256]
 
@@ -19,6 +19,12 @@ def test_a_line_is_found_exactly() -> None:
     assert line.per_sample == pytest.approx(0.003)
     assert line(1000) == pytest.approx(3.05)
     assert line.batch_of(3.05 + 1e-9) == 1000
+
+
+def test_a_plain_line_is_ordinary_least_squares() -> None:
+    line = plain_line({1: 1.0, 2: 2.0, 3: 4.0})
+    assert line.per_sample == pytest.approx(1.5)
+    assert line.fixed == pytest.approx(-2 / 3)
 
 
 def test_small_batches_count_like_large_ones() -> None:

@@ -20,8 +20,8 @@ from hpclbfl.planner.measure import Bench
 from hpclbfl.planner.plan_file import Plan, check_plan, load_plan
 from hpclbfl.planner.recommend import predictions
 from hpclbfl.planner.runner import Outcome, Probe
-from hpclbfl.planner.store import ProbeRow, prediction_errors
-from hpclbfl.planner.study import Options, loaded_sizes
+from hpclbfl.planner.store import ProbeRow, plain_line_errors, prediction_errors
+from hpclbfl.planner.study import Options
 from hpclbfl.sections import EmulateConfig
 from tests.planner.conftest import in_process, planned_job, replay, with_peaks
 
@@ -92,13 +92,17 @@ def test_every_probe_stands_beside_its_prediction(planned: tuple[Plan, Path]) ->
     }
     assert set(table["role"]) == {b"fit", b"held_out"}
     assert (table["measured"] > 0).all()
+    loaded = table[table["quantity"] == b"m_batch_bytes"]
+    assert set(loaded["batch"][loaded["role"] == b"fit"]) == {32, 128, 1024}
+    # In this process one small image may lie in memory that was there before.
+    assert set(loaded["batch"][loaded["role"] == b"held_out"]) - {1} == {64, 512}
     assert plan.fits["m_act_bytes"]["worst"] < 0.01
 
 
 def test_a_picture_is_drawn(planned: tuple[Plan, Path]) -> None:
     _, folder = planned
     text = (folder / "plan.svg").read_text()
-    assert all(words in text for words in ("time of an epoch (Fig. 2)", "M_act", "held out", "resnet8 on larger"))
+    assert all(words in text for words in ("epoch of one rank alone", "M_act", "held out", "resnet8 on larger"))
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +118,10 @@ def test_json_for_machines(larger_set: Path, tmp_path: Path, device: Probe, caps
     assert shown["files"] == [str(tmp_path / "p.yaml"), str(tmp_path / "p.h5")]
     assert shown["ranks"][0]["max_batch"] == plan.ranks[0].max_batch
     assert shown["predictions"][0]["num_ranks"] == 1
+    plain = shown["plain_line_errors"]["t_c_s"]
+    assert 0 <= plain["least"] <= plain["worst"]
+    # Of all timed batch sizes, not of those alone that were held out.
+    assert plain["num_sizes"] > shown["fits"]["t_c_s"]["num_sizes"] > 0
     assert plan.ranks[0].slowdown == 4.0
     assert plan.ranks[0].memory is not None
     assert plan.ranks[0].memory.limit_bytes == 99 * 10**9
@@ -155,6 +163,7 @@ def test_a_limit_that_is_hit(
     assert rank.failed_batch is not None
     assert 500 < rank.failed_batch < 560
     assert f"420 was run, {rank.failed_batch} ran out" in " ".join(shown.out.split())
+    assert "Errors of one plain line, at the batch sizes that it was fitted to" in " ".join(shown.out.split())
     with h5py.File(tmp_path / "plan.h5") as file:
         table = file["probes"][:]
     assert np.isnan(table["measured"][table["role"] == b"failed"]).all()
@@ -193,9 +202,16 @@ def test_errors_are_of_held_out_sizes_alone() -> None:
     assert found.median == pytest.approx(0.3)
 
 
-def test_sizes_of_loaded_batches() -> None:
-    assert loaded_sizes(3 * 32 * 32) == ([64, 256, 1024], [32, 128, 512, 768])
-    assert loaded_sizes(3 * 224 * 224)[0][-1] == 256
+def test_errors_of_a_plain_line_are_of_the_sizes_it_was_fitted_to() -> None:
+    # On rank 0 the line through the medians is 1.5 batch - 2/3; on rank 1, whose points lie on one, it errs nowhere.
+    measured = {1: (1.0, 0.5, 9.0), 2: (2.0,), 3: (4.0,)}
+    rows = [ProbeRow("t_c_s", b, k, s, 99.0, "fit") for b, found in measured.items() for k, s in enumerate(found)]
+    (found,) = plain_line_errors(rows)
+    assert (found.quantity, found.num_sizes) == ("t_c_s", 3)
+    assert (found.least, found.worst) == (pytest.approx(1 / 24), pytest.approx(1 / 6))
+    rows += [ProbeRow("t_c_s", b, 0, 2.0 * b, 99.0, "held_out", 1) for b in (1, 2, 3)]
+    (found,) = plain_line_errors(rows)
+    assert (found.least, found.worst, found.num_sizes) == (pytest.approx(0, abs=1e-9), pytest.approx(1 / 6), 6)
 
 
 @pytest.mark.parametrize(

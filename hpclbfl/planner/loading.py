@@ -1,0 +1,36 @@
+"""Which batch sizes are loaded for M_batch (Eq. 3, Fig. 4b), how often, and which of them the fit sees.
+
+Loading takes no net, so it is measured at the paper's batch sizes whatever a step of them would take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+BATCHES = (1, 32, 64, 128, 512, 1024)
+"""Those of Fig. 4b."""
+SURE = 4
+"""So many, from the smallest, are loaded whatever memory is left: a line needs them."""
+LARGE_BYTES = 64 * 10**6
+"""Batches of more bytes of images, uint8, are loaded once: reading and decoding them takes long."""
+
+
+def loaded_sizes(sample_bytes: int, room_bytes: float) -> tuple[list[int], list[int]]:
+    """Batch sizes to load, and those that do not fit; both rising.
+
+    Args:
+        sample_bytes: that loading holds for each sample.
+        room_bytes: what a loading process may take beyond what it has.
+    """
+    loaded = [b for k, b in enumerate(BATCHES) if k < SURE or b * sample_bytes <= room_bytes]
+    return loaded, [b for b in BATCHES if b not in loaded]
+
+
+def fitted_sizes(loaded: Sequence[int]) -> list[int]:
+    """Every second one, from 32 on; the others are held out."""
+    return list(loaded[1::2])
+
+
+def load_order(loaded: Sequence[int], image_bytes: int, repetitions: int) -> list[tuple[int, int]]:
+    """Pairs of batch size and repetition, in the order in which they are measured."""
+    return [(b, r) for r in range(repetitions) for b in loaded if r == 0 or b * image_bytes <= LARGE_BYTES]
