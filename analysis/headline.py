@@ -127,15 +127,16 @@ def _headline(
         arms = _with_speed_up(arms, runs, size)
     if baseline is None and len(arms) > 1:
         baseline = next(iter(arms.filter(pl.col("n") > 0)["arm"].cast(pl.String)), None)
-    comparisons = {}
-    for measure in (*at_points, "top1"):
-        if baseline is None:
-            break
-        compared = stats.compare(table, measure, baseline)
-        has_base = table.filter(pl.col("arm") == baseline)[measure].drop_nulls().len() > 0
-        # Not too few seeds: that point is none of the baseline's.
-        comparisons[measure] = compared if has_base else compared.clear()
+    measures = (*at_points, "top1") if baseline is not None else ()
+    comparisons = {measure: _compared(table, measure, str(baseline)) for measure in measures}
     return Headline(title, arms, points, baseline, comparisons, target, size)
+
+
+def _compared(table: pl.DataFrame, measure: str, baseline: str) -> pl.DataFrame:
+    """See `stats.compare`; without rows where the baseline itself has no number, whatever the number of seeds."""
+    compared = stats.compare(table, measure, baseline)
+    has_base = table.filter(pl.col("arm") == baseline)[measure].drop_nulls().len() > 0
+    return compared if has_base else compared.clear()
 
 
 def _scales(runs: pl.DataFrame, size: str) -> bool:

@@ -130,7 +130,8 @@ def test_the_claim_has_its_controls() -> None:
         assert factors == [2.0, 4.0, 8.0, 16.0]
     plain = [job for job in large if "gradients.scaler.factor" not in job]
     rates = [job["optimizer.lr"] for job in plain if job["optimizer.weight_decay"] == 1e-4]
-    assert rates == [0.01, 0.02, 0.04, 0.08, 0.16]
+    assert rates == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32]
+    assert [job["optimizer.lr"] for job in small] == [0.01, 0.04, 0.08, 0.16]
     # lr X with wd / X: the product is the baseline's.
     decayed = [job for job in plain if job["optimizer.weight_decay"] != 1e-4]
     assert [job["optimizer.lr"] / 0.01 for job in decayed] == pytest.approx([4.0, 16.0])
