@@ -8,12 +8,11 @@ started on different numbers of ranks or by different engines (a scaling study) 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import polars as pl
 
-from hpclbfl.analysis.configs import as_text, describe_partition, describe_sync
+from hpclbfl.analysis.configs import as_text, describe_data, describe_partition, describe_sync
 from hpclbfl.analysis.frames import config_names
 
 DATA_KEY = "data_fingerprint"
@@ -86,9 +85,8 @@ def data_titles(runs: pl.DataFrame) -> dict[str | None, str]:
     names = [pl.col(name).cast(pl.String) for name in ("data.name", "data.path") if name in runs.columns]
     found: dict[str | None, str] = {}
     for row in runs.select(data_key(runs), *names).unique(DATA_KEY, keep="first", maintain_order=True).rows(named=True):
-        key, name, path = row[DATA_KEY], row.get("data.name"), row.get("data.path")
-        title = PurePath(path).stem if path and name in (None, "packed") else name
-        found[key] = f"{title or ''} {str(key)[:6]}".strip() if not title or title in found.values() else title
+        key, title = row[DATA_KEY], describe_data(row)
+        found[key] = f"{title} {str(key)[:6]}".strip() if not title or title in found.values() else title
     return found
 
 

@@ -3,9 +3,9 @@
 The rows of many logs lie together in a *piece*, one Parquet file per table, with the log's number in the column
 `file`; the index (index.parquet) holds a line per file of a run, with its size and time when it was read. A log that
 changed is read anew under a new number, and its old rows are nobody's until pieces are merged; no number is given
-twice, or old rows would become a new log's. Index and pieces are
-written under other names and then renamed, and pieces that no index names stay for an hour: several processes may
-use a cache at once, and one that is killed leaves nothing behind that would be believed.
+twice, or old rows would become a new log's. Index and pieces are written under other names and then renamed, and
+pieces that no index names stay for an hour: several processes may use a cache at once, and one that is killed leaves
+nothing behind that would be believed.
 """
 
 from __future__ import annotations

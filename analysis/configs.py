@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import polars as pl
@@ -62,6 +63,15 @@ def as_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return format(value, "g") if isinstance(value, float) else str(value)
+
+
+def describe_data(config: Config) -> str:
+    """What the data are called: `cifar10`; empty where a job neither names nor places them.
+
+    As `DataConfig.title` has it, without loading the models of jobs.
+    """
+    name, path = config.get("data.name"), config.get("data.path")
+    return PurePath(str(path)).stem if path and name in (None, "packed") else str(name or "")
 
 
 def describe_sync(config: Config) -> str:

@@ -127,8 +127,8 @@ def _headline(
         arms = _with_speed_up(arms, runs, size)
     if baseline is None and len(arms) > 1:
         baseline = next(iter(arms.filter(pl.col("n") > 0)["arm"].cast(pl.String)), None)
-    measures = (*at_points, "top1") if baseline is not None else ()
-    comparisons = {measure: _compared(table, measure, str(baseline)) for measure in measures}
+    measures = (*at_points, "top1")
+    comparisons = {} if baseline is None else {m: _compared(table, m, baseline) for m in measures}
     return Headline(title, arms, points, baseline, comparisons, target, size)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 
 from hpclbfl.analysis import metrics, stats
-from hpclbfl.analysis.configs import as_text, describe_partition, describe_sync
+from hpclbfl.analysis.configs import as_text, describe_data, describe_partition, describe_sync
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.paper_rows import PaperRow, PaperTable, data_set, paper_table, row_of
+from hpclbfl.analysis.paper_rows import PaperRow, PaperTable, paper_table, row_of
 from hpclbfl.errors import ConfigError
 
 HOLDS, REVERSED = "as in the paper", "reversed"
@@ -116,7 +116,7 @@ def _row(job: Mapping[str, Any], name: str, table: PaperTable) -> PaperRow | Non
 
 def _run_as(job: Mapping[str, Any]) -> str:
     limit, side, clients = job.get("data.limit"), job.get("data.resize"), job.get("clients")
-    data = data_set(job) if limit is None else f"{as_text(limit)} of {data_set(job)}"
+    data = describe_data(job) if limit is None else f"{as_text(limit)} of {describe_data(job)}"
     parts = [
         as_text(job.get("model.name")),
         data if side is None else f"{data} at {as_text(side)} px",

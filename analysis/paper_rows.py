@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from hpclbfl.analysis.configs import as_text
+from hpclbfl.analysis.configs import as_text, describe_data
 from hpclbfl.errors import ConfigError
-from hpclbfl.sections import DataConfig, Section
+from hpclbfl.sections import Section
 from hpclbfl.validation import validated
 from hpclbfl.yamlfile import read_mapping
 
@@ -135,18 +135,12 @@ def row_of(job: Mapping[str, Any], name: str, table: PaperTable) -> PaperRow | N
     return found[0] if found else None
 
 
-def data_set(job: Mapping[str, Any]) -> str:
-    """What a flat job's data are called, see `DataConfig.title`: `cifar10`."""
-    path = job.get("data.path")
-    return DataConfig(name=str(job.get("data.name")), path=None if path is None else str(path)).title
-
-
 def _is_of_the_table(job: Mapping[str, Any], model: str, partition: Partition | None, table: PaperTable) -> bool:
     """Whether a job has a net of the table with its data and labels, the table's clients, and gradients as they are."""
     known = table.models.get(model)
     return (
         known is not None
-        and (data_set(job), job.get("data.limit")) == (known.data, None)
+        and (describe_data(job), job.get("data.limit")) == (known.data, None)
         and job.get("partition.labels") == (known.labels if partition == "non-iid" else None)
         and job.get("clients") == table.clients
         and job.get("gradients.scaler.factor") is None

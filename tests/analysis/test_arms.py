@@ -4,8 +4,9 @@ import polars as pl
 import pytest
 
 from hpclbfl.analysis.arms import differing_keys, with_arms
-from hpclbfl.analysis.configs import config_columns, describe_partition, describe_sync, flatten
+from hpclbfl.analysis.configs import config_columns, describe_data, describe_partition, describe_sync, flatten
 from hpclbfl.analysis.frames import RUN_COLUMNS, RUN_TYPES
+from hpclbfl.sections import DataConfig
 
 
 def runs(*jobs, **about):
@@ -156,3 +157,11 @@ def test_runs_of_other_versions_of_the_job_file():
 )
 def test_descriptions(config, sync, partition):
     assert (describe_sync(flatten(config)), describe_partition(flatten(config))) == (sync, partition)
+
+
+@pytest.mark.parametrize(
+    "data", [{"name": "digits"}, {"name": "packed", "path": "/d/x.h5"}, {"name": "imagefolder", "path": "/d"}]
+)
+def test_data_are_called_as_the_job_calls_them(data):
+    assert describe_data(flatten({"data": data})) == DataConfig(**data).title
+    assert describe_data({}) == ""
