@@ -10,8 +10,8 @@ from typing import Literal
 import polars as pl
 
 from hpclbfl.analysis.frames import RUN_COLUMNS, Frames
+from hpclbfl.core.files import write_text
 from hpclbfl.errors import DataError, EnvironmentFault
-from hpclbfl.runfolder import write_text
 from hpclbfl.runlog.schema import MEANINGS, UNITS
 
 Format = Literal["parquet", "csv"]

@@ -34,7 +34,8 @@ from hpclbfl.analysis.report import problem_lines
 from hpclbfl.analysis.scan import unstarted
 from hpclbfl.analysis.style import MAX_ARMS
 from hpclbfl.analysis.tables import arms_table, comparison_table
-from hpclbfl.runfolder import explained_writes, utc_now, write_text
+from hpclbfl.core.files import explained_writes, write_text
+from hpclbfl.runfolder import utc_now
 
 MAX_TROUBLES = 30
 """Runs that went wrong and are listed at once; the others stand behind a click."""

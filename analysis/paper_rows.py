@@ -20,10 +20,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from hpclbfl.analysis.configs import as_text, describe_data
+from hpclbfl.core.yamlfile import read_mapping
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import Section
 from hpclbfl.validation import validated
-from hpclbfl.yamlfile import read_mapping
 
 FOLDER = Path(__file__).with_name("paper")
 """One file per table."""

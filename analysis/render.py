@@ -18,7 +18,7 @@ from hpclbfl.analysis.frames import Frames
 from hpclbfl.analysis.headline import Headline, ranked_arms
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.style import MAX_ARMS, PARTS, ROWS, fill
-from hpclbfl.runfolder import explained_writes
+from hpclbfl.core.files import explained_writes
 
 FORMATS = ("png", "svg", "pdf")
 PNG_PPI = 200

@@ -28,11 +28,13 @@ from hpclbfl.batching import Plan
 from hpclbfl.batching.dynamic import ControllerState
 from hpclbfl.batching.noise_scale import GrowthState
 from hpclbfl.comm.base import Communicator
+from hpclbfl.core.files import sync_folder
+from hpclbfl.core.jsonfile import write_json
 from hpclbfl.errors import DataError, EnvironmentFault
 from hpclbfl.gradients.change import ChangeState
 from hpclbfl.gradients.noise_scale import NoiseState
 from hpclbfl.gradients.scaler import ScalerState
-from hpclbfl.runfolder import checkpoint_steps, sync_folder, write_json
+from hpclbfl.runfolder import checkpoint_steps
 
 KEPT = 2
 FORMAT = 1

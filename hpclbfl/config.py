@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PositiveInt, StrictBool, model_validator
 
+from hpclbfl.core.yamlfile import read_mapping, set_value
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import (
     BatchingConfig,
@@ -37,7 +38,6 @@ from hpclbfl.sections import (
     SyncConfig,
 )
 from hpclbfl.validation import validated
-from hpclbfl.yamlfile import read_mapping, set_value
 
 
 class JobConfig(Section):

@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from hpclbfl.errors import EnvironmentFault, HpclbflError
+from hpclbfl.core.files import explained_writes
+from hpclbfl.core.jsonfile import read_json, write_json
+from hpclbfl.errors import DataError, EnvironmentFault, HpclbflError
 from hpclbfl.process import Process, this_process
-from hpclbfl.runfolder import explained_writes, utc_now, write_json
+from hpclbfl.runfolder import utc_now
 from hpclbfl.squeue import ENDED, Job, SlurmSilent, cluster_name, live_jobs
 
 TOKEN = "HPCLBFL_LEASE"
@@ -222,18 +224,12 @@ def _newest(leases: Path) -> tuple[int, Owner | None]:
             raise EnvironmentFault(f"{leases}: cannot be read: {error.strerror}") from error
         number = max(numbers, default=0)
         try:
-            return number, _parse(json.loads(_file(leases, number).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            if number == 0:
-                return 0, None
-            time.sleep(0.001)  # taken and given up between the two calls
-        except (OSError, ValueError, KeyError, TypeError):
+            owner = read_json(_file(leases, number), Owner)
+        except DataError:
             return number, None
-
-
-def _parse(value: dict[str, Any]) -> Owner:
-    processes = tuple(Process(str(host), int(pid), str(start)) for host, pid, start in value["processes"])
-    return Owner(**{**value, "processes": processes})
+        if owner is not None or number == 0:
+            return number, owner
+        time.sleep(0.001)  # taken and given up between the two calls
 
 
 def _is_fresh(path: Path) -> bool:

@@ -8,16 +8,13 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from hpclbfl.errors import EnvironmentFault
+from hpclbfl.core.files import explained_writes, write_text
+from hpclbfl.core.jsonfile import SEAL, write_json
 
 State = Literal["running", "done", "failed", "requeue"]
 """Of a run: training, finished, ended by an error, or stopped early and to be resumed."""
@@ -130,64 +127,6 @@ def utc_now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all: a reader sees the old one or the new one, also after a crash.
-
-    JSON knows no NaN and no infinity: they become null.
-
-    Raises:
-        EnvironmentFault: the file cannot be written; one line that names it.
-    """
-    write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raises EnvironmentFault as `write_json` does."""
-    # In the same folder, for a rename that is one step; per process, for writers that do not know of each other.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with explained_writes(path):
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlive a crash of the machine."""
-    # Some file systems refuse this; the rename holds there all the same.
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-@contextmanager
-def explained_writes(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in writing to the path into an EnvironmentFault of one line."""
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise EnvironmentFault(f"{path}: cannot be written: {reason}; give a place that can be") from error
-
-
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints in `checkpoints/`, the newest first; damaged ones may be among them."""
     names = (path.name.removeprefix("step-") for path in folder.glob("step-*"))
@@ -200,4 +139,4 @@ def read_json(path: Path) -> dict[str, Any] | None:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return value if isinstance(value, dict) else None
+    return {k: v for k, v in value.items() if k != SEAL} if isinstance(value, dict) else None

@@ -17,12 +17,12 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from hpclbfl.config import JobConfig, parse_job
+from hpclbfl.core.yamlfile import set_value
 from hpclbfl.errors import ConfigError, HpclbflError
 from hpclbfl.sections import DataConfig, Section
 from hpclbfl.slurm.resources import ResourcesConfig
 from hpclbfl.slurm.yamlfile import read_mapping
 from hpclbfl.validation import validated
-from hpclbfl.yamlfile import set_value
 
 Overrides = dict[str, Any]
 """key.path -> value; a mapping as value replaces the whole section."""

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpclbfl.core.files import write_text
+from hpclbfl.core.jsonfile import write_json
 from hpclbfl.errors import ConfigError, EnvironmentFault
-from hpclbfl.runfolder import RunFolder, utc_now, write_json, write_text
+from hpclbfl.runfolder import RunFolder, utc_now
 from hpclbfl.slurm.expand import Overrides, Run, describe
 
 

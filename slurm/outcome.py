@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from hpclbfl.aftermath import explain, signal_name
-from hpclbfl.errors import REQUEUE_CODE
-from hpclbfl.runfolder import RunFolder, write_json
+from hpclbfl.core.jsonfile import read_json, write_json
+from hpclbfl.errors import REQUEUE_CODE, DataError
+from hpclbfl.runfolder import RunFolder
 from hpclbfl.slurm.state import progress
 
 Word = Literal["done", "stopped", "failed"]
@@ -90,11 +89,11 @@ class Tally:
     @classmethod
     def read(cls, path: Path, job: str) -> Tally:
         """The tally of this job; a new one for another job: who submits again wants new attempts."""
-        with suppress(OSError, ValueError, TypeError):
-            tally = cls(**json.loads(path.read_text(encoding="utf-8")))
-            if tally.job == job:
-                return tally
-        return cls(job)
+        try:
+            tally = read_json(path, cls)
+        except DataError:
+            tally = None
+        return tally if tally is not None and tally.job == job else cls(job)
 
     def write(self, path: Path) -> None:
         """Write it, whole or not at all."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hpclbfl import yamlfile
+from hpclbfl.core import yamlfile
 
 
 class _Loader(yamlfile.Loader):
@@ -31,5 +31,5 @@ _Loader.add_implicit_resolver(
 
 
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
-    """Read a sweep or a cluster profile (`what`), with the errors of `hpclbfl.yamlfile.read_mapping`."""
+    """Read a sweep or a cluster profile (`what`), with the errors of `hpclbfl.core.yamlfile.read_mapping`."""
     return yamlfile.read_mapping(path, f"not {what}", _Loader)

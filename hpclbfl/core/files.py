@@ -1,0 +1,119 @@
+"""Files: written whole or not at all, never through a link, and read only where they are regular and small enough."""
+
+from __future__ import annotations
+
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from hpclbfl.errors import DataError, EnvironmentFault
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it cannot be read, is no regular file, or is larger; one line that names it.
+    """
+    try:
+        # Opening a pipe that nobody writes to would never return.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise DataError(f"{path}: is no regular file")
+    with os.fdopen(handle, "rb") as file:
+        try:
+            content = file.read(limit + 1)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > limit:
+        raise DataError(f"{path}: is larger than {limit:,} bytes")
+    return content
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8); see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all: a reader sees the old one or the new one, also after a crash.
+
+    Raises:
+        EnvironmentFault: the file cannot be written; one line that names it.
+    """
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file that takes the path's place, on disk, when the block ends well; else all stays as it was.
+
+    A link of that name is replaced, not followed.
+
+    Raises:
+        EnvironmentFault: see `write_bytes`.
+    """
+    # In the same folder, for a rename that is one step.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
+    with explained_writes(path):
+        try:
+            with create(temporary) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def create(path: Path) -> BinaryIO:
+    """Open a new file for writing; FileExistsError where the name is taken, also by a link."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    return os.fdopen(handle, "wb")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder with its parents; what is there stays.
+
+    Raises:
+        EnvironmentFault: it cannot be made, or the name is a link: what lies there is not ours to change.
+    """
+    with explained_writes(path):
+        if path.is_symlink():
+            raise EnvironmentFault(f"{path}: is a link, and what it points to is not touched; remove the link")
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlive a crash of the machine."""
+    # Some file systems refuse this; the rename holds there all the same.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def explained_writes(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in writing to the path into an EnvironmentFault of one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise EnvironmentFault(f"{path}: cannot be written: {reason}; give a place that can be") from error
