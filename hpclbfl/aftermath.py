@@ -19,7 +19,8 @@ from hpclbfl.config import JobConfig
 from hpclbfl.errors import REQUEUE_CODE, DataError, HpclbflError
 from hpclbfl.launch import run_mpirun
 from hpclbfl.lease import holder
-from hpclbfl.runfolder import Attempt, RunFolder, checkpoint_steps, read_json
+from hpclbfl.runfolder import Attempt, RunFolder, checkpoint_steps
+from hpclbfl.watchdog import read_note
 
 OWN_ERROR = "hpclbfl: error:"
 """How a rank begins the line in which it says itself what is wrong."""
@@ -132,9 +133,8 @@ def last_heard(run: RunFolder, rank: int) -> str:
 def last_step(attempt: Attempt, rank: int) -> int | None:
     """Return how many steps a rank had finished when it was last heard of in an attempt; None: never."""
     steps = []
-    with suppress(ValueError, KeyError, TypeError):
-        note = read_json(attempt.path / f"rank{rank:05d}.note") or {}
-        steps.append(int(note["step"]))
+    if (note := read_note(attempt.path, rank)) is not None:
+        steps.append(note.step)
     path = attempt.rank_log(rank)
     if path.exists():
         from hpclbfl.runlog.reader import read_file
@@ -211,7 +211,7 @@ class LaunchedRun:
         line = explain(run, code, said)
         if run is None or line is None:
             return line
-        if (run.status() or {}).get("state") == "running" and not _is_taken(run):
+        if _state(run) == "running" and not _is_taken(run):
             with suppress(HpclbflError):
                 run.write_status("failed", error=line)
         does_go_on = goes_on and bool(checkpoint_steps(run.checkpoints))
@@ -222,6 +222,11 @@ def _is_taken(run: RunFolder) -> bool:
     """Whether a process of this machine is at it again already."""
     owner = holder(run.path)
     return owner is not None and any(process.is_running for process in owner.processes)
+
+
+def _state(run: RunFolder) -> str | None:
+    status = run.status()
+    return None if status is None else status.state
 
 
 def _read(path: Path) -> str | None:

@@ -19,7 +19,7 @@ from hpclbfl.data.sampling import make_sampler
 from hpclbfl.errors import ConfigError, RunFailed
 from hpclbfl.experiment import Experiment
 from hpclbfl.gradients.norm import arithmetic
-from hpclbfl.optim.schedule import make_schedule
+from hpclbfl.optim.schedule import make_schedule, with_end
 from hpclbfl.replicas import Client, Replica, clients_of_rank
 from hpclbfl.stragglers import TimeExchange
 from hpclbfl.timing import Clock
@@ -50,6 +50,7 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
     sampler = make_sampler(job.partition, labels, num_clients, len(dataset.classes), job.seed)
     global_batch_size = int(sampler.counts(sizes).sum())
     sync = build.synchroniser(job, global_batch_size, len(labels))
+    job = with_end(job, global_batch_size, len(labels))
     schedule = make_schedule(job, global_batch_size, len(labels))
 
     template = build.net(job, len(dataset.classes), train_images.image_shape, device)

@@ -11,36 +11,42 @@ damaged later is told by its checksum: then the one before is taken.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hpclbfl.batching import Plan
 from hpclbfl.batching.dynamic import ControllerState
 from hpclbfl.batching.noise_scale import GrowthState
 from hpclbfl.comm.base import Communicator
-from hpclbfl.core.files import sync_folder
-from hpclbfl.core.jsonfile import write_json
+from hpclbfl.core.files import create, sync_folder
+from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.errors import DataError, EnvironmentFault
 from hpclbfl.gradients.change import ChangeState
 from hpclbfl.gradients.noise_scale import NoiseState
 from hpclbfl.gradients.scaler import ScalerState
-from hpclbfl.runfolder import checkpoint_steps
+from hpclbfl.runfolder import checkpoint_steps, numbers_in
+from hpclbfl.tensorfile import checksum, read_tensors, to_bytes
 
 KEPT = 2
 FORMAT = 1
 """Of the files; rises when an older version could not be read any more."""
 _STATES: list[Any] = [ChangeState, ScalerState, NoiseState, ControllerState, GrowthState, Plan]
 """All that is unpickled besides tensors and plain values."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What MANIFEST.json says."""
+
+    format: int
+    identity: dict[str, Any]
+    sha256: dict[str, str]
+    """Of each file, by name."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +113,19 @@ class CheckpointStore:
 
     def _prepare(self, temporary: Path) -> None:
         if self._comm.rank == 0:
-            for stale in self.folder.glob(".step-*"):
-                shutil.rmtree(stale)
-            temporary.mkdir(parents=True)
+            for stale in numbers_in(self.folder, 9, ".step-"):
+                shutil.rmtree(self.folder / f".step-{stale:09d}")
+            # Its folder is there, unless somebody has removed the run.
+            temporary.mkdir()
 
     def _publish(self, temporary: Path, manifest: dict[str, Any]) -> None:
         if self._comm.rank:
             return
         write_json(temporary / "MANIFEST.json", manifest)
         final = self.folder / temporary.name.removeprefix(".")
-        if final.exists():
+        if final.is_symlink():
+            final.unlink()
+        elif final.exists():
             # A run that resumed from an older one passes here again.
             shutil.rmtree(final)
         temporary.rename(final)
@@ -124,22 +133,15 @@ class CheckpointStore:
         for step in self.steps()[KEPT:]:
             shutil.rmtree(self.folder / f"step-{step:09d}")
 
-    def clear(self) -> None:
-        """Remove all checkpoints, for a run that starts anew; rank 0's work, a collective `save` comes after it.
+    def load(
+        self, clients: Iterable[int], check: Callable[[Found], None] = lambda found: None
+    ) -> tuple[Found | None, list[str]]:
+        """The newest checkpoint that is whole and fits on every rank, or None; and a line about each passed over.
 
-        Raises:
-            EnvironmentFault: they cannot be removed.
+        Args:
+            clients: whose parts this rank wants.
+            check: raises DataError over one that does not fit.
         """
-        try:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-        except OSError as error:
-            raise EnvironmentFault(
-                f"{self.folder}: cannot be removed: {(error.strerror or str(error)).lower()}"
-            ) from error
-
-    def load(self, clients: Iterable[int]) -> tuple[Found | None, list[str]]:
-        """The newest checkpoint that is whole on every rank, or None; and a line about each that was passed over."""
         wanted = list(clients)
         problems: list[str] = []
         steps: Sequence[int] = self._comm.allgather(self.steps())[0]
@@ -147,6 +149,7 @@ class CheckpointStore:
             found, problem = None, ""
             try:
                 found = self._read(step, wanted)
+                check(found)
             except DataError as error:
                 problem = str(error)
             told = [text for text in self._comm.allgather(problem) if text]
@@ -157,18 +160,23 @@ class CheckpointStore:
 
     def _read(self, step: int, clients: Sequence[int]) -> Found:
         folder = self.folder / f"step-{step:09d}"
-        try:
-            manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
-            checksums, identity = manifest["sha256"], manifest["identity"]
-            if manifest["format"] != FORMAT:
-                raise DataError(f"{folder}: has format {manifest['format']}; this version reads format {FORMAT}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder}: is damaged: its manifest cannot be read") from error
-        shared = _read_file(folder / "shared.pt", checksums)
+        manifest = read_json(folder / "MANIFEST.json", Manifest)
+        if manifest is None:
+            raise DataError(f"{folder}: is damaged: has no manifest")
+        if manifest.format != FORMAT:
+            raise DataError(f"{folder}: has format {manifest.format}; this version reads format {FORMAT}")
+        shared = self._part(folder, "shared.pt", manifest)
         # Another number of clients is refused by the caller, who can say more about it.
-        there = [client for client in clients if _client_file(client) in checksums]
-        parts = {client: _read_file(folder / _client_file(client), checksums) for client in there}
-        return Found(step, identity, shared, parts)
+        there = [client for client in clients if _client_file(client) in manifest.sha256]
+        parts = {client: self._part(folder, _client_file(client), manifest) for client in there}
+        return Found(step, manifest.identity, shared, parts)
+
+    def _part(self, folder: Path, name: str, manifest: Manifest) -> dict[str, Any]:
+        # A name without a checksum is none of the checkpoint's files.
+        found = read_tensors(folder / name, manifest.sha256.get(name, "none"), _STATES)
+        if not isinstance(found, dict):
+            raise DataError(f"{folder / name}: is damaged: holds no mapping")
+        return found
 
 
 def _client_file(client: int) -> str:
@@ -178,25 +186,11 @@ def _client_file(client: int) -> str:
 def _write_files(folder: Path, parts: dict[str, dict[str, Any]]) -> dict[str, str]:
     checksums = {}
     for name, part in parts.items():
-        buffer = io.BytesIO()
-        torch.save(part, buffer)
-        content = buffer.getbuffer()
-        with (folder / name).open("wb") as file:
+        content = to_bytes(part)
+        with create(folder / name) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        checksums[name] = hashlib.sha256(content).hexdigest()
+        checksums[name] = checksum(content)
     sync_folder(folder)
     return checksums
-
-
-def _read_file(path: Path, checksums: dict[str, str]) -> dict[str, Any]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: is damaged: cannot be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != checksums.get(path.name):
-        raise DataError(f"{path}: is damaged: its content does not fit its checksum")
-    with torch.serialization.safe_globals(_STATES):
-        part: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return part

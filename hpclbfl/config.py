@@ -111,8 +111,15 @@ class JobConfig(Section):
         return list(sizes) if isinstance(sizes, tuple) else [sizes or 1] * self.clients
 
     def scientific(self, data_fingerprint: str) -> dict[str, Any]:
-        """What changes the result: the job without name, engine and paths, the data by their content."""
-        job = self.model_dump(mode="json", exclude={"name", "comm", "checkpoint"})
+        """What changes the result: the job without name, engine, paths and end, the data by their content.
+
+        The end of the run is left out, so that a finished run can be given more steps. A schedule whose end comes from
+        `stop` is resolved before: `hpclbfl.optim.schedule.with_end`.
+        """
+        return self._scientific(data_fingerprint, {"name", "comm", "checkpoint", "stop"})
+
+    def _scientific(self, data_fingerprint: str, left_out: set[str]) -> dict[str, Any]:
+        job = self.model_dump(mode="json", exclude=left_out)
         for key in ("path", "download", "workers", "in_memory"):
             del job["data"][key]
         job["data"]["fingerprint"] = data_fingerprint
@@ -126,8 +133,11 @@ class JobConfig(Section):
 
     def digest(self, data_fingerprint: str) -> str:
         """Ten hexadecimal digits that name this experiment."""
-        text = json.dumps(self.scientific(data_fingerprint), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return _hash(self.scientific(data_fingerprint))
+
+    def former_digest(self, data_fingerprint: str) -> str:
+        """The digest of version 0.1, which covered `stop`: run folders of that time are named after it."""
+        return _hash(self._scientific(data_fingerprint, {"name", "comm", "checkpoint"}))
 
     def slug(self) -> str:
         """The name, fit for a folder."""
@@ -136,6 +146,11 @@ class JobConfig(Section):
     def to_yaml(self) -> str:
         """The whole job as a job file."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _hash(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def load_job(path: Path, overrides: list[str] | None = None) -> JobConfig:

@@ -23,6 +23,7 @@ from hpclbfl.data.datasets import Dataset
 from hpclbfl.data.loader import Loader
 from hpclbfl.data.sampling import Sampler
 from hpclbfl.emulate import Emulation
+from hpclbfl.evaluate import Score
 from hpclbfl.gradients.pipeline import Pipeline
 from hpclbfl.optim.extrapolation import Extrapolation
 from hpclbfl.optim.schedule import Schedule
@@ -99,6 +100,8 @@ class Experiment:
     emulation: Emulation | None
     """Makes this rank slower than it is."""
     counters: Counters = field(init=False)
+    score: tuple[int, Score] | None = None
+    """Of the newest evaluation on the test split, and the optimizer steps taken before it."""
     pending_votes: int = 0
     """Of this rank, until the next time at which votes are taken."""
     is_broken: Tensor | None = None

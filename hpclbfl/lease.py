@@ -17,13 +17,15 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from hpclbfl.core.files import explained_writes
+from pydantic import Field
+
+from hpclbfl.core.files import explained_writes, make_folder
 from hpclbfl.core.jsonfile import read_json, write_json
-from hpclbfl.errors import DataError, EnvironmentFault, HpclbflError
+from hpclbfl.errors import DataError, HpclbflError
 from hpclbfl.process import Process, this_process
-from hpclbfl.runfolder import utc_now
+from hpclbfl.runfolder import numbers_in, utc_now
 from hpclbfl.squeue import ENDED, Job, SlurmSilent, cluster_name, live_jobs
 
 TOKEN = "HPCLBFL_LEASE"
@@ -33,6 +35,10 @@ _ATTEMPTS = 20
 _KEPT = 8
 _WRITING_S = 30.0
 """A lease that cannot be read may be one that is just being written; one older than this is what a crash left."""
+
+
+LOST = "ended without a word: killed, or its node was lost"
+"""What became of a run whose status says that it trains while nobody alive owns its folder."""
 
 
 class LeaseHeld(HpclbflError):
@@ -47,9 +53,9 @@ class Owner:
     time: str
     processes: tuple[Process, ...]
     """Any of them alive: the owner lives."""
-    slurm: str | None = None
+    slurm: Annotated[str, Field(pattern=r"^[0-9]{1,12}(_[0-9]{1,12})?$")] | None = None
     """The job, `12` or `12_3`."""
-    restart: int = 0
+    restart: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """How often Slurm has requeued the job so far."""
     cluster: str | None = None
     released: bool = False
@@ -109,8 +115,7 @@ def acquire(
     environ = os.environ if environ is None else environ
     me = this_owner(environ, query) if me is None else me
     leases = folder / "lease"
-    with explained_writes(leases):
-        leases.mkdir(parents=True, exist_ok=True)
+    make_folder(leases)
     for _ in range(_ATTEMPTS):
         number, found = _newest(leases)
         path = _file(leases, number)
@@ -142,7 +147,7 @@ def holder(folder: Path) -> Owner | None:
 
 
 def is_live(folder: Path, query: Query = live_jobs) -> bool:
-    """Tell whether somebody alive owns the folder."""
+    """Tell whether somebody alive owns the folder: whether a run whose status says that it trains, does."""
     owner = holder(folder)
     return owner is not None and judge(owner, query).live
 
@@ -218,11 +223,7 @@ def _file(leases: Path, number: int) -> Path:
 def _newest(leases: Path) -> tuple[int, Owner | None]:
     """The highest number, 0 if there is none, and its owner, None if it cannot be read."""
     while True:
-        try:
-            numbers = [int(path.stem) for path in leases.glob("*.json") if path.stem.isdigit()]
-        except OSError as error:
-            raise EnvironmentFault(f"{leases}: cannot be read: {error.strerror}") from error
-        number = max(numbers, default=0)
+        number = max(numbers_in(leases, 6, suffix=".json"), default=0)
         try:
             owner = read_json(_file(leases, number), Owner)
         except DataError:
@@ -263,7 +264,7 @@ def _write(path: Path, owner: Owner) -> None:
 
 def _remove_old(leases: Path, number: int) -> None:
     # Some are kept for those who looked a while ago, on file systems that show others' files late.
-    for old in leases.glob("[0-9]*.json"):
-        if old.stem.isdigit() and int(old.stem) < number - _KEPT:
+    for old in numbers_in(leases, 6, suffix=".json"):
+        if old < number - _KEPT:
             with suppress(OSError):
-                old.unlink()
+                _file(leases, old).unlink()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
 
 
 class Process(NamedTuple):
     """A process, also after its end."""
 
     host: str
-    pid: int
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    """Never 0 or below: a signal would go to many processes."""
     start: str
     """When it was started, in the words of its machine's kernel; empty where that does not tell."""
 

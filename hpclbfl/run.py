@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import NoReturn
 
 import torch
 
@@ -16,22 +16,25 @@ from hpclbfl.checkpoint import CheckpointStore
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.watched import WatchedCommunicator
 from hpclbfl.config import JobConfig
-from hpclbfl.errors import EnvironmentFault, HpclbflError, RunFailed
+from hpclbfl.core.files import write_bytes
+from hpclbfl.core.text import say
+from hpclbfl.errors import HpclbflError, RunFailed
 from hpclbfl.experiment import Experiment
 from hpclbfl.failure import say_failure
+from hpclbfl.identity import identity
 from hpclbfl.lease import Lease, acquire
+from hpclbfl.opening import Resume, default_folder, find_done, restore_newest
 from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.progress import Progress
 from hpclbfl.provenance import collect
 from hpclbfl.replicas import clients_of_rank
-from hpclbfl.runfolder import Attempt, RunFolder
+from hpclbfl.runfolder import Attempt, Done, RunFolder, checkpoint_steps
 from hpclbfl.runlog.writer import RunLog
-from hpclbfl.saving import Saver, resume
+from hpclbfl.saving import Saver
 from hpclbfl.signals import StopRequest
+from hpclbfl.tensorfile import checksum, to_bytes
 from hpclbfl.train import STOPPED, NotFinite, Outcome, Services, train
 from hpclbfl.watchdog import Watchdog, end_process, start_limit
-
-Resume = Literal["auto", "must", "never"]
 
 
 def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False, resume: Resume = "auto") -> Outcome:
@@ -40,8 +43,7 @@ def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False, re
     Args:
         run_dir: the run folder; default `runs/<slug>-<hash10>` below the current one.
         debug: show the traceback of errors in the job, too.
-        resume: auto: go on from the newest checkpoint, if there is one, and leave a run that is done; must: go on, or
-            fail; never: start anew.
+        resume: what to do with what is in the folder, see `opening`.
     """
     with start_limit(job.comm.start_timeout_s):
         comm = build.communicator(job.comm)
@@ -79,32 +81,32 @@ class Session:
                     # The same step again would end the same way.
                     if job.on_nonfinite != "restore" or step in restored:
                         raise
+                    if not self._has_checkpoint():
+                        raise RunFailed(f"{error}, and there is no checkpoint to go back to") from error
                     restored.add(step)
                     resume = "must"
-                    print(f"hpclbfl: {error}: back to the last checkpoint", file=sys.stderr, flush=True)
+                    say(f"hpclbfl: {error}: back to the last checkpoint")
 
     def _run_once(self, job: JobConfig, run_dir: Path | None, mode: Resume, request: StopRequest) -> Outcome:
         comm = self._comm
         self._exp = exp = make_experiment(job, comm)
-        digest = job.digest(exp.dataset.fingerprint)
-        folder = RunFolder(run_dir or Path("runs") / f"{job.slug()}-{digest}")
-        done: dict[str, Any] | None = comm.allgather(folder.done() if comm.rank == 0 else None)[0]
-        if mode == "auto" and done is not None and done.get("hash") == digest:
+        # Rank 0 looks for all: others may see the folder as it was a moment ago.
+        folder = RunFolder(comm.allgather(run_dir or default_folder(job, exp))[0])
+        done, damage = comm.allgather(find_done(folder, exp, mode) if comm.rank == 0 else (None, ""))[0]
+        if done is not None:
             return self._skip(folder, done)
         if comm.rank == 0 and self._lease is None:
             # Another process in this folder would write over this one's checkpoints.
             self._lease = acquire(folder.path)
         store = CheckpointStore(folder.checkpoints, comm)
-        found, problems = resume(exp, store, mode)
+        found, problems = restore_newest(exp, store, mode)
         # Until here the folder may be another one's, and an error leaves it as it is.
         self._folder = folder
-        if mode == "never" and comm.rank == 0:
-            # Later steps' checkpoints of the run before would be taken for this one's.
-            store.clear()
-        attempt = self._begin_attempt(exp, digest)
+        aside = folder.set_aside() if mode == "never" and comm.rank == 0 else None
+        attempt = self._begin_attempt(exp)
         with ExitStack() as stack:
             attributes: dict[str, str | int | float] = {
-                "config": job.to_yaml(),
+                "config": exp.job.to_yaml(),
                 "provenance": attempt.provenance.read_text(encoding="utf-8"),
                 "rank": comm.rank,
                 "attempt": attempt.number,
@@ -120,8 +122,10 @@ class Session:
                 f"{_count(len(exp.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, "
                 f"{exp.device.type}), global batch {exp.global_batch_size}, {exp.num_train} training images"
             )
-            for problem in problems:
-                _warn(exp, log, progress, "checkpoint", f"passed over: {problem}")
+            if aside is not None:
+                progress.say(f"what was here is in {aside}")
+            for line in [damage, *problems] if damage else problems:
+                _warn(exp, log, progress, "checkpoint", f"passed over: {line}")
             if found is not None:
                 progress.say(f"resumes after step {found.step}, epoch {exp.epoch:.2f}")
             if job.gradients.scaler is not None and job.optimizer.name != "sgd":
@@ -139,28 +143,42 @@ class Session:
                 f"{outcome.epoch:.2f}; the same command resumes it; {folder.path}"
             )
         if comm.rank == 0:
-            self._finish(folder, outcome, digest, saver)
+            self._finish(exp, folder, outcome, saver)
         return outcome
 
-    def _finish(self, folder: RunFolder, outcome: Outcome, digest: str, saver: Saver) -> None:
+    def _finish(self, exp: Experiment, folder: RunFolder, outcome: Outcome, saver: Saver) -> None:
+        """Rank 0's last words; DONE.json comes last, and vouches for the model."""
         if outcome.reason == STOPPED:
             folder.write_status("requeue", **asdict(outcome))
             return
-        if self._exp is not None:
-            _save_model(self._exp, folder.path / "model.pt")
-        summary = {**asdict(outcome), "hash": digest, "engine": self._comm.engine, "num_ranks": self._comm.size}
-        # Of this attempt; training time is without them.
-        summary |= {"num_checkpoints": saver.count, "checkpoint_s": saver.seconds}
-        folder.mark_done(summary)
+        model = to_bytes({key: value.cpu() for key, value in exp.mean.module.state_dict().items()})
+        write_bytes(folder.model, model)
+        folder.mark_done(
+            {
+                **asdict(outcome),
+                "hash": exp.job.digest(exp.dataset.fingerprint),
+                "num_train": exp.num_train,
+                "engine": self._comm.engine,
+                "num_ranks": self._comm.size,
+                # Of this attempt; training time is without them.
+                "num_checkpoints": saver.count,
+                "checkpoint_s": saver.seconds,
+                "files": {folder.model.name: checksum(model)},
+            }
+        )
         folder.write_status("done", **asdict(outcome))
 
-    def _skip(self, folder: RunFolder, done: dict[str, Any]) -> Outcome:
-        outcome = Outcome(**{field.name: done[field.name] for field in fields(Outcome)})
-        if self._comm.rank == 0:
-            print(f"{folder.path}: done already; --resume never trains it again", file=sys.stderr, flush=True)
-        return outcome
+    def _has_checkpoint(self) -> bool:
+        folder = self._folder
+        return folder is not None and bool(self._comm.allgather(checkpoint_steps(folder.checkpoints))[0])
 
-    def _begin_attempt(self, exp: Experiment, digest: str) -> Attempt:
+    def _skip(self, folder: RunFolder, done: Done) -> Outcome:
+        if self._comm.rank == 0:
+            say(f"{folder.path}: done already, at step {done.step}; a larger stop goes on, --resume never starts anew")
+        scores = (math.nan if score is None else score for score in (done.top1, done.top5, done.loss))
+        return Outcome(done.reason, done.step, done.epoch, done.num_samples, done.elapsed_s, *scores)
+
+    def _begin_attempt(self, exp: Experiment) -> Attempt:
         """Rank 0 makes the folder and tells the others the attempt's number."""
         comm, folder = self._comm, self._folder
         if folder is None:
@@ -171,7 +189,8 @@ class Session:
             folder.clear_done()
             folder.write_config(exp.job.to_yaml())
             extra = {
-                "hash": digest,
+                "hash": exp.job.digest(exp.dataset.fingerprint),
+                "identity": identity(exp.job, exp.dataset.fingerprint),
                 "mpi_library": comm.library,
                 "device": str(exp.device),
                 "torch_threads": torch.get_num_threads(),
@@ -192,7 +211,7 @@ class Session:
     def _give_up(self, step: int, line: str) -> None:
         """From the watchdog's thread: the main one waits for a rank that does not come."""
         text = f"rank {self._comm.rank}: step {step}: {line}"
-        print(f"hpclbfl: error: {text}", file=sys.stderr, flush=True)
+        say(f"hpclbfl: error: {text}")
         if self._folder is not None:
             with suppress(HpclbflError):
                 self._folder.write_status("failed", error=text, rank=self._comm.rank)
@@ -231,13 +250,3 @@ def _title(job: JobConfig) -> str:
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'s' if number != 1 else ''}"
-
-
-def _save_model(exp: Experiment, path: Path) -> None:
-    """The averaged net's state dict, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        torch.save({k: v.cpu() for k, v in exp.mean.module.state_dict().items()}, temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise EnvironmentFault(f"{path}: the trained model cannot be written: {error}") from error

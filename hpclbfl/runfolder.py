@@ -1,23 +1,73 @@
-"""The run folder: where a run's files lie, and how they are written so that nobody ever reads half a file.
+"""The run folder: where a run's files lie, and what its small files say.
 
 ```
-<run>/{config.yaml, status.json, DONE.json, checkpoints/, attempts/000/{rank00000.h5, provenance.json, log}}
+<run>/{config.yaml, status.json, DONE.json, model.pt, checkpoints/, attempts/000/{rank00000.h5, provenance.json, log}}
 ```
+
+`--resume never` moves all of it to `earlier/000/` and begins again.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from hpclbfl.core.files import explained_writes, write_text
-from hpclbfl.core.jsonfile import SEAL, write_json
+from pydantic import Field
+
+from hpclbfl.core.files import explained_writes, make_folder, write_text
+from hpclbfl.core.jsonfile import read_json, write_json
+from hpclbfl.errors import DataError, EnvironmentFault
 
 State = Literal["running", "done", "failed", "requeue"]
 """Of a run: training, finished, ended by an error, or stopped early and to be resumed."""
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+RUN_FILES = (
+    *("DONE.json", "model.pt", "sharpness.h5", "status.json", "tally.json"),
+    *("checkpoints", "attempts", "config.yaml"),
+)
+"""All that belongs to one training of a run, in the order in which it is set aside: `config.yaml` says what the rest is
+and goes last."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What status.json says."""
+
+    state: State
+    time: str = ""
+    """UTC, ISO 8601."""
+    step: Count | None = None
+    """Finished optimizer steps."""
+    epoch: float | None = None
+    error: str | None = None
+    rank: Count | None = None
+    """Which failed."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What DONE.json says of a finished run; written last, with the checksums of the files that it vouches for."""
+
+    reason: str
+    """Which stop condition was met."""
+    step: Count
+    epoch: float
+    num_samples: Count
+    hash: str
+    """Digest of the experiment."""
+    elapsed_s: float = 0.0
+    top1: float | None = None
+    """0 to 1; None: not a number."""
+    top5: float | None = None
+    loss: float | None = None
+    """Test cross-entropy, nats."""
+    num_train: Count | None = None
+    """N, size of the training set; None: of an older version."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of model.pt and config.yaml; empty: of an older version."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +112,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def model(self) -> Path:
+        """The trained net of a finished run."""
+        return self.path / "model.pt"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -69,8 +124,7 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder with its subfolders; what is there stays."""
         for folder in (self.checkpoints, self.path / "attempts"):
-            with explained_writes(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
 
     def write_config(self, text: str) -> None:
         """Write config.yaml, whole or not at all."""
@@ -82,8 +136,7 @@ class RunFolder:
 
     def attempts(self) -> list[Attempt]:
         """All attempts so far, the oldest first."""
-        names = [p.name for p in (self.path / "attempts").glob("[0-9]*")]
-        return [self.attempt(number) for number in sorted(int(name) for name in names if name.isdigit())]
+        return [self.attempt(number) for number in numbers_in(self.path / "attempts", 3)]
 
     def next_attempt(self) -> Attempt:
         """Make the next attempt's folder; two processes that ask at once get two numbers."""
@@ -103,17 +156,45 @@ class RunFolder:
         """Replace status.json by the state, the time (UTC) and the given fields (JSON values; `error`: one line)."""
         write_json(self.path / "status.json", {"state": state, "time": utc_now(), **fields})
 
-    def status(self) -> dict[str, Any] | None:
+    def status(self) -> Status | None:
         """status.json, or None when there is none that can be read."""
-        return read_json(self.path / "status.json")
+        try:
+            return read_json(self.path / "status.json", Status)
+        except DataError:
+            return None
 
     def mark_done(self, summary: dict[str, Any]) -> None:
         """Write DONE.json: the run is finished and is not to be run again."""
         write_json(self.path / "DONE.json", {"time": utc_now(), **summary})
 
-    def done(self) -> dict[str, Any] | None:
-        """DONE.json, or None when the run is not done."""
-        return read_json(self.path / "DONE.json")
+    def done(self) -> Done | None:
+        """DONE.json, or None when the run is not done.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        return read_json(self.path / "DONE.json", Done)
+
+    def is_empty(self) -> bool:
+        """Whether nobody has trained here: an attempt that ended before its first word counts for nothing."""
+        names = ("config.yaml", "DONE.json", "model.pt")
+        if any((self.path / name).exists() for name in names) or checkpoint_steps(self.checkpoints):
+            return False
+        return not any(a.provenance.exists() or any(a.path.glob("rank*.h5")) for a in self.attempts())
+
+    def set_aside(self) -> Path | None:
+        """Move what is there to `earlier/<number>`, for a run that starts anew; None: there is nothing."""
+        there = [path for name in RUN_FILES if (path := self.path / name).exists()]
+        if self.is_empty() or not there:
+            return None
+        earlier = self.path / "earlier"
+        make_folder(earlier)
+        target = earlier / f"{max(numbers_in(earlier, 3), default=-1) + 1:03d}"
+        with explained_writes(target):
+            target.mkdir()
+            for path in there:
+                path.rename(target / path.name)
+        return target
 
     def clear_done(self) -> None:
         """Take DONE.json away, if it is there: the run goes on."""
@@ -129,14 +210,23 @@ def utc_now() -> str:
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints in `checkpoints/`, the newest first; damaged ones may be among them."""
-    names = (path.name.removeprefix("step-") for path in folder.glob("step-*"))
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    steps = numbers_in(folder, 9, "step-")
+    return [step for step in reversed(steps) if not (folder / f"step-{step:09d}").is_symlink()]
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A file that holds an object; None where it is not there, or torn."""
+def numbers_in(folder: Path, width: int, prefix: str = "", suffix: str = "") -> list[int]:
+    """The numbers in a folder's names `<prefix><number><suffix>`, in order; empty where there is no folder.
+
+    Names that are written otherwise, with other leading zeros, are none of ours.
+
+    Raises:
+        EnvironmentFault: the folder cannot be read.
+    """
+    shape = re.compile(f"{re.escape(prefix)}([0-9]{{{width},18}}){re.escape(suffix)}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return {k: v for k, v in value.items() if k != SEAL} if isinstance(value, dict) else None
+        found = [int(match[1]) for path in folder.iterdir() if (match := shape.fullmatch(path.name))]
+        return sorted(n for n in found if (folder / f"{prefix}{n:0{width}d}{suffix}").exists())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise EnvironmentFault(f"{folder}: cannot be read: {error.strerror}") from error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from hpclbfl.checkpoint import CheckpointStore, Found
-from hpclbfl.config import JobConfig
-from hpclbfl.errors import ConfigError
+from hpclbfl.errors import ConfigError, DataError
 from hpclbfl.experiment import Experiment
+from hpclbfl.fitting import check_fits
+from hpclbfl.identity import Identity, differences, identity
 from hpclbfl.snapshot import restore, take
 
 
@@ -46,48 +46,40 @@ class Saver:
         self.count += 1
 
 
-def identity(job: JobConfig, data_fingerprint: str) -> dict[str, Any]:
-    """What must be equal for a job to go on from another's checkpoint."""
-    return job.scientific(data_fingerprint)
-
-
-def resume(exp: Experiment, store: CheckpointStore, mode: str) -> tuple[Found | None, list[str]]:
+def resume(exp: Experiment, store: CheckpointStore) -> tuple[Found | None, list[str]]:
     """Put the experiment where its newest whole checkpoint left it; a collective.
 
-    Args:
-        mode: auto: if there is one; must: or fail; never: start anew.
-
     Returns:
-        The checkpoint, if there was one, and a line about each damaged one.
+        The checkpoint, if there was one, and a line about each that was passed over.
 
     Raises:
-        ConfigError: it belongs to another experiment, or there is none and there must be.
+        ConfigError: it belongs to another experiment.
+        DataError: there are checkpoints, and none can be used.
     """
-    if mode == "never":
-        return None, []
-    found, problems = store.load([client.id for client in exp.clients])
+
+    def check(found: Found) -> None:
+        # Another experiment's is not damaged; an older one would not be this one's, either.
+        if not differences_from(exp, found.identity):
+            check_fits(exp, found.step, found.shared, found.clients)
+
+    found, problems = store.load([client.id for client in exp.clients], check)
+    if found is None and problems:
+        raise DataError(
+            f"{store.folder}: no checkpoint can be used: {'; '.join(problems)}; --resume never sets them aside and "
+            "starts anew"
+        )
     if found is None:
-        if mode == "must":
-            raise ConfigError(f"--resume must: {store.folder} holds no checkpoint that can be read")
         return None, problems
-    differing = _differences(found.identity, identity(exp.job, exp.dataset.fingerprint))
-    if differing:
+    if other := differences_from(exp, found.identity):
         raise ConfigError(
-            f"{store.folder}: the checkpoint at step {found.step} belongs to another experiment: "
-            f"{'; '.join(differing[:4])}; give another --run-dir, or --resume never to start anew"
+            f"{store.folder}: the checkpoint at step {found.step} belongs to another experiment: {other}; give "
+            "another --run-dir, or --resume never to start anew"
         )
     restore(exp, found.shared, found.clients)
     return found, problems
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """`key: old, now new` of every leaf that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))]
-    return [] if _plain(old) == _plain(new) else [f"{path} was {_plain(old)}, now {_plain(new)}"]
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def differences_from(exp: Experiment, other: Identity) -> str:
+    """Which keys tell this experiment from another one; see `identity.differences`."""
+    own = identity(exp.job, exp.dataset.fingerprint)
+    return differences(other, own, exp.job, exp.global_batch_size, exp.num_train)

@@ -6,11 +6,13 @@ Random numbers need none: they are keyed by (seed, client, step) and (seed, pass
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 
 from hpclbfl.errors import DataError
+from hpclbfl.evaluate import Score
 from hpclbfl.experiment import Counters, Experiment
 from hpclbfl.gradients.pipeline import SHARED
 from hpclbfl.replicas import Client
@@ -28,6 +30,7 @@ def take(exp: Experiment) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
         "plan": exp.plan,
         "policy": exp.policy_state,
         "local_steps": None if exp.local_steps is None else exp.local_steps.tolist(),
+        "score": None if exp.score is None else (exp.score[0], *astuple(exp.score[1])),
         "model": None,
     }
     if exp.pipeline is not None:
@@ -70,6 +73,9 @@ def restore(exp: Experiment, shared: Mapping[str, Any], clients: Mapping[int, Ma
             elapsed_s=shared["elapsed_s"],
         )
         exp.plan, exp.policy_state = shared["plan"], shared["policy"]
+        # Older versions did not save it.
+        step, *score = shared.get("score") or (0,)
+        exp.score = (step, Score(*score)) if score else None
         exp.local_steps = None if shared["local_steps"] is None else np.array(shared["local_steps"], np.int64)
         if shared["model"] is None and exp.optimizer is not None:
             averaged_at = exp.counters.averaged_at

@@ -16,6 +16,7 @@ from hpclbfl.saving import Saver
 from hpclbfl.signals import StopRequest
 from hpclbfl.steplog import StepLog, StepRecord
 from hpclbfl.steps import CHANGED, NONFINITE, SAVE, STOP, TIME_UP, average_clients, local_step, shared_step
+from hpclbfl.stopping import reason_to_stop
 from hpclbfl.watchdog import Watchdog
 
 STOPPED = "asked to stop"
@@ -67,8 +68,10 @@ def train(exp: Experiment, services: Services) -> Outcome:
 def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
     log, progress, saver = services.log, services.progress, services.saver
     counters = exp.counters
-    score: Score | None = None
-    reason = ""
+    # A run may have been killed between its last checkpoint and the word that it is done.
+    reason = _reason_at_start(exp)
+    if reason and (exp.score is None or exp.score[0] != counters.step):
+        evaluate_all(exp, log, progress)
     if exp.job.batching.policy != "fixed" and counters.step == 0:
         log_plan(exp, log)
     while not reason:
@@ -95,7 +98,7 @@ def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
         # 3. Ranks' times, and the batch sizes that follow from them.
         record.epoch, record.num_samples = exp.epoch, counters.num_samples
         told = observe(exp, record, is_shared, averages)
-        reason = _reason_to_stop(exp, votes)
+        reason = _reason_to_stop(exp) or ("seconds" if votes & TIME_UP else "")
         if not reason:
             adapt(exp, log, told, record, ends_epoch=_is_new_multiple(exp, record, exp.num_train))
 
@@ -118,15 +121,15 @@ def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
             top1 = exp.job.stop.top1
             reason = reason or ("top1" if top1 is not None and score.top1 >= top1 else "")
 
-        # 6. The state on disk, with the log that belongs to it.
-        if not reason and (votes & STOP or saver.is_due(bool(votes & SAVE))):
+        # 6. The state on disk, with the log that belongs to it; the last one, too, from which a run may go on later.
+        if reason or votes & STOP or saver.is_due(bool(votes & SAVE)):
             exp.times.settle()
             steps.flush()
             log.flush(fsync=True)
             saver.save()
-            reason = STOPPED if votes & STOP else ""
+            reason = reason or (STOPPED if votes & STOP else "")
     log.flush()
-    final = score or Score(math.nan, math.nan, math.nan)
+    final = exp.score[1] if exp.score is not None else Score(math.nan, math.nan, math.nan)
     return Outcome(
         reason, counters.step, exp.epoch, counters.num_samples, counters.elapsed_s, final.top1, final.top5, final.loss
     )
@@ -159,6 +162,7 @@ def evaluate_all(exp: Experiment, log: RunLog, progress: Progress) -> Score:
                 **asdict(score),
             )
     log.flush()
+    exp.score = counters.step, scores["test"]
     progress.evaluated(scores["test"].top1)
     return scores["test"]
 
@@ -168,15 +172,20 @@ def _time_vote(exp: Experiment) -> int:
     return TIME_UP if limit is not None and exp.comm.rank == 0 and exp.counters.elapsed_s >= limit else 0
 
 
-def _reason_to_stop(exp: Experiment, votes: int) -> str:
-    stop, counters = exp.job.stop, exp.counters
-    if stop.steps is not None and counters.step >= stop.steps:
-        return "steps"
-    if stop.samples is not None and counters.num_samples >= stop.samples:
-        return "samples"
-    if stop.epochs is not None and counters.num_samples >= round(stop.epochs * exp.num_train):
-        return "epochs"
-    return "seconds" if votes & TIME_UP else ""
+def _reason_to_stop(exp: Experiment) -> str:
+    """Without those that a clock or an evaluation decides."""
+    counters = exp.counters
+    return reason_to_stop(exp.job.stop, counters.step, counters.num_samples, exp.num_train)
+
+
+def _reason_at_start(exp: Experiment) -> str:
+    """Of a run that has been restored; equal on all ranks, which have read the same time and score."""
+    counters = exp.counters
+    if not counters.step:
+        return ""
+    step, score = exp.score or (0, None)
+    top1 = score.top1 if score is not None and step == counters.step else None
+    return reason_to_stop(exp.job.stop, counters.step, counters.num_samples, exp.num_train, counters.elapsed_s, top1)
 
 
 def _evaluation_is_due(exp: Experiment, record: StepRecord) -> bool:

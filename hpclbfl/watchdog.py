@@ -15,12 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from hpclbfl.comm.base import launched_size
+from hpclbfl.core.jsonfile import read_json
+from hpclbfl.errors import DataError
+from hpclbfl.runfolder import numbers_in
 
 NOTE_EVERY_S = 10.0
 """Longest time between two notes."""
@@ -47,10 +52,10 @@ def start_limit(timeout_s: float) -> Iterator[None]:
 class Note:
     """What a rank last said of itself."""
 
-    rank: int
-    step: int
+    step: Annotated[int, Field(ge=0, lt=2**53)]
     waits: bool
-    age_s: float
+    time: float
+    """Seconds since the epoch."""
 
 
 class Watchdog:
@@ -105,22 +110,25 @@ class Watchdog:
                 self._give_up(self.step, f"waited {waited:.0f} s for {self._missing()}")
 
     def _note(self) -> None:
-        text = json.dumps({"step": self.step, "waits": self._waiting_since is not None, "time": time.time()})
+        note = Note(self.step, self._waiting_since is not None, time.time())
         # A note that cannot be written must not end a run that is well.
         with suppress(OSError):
             path = note_path(self._folder, self._rank)
             temporary = path.with_suffix(".new")
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(json.dumps(asdict(note)), encoding="utf-8")
             temporary.replace(path)
 
     def _missing(self) -> str:
         notes = read_notes(self._folder)
-        newest = max((self.step, *(note.step for note in notes)))
-        stale = 3 * self._pause + 1
-        missing = [n for n in notes if n.rank != self._rank and (not n.waits or n.age_s > stale or n.step < newest)]
+        newest = max((self.step, *(note.step for note in notes.values())))
+        stale = time.time() - 3 * self._pause - 1
+        missing = [
+            r for r, n in notes.items() if r != self._rank and (not n.waits or n.time < stale or n.step < newest)
+        ]
         if not missing:
             return "ranks that all wait, too: their calls do not match, or the network is gone"
-        return " and ".join(f"rank {n.rank} (at step {n.step}, last heard of {n.age_s:.0f} s ago)" for n in missing[:4])
+        told = ((rank, notes[rank].step, time.time() - notes[rank].time) for rank in missing[:4])
+        return " and ".join(f"rank {rank} (at step {step}, last heard of {age:.0f} s ago)" for rank, step, age in told)
 
 
 def note_path(folder: Path, rank: int) -> Path:
@@ -128,15 +136,18 @@ def note_path(folder: Path, rank: int) -> Path:
     return folder / f"rank{rank:05d}.note"
 
 
-def read_notes(folder: Path) -> list[Note]:
-    """All ranks' notes in an attempt's folder, by rank."""
-    notes = []
-    for path in sorted(folder.glob("rank*.note")):
-        with suppress(OSError, ValueError, KeyError):
-            told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            rank = int(path.stem.removeprefix("rank"))
-            notes.append(Note(rank, int(told["step"]), bool(told["waits"]), time.time() - float(told["time"])))
-    return notes
+def read_note(folder: Path, rank: int) -> Note | None:
+    """A rank's note in an attempt's folder; None where there is none that can be read."""
+    try:
+        return read_json(note_path(folder, rank), Note)
+    except DataError:
+        return None
+
+
+def read_notes(folder: Path) -> dict[int, Note]:
+    """All notes in an attempt's folder, by rank."""
+    notes = {rank: read_note(folder, rank) for rank in numbers_in(folder, 5, "rank", ".note")}
+    return {rank: note for rank, note in notes.items() if note is not None}
 
 
 def end_process(code: int) -> None:

@@ -7,27 +7,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from hpclbfl.core.files import write_text
-from hpclbfl.core.jsonfile import write_json
-from hpclbfl.errors import ConfigError, EnvironmentFault
-from hpclbfl.runfolder import RunFolder, utc_now
+from pydantic import Field
+
+from hpclbfl.core.files import make_folder, write_text
+from hpclbfl.core.jsonfile import read_json, write_json
+from hpclbfl.errors import ConfigError, DataError, EnvironmentFault
+from hpclbfl.runfolder import RunFolder, numbers_in, utc_now
 from hpclbfl.slurm.expand import Overrides, Run, describe
+
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}$")]
+"""Fit for the name of a folder."""
+JobId = Annotated[str, Field(pattern=r"^[0-9]{1,12}(_[0-9]{1,12})?$")]
+"""Of a Slurm job, `12`, or of an array `12_3`."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """A run, as the sweep's folder knows it."""
 
-    id: str
+    id: Word
     digest: str
-    ranks: int
+    ranks: Annotated[int, Field(ge=1, lt=2**31)]
     overrides: Overrides
     listed: bool = True
     """Whether the sweep file named it when the sweep was last started."""
@@ -36,6 +41,30 @@ class Entry:
     def label(self) -> str:
         """The overrides in one line."""
         return describe(self.overrides)
+
+    def names(self, digest: str) -> bool:
+        """Whether a finished run's digest is this one's; a folder of an older version is named after its own."""
+        return digest in (self.digest, self.id.rpartition("-")[2])
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What sweep.json says."""
+
+    runs: list[Entry]
+    name: str = ""
+    source: str = ""
+    time: str = ""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What submissions/000.json says."""
+
+    tasks: dict[JobId, Word]
+    """Runs by job."""
+    time: str = ""
+    profile: str = ""
 
 
 class SweepFolder:
@@ -75,7 +104,7 @@ class SweepFolder:
 
     def write_runs(self, name: str, source: Path, runs: Sequence[Run]) -> None:
         """Write the job files and the list of runs; runs that are no longer in the sweep file stay, marked so."""
-        _make(self.path / "jobs")
+        make_folder(self.path / "jobs")
         for run in runs:
             text = run.job.to_yaml()
             path = self.job_file(run.id)
@@ -94,42 +123,31 @@ class SweepFolder:
             ConfigError: the folder is not that of a sweep.
         """
         try:
-            return [Entry(**row) for row in json.loads(self.manifest.read_text(encoding="utf-8"))["runs"]]
-        except FileNotFoundError as error:
+            found = read_json(self.manifest, Manifest)
+        except DataError as error:
+            raise EnvironmentFault(f"{error}; hpclbfl sweep writes it anew once it is removed") from error
+        if found is None:
             what = "no sweep.json in it; give the folder of a sweep" if self.path.is_dir() else "no such folder"
-            raise ConfigError(f"{self.path}: {what}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EnvironmentFault(
-                f"{self.manifest}: cannot be read; hpclbfl sweep writes it anew once it is removed"
-            ) from error
+            raise ConfigError(f"{self.path}: {what}")
+        return found.runs
 
     def record(self, profile: str, tasks: Mapping[str, str]) -> None:
         """Write down a submission, `tasks` by job (`12`, or of an array `12_3`); called under the sweep's lease."""
         folder = self.path / "submissions"
-        _make(folder)
-        number = max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()), default=-1) + 1
+        make_folder(folder)
+        number = max(numbers_in(folder, 3, suffix=".json"), default=-1) + 1
         write_json(folder / f"{number:03d}.json", {"time": utc_now(), "profile": profile, "tasks": dict(tasks)})
 
     def jobs(self) -> dict[str, list[str]]:
         """The Slurm jobs that were ever submitted for each run, the newest last."""
         found: dict[str, list[str]] = {}
-        files = [path for path in (self.path / "submissions").glob("*.json") if path.stem.isdigit()]
-        for path in sorted(files, key=lambda path: int(path.stem)):
-            for job, run in _read(path).get("tasks", {}).items():
+        folder = self.path / "submissions"
+        for number in numbers_in(folder, 3, suffix=".json"):
+            path = folder / f"{number:03d}.json"
+            try:
+                submission = read_json(path, Submission)
+            except DataError as error:
+                raise EnvironmentFault(f"{error}; without it nobody knows which jobs were submitted") from error
+            for job, run in submission.tasks.items() if submission is not None else ():
                 found.setdefault(run, []).append(job)
         return found
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentFault(f"{folder}: cannot be written: {(error.strerror or str(error)).lower()}") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            return value
-    raise EnvironmentFault(f"{path}: cannot be read: without it nobody knows which jobs were submitted")

@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
 from hpclbfl.errors import EnvironmentFault
 from hpclbfl.launch import available_cores
 from hpclbfl.lease import Lease, LeaseHeld, acquire
-from hpclbfl.runfolder import RunFolder
+from hpclbfl.runfolder import RunFolder, Status
 from hpclbfl.slurm.expand import Run
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.outcome import Outcome, settle
@@ -36,7 +35,7 @@ class _Child:
     run: Run
     folder: RunFolder
     lease: Lease
-    before: dict[str, Any] | None
+    before: Status | None
     """The run's status before it was started."""
     process: subprocess.Popen[bytes]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from hpclbfl.aftermath import explain, signal_name
 from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.errors import REQUEUE_CODE, DataError
-from hpclbfl.runfolder import RunFolder
+from hpclbfl.runfolder import RunFolder, Status
 from hpclbfl.slurm.state import progress
 
 Word = Literal["done", "stopped", "failed"]
@@ -35,7 +35,7 @@ class Outcome:
 
 
 def settle(
-    run: RunFolder, before: dict[str, Any] | None, code: int, was_told: bool, last_words: str, said: str = ""
+    run: RunFolder, before: Status | None, code: int, was_told: bool, last_words: str, said: str = ""
 ) -> Outcome:
     """Judge an attempt by its exit code and by what the ranks have left, and write the status that they could not.
 
@@ -50,20 +50,19 @@ def settle(
     Raises:
         EnvironmentFault: the folder cannot be written.
     """
-    done, status = run.done(), run.status()
-    if code == 0 and done is not None:
-        top1 = done.get("top1")
-        text = f"top-1 {100 * top1:.1f} %" if isinstance(top1, float) else "done"
-        return Outcome("done", code, text, done.get("step"))
+    status = run.status()
+    if code == 0 and (done := run.done()) is not None:
+        text = f"top-1 {100 * done.top1:.1f} %" if done.top1 is not None else "done"
+        return Outcome("done", code, text, done.step)
     step, _, _ = progress(run)
-    state = status.get("state") if status is not None and status != before else None
+    state = status.state if status is not None and status != before else None
     # A launcher may kill ranks that end a little later than the first; they have their checkpoint all the same.
     if code == REQUEUE_CODE or state == "requeue" or (was_told and state != "failed" and code != CONFIG_CODE):
         if state != "requeue":
             run.write_status("requeue", **({} if step is None else {"step": step}))
         return Outcome("stopped", code, f"stopped{'' if step is None else f' at step {step}'}", step)
-    if state == "failed":
-        return Outcome("failed", code, str((status or {}).get("error", "no reason given")), step)
+    if state == "failed" and status is not None:
+        return Outcome("failed", code, status.error or "no reason given", step)
     text = explain(run if state is not None else None, code, said or last_words) or _end(code, last_words)
     run.write_status("failed", error=text)
     return Outcome("failed", code, text, step)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from hpclbfl.errors import DataError
-from hpclbfl.lease import Owner, holder, judge
-from hpclbfl.runfolder import RunFolder
+from hpclbfl.lease import LOST, Owner, holder, judge
+from hpclbfl.runfolder import Done, RunFolder
 from hpclbfl.slurm.folder import Entry, SweepFolder
 from hpclbfl.squeue import WAITING, Job, SlurmSilent, live_jobs
 
@@ -38,6 +38,8 @@ class RunState:
     epoch: float | None = None
     top1: float | None = None
     """Last test accuracy, 0 to 1."""
+    done: Done | None = None
+    """Of a finished run."""
 
 
 class Queue:
@@ -72,9 +74,9 @@ def run_states(folder: SweepFolder, entries: Sequence[Entry]) -> list[RunState]:
 
 def _state(folder: SweepFolder, entry: Entry, jobs: list[str], owner: Owner | None, queue: Queue) -> RunState:
     run = folder.run(entry.id)
-    done = run.done()
-    if done is not None and done.get("hash") == entry.digest:
-        return RunState(entry, "done", "", step=done.get("step"), epoch=done.get("epoch"), top1=done.get("top1"))
+    done, problem = _done(run)
+    if done is not None and entry.names(done.hash):
+        return RunState(entry, "done", "", step=done.step, epoch=done.epoch, top1=done.top1, done=done)
     step, epoch, top1 = progress(run)
     live = judge(owner, queue) if owner is not None else None
     if owner is not None and live is not None and live.live:
@@ -91,20 +93,30 @@ def _state(folder: SweepFolder, entry: Entry, jobs: list[str], owner: Owner | No
             return RunState(entry, "waiting", f"queued as {job.id}{reason}", True, job.id, None, step, epoch, top1)
         text = f"Slurm job {job.id}, {job.state.lower()}"
         return RunState(entry, "running", text, True, job.id, None, step, epoch, top1)
+    if problem:
+        return RunState(entry, "failed", problem, step=step, epoch=epoch, top1=top1)
     word, text = _unowned(folder, run, jobs, step)
     return RunState(entry, word, text, False, None, None, step, epoch, top1)
+
+
+def _done(run: RunFolder) -> tuple[Done | None, str]:
+    """DONE.json, or what is wrong with it."""
+    try:
+        return run.done(), ""
+    except DataError as error:
+        return None, str(error)
 
 
 def _unowned(folder: SweepFolder, run: RunFolder, jobs: list[str], step: int | None) -> tuple[Word, str]:
     """Of a run that nobody is at."""
     status = run.status()
     where = f" at step {step}" if step is not None else ""
-    if status is not None and status.get("state") == "failed":
-        return "failed", str(status.get("error", "no reason given"))
-    if status is not None and status.get("state") == "requeue":
+    if status is not None and status.state == "failed":
+        return "failed", status.error or "no reason given"
+    if status is not None and status.state == "requeue":
         return "waiting", f"stopped{where}"
-    if status is not None:
-        return "failed", f"ended without a word{where}: killed, or its node was lost"
+    if status is not None or step is not None:
+        return "failed", f"{LOST}{where}"
     if jobs and not folder.job_log(jobs[-1]).exists():
         return "waiting", f"job {jobs[-1]} left the queue before it began"
     if jobs:

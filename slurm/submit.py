@@ -89,7 +89,7 @@ def submit(
     ids: list[str] = []
     for index, array in enumerate(planned):
         dependency = f"afterany:{ids[array.after]}" if array.after is not None else None
-        tasks = [Task(_launch(run, folder, profile), run.digest, profile.retries, folder.slurm) for run in array.runs]
+        tasks = [Task(_launch(run, folder, profile), profile.retries, folder.slurm) for run in array.runs]
         with _uninterrupted():
             try:
                 jobs = _sbatch(array, folder, dependency, tasks, profile)

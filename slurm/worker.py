@@ -33,8 +33,6 @@ class Task:
     """One run, as it travels to the node."""
 
     launch: Launch
-    digest: str
-    """What the DONE.json of the finished run names."""
     retries: int
     """See the profile's key."""
     log_folder: Path
@@ -56,10 +54,6 @@ def _run(task: Task) -> int:
     run = RunFolder(task.launch.run_dir)
     job = slurm_job(os.environ) or "?"
     with Stop() as stop:
-        done = run.done()
-        if done is not None and done.get("hash") == task.digest:
-            _say(f"{run.path}: done already")
-            return 0
         try:
             lease = acquire(run.path)
         except LeaseHeld as held:

@@ -147,14 +147,14 @@ def test_the_status_is_written_for_those_who_could_not(tmp_path: Path, job: JobC
         "step 30"
     )
     assert line == f"{error}; the same command goes on from there"
-    status = run.status() or {}
-    assert (status["state"], status["error"]) == ("failed", error)
+    status = run.status()
+    assert (status.state, status.error) == ("failed", error)
     assert launched.settle(137, KILLED, goes_on=False) == f"{error}; the same command starts anew"
     # Somebody else has gone on with it: the status is theirs.
     run.write_status("running", step=30)
     lease = acquire(tmp_path, {})
     assert launched.settle(137, KILLED, goes_on=True) == line
-    assert (run.status() or {})["state"] == "running"
+    assert run.status().state == "running"
     lease.release()
 
 

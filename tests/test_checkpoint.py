@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -94,15 +95,16 @@ def test_cut_and_resumed_twice_is_bit_identical(
     weights = [torch.load(tmp_path / which / "model.pt") for which in ("whole", "cut")]
     assert all(torch.equal(weights[1][key], value) for key, value in weights[0].items())
     steps = sorted(int(p.name.removeprefix("step-")) for p in (tmp_path / "cut" / "checkpoints").iterdir())
-    assert steps == ([15, 18] if name == "growing" else [6, 9])
+    assert steps == ([18, 20] if name == "growing" else [9, 12])
 
 
 def test_what_checkpoints_cost_is_told(tmp_path: Path, toy_set: Path) -> None:
     run_job(job_of(toy_set, "bsp"), tmp_path)
     done = RunFolder(tmp_path).done()
-    # After steps 3, 6 and 9; what stands after the last one is the finished model.
-    assert done is not None and done["num_checkpoints"] == 3
-    assert done["checkpoint_s"] > 0
+    # After steps 3, 6, 9 and at the end.
+    assert done is not None
+    found = json.loads((tmp_path / "DONE.json").read_text())
+    assert found["num_checkpoints"] == 4 and found["checkpoint_s"] > 0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR2])
@@ -129,7 +131,7 @@ def test_asked_to_stop_it_saves_and_goes_on_later(
     assert outcome.step == 8
     folder = RunFolder(tmp_path / "cut")
     status = folder.status()
-    assert status is not None and status["state"] == "requeue" and folder.done() is None
+    assert status is not None and status.state == "requeue" and folder.done() is None
     assert run_job(job, tmp_path / "cut").reason == "steps"
     expected = untimed(read_run(tmp_path / "whole"))
     assert untimed(read_run(tmp_path / "cut")) == expected

@@ -49,7 +49,7 @@ def test_stop(
     run = read_run(tmp_path)
     assert [bytes(kind) for kind in run.tables["events"]["kind"]] == [b"nonfinite"]
     status = RunFolder(tmp_path).status()
-    assert status is not None and status["state"] == "failed" and "not finite" in status["error"]
+    assert status is not None and status.state == "failed" and "not finite" in status.error
     # The last good checkpoint is whole, and the run can go on from it.
     monkeypatch.undo()
     assert run_job(make_job(toy_set, sync=sync, **FEW), tmp_path, resume="must").step == 9

@@ -9,7 +9,7 @@ import pytest
 
 from hpclbfl.core.jsonfile import write_json
 from hpclbfl.errors import EnvironmentFault
-from hpclbfl.runfolder import RunFolder
+from hpclbfl.runfolder import Done, RunFolder
 
 
 def take_attempts(path, count, barrier, queue):
@@ -43,10 +43,10 @@ def test_status_and_done(tmp_path):
     folder.write_status("running", step=3)
     folder.write_status("failed", error="no data")
     status = folder.status()
-    assert (status["state"], status["error"], "step" in status) == ("failed", "no data", False)
-    assert status["time"].endswith("+00:00")
-    folder.mark_done({"top1": 0.5})
-    assert folder.done()["top1"] == 0.5
+    assert (status.state, status.error, status.step) == ("failed", "no data", None)
+    assert status.time.endswith("+00:00")
+    folder.mark_done({"reason": "steps", "step": 3, "epoch": 1.5, "num_samples": 9, "hash": "ab", "top1": 0.5})
+    assert folder.done() == Done("steps", 3, 1.5, 9, "ab", top1=0.5)
     folder.clear_done()
     folder.clear_done()
     assert folder.done() is None
@@ -81,7 +81,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(EnvironmentFault, match=r"status\.json: cannot be written: no space left on device"):
         folder.write_status("running", step=2)
-    assert folder.status()["step"] == 1
+    assert folder.status().step == 1
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
 
 

@@ -85,14 +85,16 @@ def test_learning_rate_follows_the_schedule(tmp_path: Path, toy_set: Path) -> No
     assert logs.tables["steps"]["lr"][11] == 0.02 and logs.tables["steps"]["lr"][12] == pytest.approx(0.002)
 
 
-def test_a_second_run_of_the_folder_is_a_new_attempt(tmp_path: Path, toy_set: Path) -> None:
+def test_a_second_run_of_the_folder_is_left_alone_or_sets_the_first_aside(tmp_path: Path, toy_set: Path) -> None:
     first = run(tmp_path, toy_set, stop={"steps": 3})
     done = run(tmp_path, toy_set, stop={"steps": 3})
     assert done.num_attempts == 1, "a run that is done is left alone"
     run_job(make_job(toy_set, **{**FAST, "stop": {"steps": 3}}), tmp_path, resume="never")
     second = read_run(tmp_path)
-    assert second.num_attempts == 2
-    assert second.tables["steps"]["loss"].tolist() == first.tables["steps"]["loss"].tolist()
+    aside = read_run(tmp_path / "earlier" / "000")
+    assert (second.num_attempts, aside.num_attempts) == (1, 1)
+    for logs in (second, aside):
+        assert logs.tables["steps"]["loss"].tolist() == first.tables["steps"]["loss"].tolist()
 
 
 def test_seeds_differ(tmp_path: Path, toy_set: Path) -> None:

@@ -27,12 +27,14 @@ def read_bytes(path: Path, limit: int) -> bytes:
         raise
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    about = os.fstat(handle)
+    if not stat.S_ISREG(about.st_mode):
         os.close(handle)
         raise DataError(f"{path}: is no regular file")
     with os.fdopen(handle, "rb") as file:
         try:
-            content = file.read(limit + 1)
+            # Memory is taken for as much as is asked for; a file may still grow a little.
+            content = file.read(min(limit, about.st_size + (1 << 20)) + 1)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if len(content) > limit:
@@ -45,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file, whole or not at all: a reader sees the old one or the new one, also after a crash.
 
     Raises:

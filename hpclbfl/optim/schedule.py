@@ -60,9 +60,8 @@ def make_schedule(job: JobConfig, global_batch_size: int, num_train: int) -> Sch
     config = job.schedule
     if config.kind == "tvlars" and job.optimizer.name != "lars":
         raise ConfigError(f"schedule.kind: tvlars goes with optimizer.name: lars, not {job.optimizer.name}")
-    total = config.total_epochs
+    total = with_end(job, global_batch_size, num_train).schedule.total_epochs
     if config.kind == "cosine":
-        total = total if total is not None else planned_epochs(job, global_batch_size, num_train)
         if total is None:
             raise ConfigError("schedule.total_epochs: a cosine needs an end: give it, or stop.epochs, steps or samples")
         if total <= config.warmup_epochs:
@@ -74,6 +73,20 @@ def make_schedule(job: JobConfig, global_batch_size: int, num_train: int) -> Sch
         warmup_epochs=config.warmup_epochs,
         decay=_decay(config, total or math.inf),
     )
+
+
+def with_end(job: JobConfig, global_batch_size: int, num_train: int) -> JobConfig:
+    """The job with `schedule.total_epochs` stated where a cosine takes its end from `stop`.
+
+    Only then may `stop` grow later without changing steps that were made.
+
+    Args:
+        global_batch_size, num_train: see `make_schedule`.
+    """
+    if job.schedule.kind != "cosine" or job.schedule.total_epochs is not None:
+        return job
+    total = planned_epochs(job, global_batch_size, num_train)
+    return job.model_copy(update={"schedule": job.schedule.model_copy(update={"total_epochs": total})})
 
 
 def batch_scaling(config: ScheduleConfig, global_batch_size: int) -> float:

@@ -85,6 +85,7 @@ class RunLog:
             self._file.flush()
             self._file.swmr_mode = True
             unready.rename(self.path)
+            self._place = _place_of(self.path)
         except (OSError, RuntimeError) as error:
             failure = self._failed(error)
             with suppress(OSError):
@@ -215,8 +216,12 @@ class RunLog:
                 self._committed[:] = [(t.rows, t.checksum) for t in self._tables.values()]
                 self._counter.write(h5s.ALL, h5s.ALL, self._committed)
                 self._counter.flush()
+            # Rows in a file that nobody can find are lost, however well they were written.
+            is_there = _place_of(self.path) == self._place
         except (OSError, RuntimeError) as error:
             raise self._failed(error) from error
+        if not is_there:
+            raise self._failed(RuntimeError("it was replaced while it was written"))
 
     def _failed(self, error: Exception) -> RunFailed:
         found = _SYSTEM_REASON.search(str(error))
@@ -226,6 +231,11 @@ class RunLog:
         if hasattr(self, "_file"):
             _abandon(self._file)
         return RunFailed(self._error)
+
+
+def _place_of(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_dev, about.st_ino
 
 
 def _abandon(file: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,12 @@ from hpclbfl.checkpoint import CheckpointStore, Found
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
 from hpclbfl.errors import ConfigError, DataError
+from hpclbfl.fitting import check_progress
 from hpclbfl.replicas import Replica, clients_of_rank
 from hpclbfl.sections import LocalConfig
 from hpclbfl.sharpness.source import Source
 from hpclbfl.sync.fedavg import average, averaging_weights
-
-# What torch raises over torn files and over weights of another net.
-_UNREADABLE = (OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError, AttributeError, UnpicklingError)
+from hpclbfl.tensorfile import read_tensors
 
 
 def load_state(net: nn.Module, source: Source, job: JobConfig, comm: Communicator) -> tuple[nn.Module, int, list[str]]:
@@ -45,7 +43,8 @@ def load_state(net: nn.Module, source: Source, job: JobConfig, comm: Communicato
     num_clients = len(job.local_batch_sizes())
     # A rank beyond the clients reads the shared part alone.
     clients = clients_of_rank(num_clients, comm.rank, comm.size)
-    found, problems = CheckpointStore(source.folder.checkpoints, comm).load(clients)
+    store = CheckpointStore(source.folder.checkpoints, comm)
+    found, problems = store.load(clients, lambda found: check_progress(found.shared, found.step, num_clients))
     if found is None:
         told = f": {problems[0]}" if problems else ""
         raise ConfigError(f"{source.folder.path}: holds no checkpoint that can be read{told}")
@@ -75,10 +74,10 @@ def _check_experiment(found: Found, source: Source, job: JobConfig) -> None:
 
 def _read_model(net: nn.Module, source: Source) -> None:
     try:
-        net.load_state_dict(torch.load(source.model, map_location="cpu", weights_only=True))
-    except _UNREADABLE as error:
+        net.load_state_dict(read_tensors(source.model, source.model_checksum))
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{source.model}: cannot be read, or does not fit the run's config.yaml: {reason}") from error
+        raise DataError(f"{source.model}: does not fit the run's config.yaml: {reason}") from error
 
 
 def _fill(replica: Replica, found: Found, job: JobConfig, comm: Communicator) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpclbfl.core.jsonfile import read_json
 from hpclbfl.errors import ConfigError
-from hpclbfl.runfolder import RunFolder, read_json
+from hpclbfl.runfolder import RunFolder, checkpoint_steps
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class Source:
     folder: RunFolder
     finished_step: int | None
     """Optimizer steps of the finished run whose averaged net is model.pt; None: a checkpoint is to be read."""
+    model_checksum: str | None
+    """SHA-256 of model.pt; None: not known, as an older version trained it."""
     run_hash: str
     """Of the experiment; empty where it is not known."""
     data_fingerprint: str
@@ -24,7 +27,7 @@ class Source:
     @property
     def model(self) -> Path:
         """The finished run's net."""
-        return self.folder.path / "model.pt"
+        return self.folder.model
 
 
 def find_source(run: Path) -> Source:
@@ -37,18 +40,19 @@ def find_source(run: Path) -> Source:
     if not folder.config.is_file():
         raise ConfigError(f"{run}: no run folder: it has no config.yaml; give the folder that 'hpclbfl train' wrote")
     done = folder.done()
-    finished_step = None
-    if done is not None and isinstance(done.get("step"), int) and (run / "model.pt").is_file():
-        finished_step = done["step"]
-    elif not any(folder.checkpoints.glob("step-*")):
+    finished_step, checksum = None, None
+    if done is not None and folder.model.is_file():
+        finished_step, checksum = done.step, done.files.get("model.pt")
+    elif not checkpoint_steps(folder.checkpoints):
         raise ConfigError(
             f"{run}: holds no checkpoint and no finished model; let the run finish, or set checkpoint.every_steps"
         )
     provenance = _provenance(folder)
-    return Source(folder, finished_step, provenance.get("hash", ""), provenance.get("data_fingerprint", ""))
+    run_hash, fingerprint = provenance.get("hash", ""), provenance.get("data_fingerprint", "")
+    return Source(folder, finished_step, checksum, run_hash, fingerprint)
 
 
 def _provenance(folder: RunFolder) -> dict[str, str]:
     attempts = folder.attempts()
-    found = (read_json(attempts[-1].provenance) if attempts else None) or {}
+    found = (read_json(attempts[-1].provenance, dict) if attempts else None) or {}
     return {key: value for key, value in found.items() if isinstance(value, str)}

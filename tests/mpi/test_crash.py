@@ -47,8 +47,8 @@ def test_a_raising_rank_ends_the_job(tmp_path: Path, toy_set: Path, rank: int) -
     assert error in lines
     assert not [line for line in lines[: lines.index(error)] if "MPI_ABORT" in line or "mpirun" in line]
     status = RunFolder(tmp_path / "run").status()
-    assert status is not None and status["state"] == "failed" and status["rank"] == rank
-    assert "the sensor fell off" in status["error"]
+    assert status is not None and status.state == "failed" and status.rank == rank
+    assert "the sensor fell off" in status.error
     assert RunFolder(tmp_path / "run").done() is None
     # Two clients, two steps: what was trained before is in the rank's log.
     assert len(read_file(tmp_path / "run" / "attempts" / "000" / f"rank{rank:05d}.h5").tables["steps"]) == 4

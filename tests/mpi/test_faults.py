@@ -252,7 +252,7 @@ def assert_equal_to_undisturbed(base: Path, name: str, sync: str) -> None:
     assert all(torch.equal(second[key], value) for key, value in first.items())
     assert not list((base / name / "checkpoints").glob(".*"))
     status = RunFolder(base / name).status()
-    assert status is not None and status["state"] == "done"
+    assert status is not None and status.state == "done"
 
 
 @pytest.mark.parametrize("sync", list(SYNCS))
@@ -262,9 +262,9 @@ def test_resumed_on_another_number_of_ranks_it_is_equal_up_to_rounding(
     """Two ranks, one of them killed, go on as one process."""
     folder = base / f"{KILLED[sync]}-alone"
     status = RunFolder(folder).status()
-    assert status is not None and status["state"] == "failed"
+    assert status is not None and status.state == "failed"
     error = FAULTS[KILLED[sync]].error.removesuffix("; the same command goes on from there")
-    assert re.fullmatch(error, status["error"])
+    assert re.fullmatch(error, status.error)
     run_job(job_of(toy_set, sync), folder, resume="must")
     whole, run = read_run(base / f"whole-{sync}"), read_run(folder)
     # Up to the checkpoint it is the run on two ranks, afterwards that on one.

@@ -37,13 +37,13 @@ def test_done(run: RunFolder) -> None:
 def test_who_was_told_to_stop_or_says_so_is_stopped(run: RunFolder, code: int, was_told: bool) -> None:
     run.write_status("running", step=0)
     assert settle(run, None, code, was_told, "").word == "stopped"
-    assert (run.status() or {})["state"] == "requeue"
+    assert run.status().state == "requeue"
 
 
 def test_a_launcher_that_killed_late_ranks_does_not_hide_their_checkpoint(run: RunFolder) -> None:
     run.write_status("requeue", step=7)
     assert settle(run, None, 137, False, "").word == "stopped"
-    assert (run.status() or {})["step"] == 7
+    assert run.status().step == 7
 
 
 def test_failures_keep_the_ranks_own_words(run: RunFolder) -> None:
@@ -60,7 +60,7 @@ def test_failures_keep_the_ranks_own_words(run: RunFolder) -> None:
 def test_ranks_that_could_not_say_anything(run: RunFolder, code: int, text: str) -> None:
     run.write_status("running", step=0)
     assert settle(run, None, code, False, "unknown net").text == text
-    assert (run.status() or {})["error"] == text
+    assert run.status().error == text
 
 
 def test_the_error_of_an_earlier_attempt_is_not_this_ones(run: RunFolder) -> None:
@@ -217,7 +217,7 @@ def test_a_failing_run_is_requeued_so_often_and_no_more(
     assert codes == [75, 75, 9]
     assert told(fake_slurm).count("requeue 12_3") == 2
     assert "3 in a row came to nothing, not started again" in capsys.readouterr().err
-    assert (run.status() or {})["state"] == "failed"
+    assert run.status().state == "failed"
 
 
 def test_a_run_that_is_done_or_owned_is_left_alone(

@@ -1,0 +1,224 @@
+"""Whether a checkpoint fits the experiment that is to go on from it: types and shapes of all that is restored.
+
+A checkpoint whose checksums are right may still be another program's, or made up. It is checked before anything is
+changed, so that an older one can be taken instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from torch import Tensor
+
+from hpclbfl.batching import Plan
+from hpclbfl.core.text import shown
+from hpclbfl.errors import DataError
+from hpclbfl.experiment import Experiment
+from hpclbfl.replicas import Client
+
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+_COUNT: TypeAdapter[int] = TypeAdapter(_Count)
+_COUNTS: TypeAdapter[list[int]] = TypeAdapter(list[_Count])
+_SECONDS: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(ge=0, allow_inf_nan=False)])
+
+_SCORE: TypeAdapter[tuple[int, float, float, float]] = TypeAdapter(tuple[_Count, float, float, float])
+
+
+def check_progress(shared: Any, step: int, num_clients: int) -> None:
+    """Check how far a checkpoint says that the run is.
+
+    Args:
+        shared: its shared part.
+        step: of its name.
+        num_clients: of the job.
+
+    Raises:
+        DataError: something is missing, or of another type or size; one line that names it.
+    """
+    with _named("the shared part"):
+        if not isinstance(shared, dict):
+            raise DataError("holds no mapping")
+        for key in ("step", "round"):
+            _validated(_COUNT, shared, key)
+        if shared["step"] != step:
+            raise DataError(f"step is {shared['step']}, not {step}")
+        _validated(_SECONDS, shared, "elapsed_s")
+        for key in ("positions", "averaged_at"):
+            if len(_validated(_COUNTS, shared, key)) != num_clients:
+                raise DataError(f"{key} has {len(shared[key])} clients, not {num_clients}")
+        if shared.get("score") is not None:
+            _validated(_SCORE, shared, "score")
+        if any(last > now for last, now in zip(shared["averaged_at"], shared["positions"], strict=True)):
+            raise DataError("averaged_at is ahead of positions")
+
+
+def check_fits(exp: Experiment, step: int, shared: Any, clients: Mapping[int, Any]) -> None:
+    """Check a whole checkpoint against a freshly built experiment.
+
+    Args:
+        step: of its name.
+        shared, clients: its parts; those of this rank's clients by number.
+
+    Raises:
+        DataError: something is missing, or of another type or shape; one line that names it.
+    """
+    check_progress(shared, step, len(exp.sizes))
+    is_local = shared.get("model") is None
+    with _named("the shared part"):
+        _check_plan(exp, shared)
+        if exp.pipeline is not None:
+            _check_states(exp.pipeline.transform.init(), shared.get("pipeline"), "pipeline")
+            _check_like(exp.pipeline.noise_state, shared.get("noise"), "noise")
+        if is_local and exp.optimizer is not None and exp.sync.shared(step + 1):
+            raise DataError("model is missing")
+        if not is_local:
+            if exp.optimizer is None:
+                raise DataError("model is there, but this job's clients train alone")
+            _check_like(exp.mean.state, shared["model"], "model")
+            _check_optimizer(exp.optimizer, shared.get("optimizer"))
+            _check_like(exp.loss_scaler.state_dict(), shared.get("loss_scaler"), "loss_scaler")
+    for client in exp.clients:
+        with _named(f"client {client.id}"):
+            _check_client(exp, client, clients.get(client.id), is_local)
+
+
+def _check_plan(exp: Experiment, shared: dict[str, Any]) -> None:
+    for key, like in (("plan", exp.plan), ("policy", exp.policy_state)):
+        found = shared.get(key)
+        if type(found) is not type(like):
+            raise DataError(f"{key} is a {type(found).__name__}, not a {type(like).__name__}")
+        if is_dataclass(found) and not isinstance(found, type):
+            _check_fields(type(like), found, key)
+    plan: Plan = shared["plan"]
+    if len(plan.sizes) != len(exp.sizes) or min(plan.sizes) < 0:
+        raise DataError(f"plan has the sizes {shown(plan.sizes)} for {len(exp.sizes)} clients")
+    steps = shared.get("local_steps")
+    if (steps is None) != (exp.local_steps is None):
+        raise DataError("local_steps does not go with this job")
+    if steps is not None and len(_validated(_COUNTS, shared, "local_steps")) != len(exp.sizes):
+        raise DataError(f"local_steps has {len(steps)} clients, not {len(exp.sizes)}")
+
+
+def _check_fields(kind: type[Any], found: Any, key: str) -> None:
+    """Of a dataclass without tensors, against its own annotations."""
+    try:
+        TypeAdapter(kind).validate_json(json.dumps(asdict(found)), strict=True)
+    except (ValidationError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{key} has a field of another type: {shown(found)}") from error
+
+
+def _check_client(exp: Experiment, client: Client, part: Any, is_local: bool) -> None:
+    if not isinstance(part, dict):
+        raise DataError("is missing")
+    _check_like(dict(client.replica.module.named_buffers()), part.get("buffers"), "buffers")
+    if exp.pipeline is not None:
+        _check_states(exp.pipeline.transform.init(), part.get("pipeline"), "pipeline")
+    if is_local:
+        _check_like(exp.mean.state, part.get("model"), "model")
+        optimizer = client.optimizer if client.optimizer is not None else exp.optimizer
+        if optimizer is not None:
+            _check_optimizer(optimizer, part.get("optimizer"))
+        _check_like(client.loss_scaler.state_dict(), part.get("loss_scaler"), "loss_scaler")
+    if exp.extrapolation is not None and "extrapolation" in part:
+        found = part["extrapolation"]
+        parameters = exp.mean.parameters
+        if not isinstance(found, tuple) or len(found) != 2 or len(found[1]) != len(parameters):
+            raise DataError("extrapolation is not a factor and a gradient for each parameter")
+        _check_like(1.0, found[0], "extrapolation")
+        for parameter, gradient in zip(parameters, found[1], strict=True):
+            if gradient is not None:
+                _check_like(parameter.data, gradient, "extrapolation")
+
+
+def _check_states(fresh: tuple[Any, ...], found: Any, key: str) -> None:
+    """Of a chain of transforms; None: no step taken yet."""
+    if found is not None:
+        _check_like(fresh, found, key)
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, found: Any) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    fresh = optimizer.state_dict()
+    if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
+        raise DataError("optimizer has no state")
+    groups = found.get("param_groups")
+    if not isinstance(groups, list) or len(groups) != len(fresh["param_groups"]):
+        raise DataError("optimizer.param_groups does not have the groups of this job")
+    for number, (like, group) in enumerate(zip(fresh["param_groups"], groups, strict=True)):
+        _check_group(like, group, f"optimizer.param_groups.{number}")
+    for number, state in found["state"].items():
+        if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(state, dict):
+            raise DataError(f"optimizer.state has an entry {shown(number)} for {len(parameters)} parameters")
+        shape = parameters[number].shape
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != shape:
+                raise DataError(f"optimizer.state.{number}.{name} has shape {list(value.shape)}, not {list(shape)}")
+            if not isinstance(value, Tensor | int | float | type(None)):
+                raise DataError(f"optimizer.state.{number}.{name} is a {type(value).__name__}")
+
+
+def _check_group(like: dict[str, Any], found: Any, key: str) -> None:
+    if not isinstance(found, dict) or found.keys() != like.keys() or found["params"] != like["params"]:
+        raise DataError(f"{key} has other options or parameters than this job's")
+    for name, value in like.items():
+        # What is None or a truth value may follow from the device.
+        if isinstance(value, int | float | tuple) and not isinstance(value, bool):
+            _check_like(value, found[name], f"{key}.{name}")
+
+
+def _check_like(like: Any, found: Any, key: str) -> None:
+    """Compare types, keys, lengths, and the shapes of tensors, all the way down."""
+    if isinstance(like, Tensor):
+        if not isinstance(found, Tensor):
+            raise DataError(f"{key} is a {type(found).__name__}, not a tensor")
+        if found.shape != like.shape or found.dtype != like.dtype:
+            raise DataError(
+                f"{key} has shape {list(found.shape)} and type {found.dtype}, not {list(like.shape)} and {like.dtype}"
+            )
+    elif like is None:
+        if found is not None and not isinstance(found, Tensor | int | float):
+            raise DataError(f"{key} is a {type(found).__name__}")
+    elif isinstance(like, bool | str) or not isinstance(like, int | float):
+        if type(found) is not type(like):
+            raise DataError(f"{key} is a {type(found).__name__}, not a {type(like).__name__}")
+        _check_parts(like, found, key)
+    elif isinstance(found, bool) or not isinstance(found, int | float):
+        raise DataError(f"{key} is {shown(found)}, not a number")
+
+
+def _check_parts(like: Any, found: Any, key: str) -> None:
+    if is_dataclass(like):
+        for field in fields(like):
+            _check_like(getattr(like, field.name), getattr(found, field.name, None), f"{key}.{field.name}")
+    elif isinstance(like, Mapping):
+        if like.keys() != found.keys():
+            raise DataError(f"{key} has the keys {shown(sorted(map(str, found)))}, not {shown(sorted(map(str, like)))}")
+        for name in like:
+            _check_like(like[name], found[name], f"{key}.{name}")
+    elif isinstance(like, list | tuple):
+        if len(like) != len(found):
+            raise DataError(f"{key} has {len(found)} entries, not {len(like)}")
+        for index, (one, other) in enumerate(zip(like, found, strict=True)):
+            _check_like(one, other, f"{key}.{index}")
+
+
+def _validated(adapter: TypeAdapter[Any], part: dict[str, Any], key: str) -> Any:
+    try:
+        return adapter.validate_python(part.get(key), strict=True)
+    except ValidationError as error:
+        message = error.errors(include_url=False)[0]["msg"]
+        raise DataError(f"{key} is {shown(part.get(key))}: {message[0].lower()}{message[1:]}") from error
+
+
+@contextmanager
+def _named(part: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{part} does not fit this job: {error}") from error

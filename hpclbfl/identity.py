@@ -1,0 +1,97 @@
+"""What tells experiments apart, and which one a run folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hpclbfl.config import JobConfig, parse_job
+from hpclbfl.core.jsonfile import read_json
+from hpclbfl.core.yamlfile import read_mapping
+from hpclbfl.errors import DataError, HpclbflError
+from hpclbfl.optim.schedule import with_end
+from hpclbfl.runfolder import RunFolder
+from hpclbfl.sections import StopConfig
+
+Identity = dict[str, Any]
+"""`JobConfig.scientific`, as JSON gives it back."""
+
+_SHOWN = 4
+"""Keys of a difference."""
+
+
+def identity(job: JobConfig, data_fingerprint: str) -> Identity:
+    """What must be equal for a job to go on in another's run folder."""
+    found: Identity = _plain(job.scientific(data_fingerprint))
+    return found
+
+
+def held_experiment(folder: RunFolder) -> Identity | None:
+    """Which experiment a run folder holds, whatever its state; None: none, nobody has trained there.
+
+    The newest attempt's provenance tells; in folders of older versions config.yaml does.
+
+    Raises:
+        DataError: there is one, and it cannot be told which; one line.
+    """
+    if folder.is_empty():
+        return None
+    fingerprint = ""
+    for attempt in reversed(folder.attempts()):
+        try:
+            provenance = read_json(attempt.provenance, dict) or {}
+        except DataError:
+            continue
+        if isinstance(found := provenance.get("identity"), dict):
+            return found
+        fingerprint = fingerprint or str(provenance.get("data_fingerprint", ""))
+    try:
+        if not folder.config.exists():
+            raise DataError(f"{folder.path}: has no config.yaml and no attempt that tells")
+        job = parse_job(read_mapping(folder.config, "not a job"), str(folder.config))
+        return {**identity(job, fingerprint), "stop": job.stop.model_dump(mode="json")}
+    except HpclbflError as error:
+        raise DataError(
+            f"{folder.path}: which experiment this run folder holds cannot be told: {error}; give another --run-dir, "
+            "or --resume never, which sets it aside"
+        ) from error
+
+
+def differences(old: Identity, new: Identity, job: JobConfig, global_batch_size: int, num_train: int) -> str:
+    """Say which keys tell two experiments apart, `optimizer.lr was 0.1, now 0.2; ...`; empty: they are the same.
+
+    Args:
+        old: of the run folder or checkpoint; one of an older version covers `stop`, and its schedule may end there.
+        new: of the job.
+        job, global_batch_size, num_train: what the new one was made of.
+    """
+    if not old.get("data", {}).get("fingerprint"):
+        # Nothing in the folder tells.
+        old = {**old, "data": {**old.get("data", {}), "fingerprint": new["data"]["fingerprint"]}}
+    if "stop" in old:
+        old = {**old}
+        stop = old.pop("stop")
+        if old.get("schedule", {}).get("kind") == "cosine" and old["schedule"].get("total_epochs") is None:
+            # As the older version ended it, on the same data.
+            former = job.model_copy(update={"stop": StopConfig.model_validate(stop)})
+            schedule = job.schedule.model_copy(update={"total_epochs": None})
+            former = with_end(former.model_copy(update={"schedule": schedule}), global_batch_size, num_train)
+            old["schedule"] = {**old["schedule"], "total_epochs": former.schedule.total_epochs}
+    found = _differing(old, new)
+    shown = "; ".join(found[:_SHOWN])
+    return f"{shown}; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else shown
+
+
+def _differing(old: Any, new: Any, path: str = "") -> list[str]:
+    """`key was old, now new` of every leaf that differs."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted(old.keys() | new.keys())
+        return [line for key in keys for line in _differing(old.get(key), new.get(key), f"{path}.{key}".strip("."))]
+    return [] if _plain(old) == _plain(new) else [f"{path} was {_plain(old)}, now {_plain(new)}"]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
