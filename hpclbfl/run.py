@@ -225,7 +225,8 @@ class Session:
         try:
             if self._log is not None:
                 self._log.close()
-            if self._folder is not None:
+            # A folder that somebody has removed is not made again for this.
+            if self._folder is not None and self._folder.path.is_dir():
                 self._folder.write_status("failed", error=line, rank=comm.rank)
             self._release()
         except HpclbflError as second:

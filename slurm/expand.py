@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
@@ -100,6 +100,8 @@ class Run:
 
     id: str
     """`<slug>-<hash>`, the name of its folder."""
+    former_id: str
+    """The same in older versions."""
     digest: str
     """Of the experiment: what DONE.json must name."""
     job: JobConfig
@@ -131,13 +133,23 @@ def read_sweep(path: Path) -> SweepConfig:
     return validated(SweepConfig, values, str(path))
 
 
-def expand(sweep: SweepConfig, path: Path, fingerprint: Callable[[DataConfig], str]) -> Expansion:
+class DataSource(Protocol):
+    """What an experiment's id needs to know of its data."""
+
+    def fingerprint(self, data: DataConfig) -> str:
+        """What names a data set by its content, 64 hexadecimal digits."""
+
+    def with_end(self, job: JobConfig) -> JobConfig:
+        """The job, its schedule's end stated where that comes from `stop`."""
+
+
+def expand(sweep: SweepConfig, path: Path, data: DataSource) -> Expansion:
     """Return the runs of a sweep in the order of its axes, each validated.
 
     Args:
         sweep: the file's content.
         path: the file; its paths are relative to it, and errors name it.
-        fingerprint: names a data set by its content, 64 hexadecimal digits.
+        data: the jobs' data sets.
 
     Raises:
         ConfigError: a run is no valid job; one line that names the run and the key.
@@ -160,7 +172,12 @@ def expand(sweep: SweepConfig, path: Path, fingerprint: Callable[[DataConfig], s
         if any(written):
             num_excluded += 1
             continue
-        run = _run(sweep, job, overrides, fingerprint, source)
+        run = _run(sweep, job, overrides, data, source)
+        if run.id in runs and run.job.stop != runs[run.id].job.stop:
+            raise ConfigError(
+                f"{source}: differs from run {runs[run.id].label or 'of the base alone'} in 'stop' alone, which is one "
+                "run that trains on: keep the longest"
+            )
         if run.id in runs:
             notes.append(f"{describe(overrides)} is the same experiment as {runs[run.id].label}: one run, {run.id}")
         runs.setdefault(run.id, run)
@@ -193,9 +210,7 @@ def _parse(values: dict[str, Any], overrides: Overrides, path: Path, base_path: 
     return job.model_copy(update={"data": data})
 
 
-def _run(
-    sweep: SweepConfig, job: JobConfig, overrides: Overrides, fingerprint: Callable[[DataConfig], str], source: str
-) -> Run:
+def _run(sweep: SweepConfig, job: JobConfig, overrides: Overrides, data: DataSource, source: str) -> Run:
     if job.clients is None:
         raise ConfigError(f"{source}: clients: must be stated in a sweep, it is part of the experiment")
     ranks = job.clients if sweep.ranks == "clients" else sweep.ranks
@@ -203,10 +218,11 @@ def _run(
         raise ConfigError(f"{source}: ranks: {ranks} for {job.clients} clients leaves some without work")
     try:
         job.resolved(ranks).local_batch_sizes()
-        digest = job.digest(fingerprint(job.data))
+        fingerprint = data.fingerprint(job.data)
+        digest, former = data.with_end(job).digest(fingerprint), job.former_digest(fingerprint)
     except HpclbflError as error:
         raise ConfigError(f"{source}: {error}") from error
-    return Run(f"{job.slug()}-{digest}", digest, job, ranks, overrides)
+    return Run(f"{job.slug()}-{digest}", f"{job.slug()}-{former}", digest, job, ranks, overrides)
 
 
 def applied(base: dict[str, Any], overrides: Overrides, source: str) -> dict[str, Any]:

@@ -6,14 +6,19 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hpclbfl.data.datasets import load_dataset
+import numpy as np
+
+from hpclbfl.config import JobConfig
+from hpclbfl.data.datasets import Dataset, load_dataset
+from hpclbfl.data.sampling import make_sampler
 from hpclbfl.errors import EnvironmentFault
 from hpclbfl.lease import LeaseHeld, acquire
+from hpclbfl.optim.schedule import with_end
 from hpclbfl.sections import DataConfig
 from hpclbfl.slurm.expand import Expansion, Run, SweepConfig, expand, read_sweep
 from hpclbfl.slurm.folder import Entry, SweepFolder
@@ -23,6 +28,7 @@ from hpclbfl.slurm.resources import ProfileConfig, load_profile
 from hpclbfl.slurm.state import NOT_STARTED, RunState, run_states
 from hpclbfl.slurm.submit import arrays, sbatch_text, submit
 from hpclbfl.squeue import SlurmSilent, is_here, max_array_size
+from hpclbfl.stopping import is_finished
 
 LOCK_WAIT_S = 120.0
 """Another submitter of the same sweep needs seconds; one that takes longer hangs."""
@@ -41,10 +47,11 @@ class Todo:
 
     def count(self) -> str:
         """In one line."""
-        done = sum(state.word == "done" for state in self.states)
         owned = sum(state.is_owned for state in self.states)
         runs = f"{len(self.states)} run{'' if len(self.states) == 1 else 's'}"
-        return f"{runs}: {done} done, {owned} in other hands, {len(self.runs)} to do"
+        return (
+            f"{runs}: {len(self.states) - owned - len(self.runs)} done, {owned} in other hands, {len(self.runs)} to do"
+        )
 
 
 def sweep(path: Path, cluster: str | None, dry_run: bool, directory: Path | None) -> int:
@@ -59,10 +66,11 @@ def sweep(path: Path, cluster: str | None, dry_run: bool, directory: Path | None
     config = read_sweep(path)
     name = cluster or ("slurm-srun" if is_here() else "local")
     profile = load_profile(name).merged(config.resources, f"{path} with profile {name}: resources")
-    expansion = expand(config, path, fingerprints(download=not dry_run))
+    expansion = expand(config, path, DataSets(download=not dry_run))
     for note in expansion.notes:
         _say(f"note: {note}")
     folder = SweepFolder(directory or Path("runs") / config.name)
+    expansion = replace(expansion, runs=[adopted(run, folder) for run in expansion.runs])
     if dry_run:
         show(config, expansion, folder, profile)
         return 0
@@ -92,28 +100,54 @@ def _submit(
             submit(planned, folder, name, profile, _say)
 
 
-def fingerprints(download: bool) -> Callable[[DataConfig], str]:
-    """Return what names a data set by its content, each set read once; the images are not decoded.
+class DataSets:
+    """The data sets of a sweep's jobs, each read once; the images are not decoded.
 
     Args:
         download: whether a set that is not there may be fetched.
     """
-    known: dict[tuple[str, str | None], str] = {}
 
-    def fingerprint(data: DataConfig) -> str:
-        key = (data.name, data.path)
-        if key not in known:
-            known[key] = load_dataset(data.model_copy(update={"download": data.download and download})).fingerprint
-        return known[key]
+    def __init__(self, download: bool) -> None:
+        self._download = download
+        self._known: dict[str, Dataset] = {}
 
-    return fingerprint
+    def fingerprint(self, data: DataConfig) -> str:
+        """What names a set by its content, 64 hexadecimal digits."""
+        return self._load(data).fingerprint
+
+    def with_end(self, job: JobConfig) -> JobConfig:
+        """See `hpclbfl.optim.schedule.with_end`; the job's clients are stated."""
+        if job.schedule.kind != "cosine":
+            return job
+        dataset, sizes = self._load(job.data), job.local_batch_sizes()
+        labels = np.asarray(dataset.train.labels)
+        sampler = make_sampler(job.partition, labels, len(sizes), len(dataset.classes), job.seed)
+        return with_end(job, int(sampler.counts(tuple(sizes)).sum()), len(labels))
+
+    def _load(self, data: DataConfig) -> Dataset:
+        key = data.model_dump_json()
+        if key not in self._known:
+            self._known[key] = load_dataset(data.model_copy(update={"download": data.download and self._download}))
+        return self._known[key]
+
+
+def adopted(run: Run, folder: SweepFolder) -> Run:
+    """The run under the id that an older version gave it, where a folder of that name is there."""
+    if not folder.run(run.former_id).path.exists() or folder.run(run.id).path.exists():
+        return run
+    return replace(run, id=run.former_id)
 
 
 def find_todo(runs: Sequence[Run], folder: SweepFolder) -> Todo:
     """Sort runs by what is to be done: what is done or somebody is at, is left alone."""
     states = run_states(folder, [Entry(run.id, run.digest, run.ranks, run.overrides) for run in runs])
-    left = [run for run, state in zip(runs, states, strict=True) if state.word != "done" and not state.is_owned]
+    left = [run for run, state in zip(runs, states, strict=True) if not _has_all(run, state) and not state.is_owned]
     return Todo(states, left)
+
+
+def _has_all(run: Run, state: RunState) -> bool:
+    """Whether a run is finished, and `stop` has not grown since."""
+    return state.done is not None and is_finished(state.done, run.job.stop)
 
 
 def _run_here(
@@ -142,7 +176,7 @@ def show(config: SweepConfig, expansion: Expansion, folder: SweepFolder, profile
     todo = find_todo(expansion.runs, folder)
     print(f"{config.name}: {folder.path}")
     for run, state in zip(expansion.runs, todo.states, strict=True):
-        print(f"  {run.id}  {run.label or '-'}  {_plan(state)}")
+        print(f"  {run.id}  {run.label or '-'}  {_plan(state, run in todo.runs)}")
     print(todo.count())
     if profile.kind == "local":
         for run in todo.runs:
@@ -161,9 +195,9 @@ def show(config: SweepConfig, expansion: Expansion, folder: SweepFolder, profile
         print(sbatch_text(array, folder, after), end="")
 
 
-def _plan(state: RunState) -> str:
+def _plan(state: RunState, is_todo: bool) -> str:
     if state.word == "done":
-        return "skip: done"
+        return f"again (done at step {state.step}, stop has grown)" if is_todo else "skip: done"
     if state.is_owned:
         return f"skip: {state.text}"
     if state.step is not None or state.word == "failed":

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpclbfl.config import load_job
 from hpclbfl.errors import REQUEUE_CODE, HpclbflError
 from hpclbfl.launch import SAID_BYTES
 from hpclbfl.lease import LeaseHeld, acquire, slurm_job
@@ -22,6 +23,7 @@ from hpclbfl.slurm.ranks import Launch, Stop, launch_command
 from hpclbfl.slurm.resources import minutes
 from hpclbfl.slurm.state import last_line
 from hpclbfl.squeue import SlurmSilent, ask
+from hpclbfl.stopping import is_finished
 
 TALLY = "tally.json"
 REQUEUE_WAIT_S = 120.0
@@ -54,6 +56,10 @@ def _run(task: Task) -> int:
     run = RunFolder(task.launch.run_dir)
     job = slurm_job(os.environ) or "?"
     with Stop() as stop:
+        done = run.done()
+        if done is not None and is_finished(done, load_job(task.launch.job_file).stop):
+            _say(f"{run.path}: done already")
+            return 0
         try:
             lease = acquire(run.path)
         except LeaseHeld as held:

@@ -20,3 +20,8 @@ def add_attempt(folder, resumed_from_step, steps_of_rank, evals=(), events=()):
                 log.append("events", step=step, kind="note", text=f"attempt {attempt.number}")
             log.append("plans", step=0, client=0, local_batch_size=4, reason=f"{attempt.number}.{rank}")
     return attempt
+
+
+def mark_done(folder, **fields):
+    """DONE.json of a run that came to nothing, but for what the fields say."""
+    folder.mark_done({"reason": "steps", "step": 0, "epoch": 0.0, "num_samples": 0, "hash": "", **fields})

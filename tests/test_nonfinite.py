@@ -109,6 +109,19 @@ def test_restore_goes_back_once(
     assert ended.value.code == 1 and read_run(tmp_path / "again").num_attempts == 2
 
 
+def test_restore_needs_a_checkpoint(
+    tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    poison(monkeypatch, times=1, step=1)
+    with pytest.raises(SystemExit) as ended:
+        run_job(make_job(toy_set, on_nonfinite="restore", **FEW), tmp_path)
+    assert ended.value.code == 1
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        "hpclbfl: error: step 2: a gradient at or before step 1 is not finite (on_nonfinite), and there is no "
+        "checkpoint to go back to"
+    )
+
+
 def test_ignore_trains_on(tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, times=1)
     assert run_job(make_job(toy_set, on_nonfinite="ignore", **FEW), tmp_path).step == 9

@@ -217,10 +217,12 @@ class RunLog:
                 self._counter.write(h5s.ALL, h5s.ALL, self._committed)
                 self._counter.flush()
             # Rows in a file that nobody can find are lost, however well they were written.
-            is_there = _place_of(self.path) == self._place
+            place = _place_of(self.path)
+        except FileNotFoundError as error:
+            raise self._failed(RuntimeError("it was removed while it was written")) from error
         except (OSError, RuntimeError) as error:
             raise self._failed(error) from error
-        if not is_there:
+        if place != self._place:
             raise self._failed(RuntimeError("it was replaced while it was written"))
 
     def _failed(self, error: Exception) -> RunFailed:

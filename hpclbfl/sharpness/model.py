@@ -61,9 +61,12 @@ def load_state(net: nn.Module, source: Source, job: JobConfig, comm: Communicato
 
 
 def _check_experiment(found: Found, source: Source, job: JobConfig) -> None:
-    """Refuse what an earlier experiment left in the folder. Data are compared elsewhere; plan files may be gone."""
+    """Refuse what an earlier experiment left in the folder.
+
+    Data are compared elsewhere, plan files may be gone, and `stop` may have grown since.
+    """
     own = job.model_dump(mode="json")
-    keys = [key for key in found.identity if key in own and key not in ("data", "batching")]
+    keys = [key for key in found.identity if key in own and key not in ("data", "batching", "stop")]
     differing = [key for key in keys if found.identity[key] != own[key]]
     if differing:
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from hpclbfl.cli import app
+from hpclbfl.core.jsonfile import write_json
 from hpclbfl.errors import ConfigError, DataError, RunFailed
 from hpclbfl.run import run_job
 from hpclbfl.sharpness.command import Options, choose_samples, run_sharpness
@@ -71,6 +73,7 @@ def test_json_and_file_agree(run: Path) -> None:
 def test_a_step_is_replaced_and_another_is_added(run: Path) -> None:
     answer(run, "--top", "2", "--lanczos", "3")
     (run / "DONE.json").rename(run / "done")
+    (run / "checkpoints" / "step-000000010").rename(run / "last")
     answer(run)
     tables, _ = read_sharpness(run / "sharpness.h5")
     assert tables["eigenvalues"]["step"].tolist() == [8, 10, 10]
@@ -84,10 +87,11 @@ def test_a_step_is_replaced_and_another_is_added(run: Path) -> None:
 
 def test_rows_of_another_experiment_in_the_folder_go(run: Path) -> None:
     (run / "DONE.json").rename(run / "done")
+    (run / "checkpoints" / "step-000000010").rename(run / "last")
     answer(run)
     (run / "done").rename(run / "DONE.json")
     provenance = run / "attempts" / "000" / "provenance.json"
-    provenance.write_text(json.dumps({**json.loads(provenance.read_text()), "hash": "0123456789"}))
+    write_json(provenance, {**json.loads(provenance.read_text()), "hash": "0123456789"})
     answer(run)
     assert read_sharpness(run / "sharpness.h5")[0]["eigenvalues"]["step"].tolist() == [10]
 
@@ -167,6 +171,8 @@ def test_a_net_that_has_diverged_has_no_sharpness(run: Path, capfd: pytest.Captu
 
     state = torch.load(run / "model.pt")
     torch.save({k: v * float("nan") if v.is_floating_point() else v for k, v in state.items()}, run / "model.pt")
+    done = json.loads((run / "DONE.json").read_text())
+    write_json(run / "DONE.json", {**done, "files": {"model.pt": sha256((run / "model.pt").read_bytes()).hexdigest()}})
     code, line = failure(run, Options(samples=8), capfd)
     assert code == RunFailed.exit_code
     assert "the Hessian is not finite" in line
@@ -179,6 +185,7 @@ def test_two_ranks_are_one_rank(tmp_path: Path, toy_set: Path) -> None:
     job = make_job(toy_set, sync={"kind": "fedavg", "local_steps": 4}, stop={"steps": 6}, checkpoint={"every_steps": 5})
     run_job(job, run := tmp_path / "run")
     (run / "DONE.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "step-000000006")
     # An odd number of images, which two ranks cannot share evenly.
     words = ("--samples", "17", "--iterations", "6", "--top", "2", "--lanczos", "6", "--seed", "2")
     alone = answer(run, *words)

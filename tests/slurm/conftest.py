@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from hpclbfl.config import JobConfig
 from hpclbfl.errors import EnvironmentFault
+from hpclbfl.sections import DataConfig
 from hpclbfl.slurm.devcluster.cluster import DevCluster
 from hpclbfl.slurm.devcluster.packages import can_install, install, missing
 
@@ -35,6 +37,16 @@ def write_sweep(folder: Path, data: Path | None = None, **keys: Any) -> Path:
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
+
+
+class NamedData:
+    """Data that are identified by their name and path alone, so that nothing is read."""
+
+    def fingerprint(self, data: DataConfig) -> str:
+        return f"content of {data.name} {data.path}"
+
+    def with_end(self, job: JobConfig) -> JobConfig:
+        return job
 
 
 class FakeSlurm:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from hpclbfl.errors import ConfigError
 from hpclbfl.slurm.expand import Expansion, SweepConfig, expand, read_sweep
-from tests.slurm.conftest import BASE, write_sweep
+from tests.slurm.conftest import BASE, NamedData, write_sweep
 
 
 def expanded(path: Path) -> Expansion:
-    return expand(read_sweep(path), path, lambda data: f"content of {data.name}")
+    return expand(read_sweep(path), path, NamedData())
 
 
 def runs_of(tmp_path: Path, **keys: Any) -> list[dict[str, Any]]:
@@ -67,6 +67,13 @@ def test_ids_are_those_of_the_experiment(tmp_path: Path) -> None:
     assert first[1].id == more[1].id == f"demo-{first[1].digest}"
     assert len({run.id for run in first + more}) == 3
     assert (more[1].ranks, first[1].ranks) == (2, 1)
+
+
+def test_runs_that_differ_in_their_end_alone_are_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path, grid={"stop": [{"steps": 9}, {"steps": 12}]}) == (
+        "/sweep.yaml: run stop={steps: 12}: differs from run stop={steps: 9} in 'stop' alone, which is one run that "
+        "trains on: keep the longest"
+    )
 
 
 def test_the_same_experiment_twice_is_one_run_and_a_note(tmp_path: Path) -> None:

@@ -54,6 +54,51 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     first.release()
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"slurm": -1},
+        {"slurm": "12; rm"},
+        {"restart": "x"},
+        {"processes": [["here", -1, "x"]]},
+        {"processes": [["here", 0, "x"]]},
+        {"processes": [["here", 2**40, "x"]]},
+        {"processes": ["here"]},
+        {"token": None},
+        {"released": "no"},
+    ],
+)
+def test_a_lock_of_another_shape_is_one_that_a_crash_left(tmp_path: Path, fields: dict[str, Any]) -> None:
+    values = {"token": "t", "time": "", "processes": [["here", 1, "x"]], **fields}
+    (tmp_path / "lease").mkdir()
+    path = tmp_path / "lease" / "000001.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(LeaseHeld, match="another process is just taking it"):
+        acquire(tmp_path, {})
+    os.utime(path, (0, 0))
+    assert holder(tmp_path) is None
+    assert acquire(tmp_path, {}).path.name == "000002.json"
+
+
+def test_a_link_in_place_of_the_lock_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "lease").symlink_to("precious")
+    with pytest.raises(EnvironmentFault, match="lease: is a link"):
+        acquire(tmp_path, {})
+    assert list((tmp_path / "precious").iterdir()) == []
+
+
+def test_old_locks_go_and_other_names_stay(tmp_path: Path) -> None:
+    (tmp_path / "lease").mkdir()
+    others = ["1.json", "0000001.json", "000001.txt", "00000\u0661.json"]
+    for name in others:
+        (tmp_path / "lease" / name).write_text("{}")
+    for _ in range(12):
+        acquire(tmp_path, {}).release()
+    names = sorted(path.name for path in (tmp_path / "lease").iterdir())
+    assert names == sorted([*others, *(f"{number:06d}.json" for number in range(4, 13))])
+
+
 def test_ranks_join_the_lease_that_they_work_under(tmp_path: Path) -> None:
     mine = acquire(tmp_path, {})
     joined = acquire(tmp_path, mine.environment())

@@ -22,7 +22,7 @@ from hpclbfl.slurm.local import LocalSweep, Summary
 from hpclbfl.slurm.ranks import Launch
 from hpclbfl.slurm.resources import ProfileConfig
 from hpclbfl.slurm.status import status_rows
-from hpclbfl.slurm.sweep import fingerprints
+from hpclbfl.slurm.sweep import DataSets
 from tests.slurm.conftest import write_sweep
 
 RANK = """
@@ -35,7 +35,8 @@ run.create()
 run.write_status("running", step=0)
 print("seed", seed, flush=True)
 {what}
-run.mark_done({{"hash": sys.argv[1][-10:], "top1": 0.5, "step": 1}})
+summary = {{"reason": "steps", "step": 99, "epoch": 9.0, "num_samples": 9999, "top1": 0.5}}
+run.mark_done({{**summary, "hash": sys.argv[1][-10:]}})
 """
 
 
@@ -44,7 +45,7 @@ class Swept:
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, **keys: Any) -> None:
         path = write_sweep(tmp_path, **keys)
-        self.runs = expand(read_sweep(path), path, fingerprints(download=False)).runs
+        self.runs = expand(read_sweep(path), path, DataSets(download=False)).runs
         self.folder = SweepFolder(tmp_path / "out")
         self.folder.write_runs("demo", path, self.runs)
         self.said: list[str] = []

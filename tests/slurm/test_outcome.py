@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from hpclbfl.slurm import worker
 from hpclbfl.slurm.outcome import IDLE_STOPS, Outcome, Tally, settle
 from hpclbfl.slurm.ranks import Launch, Stop, launch_command
 from hpclbfl.slurm.worker import Task, may_requeue, run_task
+from tests.attempts import mark_done
 from tests.slurm.conftest import FakeSlurm
 
 
@@ -28,7 +30,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_done(run: RunFolder) -> None:
-    run.mark_done({"hash": "x", "step": 20, "top1": 0.5})
+    mark_done(run, hash="x", step=20, top1=0.5)
     outcome = settle(run, None, 0, False, "")
     assert (outcome.word, str(outcome), outcome.step) == ("done", "done: top-1 50.0 %", 20)
 
@@ -152,7 +154,7 @@ def test_stop_hands_on_what_came_while_the_command_was_being_started(monkeypatch
 
 def task(run: RunFolder) -> Task:
     launch = Launch(run.path / "job.yaml", run.path, 2, "srun", cpus_per_rank=3, args=("--mpi=pmix",))
-    return Task(launch, "0123456789", 2, run.path)
+    return Task(launch, 2, run.path)
 
 
 def test_srun_gets_what_a_step_does_not_inherit(run: RunFolder) -> None:
@@ -228,10 +230,16 @@ def test_a_run_that_is_done_or_owned_is_left_alone(
     run_task(task(run))
     assert "left alone: " in capsys.readouterr().err
     lease.release()
-    run.mark_done({"hash": "0123456789"})
+    job = {"data": {"name": "digits"}, "model": {"name": "resnet8"}, "stop": {"steps": 9}}
+    task(run).launch.job_file.write_text(json.dumps(job))
+    mark_done(run, step=9)
     run_task(task(run))
     assert "done already" in capsys.readouterr().err
     assert not (fake_slurm.folder / "started").exists()
+    # It has been given more steps.
+    task(run).launch.job_file.write_text(json.dumps({**job, "stop": {"steps": 10}}))
+    run_task(task(run))
+    assert (fake_slurm.folder / "started").exists()
 
 
 def test_a_requeue_that_slurm_refuses_is_said(

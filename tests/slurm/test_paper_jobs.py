@@ -15,6 +15,7 @@ from hpclbfl.errors import ConfigError
 from hpclbfl.slurm.expand import Run, expand, read_sweep
 from hpclbfl.slurm.resources import load_profile
 from hpclbfl.slurm.sweep import sweep
+from tests.slurm.conftest import NamedData
 
 PAPER = Path(__file__).parents[2] / "jobs" / "paper"
 SMALL = PAPER / "small"
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.skipif(not PAPER.is_dir(), reason="the job files are in
 
 
 def runs_of(path: Path) -> list[Run]:
-    return expand(read_sweep(path), path, lambda data: f"content of {data.path}").runs
+    return expand(read_sweep(path), path, NamedData()).runs
 
 
 def job_of(run: Run) -> dict[str, Any]:

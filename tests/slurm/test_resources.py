@@ -34,7 +34,7 @@ GOLDEN = Path(__file__).with_name("golden")
 
 def toy_runs(count: int, ranks: int = 2) -> list[Run]:
     job = parse_job({**BASE, "data": {"name": "digits"}}, "toy")
-    return [Run(f"toy-{i:010x}", f"{i:010x}", job, ranks, {"seed": i}) for i in range(count)]
+    return [Run(f"toy-{i:010x}", f"toy-old-{i:010x}", f"{i:010x}", job, ranks, {"seed": i}) for i in range(count)]
 
 
 def text(profile: ProfileConfig, num_runs: int = 3, ranks: int = 2, max_array_size: int = 1001) -> str:

@@ -20,6 +20,7 @@ from hpclbfl.slurm.cancel import cancel
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.status import print_status, status_rows
 from hpclbfl.slurm.sweep import sweep
+from tests.attempts import mark_done
 from tests.slurm.conftest import FakeSlurm, write_sweep
 from tests.slurm.test_lease import ELSEWHERE, owner
 
@@ -64,10 +65,10 @@ def test_done(swept: SweepFolder, fake_slurm: FakeSlurm) -> None:
     fake_slurm.queue()
     run = swept.run(ids(swept)[0])
     run.create()
-    run.mark_done({"hash": ids(swept)[0][-10:], "step": 30, "epoch": 2.0, "top1": 0.75})
+    mark_done(run, hash=ids(swept)[0][-10:], step=30, epoch=2.0, top1=0.75)
     found = row(swept)
     assert (found["state"], found["step"], found["epoch"], found["top1"]) == ("done", 30, 2.0, 0.75)
-    run.mark_done({"hash": "0123456789"})
+    mark_done(run, hash="0123456789")
     assert row(swept)["state"] != "done"
 
 
@@ -106,7 +107,7 @@ def test_requeued_queued_stopped_lost_failed(swept: SweepFolder, fake_slurm: Fak
 def test_table_without_a_terminal(swept: SweepFolder, fake_slurm: FakeSlurm) -> None:
     run = swept.run(ids(swept)[0])
     run.create()
-    run.mark_done({"hash": ids(swept)[0][-10:], "step": 30, "top1": 0.754})
+    mark_done(run, hash=ids(swept)[0][-10:], step=30, top1=0.754)
     command = [sys.executable, "-m", "hpclbfl", "status", str(swept.path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "\x1b" not in done.stdout and done.stderr == ""

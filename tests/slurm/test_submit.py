@@ -16,10 +16,12 @@ import submitit.core.utils as submitit_utils
 
 from hpclbfl.errors import EnvironmentFault, RunFailed
 from hpclbfl.lease import acquire
+from hpclbfl.slurm.expand import expand, read_sweep
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.status import status_rows
-from hpclbfl.slurm.sweep import sweep
-from tests.slurm.conftest import FakeSlurm, write_sweep
+from hpclbfl.slurm.sweep import DataSets, sweep
+from tests.attempts import mark_done
+from tests.slurm.conftest import BASE, FakeSlurm, write_sweep
 
 
 def submitted(folder: Path) -> dict[str, list[str]]:
@@ -86,7 +88,7 @@ def test_dry_run_prints_all_and_touches_nothing(
     # Now there are reasons to skip.
     folder = SweepFolder(tmp_path / "out")
     folder.run(rows[0]["run"]).create()
-    folder.run(rows[0]["run"]).mark_done({"hash": rows[0]["run"][-10:]})
+    mark_done(folder.run(rows[0]["run"]), hash=rows[0]["run"][-10:], step=10**6)
     folder.run(rows[1]["run"]).create()
     folder.run(rows[1]["run"]).write_status("failed", error="step 3: no luck")
     fake_slurm.queue("1|1|2|RUNNING|None")
@@ -222,3 +224,47 @@ def test_neither_sweep_nor_status_loads_torch(tmp_path: Path, fake_slurm: FakeSl
     for words in (["sweep", str(path), "--cluster", "slurm-srun", "--dir", out], ["status", out], ["cancel", out]):
         done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=60)
         assert done.stdout.splitlines()[-2:] == ["0", "loaded: []"], done.stderr
+
+
+def test_a_folder_of_an_older_version_is_gone_on_with(
+    tmp_path: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_sweep(tmp_path, seeds=2)
+    runs = expand(read_sweep(path), path, DataSets(download=False)).runs
+    folder = SweepFolder(tmp_path / "out")
+    folder.run(runs[0].former_id).create()
+    mark_done(folder.run(runs[0].former_id), hash=runs[0].former_id[-10:], step=10**6)
+    sweep(path, "slurm-srun", True, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert f"{runs[0].former_id}  seed=0  skip: done" in said
+    assert f"{runs[1].id}  seed=1  start" in said
+
+
+def test_a_finished_run_whose_stop_has_grown_is_to_do_again(
+    tmp_path: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = {**BASE, "stop": {"steps": 4}}
+    path = write_sweep(tmp_path, base={**base, "data": {"name": "digits"}}, seeds=2)
+    runs = expand(read_sweep(path), path, DataSets(download=False)).runs
+    for run, step in zip(runs, (4, 3), strict=True):
+        folder = SweepFolder(tmp_path / "out").run(run.id)
+        folder.create()
+        mark_done(folder, hash=run.digest, step=step)
+    sweep(path, "slurm-srun", True, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert f"{runs[0].id}  seed=0  skip: done" in said
+    assert f"{runs[1].id}  seed=1  again (done at step 3, stop has grown)" in said
+    assert "2 runs: 1 done, 0 in other hands, 1 to do" in said
+
+
+def test_the_end_of_a_schedule_that_comes_from_stop_is_part_of_the_id(tmp_path: Path) -> None:
+    def ids(**sections: Any) -> list[str]:
+        path = write_sweep(tmp_path, base={**BASE, "data": {"name": "digits"}, **sections})
+        return [run.id for run in expand(read_sweep(path), path, DataSets(download=False)).runs]
+
+    assert ids(stop={"epochs": 2}) == ids(stop={"epochs": 3})
+    cosine = {"kind": "cosine"}
+    assert ids(stop={"epochs": 2}, schedule=cosine) != ids(stop={"epochs": 3}, schedule=cosine)
+    assert ids(stop={"epochs": 2}, schedule=cosine) == ids(
+        stop={"epochs": 9}, schedule={"kind": "cosine", "total_epochs": 2}
+    )
