@@ -26,7 +26,7 @@ from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.errors import DataError, HpclbflError
 from hpclbfl.process import Process, this_process
 from hpclbfl.runfolder import numbers_in, utc_now
-from hpclbfl.squeue import ENDED, Job, SlurmSilent, cluster_name, live_jobs
+from hpclbfl.squeue import ENDED, Job, Queue, SlurmSilent, cluster_name, live_jobs
 
 TOKEN = "HPCLBFL_LEASE"
 """Environment variable: the token of the lease that this process works under."""
@@ -150,6 +150,16 @@ def is_live(folder: Path, query: Query = live_jobs) -> bool:
     """Tell whether somebody alive owns the folder: whether a run whose status says that it trains, does."""
     owner = holder(folder)
     return owner is not None and judge(owner, query).live
+
+
+def find_lost(folders: Iterable[Path]) -> set[Path]:
+    """Those of these folders that nobody alive owns: what their status calls "running" has ended without a word.
+
+    Where it cannot be known, as on another machine, the owner counts as alive. Slurm is asked once for all.
+    """
+    owners = {folder: holder(folder) for folder in folders}
+    queue = Queue(owner.slurm for owner in owners.values() if owner is not None and owner.slurm is not None)
+    return {folder for folder, owner in owners.items() if owner is None or not judge(owner, queue).live}
 
 
 def judge(owner: Owner, query: Query = live_jobs, me: Owner | None = None) -> Verdict:

@@ -146,3 +146,23 @@ def is_here() -> bool:
     except SlurmSilent:
         return False
     return True
+
+
+class Queue:
+    """Slurm's answer about many jobs, asked for once; or that it gives none."""
+
+    def __init__(self, jobs: Iterable[str]) -> None:
+        self.silence: SlurmSilent | None = None
+        self._live: dict[str, Job] = {}
+        wanted = set(jobs)
+        try:
+            self._live = live_jobs(wanted) if wanted else {}
+        except SlurmSilent as error:
+            self.silence = error
+
+    def __call__(self, ids: Iterable[str]) -> Mapping[str, Job]:
+        """Live jobs among these. Raises SlurmSilent if there are any and Slurm gave no answer."""
+        wanted = list(ids)
+        if wanted and self.silence is not None:
+            raise self.silence
+        return {job: self._live[job] for job in wanted if job in self._live}

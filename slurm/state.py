@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from hpclbfl.errors import DataError
 from hpclbfl.lease import LOST, Owner, holder, judge
 from hpclbfl.runfolder import Done, RunFolder
 from hpclbfl.slurm.folder import Entry, SweepFolder
-from hpclbfl.squeue import WAITING, Job, SlurmSilent, live_jobs
+from hpclbfl.squeue import WAITING, Queue
 
 NOT_STARTED = "not started"
 Word = Literal["done", "running", "failed", "waiting"]
@@ -40,26 +40,6 @@ class RunState:
     """Last test accuracy, 0 to 1."""
     done: Done | None = None
     """Of a finished run."""
-
-
-class Queue:
-    """Slurm's answer about many jobs, asked for once; or that it gives none."""
-
-    def __init__(self, jobs: Iterable[str]) -> None:
-        self.silence: SlurmSilent | None = None
-        self._live: dict[str, Job] = {}
-        wanted = set(jobs)
-        try:
-            self._live = live_jobs(wanted) if wanted else {}
-        except SlurmSilent as error:
-            self.silence = error
-
-    def __call__(self, ids: Iterable[str]) -> Mapping[str, Job]:
-        """Live jobs among these. Raises SlurmSilent if there are any and Slurm gave no answer."""
-        wanted = list(ids)
-        if wanted and self.silence is not None:
-            raise self.silence
-        return {job: self._live[job] for job in wanted if job in self._live}
 
 
 def run_states(folder: SweepFolder, entries: Sequence[Entry]) -> list[RunState]:

@@ -42,6 +42,18 @@ def owner(*processes: Process, **fields: Any) -> Owner:
     return Owner(fields.pop("token", "t"), "2026-01-01T00:00:00+00:00", processes, **fields)
 
 
+def test_who_is_lost(tmp_path: Path) -> None:
+    cases = {"mine": None, "gone": owner(GONE), "elsewhere": owner(ELSEWHERE), "nobody": None, "job": owner(slurm="12")}
+    for name, who in cases.items():
+        (tmp_path / name).mkdir()
+        if who is not None:
+            acquire(tmp_path / name, {}, me=who)
+    acquire(tmp_path / "mine", {})
+    lost = lease_module.find_lost(tmp_path / name for name in cases)
+    # Without a Slurm nobody can say what became of its jobs.
+    assert lost == {tmp_path / "gone", tmp_path / "nobody"}
+
+
 def test_one_at_a_time(tmp_path: Path) -> None:
     first = acquire(tmp_path, {})
     assert is_live(tmp_path)
