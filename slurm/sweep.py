@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpclbfl.core.text import printable, say
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.errors import EnvironmentFault
 from hpclbfl.lease import LeaseHeld, acquire
@@ -140,9 +140,9 @@ def _explain_owned(todo: Todo) -> None:
 def show(config: SweepConfig, expansion: Expansion, folder: SweepFolder, profile: ProfileConfig) -> None:
     """Print all runs, what would be done with each and why, and what would be submitted; touches nothing."""
     todo = find_todo(expansion.runs, folder)
-    print(f"{config.name}: {folder.path}")
+    print(printable(f"{config.name}: {folder.path}"))
     for run, state in zip(expansion.runs, todo.states, strict=True):
-        print(f"  {run.id}  {run.label or '-'}  {_plan(state)}")
+        print(printable(f"  {run.id}  {run.label or '-'}  {_plan(state)}"))
     print(todo.count())
     if profile.kind == "local":
         for run in todo.runs:
@@ -194,4 +194,4 @@ def _lock(folder: SweepFolder) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    print(f"hpclbfl: {line}", file=sys.stderr, flush=True)
+    say(f"hpclbfl: {line}")

@@ -33,8 +33,8 @@ def test_unknown_key_names_file_key_near_miss_and_valid_keys() -> None:
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"seed": "many"}, "job.yaml: seed: input should be a valid integer"),
-        ({"clients": True}, "'clients' takes no true or false"),
+        ({"seed": "many"}, "job.yaml: seed: should be a whole number, not 'many'"),
+        ({"clients": True}, "job.yaml: clients: should be a whole number, not true"),
         ({"clients": 0}, "clients: input should be greater than 0, not 0"),
         ({"optimizer": {"nesterov": True}}, "'nesterov' needs name sgd and a momentum above 0"),
         ({"optimizer": {"name": "adam", "momentum": 0.9}}, "'momentum' goes with sgd; adam takes 'betas'"),

@@ -81,8 +81,8 @@ def test_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "the plan cannot be read: No such file or directory; make one: hpclbfl plan JOB.yaml"),
-        ("[1, 2", "not valid YAML"),
+        (None, "cannot be read: No such file or directory; make one: hpclbfl plan JOB.yaml"),
+        ("[1, 2", "1: not valid YAML: did not find expected"),
         ("name: x", "not a plan; make one"),
         ("ranks: []\njob: {}", "ranks: tuple should have at least 1 item"),
         ("version: 9\nranks: []", "a plan of version 9, not 1: run hpclbfl plan again"),
@@ -95,7 +95,7 @@ def test_files_that_are_no_plans(tmp_path: Path, text: str | None, message: str)
         file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_plan(file)
-    assert str(caught.value).startswith(f"{file}: {message}")
+    assert str(caught.value).removeprefix(f"{file}:").strip().startswith(message)
     assert "\n" not in str(caught.value)
 
 

@@ -74,11 +74,11 @@ def test_resources_of_the_sweep_come_before_the_profile() -> None:
         ({"launcher": "prun"}, "p.yaml: launcher: input should be 'srun' or 'mpirun', not 'prun'"),
         ({"time": "soon"}, "p.yaml: time: give minutes (90), hours:minutes:seconds (1:30:00)"),
         ({"time": 0}, "p.yaml: time: give minutes"),
-        ({"memory": "4 GB"}, "p.yaml: memory: string should match pattern"),
+        ({"memory": "4 GB"}, "p.yaml: memory: give a number with K, M, G or T, such as 16G, not '4 GB'"),
         ({"time": 2}, "'signal_s: 120' is more than half of 'time: 2': no run would get anywhere"),
         ({"sbatch": {"nodes": 2}}, "p.yaml: sbatch: 'nodes' is set from the other keys"),
         ({"constraint": {"a100": 1}, "nodes": 2}, "'nodes: 2' is not the sum of the nodes in 'constraint'"),
-        ({"cpus_per_rank": True}, "'cpus_per_rank' takes no true or false"),
+        ({"cpus_per_rank": True}, "cpus_per_rank: should be a whole number, not true"),
     ],
 )
 def test_wrong_profiles_are_refused_in_one_line(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
