@@ -113,7 +113,9 @@ def _read(root: Path, file: Found, cache: Cache) -> None:
         cache.add(file, value)
     except TornFile as error:
         cache.add(file, None, error.reason)
-    except (ConfigError, DataError) as error:
+    except ConfigError as error:
+        cache.add(file, None, f"cannot be read ({str(error).removeprefix(str(path)).strip(': ')})")
+    except DataError as error:
         cache.add(file, None, str(error).removeprefix(f"{path}: "))
     except (OSError, ValueError) as error:
         cache.add(file, None, f"cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")

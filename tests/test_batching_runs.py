@@ -36,14 +36,19 @@ def test_the_global_batch_grows_and_the_learning_rate_follows(tmp_path: Path, to
     assert steps["num_samples"][-1] == totals.sum() and steps["epoch"][-1] >= 3
 
 
-def test_a_batch_may_be_larger_than_a_shard(tmp_path: Path, toy_set: Path) -> None:
-    """24 samples of one label for each client, batches of 60: two and a half passes a step."""
+def test_a_batch_is_capped_at_the_shard_and_that_is_told(
+    tmp_path: Path, toy_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """24 samples of one label for each client."""
     partition = {"kind": "labels_per_client", "labels": 1}
     job = make_job(toy_set, partition=partition, batching={"local_batch_size": [60, 1, 7, 24]}, stop={"steps": 2})
     run_job(job, tmp_path)
     steps = read_run(tmp_path).tables["steps"]
-    assert steps["local_batch_size"].tolist() == [60, 1, 7, 24] * 2
-    assert steps["num_samples"][-1] == 2 * 92
+    assert steps["local_batch_size"].tolist() == [24, 1, 7, 24] * 2
+    assert steps["num_samples"][-1] == 2 * 56
+    told = "batches are capped at what the clients hold: 1 of 4 take 24 samples a step, the global batch is 56 instead"
+    assert told in capsys.readouterr().err
+    assert told in (tmp_path / "attempts" / "000" / "log").read_text()
 
 
 def test_batches_of_1_7_and_24_are_one_of_32(toy_set: Path) -> None:

@@ -82,7 +82,7 @@ def test_round_trip(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "cannot be read: No such file or directory; make one: hpclbfl plan JOB.yaml"),
-        ("[1, 2", "1: not valid YAML: did not find expected"),
+        ("[1, 2", "2: not valid YAML: did not find expected"),
         ("name: x", "not a plan; make one"),
         ("ranks: []\njob: {}", "ranks: tuple should have at least 1 item"),
         ("version: 9\nranks: []", "a plan of version 9, not 1: run hpclbfl plan again"),
