@@ -17,6 +17,15 @@ from hpclbfl.sections.base import Section
 Model = TypeVar("Model", bound=Section)
 _SHOWN = 3
 """Errors at once."""
+_MESSAGES = {
+    "bool_type": "should be true or false",
+    "dict_type": "should be a mapping",
+    "list_type": "should be a list",
+    "model_type": "should be a mapping",
+    "string_type": "should be a text",
+    "tuple_type": "should be a list",
+}
+"""Of errors that pydantic tells in Python's words."""
 _LOOKED_AT = 100
 """Errors that are looked at: a long list may have one for each of its items."""
 
@@ -74,7 +83,7 @@ def _explain(error: Any, place: _Place) -> str:
         return f"'{key}.kind' is missing: {' or '.join(_kinds(place.field))}"
     if kind == "union_tag_invalid":
         return f"{key}.kind: {shown(error['ctx']['tag'])} is not known: {' or '.join(_kinds(place.field))}"
-    message = error["msg"].removeprefix("Value error, ")
+    message = _MESSAGES.get(kind) or error["msg"].removeprefix("Value error, ")
     return f"{f'{key}: ' if key else ''}{message[0].lower() + message[1:]}{_not_this(error.get('input'))}"
 
 

@@ -46,7 +46,7 @@ class SweepConfig(Section):
     """key.path -> values, all of one length: the first of each, the second of each ..."""
     points: list[Overrides] | None = Field(default=None, alias="list", min_length=1)
     """Mappings of key.path -> value, one after the other."""
-    seeds: Annotated[list[Seed], Field(min_length=1)] | Annotated[Whole, Field(gt=0, le=MAX_RUNS)] | None = None
+    seeds: Annotated[Whole, Field(gt=0, le=MAX_RUNS)] | list[Seed] | None = None
     """Those seeds; or so many, from 0."""
     exclude: list[Overrides] = Field(default_factory=list, max_length=MAX_AXES)
     """A run in which every key of one of these has the value given is left out."""
@@ -65,7 +65,7 @@ class SweepConfig(Section):
     @field_validator("seeds", mode="before")
     @classmethod
     def _seeds(cls, value: Any) -> Any:
-        if isinstance(value, str | bool | dict):
+        if isinstance(value, str | bool | dict) or value == []:
             raise ValueError("should be a list of whole numbers, or how many")
         return value
 

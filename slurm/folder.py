@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from hpclbfl.core.jsonfile import write_json
 from hpclbfl.errors import ConfigError, EnvironmentFault
 from hpclbfl.runfolder import RunFolder, utc_now
 from hpclbfl.slurm.expand import Overrides, Run, describe
+
+_ID = re.compile("[a-z0-9-]{1,200}")
+_JOB = re.compile("[0-9]{1,18}(_[0-9]{1,18})?")
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,11 @@ class SweepFolder:
             ConfigError: the folder is not that of a sweep.
         """
         try:
-            return [Entry(**row) for row in json.loads(self.manifest.read_text(encoding="utf-8"))["runs"]]
+            entries = [Entry(**row) for row in json.loads(self.manifest.read_text(encoding="utf-8"))["runs"]]
+            if not all(_ID.fullmatch(entry.id) for entry in entries):
+                # It becomes part of paths.
+                raise ValueError("an id that is no run's")
+            return entries
         except FileNotFoundError as error:
             what = "no sweep.json in it; give the folder of a sweep" if self.path.is_dir() else "no such folder"
             raise ConfigError(f"{self.path}: {what}") from error
@@ -115,7 +123,13 @@ class SweepFolder:
         found: dict[str, list[str]] = {}
         files = [path for path in (self.path / "submissions").glob("*.json") if path.stem.isdigit()]
         for path in sorted(files, key=lambda path: int(path.stem)):
-            for job, run in _read(path).get("tasks", {}).items():
+            tasks = _read(path).get("tasks")
+            if not isinstance(tasks, dict) or not all(
+                _JOB.fullmatch(job) and isinstance(tasks[job], str) for job in tasks
+            ):
+                # They become words of a command line of Slurm's.
+                raise EnvironmentFault(f"{path}: is damaged: its tasks are no jobs of Slurm")
+            for job, run in tasks.items():
                 found.setdefault(run, []).append(job)
         return found
 

@@ -110,7 +110,7 @@ class _Wanted(Section):
     def _word_or_nodes(cls, value: Any) -> Any:
         if isinstance(value, dict):
             for kind in value:
-                _word(kind)
+                _word(kind, f"{shown(kind)} ")
             return value
         return value if value is None else _word(value)
 
@@ -128,7 +128,7 @@ class _Wanted(Section):
             if any(own.startswith(name) for own in _OWN_FLAGS):
                 raise ValueError(f"{shown(key)} is set from the other keys (nodes, memory, time, signal_s ...)")
             if not isinstance(value, bool | int):
-                _word(value)
+                _word(value, f"{shown(key)} ")
             named[name] = value
         return named
 
@@ -139,9 +139,9 @@ class _Wanted(Section):
         return self
 
 
-def _word(value: Any) -> Any:
+def _word(value: Any, what: str = "") -> Any:
     if not isinstance(value, str) or not re.fullmatch(_WORD, value):
-        raise ValueError(f"{shown(value)} is no single word of letters, digits and _.,:;?!+@=&|*^/()[]-")
+        raise ValueError(f"{what}should be one word of letters, digits and _.,:;?!+@=&|*^/()[]-")
     return value
 
 
