@@ -270,7 +270,8 @@ class _Composer:
             raise _Refusal(event.start_mark, "merge keys (<<) are not read; write the values out")
         node = self._node(event, depth)
         if not isinstance(node.value, str):
-            raise _Refusal(event.start_mark, f"the key {shown(node.value)} is no text; put it in quotes")
+            written = printable(getattr(event, "value", node.value), MAX_SHOWN)
+            raise _Refusal(event.start_mark, f"the key {written} is no text; put it in quotes")
         return node
 
 
