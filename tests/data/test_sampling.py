@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpclbfl.data.partition import partition
-from hpclbfl.data.sampling import GlobalSampler, Sampler, ShardSampler, make_sampler
+from hpclbfl.data.sampling import GlobalSampler, Sampler, ShardSampler, level, make_sampler
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import PartitionConfig
 
@@ -97,6 +97,29 @@ def test_make_sampler_follows_the_partition() -> None:
     samples, passes = sampler.take(1, np.zeros(3, np.int64), [20, 20, 20])
     assert sorted(samples.tolist()) == partition(config, labels, 3, 6, 0)[1].tolist()
     assert set(labels[samples]) == {2, 3} and set(passes) == {0}
+
+
+@given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=8), total=st.integers(0, 200))
+def test_level_cuts_the_largest_alone(sizes: list[int], total: int) -> None:
+    found = level(sizes, total).tolist()
+    assert sum(found) == min(sum(sizes), total)
+    cut = [(n, size) for n, size in zip(found, sizes, strict=True) if n < size]
+    top = max(found, default=0)
+    assert all(n >= top - 1 for n, _ in cut) and all(n <= size for n, size in zip(found, sizes, strict=True))
+
+
+def test_a_step_holds_no_sample_twice() -> None:
+    for sampler in (GlobalSampler(10, 3, 0), ShardSampler([np.arange(3), np.arange(3, 10), np.arange(0)], 0)):
+        counts = sampler.counts([8, 8, 8])
+        taken = np.concatenate([sampler.take(c, np.zeros(3, np.int64), [8, 8, 8])[0] for c in range(3)])
+        assert sorted(taken.tolist()) == list(range(10)) and counts.sum() == 10
+    assert GlobalSampler(10, 3, 0).counts([8, 8, 8]).tolist() == [4, 3, 3]
+    assert sampler.counts([8, 8, 8]).tolist() == [3, 7, 0]
+
+
+def test_more_clients_than_images() -> None:
+    with pytest.raises(ConfigError, match=r"^clients: 5 clients, but only 4 training images to share$"):
+        make_sampler(PartitionConfig(), np.zeros(4, np.int64), 5, 1, 0)
 
 
 def test_empty_training_split() -> None:
