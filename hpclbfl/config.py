@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictBool, model_validator
 
 from hpclbfl.core.text import printable, shown
-from hpclbfl.core.yamlfile import dump, parse_value, read_mapping, refuse_undone, set_value
+from hpclbfl.core.yamlfile import parse_value, read_mapping, refuse_undone, set_value
+from hpclbfl.core.yamltext import dump
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import (
     BatchingConfig,

@@ -18,7 +18,8 @@ from pydantic import Field, field_validator, model_validator
 
 from hpclbfl.config import JOB, MAX_CLIENTS, JobConfig, parse_job, with_paths
 from hpclbfl.core.text import MAX_SHOWN, printable, shown
-from hpclbfl.core.yamlfile import dump, read_mapping, refuse_undone, set_value
+from hpclbfl.core.yamlfile import read_mapping, refuse_undone, set_value
+from hpclbfl.core.yamltext import dump
 from hpclbfl.errors import ConfigError, HpclbflError
 from hpclbfl.sections import DataConfig, Section
 from hpclbfl.sections.base import Name, PathText, Seed, Whole

@@ -14,7 +14,8 @@ from hpclbfl.comm.base import launched_rank
 from hpclbfl.config import JobConfig
 from hpclbfl.core.files import explained_writes
 from hpclbfl.core.text import printable, shown
-from hpclbfl.core.yamlfile import dump, read_mapping, write_sealed
+from hpclbfl.core.yamlfile import read_mapping, write_sealed
+from hpclbfl.core.yamltext import dump
 from hpclbfl.errors import ConfigError
 from hpclbfl.planner.fits import BentLine, Line
 from hpclbfl.provenance import collect

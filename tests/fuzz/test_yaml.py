@@ -8,7 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from hpclbfl.config import JobConfig, load_job, parse_job
-from hpclbfl.core.yamlfile import dump, parse_mapping, parse_value
+from hpclbfl.core.yamlfile import parse_mapping, parse_value
+from hpclbfl.core.yamltext import dump
 from hpclbfl.errors import HpclbflError
 from hpclbfl.planner.plan_file import Plan, load_plan
 from hpclbfl.slurm.expand import describe, expand, read_sweep

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpclbfl.config import parse_job
-from hpclbfl.core.yamlfile import dump
+from hpclbfl.core.yamltext import dump
 from hpclbfl.errors import ConfigError
 from hpclbfl.slurm.expand import Run, read_sweep
 from hpclbfl.slurm.folder import SweepFolder
