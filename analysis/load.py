@@ -16,14 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
-import yaml
 
 from hpclbfl.analysis.arms import with_arms
 from hpclbfl.analysis.cache import Cache, CacheUnwritable, polars_schema
 from hpclbfl.analysis.configs import config_columns, flatten
 from hpclbfl.analysis.frames import RUN_COLUMNS, RUN_TYPES, Frames
 from hpclbfl.analysis.scan import Found, Kind, find_runs, run_files, run_key
-from hpclbfl.errors import DataError
+from hpclbfl.core.yamlfile import read_mapping
+from hpclbfl.errors import ConfigError, DataError
 from hpclbfl.runlog.coverage import Attempt, LogSpan, Problem, find_limits, find_problems
 from hpclbfl.runlog.reader import TornFile, read_file
 
@@ -104,17 +104,20 @@ def _read(root: Path, file: Found, cache: Cache) -> None:
         if file.kind == "log":
             cache.add_log(file, read_file(path))
             return
-        text = path.read_text(encoding="utf-8")
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        value = yaml.load(text, loader) if file.kind == "config" else json.loads(text)
+        if file.kind == "config":
+            cache.add(file, flatten(read_mapping(path, "holds no mapping")))
+            return
+        value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("holds no mapping")
-        cache.add(file, flatten(value) if file.kind == "config" else value)
+        cache.add(file, value)
     except TornFile as error:
         cache.add(file, None, error.reason)
+    except ConfigError as error:
+        cache.add(file, None, f"cannot be read ({str(error).removeprefix(str(path)).strip(': ')})")
     except DataError as error:
         cache.add(file, None, str(error).removeprefix(f"{path}: "))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         cache.add(file, None, f"cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")
 
 

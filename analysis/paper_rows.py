@@ -17,12 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from hpclbfl.analysis.configs import as_text, describe_data
+from hpclbfl.core.text import printable
 from hpclbfl.core.yamlfile import read_mapping
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import Section
+from hpclbfl.sections.base import Number, PositiveFloat, PositiveInt
 from hpclbfl.validation import validated
 
 FOLDER = Path(__file__).with_name("paper")
@@ -63,7 +65,7 @@ class PaperRow(Section):
     model: str
     partition: Partition
     method: str
-    accuracy: Annotated[float, Field(ge=0.0, le=100.0)]
+    accuracy: Annotated[Number, Field(ge=0.0, le=100.0)]
     """Test accuracy as printed, percent."""
     note: str | None = None
     """What is odd about it."""
@@ -105,7 +107,7 @@ def paper_table(name: str) -> PaperTable:
         ConfigError: there is no such table.
     """
     if name not in known_tables():
-        raise ConfigError(f"--paper {name}: no such table, known are {', '.join(known_tables())}")
+        raise ConfigError(f"--paper {printable(name)}: no such table, known are {', '.join(known_tables())}")
     path = FOLDER / f"{name}.yaml"
     return validated(PaperTable, read_mapping(path, "a table of the paper is a mapping"), str(path))
 

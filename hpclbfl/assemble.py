@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loader import make_loaders
-from hpclbfl.data.sampling import make_sampler
+from hpclbfl.data.sampling import Sampler, make_sampler
 from hpclbfl.errors import ConfigError, RunFailed
 from hpclbfl.experiment import Experiment
+from hpclbfl.footprint import measure
 from hpclbfl.gradients.norm import arithmetic
 from hpclbfl.optim.schedule import make_schedule, with_end
 from hpclbfl.replicas import Client, Replica, clients_of_rank
@@ -32,12 +34,9 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
         ConfigError: more ranks than clients, or parts of the job that do not fit each other.
         RunFailed: the ranks did not come to the same data and weights.
     """
-    num_clients = len(sizes := tuple(job.local_batch_sizes()))
+    num_clients = len(job.local_batch_sizes())
     if comm.size > num_clients:
         raise ConfigError(f"clients: {num_clients} for {comm.size} ranks leaves some without work; start fewer ranks")
-    policy = build.policy(job, comm.size)
-    plan, policy_state = policy.init(sizes)
-    sizes = plan.sizes
     _set_threads(comm)
     device = build.device(comm)
     if job.deterministic and device.type == "cuda":
@@ -48,6 +47,11 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
     train_images, test_images = make_loaders(dataset, job.data, job.seed, device, build.dtype(job))
     labels = np.asarray(dataset.train.labels)
     sampler = make_sampler(job.partition, labels, num_clients, len(dataset.classes), job.seed)
+    build.check_batches(job, len(labels))
+    start_sizes = build.start_sizes(job, sampler)
+    policy = build.policy(job, comm.size, start_sizes, sampler.capacity.tolist())
+    plan, policy_state = policy.init(start_sizes)
+    sizes = plan.sizes
     global_batch_size = int(sampler.counts(sizes).sum())
     sync = build.synchroniser(job, global_batch_size, len(labels))
     job = with_end(job, global_batch_size, len(labels))
@@ -67,7 +71,8 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
     else:
         clients = [build.local_client(job, i, template, device) for i in ids]
     _check_agreement(comm, dataset.fingerprint, mean.digest())
-    return Experiment(
+    footprint = replace(measure(mean.module, train_images.image_shape, autocast), local_size=comm.local_size)
+    exp = Experiment(
         job=job,
         comm=comm,
         device=device,
@@ -76,6 +81,7 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
         test_images=test_images,
         sampler=sampler,
         plan=plan,
+        start_sizes=start_sizes,
         policy=policy,
         policy_state=policy_state,
         local_steps=build.local_steps(job, comm.size),
@@ -88,10 +94,28 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
         autocast=autocast,
         loss_scaler=loss_scaler,
         clock=clock,
+        footprint=footprint,
+        notes=_notes(job, sampler),
         pipeline=build.pipeline(job, _agreeing(comm, device)),
         extrapolation=build.extrapolation(job),
         times=TimeExchange(comm, clock),
         emulation=build.emulation(job, comm, device),
+    )
+    exp.check_memory()
+    return exp
+
+
+def _notes(job: JobConfig, sampler: Sampler) -> tuple[str, ...]:
+    """A line where batches are smaller than the job asks for."""
+    asked = job.local_batch_sizes()
+    counts = sampler.counts(asked).tolist()
+    cut = [count for count, size in zip(counts, asked, strict=True) if 0 < count < size]
+    if not cut:
+        return ()
+    span = f"{min(cut)}" if min(cut) == max(cut) else f"{min(cut)} to {max(cut)}"
+    return (
+        f"note: batches are capped at what the clients hold: {len(cut)} of {len(asked)} take {span} samples a step, "
+        f"the global batch is {sum(counts)} instead of {sum(asked)}",
     )
 
 

@@ -22,6 +22,7 @@ from hpclbfl.comm.base import Communicator, launched_size
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config import JobConfig
+from hpclbfl.data.sampling import Sampler
 from hpclbfl.emulate import Emulation
 from hpclbfl.errors import ConfigError
 from hpclbfl.gradients import GradientTransform
@@ -154,18 +155,44 @@ def extrapolation(job: JobConfig) -> Extrapolation | None:
     return Extrapolation(rate) if rate is not None else None
 
 
-def policy(job: JobConfig, num_ranks: int) -> BatchPolicy:
+def check_batches(job: JobConfig, num_train: int) -> None:
+    """Refuse a batch that is larger than the training set of `num_train` images. Raises ConfigError."""
+    total = job.batching.global_batch_size
+    key, largest = ("local_batch_size", max(job.local_batch_sizes())) if total is None else ("global_batch_size", total)
+    if largest > num_train:
+        raise ConfigError(f"batching.{key}: a batch of {largest} is more than all {num_train} training images")
+
+
+def start_sizes(job: JobConfig, sampler: Sampler) -> tuple[int, ...]:
+    """b_c of every client as a run begins: the job's, at most what a step can hold of the client.
+
+    A client whose shard is empty keeps the job's size; it takes no samples all the same.
+
+    Args:
+        job: its clients resolved.
+        sampler: of the run.
+    """
+    sizes = job.local_batch_sizes()
+    counts = sampler.counts(sizes).tolist()
+    return tuple(count or size for count, size in zip(counts, sizes, strict=True))
+
+
+def policy(job: JobConfig, num_ranks: int, sizes: Sequence[int], capacity: Sequence[int]) -> BatchPolicy:
     """The job's batch policy.
+
+    Args:
+        sizes: b_c of every client as the run begins, see `start_sizes`.
+        capacity: most samples that a step can hold of each client.
 
     Raises:
         ConfigError: it needs one client per rank, bounds that leave room for B, or a plan that fits the job.
     """
     config = job.batching
-    sizes = job.local_batch_sizes()
     if config.policy == "fixed":
         return Fixed()
     low = [config.min_local_batch_size or 1] * len(sizes)
-    high = [config.max_local_batch_size or sum(sizes)] * len(sizes)
+    # A rank without samples goes through its steps as if it had one.
+    high = [min(config.max_local_batch_size or sum(sizes), max(1, most)) for most in capacity]
     if config.policy == "noise_scale":
         if job.gradients.noise_scale is None:
             raise ConfigError("batching.policy noise_scale needs the noise scale: give gradients.noise_scale: {}")
@@ -178,6 +205,9 @@ def policy(job: JobConfig, num_ranks: int) -> BatchPolicy:
         plan = load_plan(Path(config.source))
         check_plan(plan, job, num_ranks)
         high = [min(bound, rank.max_batch) for bound, rank in zip(high, plan.ranks, strict=True)]
+    for client, (least, most) in enumerate(zip(low, high, strict=True)):
+        if least > most:
+            raise ConfigError(f"batching.min_local_batch_size: {least} is more than client {client} can have, {most}")
     if not sum(low) <= sum(sizes) <= sum(high):
         raise ConfigError(
             f"batching: a global batch of {sum(sizes)} does not fit bounds that sum up to {sum(low)} and {sum(high)}"

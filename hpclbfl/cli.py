@@ -366,8 +366,10 @@ def data_pack(
     """Write a data set or a folder of images as one packed file."""
     from hpclbfl.data.pack import pack
     from hpclbfl.sections import DataConfig
+    from hpclbfl.validation import validated
 
-    pack(DataConfig(name=name, path=str(path) if path is not None else None, download=download), out)
+    values = {"name": name, "path": None if path is None else str(path), "download": download}
+    pack(validated(DataConfig, values, "data pack"), out)
     print(out)
 
 

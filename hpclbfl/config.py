@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, PositiveInt, StrictBool, model_validator
+from pydantic import Field, StrictBool, model_validator
 
-from hpclbfl.core.yamlfile import read_mapping, set_value
+from hpclbfl.core.text import printable, shown
+from hpclbfl.core.yamlfile import parse_value, read_mapping, refuse_undone, set_value
+from hpclbfl.core.yamltext import dump
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import (
     BatchingConfig,
@@ -37,15 +39,19 @@ from hpclbfl.sections import (
     StopConfig,
     SyncConfig,
 )
+from hpclbfl.sections.base import Name, Seed, Whole
 from hpclbfl.validation import validated
+
+MAX_CLIENTS = 1_000_000
+JOB = "a job file is a mapping with 'data' and 'model'"
 
 
 class JobConfig(Section):
     """A job file, whole."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")] = "run"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    clients: PositiveInt | None = None
+    name: Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")] = "run"
+    seed: Seed = 0
+    clients: Annotated[Whole, Field(gt=0, le=MAX_CLIENTS)] | None = None
     """Federated participants; null: one per rank."""
     precision: Literal["float32", "float64", "bf16", "fp16"] = "float32"
     deterministic: StrictBool = False
@@ -145,7 +151,7 @@ class JobConfig(Section):
 
     def to_yaml(self) -> str:
         """The whole job as a job file."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return dump(self.model_dump(mode="json"))
 
 
 def _hash(values: dict[str, Any]) -> str:
@@ -159,37 +165,58 @@ def load_job(path: Path, overrides: list[str] | None = None) -> JobConfig:
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; one line that names it.
     """
-    values = read_mapping(path, "a job file is a mapping with 'data' and 'model'")
+    values = read_mapping(path, JOB)
+    given: list[str] = []
     for override in overrides or []:
-        _apply_override(values, override)
-    job = parse_job(values, str(path))
-    given = {override.partition("=")[0].strip() for override in overrides or []}
-    if job.data.path is not None:
-        found = _beside(path, job.data.path, bool(given & {"data", "data.path"}))
-        job = job.model_copy(update={"data": job.data.model_copy(update={"path": found})})
-    source = job.batching.source
-    if source is not None and source != "warmup":
-        found = _beside(path, source, bool(given & {"batching", "batching.from"}))
-        job = job.model_copy(update={"batching": job.batching.model_copy(update={"source": found})})
-    return job
-
-
-def _beside(job_file: Path, path: str, is_override: bool) -> str:
-    """An absolute path: relative ones are meant from the job file, in overrides from the current folder."""
-    return str(((Path.cwd() if is_override else job_file.parent) / path).resolve())
+        source = f"override {shown(override)}"
+        key, value = _split(override, source)
+        given.append(key)
+        refuse_undone(given, source)
+        set_value(values, key, value, source)
+    return with_paths(parse_job(values, str(path)), path.parent, Path.cwd(), given)
 
 
 def parse_job(values: dict[str, Any], source: str) -> JobConfig:
     """Validate a mapping; `source` names it in errors."""
-    return validated(JobConfig, values, source, whole="job")
+    return validated(JobConfig, values, source)
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def with_paths(job: JobConfig, folder: Path, other: Path, elsewhere: Iterable[str]) -> JobConfig:
+    """Return the job with absolute paths.
+
+    Args:
+        folder: that paths are relative to.
+        other: that those are relative to whose keys are in `elsewhere`, alone or as part of their section.
+
+    Raises:
+        ConfigError: a path that cannot be one; one line that names the key.
+    """
+    keys = set(elsewhere)
+
+    def absolute(section: str, key: str, path: str) -> str:
+        base = other if keys & {section, f"{section}.{key}"} else folder
+        try:
+            found = str((base / path).resolve())
+            # It is written into YAML files and logs.
+            found.encode()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"{section}.{key}: {shown(path)} is no path that can be used: {printable(error)}"
+            ) from error
+        return found
+
+    if job.data.path is not None:
+        path = absolute("data", "path", job.data.path)
+        job = job.model_copy(update={"data": job.data.model_copy(update={"path": path})})
+    source = job.batching.source
+    if source is not None and source != "warmup":
+        path = absolute("batching", "from", source)
+        job = job.model_copy(update={"batching": job.batching.model_copy(update={"source": path})})
+    return job
+
+
+def _split(override: str, source: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"override '{override}': write key.path=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override '{override}': the value is not valid YAML") from error
-    set_value(values, key.strip(), value, f"override '{override}'")
+        raise ConfigError(f"{source}: write key.path=value")
+    return key.strip(), parse_value(text, source)

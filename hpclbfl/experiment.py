@@ -24,6 +24,7 @@ from hpclbfl.data.loader import Loader
 from hpclbfl.data.sampling import Sampler
 from hpclbfl.emulate import Emulation
 from hpclbfl.evaluate import Score
+from hpclbfl.footprint import Footprint
 from hpclbfl.gradients.pipeline import Pipeline
 from hpclbfl.optim.extrapolation import Extrapolation
 from hpclbfl.optim.schedule import Schedule
@@ -73,6 +74,8 @@ class Experiment:
     sampler: Sampler
     plan: Plan
     """Batch sizes in force."""
+    start_sizes: tuple[int, ...]
+    """b_c of every client as the run begins, before the policy has its say."""
     policy: BatchPolicy
     policy_state: Any
     """What the policy's next plan depends on."""
@@ -99,6 +102,10 @@ class Experiment:
     times: TimeExchange
     emulation: Emulation | None
     """Makes this rank slower than it is."""
+    footprint: Footprint
+    """Of this rank's batches in memory."""
+    notes: tuple[str, ...] = ()
+    """What is worth saying as the run begins."""
     counters: Counters = field(init=False)
     score: tuple[int, Score] | None = None
     """Of the newest evaluation on the test split, and the optimizer steps taken before it."""
@@ -131,7 +138,7 @@ class Experiment:
         config = self.job.batching
         if config.lr_rule in (None, "none"):
             return 1.0
-        growth = sum(self.sizes) / sum(self.job.local_batch_sizes())
+        growth = sum(self.sizes) / sum(self.start_sizes)
         return growth if config.lr_rule == "linear" else growth**0.5
 
     @property
@@ -148,6 +155,11 @@ class Experiment:
     def epoch(self) -> float:
         """Samples so far / N."""
         return self.counters.num_samples / self.num_train
+
+    def check_memory(self) -> None:
+        """Refuse batches under the plan in force that this rank's memory cannot hold. Raises EnvironmentFault."""
+        counts = self.sampler.counts(self.sizes)
+        self.footprint.check_step(max(int(counts[client.id]) for client in self.clients))
 
     def prefetch_after(self, client: Client) -> None:
         """Begin to decode the batch that this rank needs after this client's, where images are decoded on the fly."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,8 @@ GPU_ASYNC = {"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"}
 FORWARDED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "OPAL_PREFIX")
 FORWARDED_PREFIXES = ("HOROVOD_", "NCCL_", "OMP_", "MKL_", "MALLOC_", "HPCLBFL_")
 
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+
 SAID_BYTES = 1 << 16
 """So much of the end of what ranks and mpirun write to stderr is kept."""
 LISTEN_S = 2.0
@@ -54,7 +57,8 @@ def parse_hosts(hosts: str) -> dict[str, int]:
     slots: dict[str, int] = {}
     for item in hosts.split(","):
         name, _, count = item.strip().partition(":")
-        if not name or (count and not count.isdecimal()) or count == "0":
+        # Names become words of ssh's command line.
+        if not _HOST.fullmatch(name) or (count and not count.isdecimal()) or count == "0":
             raise ConfigError(f"--hosts {hosts}: expected host:slots,host:slots, not {item!r}")
         slots[name] = slots.get(name, 0) + int(count or 1)
     return slots

@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from hpclbfl.core.files import explained_writes, make_folder, write_text
+from hpclbfl.core.files import explained_writes, make_folder
 from hpclbfl.core.jsonfile import read_json, write_json
+from hpclbfl.core.yamlfile import write_sealed
 from hpclbfl.errors import DataError, EnvironmentFault
 
 State = Literal["running", "done", "failed", "requeue"]
@@ -127,8 +128,8 @@ class RunFolder:
             make_folder(folder)
 
     def write_config(self, text: str) -> None:
-        """Write config.yaml, whole or not at all."""
-        write_text(self.config, text)
+        """Write config.yaml, whole or not at all, and its checksum."""
+        write_sealed(self.config, text)
 
     def attempt(self, number: int) -> Attempt:
         """The attempt with this number, made already or not."""

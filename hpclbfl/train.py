@@ -61,6 +61,8 @@ def train(exp: Experiment, services: Services) -> Outcome:
         NotFinite: see `on_nonfinite`; the state is not to be trusted.
     """
     layers = [name for name, parameter in exp.mean.module.named_parameters() if parameter.requires_grad]
+    for note in exp.notes:
+        services.progress.say(note)
     with StepLog(services.log, exp.clock, layers) as steps:
         return _loop(exp, services, steps)
 
@@ -147,10 +149,11 @@ def evaluate_all(exp: Experiment, log: RunLog, progress: Progress) -> Score:
     counters, config = exp.counters, exp.job.evaluate
     exp.average_replicas()
     module = exp.mean.module
+    batch_size = exp.footprint.evaluation_batch(config.batch_size)
     scores = {}
     for split in config.splits:
         images = exp.test_images if split == "test" else exp.train_images
-        scores[split] = score = evaluate(module, images, exp.comm, config.batch_size, exp.autocast())
+        scores[split] = score = evaluate(module, images, exp.comm, batch_size, exp.autocast())
         if exp.comm.rank == 0:
             log.append(
                 "evals",

@@ -8,32 +8,36 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from hpclbfl.config import JobConfig, parse_job
-from hpclbfl.core.yamlfile import set_value
+from hpclbfl.config import JOB, MAX_CLIENTS, JobConfig, parse_job, with_paths
+from hpclbfl.core.text import MAX_SHOWN, printable, shown
+from hpclbfl.core.yamlfile import read_mapping, refuse_undone, set_value
+from hpclbfl.core.yamltext import dump
 from hpclbfl.errors import ConfigError, HpclbflError
 from hpclbfl.sections import DataConfig, Section
+from hpclbfl.sections.base import Name, PathText, Seed, Whole
 from hpclbfl.slurm.resources import ResourcesConfig
-from hpclbfl.slurm.yamlfile import read_mapping
 from hpclbfl.validation import validated
 
 Overrides = dict[str, Any]
 """key.path -> value; a mapping as value replaces the whole section."""
 Rows = Annotated[list[Any], Field(min_length=1)]
+MAX_RUNS, MAX_AXES = 20_000, 1000
+"""Of a sweep: runs before `exclude`, and keys that its axes set."""
 
 
 class SweepConfig(Section):
     """A sweep file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    job: str | None = None
+    name: Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    job: PathText | None = None
     """The job file that all runs begin with, relative to the sweep file."""
     base: dict[str, Any] | None = None
     """Or the job itself."""
@@ -43,11 +47,11 @@ class SweepConfig(Section):
     """key.path -> values, all of one length: the first of each, the second of each ..."""
     points: list[Overrides] | None = Field(default=None, alias="list", min_length=1)
     """Mappings of key.path -> value, one after the other."""
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] | PositiveInt | None = None
+    seeds: Annotated[Whole, Field(gt=0, le=MAX_RUNS)] | list[Seed] | None = None
     """Those seeds; or so many, from 0."""
-    exclude: list[Overrides] = Field(default_factory=list)
+    exclude: list[Overrides] = Field(default_factory=list, max_length=MAX_AXES)
     """A run in which every key of one of these has the value given is left out."""
-    ranks: PositiveInt | Literal["clients"] = 1
+    ranks: Annotated[Whole, Field(gt=0, le=MAX_CLIENTS)] | Literal["clients"] = 1
     """MPI ranks of each run; clients: one for each client."""
     resources: ResourcesConfig = ResourcesConfig()
 
@@ -56,8 +60,22 @@ class SweepConfig(Section):
     def _lists(cls, axes: Any) -> Any:
         for key, values in axes.items() if isinstance(axes, dict) else ():
             if not isinstance(values, list) or not values:
-                raise ValueError(f"'{key}' takes a list of values")
+                raise ValueError(f"{shown(key)} takes a list of values")
         return axes
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds(cls, value: Any) -> Any:
+        if isinstance(value, str | bool | dict) or value == []:
+            raise ValueError("should be a list of whole numbers, or how many")
+        return value
+
+    @field_validator("ranks", mode="before")
+    @classmethod
+    def _ranks(cls, value: Any) -> Any:
+        if value is None or isinstance(value, bool | list | dict) or (isinstance(value, str) and value != "clients"):
+            raise ValueError("should be a whole number above 0, or 'clients'")
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> SweepConfig:
@@ -65,15 +83,26 @@ class SweepConfig(Section):
             raise ValueError("give exactly one of 'job' (a job file) and 'base' (the job itself)")
         lengths = {key: len(values) for key, values in self.zipped.items()}
         if len(set(lengths.values())) > 1:
-            shown = ", ".join(f"{key} {length}" for key, length in lengths.items())
-            raise ValueError(f"the lists under 'zip' must be of one length: {shown}")
+            told = ", ".join(f"{key} {length}" for key, length in lengths.items())
+            raise ValueError(f"the lists under 'zip' must be of one length: {printable(told, MAX_SHOWN)}")
+        if math.prod((*map(len, self.grid.values()), *map(len, self._rows()))) > MAX_RUNS:
+            raise ValueError(f"its axes make more than {MAX_RUNS:,} runs, the most that a sweep may have")
         axes = self._axes()
+        if len(axes) > MAX_AXES:
+            raise ValueError(f"grid, zip and list set {len(axes)} keys; {MAX_AXES} are the most that a sweep may have")
         for (axis, key), (other_axis, other) in itertools.combinations(axes, 2):
             # Rows of a list are alternatives; those of other axes come together.
             nested = f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
             if nested and not axis == other_axis == "list":
-                raise ValueError(f"'{key}' ({axis}) and '{other}' ({other_axis}) set the same value: keep one of them")
+                raise ValueError(
+                    f"{shown(key)} ({axis}) and {shown(other)} ({other_axis}) set the same value: keep one of them"
+                )
         return self
+
+    def _rows(self) -> list[Sequence[Any]]:
+        """The rows of the axes that are not of the grid."""
+        seeds = range(self.seeds) if isinstance(self.seeds, int) else self.seeds
+        return [rows for rows in (*list(self.zipped.values())[:1], self.points, seeds) if rows is not None]
 
     def _axes(self) -> list[tuple[str, str]]:
         axes = [("grid", key) for key in self.grid] + [("zip", key) for key in self.zipped]
@@ -129,7 +158,7 @@ def read_sweep(path: Path) -> SweepConfig:
     Raises:
         ConfigError: it cannot be read, or a key or value is wrong; one line.
     """
-    values = read_mapping(path, "a sweep file, a mapping with 'name' and 'job'")
+    values = read_mapping(path, "not a sweep file, a mapping with 'name' and 'job'")
     return validated(SweepConfig, values, str(path))
 
 
@@ -161,7 +190,7 @@ def expand(sweep: SweepConfig, path: Path, data: DataSource) -> Expansion:
     num_points = num_excluded = 0
     for overrides in sweep.combinations():
         num_points += 1
-        source = f"{path}: run {describe(overrides) or 'of the base alone'}"
+        source = f"{printable(path)}: run {printable(describe(overrides) or 'of the base alone', 500)}"
         values = applied(base, overrides, source)
         written = [_matches(pattern, values) for pattern in sweep.exclude]
         if not any(written):
@@ -198,16 +227,11 @@ def _read_base(sweep: SweepConfig, path: Path) -> tuple[dict[str, Any], Path]:
     if sweep.base is not None:
         return {"name": sweep.name, **sweep.base}, path
     base_path = path.parent / (sweep.job or "")
-    return read_mapping(base_path, "a job file, a mapping with 'data' and 'model'"), base_path
+    return read_mapping(base_path, JOB), base_path
 
 
 def _parse(values: dict[str, Any], overrides: Overrides, path: Path, base_path: Path, source: str) -> JobConfig:
-    job = parse_job(values, source)
-    if job.data.path is None:
-        return job
-    beside = path if overrides.keys() & {"data", "data.path"} else base_path
-    data = job.data.model_copy(update={"path": str((beside.parent / job.data.path).resolve())})
-    return job.model_copy(update={"data": data})
+    return with_paths(parse_job(values, source), base_path.parent, path.parent, overrides)
 
 
 def _run(sweep: SweepConfig, job: JobConfig, overrides: Overrides, data: DataSource, source: str) -> Run:
@@ -232,8 +256,9 @@ def applied(base: dict[str, Any], overrides: Overrides, source: str) -> dict[str
         ConfigError: a key goes through a value that has no keys.
     """
     values = copy.deepcopy(base)
+    refuse_undone(overrides, source)
     for key, value in overrides.items():
-        set_value(values, key, copy.deepcopy(value), f"{source}: {key}")
+        set_value(values, key, copy.deepcopy(value), f"{source}: {printable(key, 200)}")
     return values
 
 
@@ -262,10 +287,4 @@ def _agrees(wanted: Any, found: Any) -> bool:
 
 def describe(overrides: Overrides) -> str:
     """Return overrides in one line: `optimizer.lr=0.1 seed=2`."""
-    return " ".join(f"{key}={_text(value)}" for key, value in overrides.items())
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000).removesuffix("...\n").strip()
+    return " ".join(f"{printable(key)}={dump(value, flow=True)}" for key, value in overrides.items())

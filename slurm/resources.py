@@ -1,5 +1,8 @@
 """What a run asks of the cluster, and what the cluster is told: from a run and a profile to sbatch's parameters.
 
+A profile is code: it names modules, shell lines and arguments of the launcher. A sweep is not: what it asks for are
+numbers and single words of a safe alphabet, under flags of sbatch that run nothing.
+
 Nothing here reads or writes anything but the profiles.
 """
 
@@ -11,14 +14,21 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, StrictBool, field_validator, model_validator
+from pydantic import Field, StrictBool, StringConstraints, field_validator, model_validator
 
+from hpclbfl.core.text import printable, shown
+from hpclbfl.core.yamlfile import read_mapping
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import Section
-from hpclbfl.slurm.yamlfile import read_mapping
+from hpclbfl.sections.base import Whole
 from hpclbfl.validation import validated
 
 PROFILES = Path(__file__).with_name("clusters")
+
+_WORD = r"[A-Za-z0-9_.,:;?!+@=&|*^/()\[\]-]{1,200}"
+# No white space, no quotes, and nothing that a shell takes for more than itself between quotes.
+Word = Annotated[str, StringConstraints(pattern=f"^{_WORD}$")]
+_KEY = re.compile("[a-z][a-z0-9-]{1,40}")
 
 # What this package sets itself, from the keys that say the same.
 _OWN_FLAGS = frozenset(
@@ -28,76 +38,156 @@ _OWN_FLAGS = frozenset(
         "dependency",
     )
 )
-_TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})$")
+# What a sweep may say further. Flags that run something, read files or change the environment or the folder of a job
+# (export, wrap, chdir, get-user-env ...) are a profile's.
+_HARMLESS_FLAGS = frozenset(
+    (
+        *("begin", "comment", "contiguous", "core-spec", "cores-per-socket", "cpu-freq", "deadline", "delay-boot"),
+        *("exclude", "exclusive", "gpu-bind", "gpu-freq", "gpus", "gpus-per-socket", "gpus-per-task", "gres"),
+        *("gres-flags", "hint", "hold", "licenses", "mail-type", "mail-user", "mem-bind", "mem-per-cpu"),
+        *("mem-per-gpu", "mincpus", "network", "nice", "no-kill", "nodelist", "overcommit", "oversubscribe", "prefer"),
+        *("priority", "qos", "reservation", "sockets-per-node", "spread-job", "switches", "threads-per-core"),
+        *("time-min", "tmp", "tres-per-task", "use-min-nodes", "wait-all-nodes"),
+    )
+)
+_READ_HERE = frozenset(("kind", "max_parallel", "cpus_per_rank", "launcher_args"))
+"""Keys of a profile of kind local."""
+_PROFILE_ALONE = ("launcher_args", "modules", "setup", "launcher")
+"""Keys by which a profile runs programs."""
+_TIME = re.compile(r"(?:(?P<days>[0-9]{1,5})-)?(?P<fields>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")
+_MEMORY = re.compile("[1-9][0-9]{0,14}[KMGT]?")
+_Few = Annotated[Whole, Field(gt=0, le=1_000_000)]
 
 
-class ResourcesConfig(Section):
-    """What one run asks for; null: what the profile says, or else the cluster."""
+class _Wanted(Section):
+    """What a profile and a sweep may both say."""
 
-    nodes: PositiveInt | None = None
+    nodes: _Few | None = None
     """Nodes that the ranks are spread over; by default as few as `ranks_per_node` allows, or the sum over the node
     types."""
-    ranks_per_node: PositiveInt | None = None
+    ranks_per_node: _Few | None = None
     """Ranks that a node has room for, such as its GPUs; null: all."""
-    gpus_per_rank: NonNegativeInt | None = None
-    cpus_per_rank: PositiveInt | None = None
-    memory: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMGT]?$")] | None = None
+    gpus_per_rank: Annotated[Whole, Field(ge=0, le=10_000)] | None = None
+    cpus_per_rank: _Few | None = None
+    memory: str | None = None
     """Per node, as sbatch takes it: 16G."""
     time: str | None = None
     """Of one start of a run, as sbatch takes it: 90 (minutes), 1:30:00, 2-00:00:00. A run that needs longer goes on in
     the next one."""
-    partition: str | None = None
-    account: str | None = None
-    constraint: str | dict[str, PositiveInt] | None = None
+    partition: Word | None = None
+    account: Word | None = None
+    constraint: Word | dict[Word, _Few] | None = None
     """As sbatch takes it; or node types, with the number of nodes of each: {a100: 1, v100: 2}."""
-    sbatch: dict[str, str | int | StrictBool] = Field(default_factory=dict)
-    """Any further flags of sbatch, without dashes: {qos: long, exclusive: true}."""
-    launcher_args: tuple[str, ...] = ()
-    """Any further arguments of the launcher, srun or mpirun."""
+    sbatch: dict[str, Word | int | StrictBool] = Field(default_factory=dict)
+    """Further flags of sbatch, without dashes: {qos: long, exclusive: true}."""
 
     @field_validator("memory", "time", mode="before")
     @classmethod
     def _number_as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
+    @field_validator("memory")
+    @classmethod
+    def _is_memory(cls, value: str | None) -> str | None:
+        if value is not None and not _MEMORY.fullmatch(value):
+            raise ValueError("give a number with K, M, G or T, such as 16G")
+        return value
+
     @field_validator("time")
     @classmethod
     def _is_time(cls, value: str | None) -> str | None:
-        if value is not None and (not _TIME.match(value) or minutes(value) < 1):
+        if value is not None and (not _TIME.fullmatch(value) or minutes(value) < 1):
             raise ValueError("give minutes (90), hours:minutes:seconds (1:30:00) or days-hours:minutes:seconds")
         return value
 
-    @field_validator("sbatch")
+    @field_validator("partition", "account", mode="before")
     @classmethod
-    def _not_our_own(cls, flags: dict[str, Any]) -> dict[str, Any]:
-        taken = sorted(key for key in flags if key.replace("_", "-") in _OWN_FLAGS)
-        if taken:
-            raise ValueError(f"'{taken[0]}' is set from the other keys (nodes, memory, time, signal_s ...)")
-        return flags
+    def _is_word(cls, value: Any) -> Any:
+        return value if value is None else _word(value)
+
+    @field_validator("constraint", mode="before")
+    @classmethod
+    def _word_or_nodes(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for kind in value:
+                _word(kind, f"{shown(kind)} ")
+            return value
+        return value if value is None else _word(value)
+
+    @field_validator("sbatch", mode="before")
+    @classmethod
+    def _are_flags(cls, flags: Any) -> Any:
+        if not isinstance(flags, dict):
+            raise ValueError("should be a mapping of sbatch's flags, such as {qos: long, exclusive: true}")
+        named: dict[str, Any] = {}
+        for key, value in flags.items():
+            name = str(key).replace("_", "-")
+            if not _KEY.fullmatch(name) or name in named:
+                raise ValueError(f"{shown(key)} is no flag of sbatch, or is given twice")
+            # sbatch takes any beginning of a flag that is no other's.
+            if any(own.startswith(name) for own in _OWN_FLAGS):
+                raise ValueError(f"{shown(key)} is set from the other keys (nodes, memory, time, signal_s ...)")
+            if not isinstance(value, bool | int):
+                _word(value, f"{shown(key)} ")
+            named[name] = value
+        return named
 
     @model_validator(mode="after")
-    def _nodes_of_types(self) -> ResourcesConfig:
+    def _nodes_of_types(self) -> _Wanted:
         if isinstance(self.constraint, dict) and self.nodes not in (None, sum(self.constraint.values())):
             raise ValueError(f"'nodes: {self.nodes}' is not the sum of the nodes in 'constraint'")
         return self
 
 
-class ProfileConfig(ResourcesConfig):
-    """A cluster: how it starts MPI ranks, and what is asked for where a sweep says nothing."""
+def _word(value: Any, what: str = "") -> Any:
+    if not isinstance(value, str) or not re.fullmatch(_WORD, value):
+        raise ValueError(f"{what}should be one word of letters, digits and _.,:;?!+@=&|*^/()[]-")
+    return value
+
+
+class ResourcesConfig(_Wanted):
+    """What one run asks for; null: what the profile says, or else the cluster."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _runs_nothing(cls, values: Any) -> Any:
+        for key in _PROFILE_ALONE:
+            if isinstance(values, dict) and key in values:
+                raise ValueError(f"'{key}' runs programs: a profile may say it (--cluster), a sweep may not")
+        return values
+
+    @field_validator("sbatch")
+    @classmethod
+    def _are_harmless(cls, flags: dict[str, Any]) -> dict[str, Any]:
+        for key in flags:
+            if key not in _HARMLESS_FLAGS:
+                raise ValueError(
+                    f"'{key}' is for a profile to say (--cluster); a sweep may say {', '.join(sorted(_HARMLESS_FLAGS))}"
+                )
+        return flags
+
+
+class ProfileConfig(_Wanted):
+    """A cluster: how it starts MPI ranks, and what is asked for where a sweep says nothing.
+
+    Whoever writes a profile decides which programs are run.
+    """
 
     kind: Literal["slurm", "local"] = "slurm"
     """local: this machine, without a scheduler."""
     launcher: Literal["srun", "mpirun"] = "srun"
     """srun: each task of the job is a rank; mpirun: it starts the ranks inside the allocation."""
+    launcher_args: tuple[str, ...] = ()
+    """Any further arguments of the launcher, srun or mpirun."""
     modules: tuple[str, ...] = ()
     """Loaded in the job, before anything else."""
     setup: tuple[str, ...] = ()
     """Shell lines that the job begins with."""
-    max_parallel: PositiveInt | None = None
+    max_parallel: _Few | None = None
     """Runs at a time, over all arrays of one submission; null: as many as the cluster starts, on this machine one."""
-    signal_s: PositiveInt = 120
+    signal_s: Annotated[Whole, Field(gt=0, le=65535)] = 120
     """Seconds before the end of a job's time at which its run is asked to save itself and to be requeued."""
-    retries: NonNegativeInt = 2
+    retries: Annotated[Whole, Field(ge=0, le=1_000_000)] = 2
     """How often in a row a run that fails is started again without having got further."""
 
     @model_validator(mode="after")
@@ -125,9 +215,9 @@ class ProfileConfig(ResourcesConfig):
 
 def minutes(time: str) -> int:
     """Return sbatch's time in minutes, rounded up."""
-    found = _TIME.match(time)
+    found = _TIME.fullmatch(time)
     if found is None:
-        raise ConfigError(f"time {time!r}: give minutes (90), 1:30:00 or 1-12:00:00")
+        raise ConfigError(f"time {shown(time)}: give minutes (90), 1:30:00 or 1-12:00:00")
     fields = [int(field) for field in found["fields"].split(":")]
     if found["days"] is not None:
         hours, mins, secs = [*fields, 0, 0][:3]
@@ -145,8 +235,14 @@ def load_profile(name: str) -> ProfileConfig:
     known = {path.stem: path for path in sorted(PROFILES.glob("*.yaml"))}
     path = known.get(name) or Path(name)
     if name not in known and path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"--cluster {name}: no such profile: {', '.join(known)}, or the path of a .yaml file")
-    return validated(ProfileConfig, read_mapping(path, "a cluster profile, a mapping"), str(path))
+        raise ConfigError(
+            f"--cluster {printable(name)}: no such profile: {', '.join(known)}, or the path of a .yaml file"
+        )
+    profile = validated(ProfileConfig, read_mapping(path, "not a cluster profile, a mapping"), str(path))
+    unread = sorted(profile.model_fields_set - _READ_HERE) if profile.kind == "local" else []
+    if unread:
+        raise ConfigError(f"{printable(path)}: '{unread[0]}' goes with kind slurm, not local")
+    return profile
 
 
 def tasks_per_node(ranks: int, profile: ProfileConfig) -> int:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
+from hpclbfl.core.text import printable
 from hpclbfl.errors import ConfigError, EnvironmentFault, RunFailed
 from hpclbfl.launch import environment_without_job
 from hpclbfl.lease import TOKEN
@@ -68,7 +69,7 @@ def sbatch_text(array: Array, folder: SweepFolder, dependency: str | None = None
     """Return the batch script of an array, as sbatch will get it.
 
     Raises:
-        ConfigError: the sweep's folder has a name that Slurm would read as a pattern.
+        ConfigError: the sweep's folder has a name that Slurm would read as a pattern, or that breaks a line.
     """
     executor = _executor(array, folder, dependency)
     if len(array.runs) > 1:
@@ -148,11 +149,21 @@ def _executor(array: Array, folder: SweepFolder, dependency: str | None) -> Any:
             # Its text can be had where there is no Slurm, too.
             return 2
 
-    if "%" in str(folder.slurm):
-        raise ConfigError(f"--dir {folder.path}: Slurm would read the % in it as a pattern; give a folder without one")
+    _check_path(folder)
     executor = Executor(folder=folder.slurm, python=f"exec {shlex.quote(sys.executable)}")
     executor.update_parameters(**array.parameters, **({"dependency": dependency} if dependency else {}))
     return executor
+
+
+def _check_path(folder: SweepFolder) -> None:
+    """Refuse a folder that a batch script cannot name: as a pattern, with an escape, or with the end of a line."""
+    where = f"--dir {printable(folder.path)}"
+    text = str(folder.slurm)
+    if "%" in text or "\\" in text:
+        sign = "%" if "%" in text else "\\"
+        raise ConfigError(f"{where}: Slurm would read the {sign} in it as a pattern; give a folder without one")
+    if not text.isprintable():
+        raise ConfigError(f"{where}: a batch script cannot name it; give a folder without control characters")
 
 
 def _submission_environment(profile: ProfileConfig) -> dict[str, str]:

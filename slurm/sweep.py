@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hpclbfl.config import JobConfig
+from hpclbfl.core.text import printable, say
 from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.sampling import make_sampler
 from hpclbfl.errors import EnvironmentFault
@@ -174,9 +174,9 @@ def _explain_owned(todo: Todo) -> None:
 def show(config: SweepConfig, expansion: Expansion, folder: SweepFolder, profile: ProfileConfig) -> None:
     """Print all runs, what would be done with each and why, and what would be submitted; touches nothing."""
     todo = find_todo(expansion.runs, folder)
-    print(f"{config.name}: {folder.path}")
+    print(printable(f"{config.name}: {folder.path}"))
     for run, state in zip(expansion.runs, todo.states, strict=True):
-        print(f"  {run.id}  {run.label or '-'}  {_plan(state, run in todo.runs)}")
+        print(printable(f"  {run.id}  {run.label or '-'}  {_plan(state, run in todo.runs)}"))
     print(todo.count())
     if profile.kind == "local":
         for run in todo.runs:
@@ -228,4 +228,4 @@ def _lock(folder: SweepFolder) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    print(f"hpclbfl: {line}", file=sys.stderr, flush=True)
+    say(f"hpclbfl: {line}")

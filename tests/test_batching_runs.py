@@ -36,14 +36,31 @@ def test_the_global_batch_grows_and_the_learning_rate_follows(tmp_path: Path, to
     assert steps["num_samples"][-1] == totals.sum() and steps["epoch"][-1] >= 3
 
 
-def test_a_batch_may_be_larger_than_a_shard(tmp_path: Path, toy_set: Path) -> None:
-    """24 samples of one label for each client, batches of 60: two and a half passes a step."""
+def test_a_batch_is_capped_at_the_shard_and_that_is_told(
+    tmp_path: Path, toy_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """24 samples of one label for each client."""
     partition = {"kind": "labels_per_client", "labels": 1}
     job = make_job(toy_set, partition=partition, batching={"local_batch_size": [60, 1, 7, 24]}, stop={"steps": 2})
     run_job(job, tmp_path)
     steps = read_run(tmp_path).tables["steps"]
-    assert steps["local_batch_size"].tolist() == [60, 1, 7, 24] * 2
-    assert steps["num_samples"][-1] == 2 * 92
+    assert steps["local_batch_size"].tolist() == [24, 1, 7, 24] * 2
+    assert steps["num_samples"][-1] == 2 * 56
+    told = "batches are capped at what the clients hold: 1 of 4 take 24 samples a step, the global batch is 56 instead"
+    assert told in capsys.readouterr().err
+    assert told in (tmp_path / "attempts" / "000" / "log").read_text()
+
+
+def test_batches_of_all_clients_are_capped_at_the_training_set(
+    tmp_path: Path, toy_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job(toy_set, batching={"local_batch_size": [60, 1, 7, 50]}, stop={"steps": 2})
+    run_job(job, tmp_path)
+    steps = read_run(tmp_path).tables["steps"]
+    # 96 in all: what the small ones leave is shared evenly.
+    assert steps["local_batch_size"].tolist() == [44, 1, 7, 44] * 2
+    assert steps["epoch"][-1] == 2
+    assert "2 of 4 take 44 samples a step, the global batch is 96 instead of 118" in capsys.readouterr().err
 
 
 def test_batches_of_1_7_and_24_are_one_of_32(toy_set: Path) -> None:
@@ -85,6 +102,27 @@ def test_batches_of_1_7_and_24_are_one_of_32(toy_set: Path) -> None:
             {"batching": {"local_batch_size": 4, "policy": "noise_scale", "max_global_batch_size": 64}},
             "give gradients.noise_scale",
         ),
+        (
+            {"batching": {"local_batch_size": 10**6}},
+            "batching.local_batch_size: a batch of 1000000 is more than all 96 training images",
+        ),
+        (
+            {"batching": {"global_batch_size": 97}},
+            "batching.global_batch_size: a batch of 97 is more than all 96 training images",
+        ),
+        (
+            {
+                "clients": 1,
+                "batching": {
+                    "local_batch_size": 8,
+                    "policy": "dynamic",
+                    "min_local_batch_size": 100,
+                    "max_local_batch_size": 200,
+                },
+            },
+            "batching.min_local_batch_size: 100 is more than client 0 can have, 96",
+        ),
+        ({"clients": 97}, "clients: 97 clients, but only 96 training images to share"),
         ({"emulate": {"slowdown": [1, 2]}}, "emulate.slowdown lists 2 ranks, this job has 1"),
         ({"emulate": {"at": [{"step": 1, "rank": 3, "factor": 2}]}}, "emulate.at: rank 3 is not among"),
         (

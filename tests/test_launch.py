@@ -22,7 +22,7 @@ def test_hosts_have_slots() -> None:
     assert parse_hosts("h1:2, h1:1") == {"h1": 3}
 
 
-@pytest.mark.parametrize("hosts", [":2", "h1:two", "h1:0", "h1:2,,h2:2", "h1:-1"])
+@pytest.mark.parametrize("hosts", [":2", "h1:two", "h1:0", "h1:2,,h2:2", "h1:-1", "-oProxyCommand=x:2", "h 1", "h;x"])
 def test_bad_hosts_are_named(hosts: str) -> None:
     with pytest.raises(ConfigError, match="expected host:slots"):
         parse_hosts(hosts)

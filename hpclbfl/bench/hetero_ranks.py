@@ -69,8 +69,9 @@ def _computing(task: Task, settings: Settings, scenario: Scenario, variant: str,
 def _sleeping(task: Task, settings: Settings, scenario: Scenario, variant: str, comm: Communicator) -> dict[str, Any]:
     config = BatchingConfig.model_validate({**POLICIES[variant], "global_batch_size": scenario.batch})
     job = make_job(Path("unused.h5"), settings.model, 1, comm.size, batching=config.model_dump())
-    maker = build.policy(job, comm.size)
-    plan, state = maker.init(tuple(job.local_batch_sizes()))
+    sizes = tuple(job.local_batch_sizes())
+    maker = build.policy(job, comm.size, sizes, [sum(sizes)] * len(sizes))
+    plan, state = maker.init(sizes)
     fixed_s, per_sample_s = SLEEP_S
     slowdown = list(scenario.slowdown)
     steps, policy, plans = [], [], []

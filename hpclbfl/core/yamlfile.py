@@ -1,67 +1,134 @@
-"""Reading this package's YAML files: one mapping each, with errors that name file and line."""
+"""YAML files: those that people write, and those that this package writes with a checksum as their last line."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
+from hpclbfl.core.files import read_bytes, write_text
+from hpclbfl.core.text import printable, shown
+from hpclbfl.core.yamltext import MAX_DEPTH, NotYaml, parse
+from hpclbfl.errors import ConfigError, DataError
 
-from hpclbfl.errors import ConfigError
-
-
-class Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, where YAML would let the last one win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build the mapping of a node."""
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(self.construct_object(key_node, deep=True))
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+MAX_BYTES = 1_000_000
+"""Of a file, unless its reader says otherwise."""
+SEAL = "# sha256 of the text above: "
 
 
-def read_mapping(path: Path, wanted: str, loader: type[yaml.SafeLoader] = Loader) -> dict[str, Any]:
+def read_mapping(path: Path, wanted: str, limit: int = MAX_BYTES) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
     Args:
         path: the file.
         wanted: what the file should be, the message for one that is no mapping.
-        loader: turns its text into values.
+        limit: largest size, bytes.
 
     Raises:
-        ConfigError: it cannot be read, is not YAML, or is no mapping; one line that names file and line.
+        ConfigError: it cannot be read, is not YAML, was changed after it was sealed, or is no mapping; one line that
+            names file and line.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not a text file'}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{where}: not valid YAML: {reason}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path}: {wanted}")
-    return values
+        content = read_bytes(path, limit)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{printable(path)}: cannot be read: No such file or directory") from error
+    except DataError as error:
+        raise ConfigError(printable(error)) from error
+    return parse_mapping(content, str(path), wanted)
+
+
+def parse_mapping(content: bytes, source: str, wanted: str) -> dict[str, Any]:
+    """Return the mapping in the content of a YAML file; `source` begins the line of an error. See `read_mapping`."""
+    source = printable(source)
+    _check_seal(content, source)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{source}:{line}: cannot be read: not a text file (UTF-8)") from error
+    try:
+        value = parse(text)
+    except NotYaml as refusal:
+        raise ConfigError(f"{source}:{refusal.line}: not valid YAML: {refusal}") from refusal
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source}: {wanted}")
+    return value
+
+
+def parse_value(text: str, source: str) -> Any:
+    """Return the value of a YAML text of one's own, such as that of an override.
+
+    Raises:
+        ConfigError: it is not YAML; one line that begins with `source`.
+    """
+    try:
+        return parse(text)
+    except NotYaml as refusal:
+        raise ConfigError(f"{source}: the value is not valid YAML: {refusal}") from refusal
+
+
+def write_sealed(path: Path, text: str) -> None:
+    """Write a YAML text, whole or not at all, with a last line by which a later change is noticed.
+
+    Raises:
+        EnvironmentFault: the file cannot be written; one line that names it.
+    """
+    text = text if text.endswith("\n") else f"{text}\n"
+    write_text(path, f"{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n")
 
 
 def set_value(values: dict[str, Any], key: str, value: Any, source: str) -> None:
     """Set `key.path` in nested mappings, in place; sections that are absent or null come to be.
 
     Raises:
-        ConfigError: the key goes through a value that has no keys; `source` begins the line.
+        ConfigError: the key has an empty part, or goes through a value that has no keys; `source` begins the line.
     """
-    *parents, last = key.split(".")
+    *parents, last = _parts(key, source)
     node = values
     for parent in parents:
         child = node.get(parent)
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
-            raise ConfigError(f"{source}: '{parent}' is a value, it has no keys")
+            raise ConfigError(f"{source}: {shown(parent)} is a value, it has no keys")
         node = child
     node[last] = value
+
+
+def refuse_undone(keys: Iterable[str], source: str) -> None:
+    """Refuse dotted keys, to be set one after the other, of which a later one would undo an earlier one.
+
+    Raises:
+        ConfigError: a key is given twice, or its section is set after it; `source` begins the line.
+    """
+    seen: dict[str, str] = {}
+    for key in keys:
+        parts = _parts(key, source)
+        if (earlier := seen.get(key)) is not None:
+            told = "is given twice" if earlier == key else f"would undo {shown(earlier)} before it; give it first"
+            raise ConfigError(f"{source}: {shown(key)} {told}")
+        for end in range(1, len(parts) + 1):
+            seen.setdefault(".".join(parts[:end]), key)
+
+
+def _parts(key: str, source: str) -> list[str]:
+    parts = key.split(".")
+    if not all(parts) or len(parts) > MAX_DEPTH:
+        raise ConfigError(f"{source}: {shown(key)} is no key: write section.key")
+    return parts
+
+
+def _check_seal(content: bytes, source: str) -> None:
+    """Refuse a text that ends with a checksum which does not fit it."""
+    seal = SEAL.encode()
+    # The last one, as a text may be sealed again.
+    place = (b"\n" + content).rfind(b"\n" + seal)
+    if place < 0:
+        return
+    found = content[place + len(seal) :].rstrip(b"\r\n")
+    if found != hashlib.sha256(content[:place]).hexdigest().encode():
+        raise ConfigError(
+            f"{source}: was changed after it was written: its checksum, the last line, does not fit; "
+            "remove that line to accept the change"
+        )

@@ -81,8 +81,7 @@ def partition(
     Raises:
         ConfigError: more clients than samples, or a law that these data cannot follow.
     """
-    if len(labels) < num_clients:
-        raise ConfigError(f"clients: {num_clients} clients, but only {len(labels)} training images to share")
+    check_clients(num_clients, len(labels))
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(_PARTITION_STREAM,))))
     if config.kind == "labels_per_client" and config.labels is not None:
         return labels_per_client(labels, num_clients, rng, labels_each=config.labels, num_classes=num_classes)
@@ -91,6 +90,12 @@ def partition(
     if config.kind == "quantity" and config.alpha is not None:
         return quantity(labels, num_clients, rng, alpha=config.alpha)
     return iid(labels, num_clients, rng)
+
+
+def check_clients(num_clients: int, num_samples: int) -> None:
+    """Refuse more clients than samples. Raises ConfigError."""
+    if num_samples < num_clients:
+        raise ConfigError(f"clients: {num_clients} clients, but only {num_samples} training images to share")
 
 
 def _cuts(proportions: np.ndarray, total: int) -> IntArray:

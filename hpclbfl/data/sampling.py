@@ -1,7 +1,8 @@
 """Which samples each client processes at each step.
 
 Samplers are pure functions of the seed and of how many samples each client has taken so far, so every rank computes
-the same answer, a checkpoint needs the positions alone, and batch sizes may change at any step.
+the same answer, a checkpoint needs the positions alone, and batch sizes may change at any step. No step holds more
+samples of a client than its shard has, nor more than the training set has together.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from hpclbfl.data.packed import IntArray
-from hpclbfl.data.partition import partition
+from hpclbfl.data.partition import check_clients, partition
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import PartitionConfig
 
@@ -21,6 +22,9 @@ _GLOBAL_STREAM, _SHARD_STREAM = 1, 2
 
 class Sampler(Protocol):
     """Deals out samples to clients."""
+
+    capacity: IntArray
+    """Most samples that a step can hold of each client, whatever the others take: int64 [C]."""
 
     def counts(self, sizes: Sequence[int]) -> IntArray:
         """Samples that each client processes in a step with local batch sizes `sizes`: int64 [C]."""
@@ -73,19 +77,27 @@ class GlobalSampler:
     """i.i.d.: each step takes its slices, client after client, of one permutation of the whole set per epoch.
 
     A batch may straddle two epochs: global batches keep their size, and every sample still occurs once per epoch.
+
+    Args:
+        num_samples: N, size of the training set.
+        num_clients: C.
+        seed: of the permutations.
+        most: samples that a step can hold; None: N.
     """
 
-    def __init__(self, num_samples: int, seed: int) -> None:
+    def __init__(self, num_samples: int, num_clients: int, seed: int, most: int | None = None) -> None:
         self._stream = _Stream(np.arange(num_samples, dtype=np.int64), seed, (_GLOBAL_STREAM,))
+        self._most = num_samples if most is None else most
+        self.capacity = np.full(num_clients, self._most, np.int64)
 
     def counts(self, sizes: Sequence[int]) -> IntArray:
-        """All of `sizes`: the stream has no end."""
-        return np.asarray(sizes, dtype=np.int64)
+        """`sizes`; where they are more than a step can hold, the largest are cut to one size."""
+        return level(sizes, self._most)
 
     def take(self, client: int, positions: IntArray, sizes: Sequence[int]) -> tuple[IntArray, IntArray]:
         """The slice after those of the clients before; see `Sampler`."""
-        begin = int(positions.sum()) + sum(sizes[:client])
-        return self._stream.slice(begin, sizes[client])
+        counts = self.counts(sizes)
+        return self._stream.slice(int(positions.sum() + counts[:client].sum()), int(counts[client]))
 
 
 class ShardSampler:
@@ -93,16 +105,30 @@ class ShardSampler:
 
     def __init__(self, shards: Sequence[IntArray], seed: int) -> None:
         self._streams = [_Stream(shard, seed, (_SHARD_STREAM, client)) for client, shard in enumerate(shards)]
-        self._holds_samples = np.array([len(shard) > 0 for shard in shards])
+        self.capacity = np.array([len(shard) for shard in shards], np.int64)
 
     def counts(self, sizes: Sequence[int]) -> IntArray:
-        """`sizes`, but 0 for a client whose shard is empty."""
-        return np.where(self._holds_samples, np.asarray(sizes, dtype=np.int64), 0)
+        """`sizes`, each at most the client's shard."""
+        return np.minimum(np.asarray(sizes, dtype=np.int64), self.capacity)
 
     def take(self, client: int, positions: IntArray, sizes: Sequence[int]) -> tuple[IntArray, IntArray]:
         """The next slice of the client's own stream; see `Sampler`."""
-        count = sizes[client] if self._holds_samples[client] else 0
+        count = min(sizes[client], int(self.capacity[client]))
         return self._streams[client].slice(int(positions[client]), count)
+
+
+def level(sizes: Sequence[int], total: int) -> IntArray:
+    """Sizes that sum up to `total` at most, int64 [C]: the largest are cut to one size, to within one sample."""
+    wanted = np.asarray(sizes, dtype=np.int64)
+    if wanted.sum() <= total:
+        return wanted
+    low, high = 0, int(wanted.max())
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if np.minimum(wanted, middle).sum() <= total else (low, middle)
+    found = np.minimum(wanted, low)
+    found[np.flatnonzero(wanted > low)[: total - found.sum()]] += 1
+    return found
 
 
 def make_sampler(config: PartitionConfig, labels: IntArray, num_clients: int, num_classes: int, seed: int) -> Sampler:
@@ -114,5 +140,6 @@ def make_sampler(config: PartitionConfig, labels: IntArray, num_clients: int, nu
     if len(labels) == 0:
         raise ConfigError("data: the training split is empty, nothing to sample")
     if config.kind == "iid":
-        return GlobalSampler(len(labels), seed)
+        check_clients(num_clients, len(labels))
+        return GlobalSampler(len(labels), num_clients, seed)
     return ShardSampler(partition(config, labels, num_clients, num_classes, seed), seed)

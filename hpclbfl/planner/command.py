@@ -69,6 +69,7 @@ def _plan(
 
     if job.data.download:
         load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)
+    build.check_batches(job, len(load_dataset(job.data.model_copy(update={"download": False})).train))
     is_gpu = torch.cuda.is_available()
     build.autocast(job, torch.device("cuda" if is_gpu else "cpu"))
     plan, rows, first = make_plan(job, comm, is_gpu, probe, options, say)

@@ -23,6 +23,7 @@ from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.config import JobConfig
 from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.frames import Frames
+from hpclbfl.data.sampling import GlobalSampler
 from hpclbfl.sections import BatchingConfig, BspConfig, FedAvgConfig, PartitionConfig, SelSyncConfig
 from hpclbfl.steps import local_step, shared_step
 from hpclbfl.timing import Mark, seconds
@@ -53,8 +54,11 @@ class Bench:
     def __init__(self, job: JobConfig, local_rank: int, local_size: int, num_clients: int = 1) -> None:
         whole = load_dataset(job.data.model_copy(update={"download": False}))
         self.exp = make_experiment(probe_job(job, whole, num_clients), ProbeCommunicator(local_rank, local_size))
+        # A batch may be larger than what is opened here, up to the whole set.
+        num_opened, num_train = len(self.exp.train_images), len(whole.train)
+        self.exp.sampler = GlobalSampler(num_opened, len(self.exp.sizes), job.seed, max(num_opened, num_train))
         self.device = self.exp.device
-        self.num_train = len(whole.train)
+        self.num_train = num_train
         self.fingerprint = whole.fingerprint
         self.missing_bytes = self._missing_bytes(whole)
         """Of decoded images that a training run keeps in memory and this process does not."""

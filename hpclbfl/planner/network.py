@@ -141,7 +141,8 @@ def time_steps(
         sizes: local batch sizes by rank; one client per rank.
         local_steps: H, over which the time of an averaging is spread.
     """
-    data = job.data.model_copy(update={"limit": min(IMAGES, job.data.limit or IMAGES), "download": False})
+    most = max(IMAGES, sum(sizes))
+    data = job.data.model_copy(update={"limit": min(most, job.data.limit or most), "download": False})
     batching = BatchingConfig(local_batch_size=tuple(sizes))
     changes = {"clients": comm.size, "data": data, "batching": batching, "partition": PartitionConfig()}
     exp = make_experiment(job.model_copy(update=changes), comm)

@@ -8,17 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field
 
 from hpclbfl.comm.base import launched_rank
 from hpclbfl.config import JobConfig
-from hpclbfl.errors import ConfigError, EnvironmentFault
+from hpclbfl.core.files import explained_writes
+from hpclbfl.core.text import printable, shown
+from hpclbfl.core.yamlfile import read_mapping, write_sealed
+from hpclbfl.core.yamltext import dump
+from hpclbfl.errors import ConfigError
 from hpclbfl.planner.fits import BentLine, Line
 from hpclbfl.provenance import collect
 from hpclbfl.sections import BspConfig, Section
+from hpclbfl.sections.base import NonNegativeFloat, NonNegativeInt, Number, PositiveFloat, PositiveInt
+from hpclbfl.validation import validated
 
 VERSION = 1
+MAX_BYTES = 16_000_000
+"""Of a plan; each rank takes about 1,500."""
 _HEADER = "# Written by `hpclbfl plan`. Read by a job that says  batching: {policy: proportional, from: THIS FILE}\n"
 _LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID")
 
@@ -26,8 +33,8 @@ _LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK"
 class LineFit(Section):
     """A straight line: value = fixed + per_sample * batch."""
 
-    fixed: float
-    per_sample: float
+    fixed: Number
+    per_sample: Number
 
 
 class MemoryPlan(Section):
@@ -35,7 +42,7 @@ class MemoryPlan(Section):
 
     limit_bytes: PositiveInt
     """Of the device, or as asked for; of a CPU, the rank's share of what is free."""
-    margin: float
+    margin: Number
     """Part of the limit that is left free."""
     model_bytes: NonNegativeInt
     gradient_bytes: NonNegativeInt
@@ -59,13 +66,13 @@ class RankPlan(Section):
     """Its name, which training must find again."""
     max_batch: PositiveInt
     """Largest permissible batch, samples."""
-    t_fixed_s: float
+    t_fixed_s: Number
     t_per_sample_s: PositiveFloat
     """t = t_fixed_s + t_per_sample_s * batch: loading, forward, backward and update (Eq. 2 without t_sync)."""
     rank: NonNegativeInt = 0
     threads: PositiveInt | None = None
     """CPU: threads that computed."""
-    slowdown: float = 1.0
+    slowdown: Number = 1.0
     """As `emulate` has it; in the times already."""
     bound: str = "memory"
     """What bounds max_batch: memory, data (the size of the training set) or time (`--max-step`)."""
@@ -129,7 +136,7 @@ class Plan(Section):
     """Errors of the predictions at batch sizes that the fits have not seen: by quantity, median and worst, relative."""
     made: dict[str, Any] = Field(default_factory=dict)
     """When, where and with what."""
-    version: int = VERSION
+    version: NonNegativeInt = VERSION
     path: str = Field(default="plan.yaml", exclude=True)
     """Where it was read from; for errors."""
 
@@ -165,39 +172,27 @@ def save_plan(plan: Plan, path: Path) -> None:
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    text = _HEADER + yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, width=120)
-    unready = path.with_name(f".{path.name}.new")
-    try:
+    with explained_writes(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unready.write_text(text, encoding="utf-8")
-        unready.replace(path)
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror}") from error
+    write_sealed(path, _HEADER + dump(plan.model_dump(mode="json", exclude_none=True), width=120))
 
 
 def load_plan(path: Path) -> Plan:
     """Read a plan.
 
     Raises:
-        ConfigError: the file cannot be read, or is no plan of this version; one line that names it.
+        ConfigError: the file cannot be read, was changed, or is no plan of this version; one line that names it.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise ConfigError(f"{path}: the plan cannot be read: {reason}; make one: hpclbfl plan JOB.yaml") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML; make a plan: hpclbfl plan JOB.yaml") from error
-    if not isinstance(values, dict) or "ranks" not in values:
-        raise ConfigError(f"{path}: not a plan; make one: hpclbfl plan JOB.yaml")
+        values = read_mapping(path, "not a plan", MAX_BYTES)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; make one: hpclbfl plan JOB.yaml") from error
+    if "ranks" not in values:
+        raise ConfigError(f"{printable(path)}: not a plan; make one: hpclbfl plan JOB.yaml")
     if values.get("version", VERSION) != VERSION:
-        raise ConfigError(f"{path}: a plan of version {values['version']}, not {VERSION}: run hpclbfl plan again")
-    try:
-        return Plan.model_validate({**values, "path": str(path)})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        version = shown(values["version"])
+        raise ConfigError(f"{printable(path)}: a plan of version {version}, not {VERSION}: run hpclbfl plan again")
+    return validated(Plan, {**values, "path": str(path)}, str(path))
 
 
 def check_plan(plan: Plan, job: JobConfig, num_ranks: int, device: str | None = None, rank: int | None = None) -> None:

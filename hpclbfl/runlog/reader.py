@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from h5py import h5a, h5d, h5f, h5p, h5s, h5t
 
-from hpclbfl.errors import DataError
+from hpclbfl.core.yamlfile import read_mapping
+from hpclbfl.errors import ConfigError, DataError
 from hpclbfl.runlog.coverage import Attempt, LogSpan, find_limits, find_problems
 from hpclbfl.runlog.schema import DTYPES, SCHEMA_VERSION, TABLES
 
@@ -199,11 +199,9 @@ def read_run(run_dir: str | Path) -> RunLogs:
     """
     path = Path(run_dir)
     try:
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: not a run folder: config.yaml cannot be read ({_first_line(error)})") from error
-    if not isinstance(config, dict):
-        raise DataError(f"{path}: not a run folder: config.yaml holds no mapping")
+        config = read_mapping(path / "config.yaml", "holds no mapping")
+    except ConfigError as error:
+        raise DataError(f"{path}: not a run folder: {error}") from error
     torn: list[TornFile] = []
     # Before the logs: a run that ends meanwhile would seem to lack its last rows.
     status, done = _read_json(path / "status.json", torn), _read_json(path / "DONE.json", torn)

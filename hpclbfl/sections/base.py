@@ -1,12 +1,16 @@
-"""What all sections of a job file share: they are frozen and refuse unknown keys and wrong types."""
+"""What all sections of a job file share: they are frozen and refuse unknown keys and wrong types.
+
+Numbers are taken as people write them: 12, 12.0 and 1e3 are whole numbers; a text such as '12' and a truth value are no
+numbers. All have bounds, far beyond what makes sense, within which arithmetic on them cannot overflow.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+LARGEST = 10**15
 
 
 class Section(BaseModel):
@@ -14,17 +18,34 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_bool_for_number(cls, values: Any) -> Any:
-        # pydantic turns `yes` into 1 where a number is wanted; a slip of the pen, never a wish.
-        if isinstance(values, dict):
-            for key, value in values.items():
-                field = cls.model_fields.get(key)
-                if isinstance(value, bool) and field is not None and not _takes_bool(field.annotation):
-                    raise ValueError(f"'{key}' takes no true or false")
-        return values
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _takes_bool(annotation: Any) -> bool:
-    return "bool" in str(annotation)
+def _whole(value: Any) -> Any:
+    if not _is_number(value) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError("should be a whole number")
+    return int(value)
+
+
+def _number(value: Any) -> Any:
+    if not _is_number(value):
+        raise ValueError("should be a number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_number)]
+PositiveInt = Annotated[Whole, Field(gt=0, le=LARGEST)]
+NonNegativeInt = Annotated[Whole, Field(ge=0, le=LARGEST)]
+PositiveFloat = Annotated[Number, Field(gt=0.0, le=LARGEST)]
+NonNegativeFloat = Annotated[Number, Field(ge=0.0, le=LARGEST)]
+Fraction = Annotated[Number, Field(ge=0.0, lt=1.0)]
+Share = Annotated[Number, Field(ge=0.0, le=1.0)]
+Seconds = Annotated[Number, Field(gt=0.0, le=1e9)]
+"""Of a wait; more than a timer takes would be thirty years."""
+Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+Name = Annotated[str, StringConstraints(max_length=100)]
+"""Becomes part of the name of a file or a folder."""
+PathText = Annotated[str, StringConstraints(min_length=1, max_length=4096)]

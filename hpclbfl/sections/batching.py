@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-from hpclbfl.sections.base import Section
+from hpclbfl.sections.base import Fraction, NonNegativeInt, Number, PathText, PositiveInt, Section
+
+Slowdown = Annotated[Number, Field(ge=1.0, le=1000.0)]
 
 
 class BatchingConfig(Section):
@@ -26,11 +21,11 @@ class BatchingConfig(Section):
     """b_c: one for all clients, or a list with one per client."""
     global_batch_size: PositiveInt | None = None
     """B, spread as evenly as can be over the clients."""
-    source: Annotated[str | None, Field(alias="from")] = None
+    source: Annotated[PathText | None, Field(alias="from")] = None
     """proportional: `warmup`, or the plan.yaml that `hpclbfl plan` wrote, relative to the job file."""
     window: PositiveInt | None = None
     """dynamic, and a warm-up: steps between two decisions; null: 5."""
-    min_gain: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    min_gain: Fraction | None = None
     """dynamic: least gain of the predicted step for which batches change; null: 0.03."""
     min_local_batch_size: PositiveInt | None = None
     max_local_batch_size: PositiveInt | None = None
@@ -44,7 +39,7 @@ class BatchingConfig(Section):
     @classmethod
     def _number_or_list(cls, value: Any) -> Any:
         sizes = value if isinstance(value, list | tuple) else [value]
-        if value is not None and not all(type(size) is int and size > 0 for size in sizes):
+        if value is not None and not all(type(size) in (int, float) and size > 0 for size in sizes):
             raise ValueError("should be a whole number above 0, or a list with one for each client")
         return value
 
@@ -62,6 +57,8 @@ class BatchingConfig(Section):
             raise ValueError("'max_global_batch_size' and 'lr_rule' go with policy noise_scale")
         if self.policy == "noise_scale" and self.max_global_batch_size is None:
             raise ValueError("policy noise_scale needs 'max_global_batch_size'")
+        if self.policy == "noise_scale" and self.min_local_batch_size is not None:
+            raise ValueError("'min_local_batch_size' goes with the policies proportional and dynamic")
         bounds = (self.min_local_batch_size, self.max_local_batch_size)
         if self.policy == "fixed" and bounds != (None, None):
             raise ValueError("'min_local_batch_size' and 'max_local_batch_size' go with the other policies")
@@ -76,19 +73,19 @@ class EmulatedChange(Section):
     step: NonNegativeInt
     """First step at the new speed."""
     rank: NonNegativeInt
-    factor: Annotated[float, Field(ge=1.0, le=1000.0)]
+    factor: Slowdown
     """Its slow-down from then on."""
 
 
 class EmulateConfig(Section):
     """Unlike devices out of like ones; results do not change."""
 
-    slowdown: tuple[Annotated[float, Field(ge=1.0, le=1000.0)], ...] | None = None
+    slowdown: tuple[Slowdown, ...] | None = None
     """One for each rank: how many times as long it computes."""
-    jitter: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
+    jitter: Annotated[Number, Field(ge=0.0, le=2.0)] = 0.0
     """Standard deviation of the logarithm of a further factor, drawn for every step and rank."""
     at: tuple[EmulatedChange, ...] = ()
-    bandwidth: PositiveFloat | None = None
+    bandwidth: Annotated[Number, Field(ge=1e-3, le=1e9)] | None = None
     """Of each rank's link, MB/s."""
-    memory_limit: PositiveFloat | None = None
+    memory_limit: Annotated[Number, Field(gt=0.0, le=1e6)] | None = None
     """Of each rank's device, GB; the planner keeps to it."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, StrictBool, model_validator
+from pydantic import Field, StrictBool, model_validator
 
-from hpclbfl.sections.base import Fraction, Section
+from hpclbfl.sections.base import Fraction, NonNegativeFloat, Number, PositiveFloat, PositiveInt, Section, Share
 
 
 class ScalerConfig(Section):
@@ -19,7 +19,7 @@ class ScalerConfig(Section):
     when: Literal["delta_ge", "delta_lt", "always", "never", "random"] = "delta_ge"
     """delta_ge: where the change reaches the threshold, as the paper evaluated it; delta_lt: where it stays below, as
     its Eq. 6 reads (the two contradict each other); always, never, random: controls."""
-    duty: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    duty: Share | None = None
     """random: share of the steps that are scaled."""
     change: Literal["squared_norm", "selsync"] = "squared_norm"
     """squared_norm: Eq. 8; selsync: of the layers' norms, smoothed over 25 steps (its usual threshold is 0.3)."""
@@ -28,6 +28,8 @@ class ScalerConfig(Section):
     def _own_keys(self) -> ScalerConfig:
         if (self.duty is not None) != (self.when == "random"):
             raise ValueError("'duty' goes with when: random, and only with it")
+        if self.threshold != 0.5 and self.when not in ("delta_ge", "delta_lt"):
+            raise ValueError(f"'threshold' goes with when: delta_ge or delta_lt, not {self.when}")
         return self
 
 
@@ -44,7 +46,7 @@ class GradientsConfig(Section):
     scaler: ScalerConfig | None = None
     clip_norm: PositiveFloat | None = None
     """Largest norm of the gradient, before the scaler's factor."""
-    weight_noise: PositiveFloat | None = None
+    weight_noise: Annotated[Number, Field(gt=0.0, le=1e6)] | None = None
     """s: noise in the clients' weights that makes the gradient's covariance 1 + s^2 times as large, as a batch of
     B / (1 + s^2) has it."""
     extrapolation_lr: PositiveFloat | None = None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, StrictBool, model_validator
+from pydantic import StrictBool, model_validator
 
-from hpclbfl.sections.base import Fraction, Section
+from hpclbfl.sections.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 _KINDRED = {"sgd": "adam", "adam": "sgd", "adamw": "sgd", "lars": "lamb", "lamb": "lars"}
 """The optimizer to name to somebody who gave momentum to one with betas, or the reverse."""
+
+_LARGEST_FALL = 300
+"""Decimal places by which all milestones together may change the rate."""
 
 
 class OptimizerConfig(Section):
@@ -91,6 +95,10 @@ class ScheduleConfig(Section):
             raise ValueError("'milestones_epochs' goes with kind multistep, and only with it")
         if list(self.milestones_epochs) != sorted(set(self.milestones_epochs)):
             raise ValueError("'milestones_epochs' must rise")
+        if self.gamma != 0.1 and self.kind != "multistep":
+            raise ValueError("'gamma' goes with kind multistep")
+        if len(self.milestones_epochs) * abs(math.log10(self.gamma)) > _LARGEST_FALL:
+            raise ValueError("'gamma' to the power of all its milestones is beyond what a number can hold")
         if self.total_epochs is not None and self.kind != "cosine":
             raise ValueError("'total_epochs' goes with kind cosine")
         if (self.scaling != "none") != (self.reference_batch_size is not None):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from hpclbfl.sections.base import Section
+from hpclbfl.sections.base import Number, PositiveFloat, PositiveInt, Seconds, Section
+
+Megabytes = Annotated[Number, Field(ge=1e-4, le=1e6)]
 
 
 class StopConfig(Section):
@@ -17,7 +19,7 @@ class StopConfig(Section):
     samples: PositiveInt | None = None
     seconds: PositiveFloat | None = None
     """Training time, without evaluation and checkpoints."""
-    top1: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top1: Annotated[Number, Field(gt=0.0, le=1.0)] | None = None
     """Test accuracy, as a fraction."""
 
     @model_validator(mode="after")
@@ -76,11 +78,17 @@ class CommConfig(Section):
 
     engine: Literal["auto", "horovod", "mpi", "local"] = "auto"
     """auto: Horovod under MPI, local in a lone process; mpi: mpi4py alone, the fastest where all ranks are CPUs."""
-    bucket_mb: PositiveFloat = 25.0
+    bucket_mb: Megabytes = 25.0
     """Size of the gradient buckets that are reduced at once, MB."""
-    chunk_mb: PositiveFloat = 1.0
+    chunk_mb: Megabytes = 1.0
     """mpi: size of the pieces, small enough for a processor's cache, MB."""
-    start_timeout_s: PositiveFloat = 600.0
+    start_timeout_s: Seconds = 600.0
     """A rank that has waited so long for all to start ends the job."""
-    stall_timeout_s: PositiveFloat = 1800.0
+    stall_timeout_s: Seconds = 1800.0
     """A rank that waits longer than this for others ends the job, with the name of the one that is missing."""
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> CommConfig:
+        if self.chunk_mb != 1.0 and self.engine != "mpi":
+            raise ValueError(f"'chunk_mb' goes with engine mpi, not {self.engine}")
+        return self

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from hpclbfl.sections.base import Section
+from hpclbfl.sections.base import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 
 class BspConfig(Section):
@@ -30,6 +30,13 @@ class FedAvgConfig(Section):
     """samples: by the samples that each client processed since the last averaging."""
     optimizer_state: Literal["keep", "average", "reset"] = "keep"
     """What becomes of momentum and the like at an averaging."""
+
+    @field_validator("local_steps", mode="before")
+    @classmethod
+    def _number_or_word(cls, value: Any) -> Any:
+        if isinstance(value, bool | list | dict) or (isinstance(value, str) and value != "proportional"):
+            raise ValueError("should be a whole number above 0, or 'proportional'")
+        return value
 
     @model_validator(mode="after")
     def _one_length(self) -> FedAvgConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from hpclbfl.data.loader import Loader
 from hpclbfl.errors import ConfigError, DataError, RunFailed
 from hpclbfl.evaluate import share_of_rank
 from hpclbfl.failure import fail
+from hpclbfl.footprint import measure
 from hpclbfl.sharpness.hessian import Eigenpair, Product, Spectrum, density, lanczos, random_vector, top_eigenpairs
 from hpclbfl.sharpness.model import load_state
 from hpclbfl.sharpness.product import DistributedProduct, LossHessian, parameters_of
@@ -162,9 +163,11 @@ def _problem(
         say(f"warning: passed over: {line}")
     samples = choose_samples(len(dataset.train), options.samples, options.seed)
     share = samples[share_of_rank(len(samples), comm)]
+    footprint = replace(measure(net, images.image_shape, build.autocast(job, device)), local_size=comm.local_size)
+    batch = footprint.product_batch(min(options.batch, max(1, len(share))))
     batches = []
-    for first in range(0, len(share), options.batch):
-        places = share[first : first + options.batch]
+    for first in range(0, len(share), batch):
+        places = share[first : first + batch]
         batches.append(images.batch(places, np.zeros_like(places), augment=False))
     images.close()
     loss = partial(functional.cross_entropy, reduction="sum", label_smoothing=job.loss.label_smoothing)

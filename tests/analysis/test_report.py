@@ -104,11 +104,13 @@ def test_json(tmp_path, capsys):
 def test_a_run_that_cannot_be_read_is_a_row(tmp_path, capsys):
     two_client_run(tmp_path / "a")
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "config.yaml").write_text("a: [")
+    (tmp_path / "b" / "config.yaml").write_text("a: !!bool foo")
     good, bad = rows_of(tmp_path)
     assert (bad["state"], bad["sync"], bad["top1"], bad.keys()) == ("unreadable", "?", None, good.keys())
     print_report(tmp_path)
-    assert "config.yaml: cannot be read" in capsys.readouterr().out
+    assert "config.yaml: cannot be read (1: not valid YAML: 'foo' is no bool)" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_nothing_there(tmp_path):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpclbfl.data.partition import partition
-from hpclbfl.data.sampling import GlobalSampler, Sampler, ShardSampler, make_sampler
+from hpclbfl.data.sampling import GlobalSampler, Sampler, ShardSampler, level, make_sampler
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import PartitionConfig
 
@@ -29,8 +29,9 @@ def run(sampler: Sampler, steps: list[list[int]]) -> list[list[tuple[int, int]]]
 @settings(max_examples=150, deadline=None)
 @given(num_samples=st.integers(1, 40), seed=st.integers(0, 2**40), steps=SIZES)
 def test_iid_takes_every_sample_once_per_epoch(num_samples: int, seed: int, steps: list[list[int]]) -> None:
-    taken = [pair for stream in run(GlobalSampler(num_samples, seed), steps) for pair in stream]
-    total = sum(map(sum, steps))
+    sampler = GlobalSampler(num_samples, 3, seed)
+    taken = [pair for stream in run(sampler, steps) for pair in stream]
+    total = sum(min(num_samples, sum(sizes)) for sizes in steps)
     for epoch in range(total // num_samples):
         assert sorted(s for s, e in taken if e == epoch) == list(range(num_samples))
     rest = [s for s, e in taken if e == total // num_samples]
@@ -48,7 +49,7 @@ def test_shards_are_cycled_once_per_pass(seed: int, steps: list[list[int]], leng
         if not len(shard):
             assert streams[client] == [] and sampler.counts(steps[0])[client] == 0
             continue
-        total = sum(sizes[client] for sizes in steps)
+        total = sum(min(len(shard), sizes[client]) for sizes in steps)
         assert len(streams[client]) == total
         for number in range(total // len(shard)):
             assert sorted(s for s, p in streams[client] if p == number) == shard.tolist()
@@ -58,9 +59,9 @@ def test_shards_are_cycled_once_per_pass(seed: int, steps: list[list[int]], leng
 @given(steps=SIZES)
 def test_global_batches_do_not_depend_on_how_they_are_split(steps: list[list[int]]) -> None:
     # Ranks ask for their own clients alone: what a client gets follows from the positions, not from earlier calls.
-    sampler = GlobalSampler(17, 3)
+    sampler = GlobalSampler(27, 3, seed=3)
     streams = run(sampler, steps)
-    whole = run(GlobalSampler(17, 3), [[sum(map(sum, steps))]])[0]
+    whole = run(GlobalSampler(27, 1, seed=3, most=10**6), [[sum(map(sum, steps))]])[0]
     merged: list[tuple[int, int]] = []
     taken = [0, 0, 0]
     for sizes in steps:
@@ -71,16 +72,16 @@ def test_global_batches_do_not_depend_on_how_they_are_split(steps: list[list[int
 
 
 def test_pure_in_seed_and_position() -> None:
-    sampler, other = GlobalSampler(50, 7), GlobalSampler(50, 7)
+    sampler, other = GlobalSampler(50, 2, 7), GlobalSampler(50, 2, 7)
     late = np.array([220, 31])
     expected = sampler.take(1, late, [4, 6])
     other.take(0, np.array([0, 0]), [4, 6])
     assert all(np.array_equal(a, b) for a, b in zip(expected, other.take(1, late, [4, 6]), strict=True))
-    assert not np.array_equal(expected[0], GlobalSampler(50, 8).take(1, late, [4, 6])[0])
+    assert not np.array_equal(expected[0], GlobalSampler(50, 2, 8).take(1, late, [4, 6])[0])
 
 
 def test_epochs_and_clients_are_shuffled_differently() -> None:
-    first, _ = GlobalSampler(100, 0).take(0, np.array([0]), [200])
+    first, _ = GlobalSampler(100, 1, 0, most=200).take(0, np.array([0]), [200])
     assert not np.array_equal(first[:100], first[100:])
     shards = ShardSampler([np.arange(100), np.arange(100)], 0)
     zero = np.array([0, 0])
@@ -96,6 +97,29 @@ def test_make_sampler_follows_the_partition() -> None:
     samples, passes = sampler.take(1, np.zeros(3, np.int64), [20, 20, 20])
     assert sorted(samples.tolist()) == partition(config, labels, 3, 6, 0)[1].tolist()
     assert set(labels[samples]) == {2, 3} and set(passes) == {0}
+
+
+@given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=8), total=st.integers(0, 200))
+def test_level_cuts_the_largest_alone(sizes: list[int], total: int) -> None:
+    found = level(sizes, total).tolist()
+    assert sum(found) == min(sum(sizes), total)
+    cut = [(n, size) for n, size in zip(found, sizes, strict=True) if n < size]
+    top = max(found, default=0)
+    assert all(n >= top - 1 for n, _ in cut) and all(n <= size for n, size in zip(found, sizes, strict=True))
+
+
+def test_a_step_holds_no_sample_twice() -> None:
+    for sampler in (GlobalSampler(10, 3, 0), ShardSampler([np.arange(3), np.arange(3, 10), np.arange(0)], 0)):
+        counts = sampler.counts([8, 8, 8])
+        taken = np.concatenate([sampler.take(c, np.zeros(3, np.int64), [8, 8, 8])[0] for c in range(3)])
+        assert sorted(taken.tolist()) == list(range(10)) and counts.sum() == 10
+    assert GlobalSampler(10, 3, 0).counts([8, 8, 8]).tolist() == [4, 3, 3]
+    assert sampler.counts([8, 8, 8]).tolist() == [3, 7, 0]
+
+
+def test_more_clients_than_images() -> None:
+    with pytest.raises(ConfigError, match=r"^clients: 5 clients, but only 4 training images to share$"):
+        make_sampler(PartitionConfig(), np.zeros(4, np.int64), 5, 1, 0)
 
 
 def test_empty_training_split() -> None:

@@ -5,6 +5,7 @@ import torch
 
 from hpclbfl.errors import ConfigError
 from hpclbfl.models import NETS, create_model
+from hpclbfl.sections.model import WITH_DROPOUT, WITH_STEM
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,17 @@ def test_nets_take_images_and_score_the_classes(name: str, size: int, stem: str,
     net = create_model(name, 10, size, stem).eval()
     assert net(torch.zeros(2, 3, size, size)).shape == (2, 10)
     assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+def test_the_job_file_knows_which_nets_read_which_keys() -> None:
+    assert {name for name, net in NETS.items() if net.has_dropout} == set(WITH_DROPOUT)
+    for name in NETS:
+        with torch.device("meta"):
+            if name in WITH_STEM:
+                create_model(name, 10, 32, "cifar")
+            else:
+                with pytest.raises(ConfigError, match=r"^model.stem: 'cifar' is for resnet18 and resnet50"):
+                    create_model(name, 10, 32, "cifar")
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn", "alexnet", "vit_b_16"])

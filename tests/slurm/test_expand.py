@@ -10,8 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpclbfl.config import load_job
+from hpclbfl.core.yamlfile import parse_value
 from hpclbfl.errors import ConfigError
-from hpclbfl.slurm.expand import Expansion, SweepConfig, expand, read_sweep
+from hpclbfl.slurm.expand import Expansion, SweepConfig, describe, expand, read_sweep
 from tests.slurm.conftest import BASE, NamedData, write_sweep
 
 
@@ -27,7 +29,8 @@ def refused(tmp_path: Path, **keys: Any) -> str:
     with pytest.raises(ConfigError) as error:
         expanded(write_sweep(tmp_path, **keys))
     message = str(error.value)
-    assert "\n" not in message and message.startswith(str(tmp_path / "sweep.yaml"))
+    assert message.isprintable() and message.startswith(str(tmp_path / "sweep.yaml: "))
+    assert "whole:" not in message
     return message.removeprefix(str(tmp_path / ""))
 
 
@@ -116,14 +119,24 @@ def test_excluding_all_is_refused(tmp_path: Path) -> None:
             "unknown key 'grids': did you mean 'grid'? valid here: name, job, base, grid, zip, list, seeds",
         ),
         ({"resources": {"memry": "4G"}}, "unknown key 'resources.memry': did you mean 'memory'?"),
-        ({"job": "job.yaml"}, "exactly one of 'job' (a job file) and 'base'"),
+        ({"job": "job.yaml"}, "/sweep.yaml: give exactly one of 'job' (a job file) and 'base'"),
         ({"grid": {"optimizer.lr": 0.1}}, "grid: 'optimizer.lr' takes a list of values"),
         ({"grid": {"optimizer.lr": []}}, "grid: 'optimizer.lr' takes a list of values"),
         ({"zip": {"clients": [1, 2], "seed": [1]}}, "the lists under 'zip' must be of one length: clients 2, seed 1"),
         ({"grid": {"seed": [1]}, "seeds": 3}, "'seed' (grid) and 'seed' (seeds) set the same value"),
         ({"grid": {"sync": [{"kind": "bsp"}]}, "list": [{"sync.kind": "bsp"}]}, "'sync' (grid) and 'sync.kind' (list)"),
-        ({"seeds": -1}, "seeds"),
+        ({"seeds": -1}, "seeds: input should be greater than 0, not -1"),
+        ({"seeds": 10**9}, "seeds: input should be less than or equal to 20000, not 1000000000"),
+        ({"seeds": [1, True]}, "seeds.1: should be a whole number, not true"),
+        ({"seeds": []}, "seeds: should be a list of whole numbers, or how many"),
+        ({"seeds": "3"}, "seeds: should be a list of whole numbers, or how many, not '3'"),
+        ({"ranks": "all"}, "ranks: should be a whole number above 0, or 'clients', not 'all'"),
+        ({"grid": {"a": [0] * 150, "b": [0] * 150}}, "its axes make more than 20,000 runs, the most that a sweep may"),
+        ({"list": [{f"k{i}": 0 for i in range(1001)}]}, "grid, zip and list set 1001 keys; 1000 are the most"),
+        ({"grid": {"a..b": [1]}}, "run a..b=1: 'a..b' is no key: write section.key"),
+        ({"list": [{"optimizer.lr": 1, "optimizer": {"lr": 2}}]}, "'optimizer' would undo 'optimizer.lr' before it"),
         ({"name": "a/b"}, "name: string should match pattern"),
+        ({"name": "x" * 101}, "name: string should have at most 100 characters"),
         ({"grid": {"optimizer.lrr": [1]}}, "run optimizer.lrr=1: unknown key 'optimizer.lrr': did you mean 'lr'?"),
         ({"grid": {"optimizer.lr": [0.1, -1]}}, "run optimizer.lr=-1: optimizer.lr: input should be greater than 0"),
         ({"grid": {"clients": [None]}}, "run clients=null: clients: must be stated in a sweep"),
@@ -158,6 +171,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         ("name: s\njob: none.yaml\n", "none.yaml: cannot be read: No such file"),
         ("name: s\nname: t\n", "s.yaml:2: not valid YAML: key 'name' is given twice"),
         ("- 1\n", "s.yaml: not a sweep file"),
+        ("name: s\nbase: {a: !!bool foo}\n", "s.yaml:2: not valid YAML: 'foo' is no bool"),
         ("name: [\n", "not valid YAML"),
     ):
         path.write_text(text)
@@ -190,3 +204,20 @@ def test_the_number_of_combinations_is_the_product(lengths: list[int], num_rows:
     for length in lengths:
         expected *= length
     assert len(found) == len(set(found)) == expected
+
+
+def test_the_same_numbers_in_a_job_and_in_a_sweep(tmp_path: Path) -> None:
+    text = "data: {name: digits}\nmodel: {name: resnet8}\nclients: 010\nstop: {steps: 012}\n"
+    (tmp_path / "job.yaml").write_text(text)
+    path = tmp_path / "s.yaml"
+    path.write_text("name: s\njob: job.yaml\ngrid: {seed: [0777, 0x1f]}\n")
+    jobs = [run.job for run in expanded(path).runs]
+    assert [(job.seed, job.clients, job.stop.steps) for job in jobs] == [(777, 10, 12), (31, 10, 12)]
+    assert load_job(tmp_path / "job.yaml", ["seed=0777"]) == jobs[0]
+
+
+@pytest.mark.parametrize("value", ["1e5", "012", "yes", "a b", "x\ny", "", None, True, 0.5, [1, "1"], {"a": "1:30"}])
+def test_a_label_reads_back_as_an_override(value: Any) -> None:
+    label = describe({"key": value})
+    assert label.isprintable()
+    assert parse_value(label.removeprefix("key="), "test") == value

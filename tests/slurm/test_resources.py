@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpclbfl.config import parse_job
+from hpclbfl.core.yamltext import dump
 from hpclbfl.errors import ConfigError
-from hpclbfl.slurm.expand import Run
+from hpclbfl.slurm.expand import Run, read_sweep
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.resources import (
     PROFILES,
@@ -74,21 +76,125 @@ def test_resources_of_the_sweep_come_before_the_profile() -> None:
         ({"launcher": "prun"}, "p.yaml: launcher: input should be 'srun' or 'mpirun', not 'prun'"),
         ({"time": "soon"}, "p.yaml: time: give minutes (90), hours:minutes:seconds (1:30:00)"),
         ({"time": 0}, "p.yaml: time: give minutes"),
-        ({"memory": "4 GB"}, "p.yaml: memory: string should match pattern"),
+        ({"memory": "4 GB"}, "p.yaml: memory: give a number with K, M, G or T, such as 16G, not '4 GB'"),
         ({"time": 2}, "'signal_s: 120' is more than half of 'time: 2': no run would get anywhere"),
         ({"sbatch": {"nodes": 2}}, "p.yaml: sbatch: 'nodes' is set from the other keys"),
+        (
+            {"partition": "p\ntouch X #"},
+            r"partition: should be one word of letters, digits and _.,:;?!+@=&|*^/()[]-, not",
+        ),
+        ({"kind": "local", "modules": ["gcc"]}, "p.yaml: 'modules' goes with kind slurm, not local"),
         ({"constraint": {"a100": 1}, "nodes": 2}, "'nodes: 2' is not the sum of the nodes in 'constraint'"),
-        ({"cpus_per_rank": True}, "'cpus_per_rank' takes no true or false"),
+        ({"cpus_per_rank": True}, "cpus_per_rank: should be a whole number, not true"),
     ],
 )
 def test_wrong_profiles_are_refused_in_one_line(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
-    import yaml
-
     path = tmp_path / "p.yaml"
-    path.write_text(yaml.safe_dump(keys))
+    path.write_text(dump(keys))
     with pytest.raises(ConfigError) as error:
         load_profile(str(path))
-    assert words in str(error.value) and "\n" not in str(error.value)
+    assert words in str(error.value) and str(error.value).isprintable()
+
+
+WORD = "should be one word of letters, digits and _.,:;?!+@=&|*^/()[]-"
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"partition": "p\ntouch X #"}, rf"partition: {WORD}, not 'p\ntouch X #'"),
+        ({"account": "a b"}, f"account: {WORD}, not 'a b'"),
+        ({"account": ["a"]}, f"account: {WORD}, not ['a']"),
+        ({"account": "x" * 10**5}, f"account: {WORD}, not 'xxx"),
+        ({"constraint": "a100;touch `X`"}, f"constraint: {WORD}, not 'a100;touch `X`'"),
+        ({"constraint": {"a\nb": 1}}, rf"constraint: 'a\nb' {WORD}"),
+        ({"constraint": {"a": True}}, "constraint.a: should be a whole number, not true"),
+        ({"memory": "16G\n"}, r"memory: give a number with K, M, G or T, such as 16G, not '16G\n'"),
+        ({"time": "90\n"}, "time: give minutes (90), hours:minutes:seconds (1:30:00) or days"),
+        ({"time": "\u0663"}, "time: give minutes (90), hours:minutes:seconds (1:30:00) or days"),
+        ({"time": "9" * 6000}, "time: give minutes (90), hours:minutes:seconds (1:30:00) or days"),
+        ({"sbatch": {"qos\ntouch X": 1}}, r"sbatch: 'qos\ntouch X' is no flag of sbatch, or is given twice"),
+        (
+            {"sbatch": {"mem-per-cpu": 1, "mem_per_cpu": 1}},
+            "sbatch: 'mem_per_cpu' is no flag of sbatch, or is given twice",
+        ),
+        ({"sbatch": {"qos": "x\ntouch X"}}, f"sbatch: 'qos' {WORD}"),
+        ({"sbatch": {"comment": "$(touch X)"}}, f"sbatch: 'comment' {WORD}"),
+        ({"sbatch": {"gres": ["gpu"]}}, f"sbatch: 'gres' {WORD}"),
+        ({"sbatch": ["qos"]}, "sbatch: should be a mapping of sbatch's flags, such as {qos: long, exclusive: true}"),
+        ({"sbatch": {"wrap": "touch"}}, "sbatch: 'wrap' is for a profile to say (--cluster); a sweep may say begin, "),
+        (
+            {"sbatch": {"export": "BASH_ENV=x"}},
+            "sbatch: 'export' is for a profile to say (--cluster); a sweep may say ",
+        ),
+        ({"sbatch": {"chdir": "/tmp"}}, "sbatch: 'chdir' is for a profile to say (--cluster); a sweep may say begin, "),
+        # sbatch takes the beginning of a flag for the flag.
+        ({"sbatch": {"arr": 5}}, "sbatch: 'arr' is set from the other keys (nodes, memory, time, signal_s ...)"),
+        ({"sbatch": {"expor": "A=x"}}, "sbatch: 'expor' is for a profile to say (--cluster); a sweep may say begin, "),
+        (
+            {"launcher_args": ["--x"]},
+            "'launcher_args' runs programs: a profile may say it (--cluster), a sweep may not",
+        ),
+        ({"modules": ["gcc"]}, "'modules' runs programs: a profile may say it (--cluster), a sweep may not"),
+        ({"setup": ["touch X"]}, "'setup' runs programs: a profile may say it (--cluster), a sweep may not"),
+        ({"launcher": "mpirun"}, "'launcher' runs programs: a profile may say it (--cluster), a sweep may not"),
+        ({"nodes": "2"}, "nodes: should be a whole number, not '2'"),
+    ],
+)
+def test_what_a_sweep_may_not_ask_for(tmp_path: Path, resources: dict[str, Any], message: str) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(dump({"name": "demo", "base": {}, "resources": resources}))
+    with pytest.raises(ConfigError) as error:
+        read_sweep(path)
+    found = str(error.value)
+    assert found.isprintable() and len(found) < 1200
+    assert found.removeprefix(f"{path}: resources").lstrip(".: ").startswith(message)
+
+
+@pytest.mark.parametrize(
+    "value", ["gpu:a100:2", "n[1-3],m4", "(a|b)&c", "a*2", "1-2:3", "x/y", "user@site.org", "now+1hour"]
+)
+def test_words_that_slurm_uses_come_quoted_into_the_script(value: str) -> None:
+    wanted = ResourcesConfig(partition=value, constraint=value, sbatch={"gres": value, "exclusive": True, "nice": 5})
+    found = text(ProfileConfig().merged(wanted, "sweep")).splitlines()
+    for flag in ("partition", "constraint", "gres"):
+        assert f"#SBATCH --{flag}={shlex.quote(value)}" in found
+    assert {"#SBATCH --exclusive", "#SBATCH --nice=5"} <= set(found)
+
+
+@given(
+    st.dictionaries(st.text(max_size=6) | st.sampled_from(["qos", "gres", "comment"]), st.text(max_size=8), max_size=2)
+)
+def test_no_resources_add_a_line_to_the_script(flags: dict[str, str]) -> None:
+    plain = [line.partition("=")[0] for line in text(ProfileConfig()).splitlines()]
+    values = {"partition": next(iter(flags.values()), "gpu"), "sbatch": flags}
+    try:
+        wanted = ResourcesConfig.model_validate(values)
+    except ValueError:
+        return
+    found = [line.partition("=")[0] for line in text(ProfileConfig().merged(wanted, "sweep")).splitlines()]
+    assert sorted(found) == sorted([*plain, "#SBATCH --partition", *(f"#SBATCH --{key}" for key in flags)])
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("/scratch/a\ntouch X", "a batch script cannot name it; give a folder without control characters"),
+        ("/scratch/a\\b", "Slurm would read the \\ in it as a pattern; give a folder without one"),
+    ],
+)
+def test_a_folder_that_a_batch_script_cannot_name_is_refused(folder: str, reason: str) -> None:
+    (array,) = arrays("demo", toy_runs(2), ProfileConfig(), 10)
+    with pytest.raises(ConfigError) as error:
+        sbatch_text(array, SweepFolder(Path(folder)))
+    assert str(error.value).endswith(f": {reason}") and str(error.value).isprintable()
+
+
+def test_a_folder_with_a_space_is_quoted() -> None:
+    (array,) = arrays("demo", toy_runs(2), ProfileConfig(), 10)
+    found = sbatch_text(array, SweepFolder(Path("/scratch/a b")))
+    assert "#SBATCH --output='/scratch/a b/slurm/%A_%a_0_log.out'" in found
+    assert "submitit.core._submit '/scratch/a b/slurm'" in found
 
 
 def test_an_unknown_profile_names_the_known() -> None:

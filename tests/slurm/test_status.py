@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpclbfl.errors import ConfigError, RunFailed
+from hpclbfl.errors import ConfigError, EnvironmentFault, RunFailed
 from hpclbfl.lease import acquire
 from hpclbfl.process import process_of
 from hpclbfl.runlog.schema import DTYPES
@@ -178,3 +178,22 @@ def test_cancel_tries_again_what_is_just_being_requeued(
     cancel(swept.path)
     assert (fake_slurm.folder / "cancelled").read_text() == "1_0 1_1\n1_0\n"
     assert capsys.readouterr().err.startswith("cancelled: job 1_0, 1_1")
+
+
+@pytest.mark.parametrize("id_", ["../../elsewhere", "/etc", "a/b", "", "a\nb", "x" * 300])
+def test_a_list_of_runs_that_leads_elsewhere_is_refused(swept: SweepFolder, id_: str) -> None:
+    values = json.loads(swept.manifest.read_text())
+    values["runs"][0]["id"] = id_
+    swept.manifest.write_text(json.dumps({key: value for key, value in values.items() if key != "checksum"}))
+    with pytest.raises(EnvironmentFault, match=r"sweep.json: cannot be read; hpclbfl sweep writes it anew once it is"):
+        status_rows(swept.path)
+
+
+@pytest.mark.parametrize("job", ["--user=root", "1 2", "1_", "-1", "1_2_3", "\u0661"])
+def test_jobs_that_are_none_are_refused_and_never_cancelled(
+    swept: SweepFolder, job: str, fake_slurm: FakeSlurm
+) -> None:
+    (swept.path / "submissions" / "000.json").write_text(json.dumps({"tasks": {job: ids(swept)[0]}}))
+    with pytest.raises(EnvironmentFault, match=r"000.json: is damaged: its tasks are no jobs of Slurm$"):
+        cancel(swept.path)
+    assert not (fake_slurm.folder / "cancelled").exists()
