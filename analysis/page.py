@@ -242,7 +242,7 @@ def _facts(frames: Frames, labels: list[str], seeds: list[int]) -> list[str]:
     states = Counter(frames.runs["state"].to_list())
     facts = [count(len(frames.runs), "run"), count(len(labels), "arm"), count(len(seeds), "seed")]
     facts += [f"{number} {state}" for state, number in states.most_common()]
-    waiting = len(unstarted(frames.root))
+    waiting = len(unstarted(frames.root)[0])
     return facts + ([f"{waiting} not started"] if waiting else [])
 
 

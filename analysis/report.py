@@ -128,7 +128,7 @@ def _print_text(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -
         console.print(f"{len(runs) - len(listed)} complete runs are not listed; --json lists all", markup=False)
     is_one_run = (root / "config.yaml").exists()
     console.print(f"logs: {root if is_one_run else root / '<run>'}/attempts/*/rank*.h5", markup=False, soft_wrap=True)
-    if waiting := len(unstarted(root)):
+    if waiting := len(unstarted(root)[0]):
         console.print(f"{waiting} run{'s' if waiting > 1 else ''} of the sweep: not started", markup=False)
     for name, lines in problem_lines(frames).items():
         for line in lines:

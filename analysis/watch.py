@@ -88,7 +88,7 @@ class Watcher:
             DataError: the folder is not there, or holds no run.
         """
         runs = [self._run(path) for path in find_runs(self._root)]
-        runs += [Watched(name, "waiting", Progress(), math.nan, "") for name in unstarted(self._root)]
+        runs += [Watched(name, "waiting", Progress(), math.nan, "") for name in unstarted(self._root)[0]]
         if not runs:
             raise DataError(f"{self._root}: holds no run; a run folder has a config.yaml, 'hpclbfl train' makes one")
         return sorted(runs, key=lambda run: (_ORDER.index(run.state), run.run))

@@ -49,6 +49,20 @@ def read_mapping(path: Path, wanted: str, loader: type[yaml.SafeLoader] = Loader
     return values
 
 
+def parse_mapping(text: str, source: str, wanted: str) -> dict[str, Any]:
+    """Return the mapping in a YAML text; `source` begins the line of an error. See `read_mapping`."""
+    try:
+        values = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}" if mark else source
+        reason = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{where}: not valid YAML: {reason}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{source}: {wanted}")
+    return values
+
+
 def set_value(values: dict[str, Any], key: str, value: Any, source: str) -> None:
     """Set `key.path` in nested mappings, in place; sections that are absent or null come to be.
 
