@@ -160,7 +160,9 @@ class Cache:
         self._pieces = {name: piece for name, piece in pieces.items() if piece.hashes.keys() <= intact}
         self._next_file = int(about["next_file"])
         entries = {os.fsdecode(path): Entry(*values) for path, *values in pl.read_parquet(io.BytesIO(content)).rows()}
-        self.entries = {path: entry for path, entry in entries.items() if not entry.piece or entry.piece in self._pieces}
+        self.entries = {
+            path: entry for path, entry in entries.items() if not entry.piece or entry.piece in self._pieces
+        }
         self._is_changed = len(self.entries) < len(entries)
 
     def _write_index(self) -> None:

@@ -115,7 +115,7 @@ class CacheFolder:
         """Remove what is ours, is of no piece that is kept, and is old enough."""
         limit = time.time() - ORPHAN_S
         with suppress(OSError), self._opened() as folder:
-            for name in os.listdir(folder):
+            for name in os.listdir(folder):  # noqa: PTH208 (a descriptor)
                 found = _OURS.fullmatch(name)
                 if found is None or name.startswith(tuple(f"{piece}." for piece in kept)):
                     continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -172,7 +171,11 @@ def _found(entry: os.DirEntry[str], prefix: str, kind: Kind, attempt: str = "") 
 
 
 def unstarted(root: Path) -> tuple[list[str], str]:
-    """Keys of runs that a sweep's folder lists (sweep.json) and that have no folder yet; why none can be told, or ""."""
+    """Keys of runs that a sweep's folder lists (sweep.json) and that have no folder yet.
+
+    Returns:
+        Also why they cannot be told; empty when they can.
+    """
     try:
         sweep = read_json(root / "sweep.json", _Sweep)
     except DataError as error:

@@ -11,10 +11,11 @@ import threading
 import traceback
 import warnings
 from types import TracebackType
-from typing import IO, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 MAX_SHOWN = 200
 """Characters of a value in a message."""
@@ -39,10 +40,14 @@ def shown(value: object) -> str:
     return printable(repr(value), MAX_SHOWN)
 
 
-def say(line: object, stream: IO[str] | None = None) -> None:
-    """Write one line of text to a stream (standard error by default), whatever the text and the stream's encoding."""
+def say(line: object, stream: IO[str] | None = None, limit: int | None = MAX_LINE) -> None:
+    """Write one line of text to a stream (standard error by default), whatever the text and the stream's encoding.
+
+    Args:
+        limit: see `printable`; None for what is to be copied, such as a command.
+    """
     stream = sys.stderr if stream is None else stream
-    text = printable(line)
+    text = printable(line, limit)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
@@ -56,6 +61,8 @@ def say_traceback(error: BaseException) -> None:
 
 def cell(value: object, style: str = "") -> Text:
     """Return a text as a cell of a rich table: printable, and never taken as markup."""
+    from rich.text import Text
+
     return Text(printable(value), style=style)
 
 
@@ -64,14 +71,9 @@ def make_console(**options: Any) -> Console:
 
     What is to have several lines or styles is given as a rich `Text`.
     """
-    return _PlainConsole(markup=False, emoji=False, highlight=False, **options)
+    from hpclbfl.core.plainconsole import PlainConsole
 
-
-class _PlainConsole(Console):
-    """Escapes control characters in every string that it prints, those in cells and titles of tables included."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(printable(text), **options)
+    return PlainConsole(**options)
 
 
 def make_streams_safe() -> None:

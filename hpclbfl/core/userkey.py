@@ -20,9 +20,9 @@ def key_path() -> Path:
         EnvironmentFault: this user has no home.
     """
     # The specification has a path that is not absolute passed over.
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):
-        return Path(base) / "hpclbfl" / "key"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if base.is_absolute():
+        return base / "hpclbfl" / "key"
     try:
         return Path.home() / ".cache" / "hpclbfl" / "key"
     except RuntimeError as error:

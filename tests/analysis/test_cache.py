@@ -172,7 +172,13 @@ def test_only_names_of_our_own_are_deleted(folder, monkeypatch):
     orphan, other = ours.new_piece(), CacheFolder(folder, b"x" * 32).new_piece()
     target = folder.parent.parent / "target"
     target.write_text("precious")
-    strangers = ["mine.parquet", "0123456789ab.steps.parquet", f"{other}.steps.parquet", f".{other}.new", "index.parquet"]
+    strangers = [
+        "mine.parquet",
+        "0123456789ab.steps.parquet",
+        f"{other}.steps.parquet",
+        f".{other}.new",
+        "index.parquet",
+    ]
     for name in (*strangers, f"{orphan}.steps.parquet", f".{orphan}.new"):
         (folder / name).write_text(name)
     (folder / f"{orphan}.evals.parquet").symlink_to(target)
@@ -257,9 +263,7 @@ def test_without_a_key_of_ones_own_there_is_no_cache(folder, reads, monkeypatch,
         "link": "cannot be read: too many levels of symbolic links",
         "home": "cannot be read: not a directory",
     }.get(damage, "is no key that this user alone can read; remove it, another one is made")
-    assert frames.notes == (
-        f"{key}: {reason}; without it {folder} is not used, and all logs are read each time",
-    )
+    assert frames.notes == (f"{key}: {reason}; without it {folder} is not used, and all logs are read each time",)
 
 
 def test_a_file_of_a_far_future_is_read_each_time(folder, reads):
