@@ -15,6 +15,7 @@ import pytest
 from hpclbfl.cli import main
 from hpclbfl.core.text import make_streams_safe
 from hpclbfl.data.packed import write_packed
+from hpclbfl.doctor import Check
 from hpclbfl.failure import say_failure
 from hpclbfl.progress import TERMINAL_COLUMNS, Progress
 from hpclbfl.runfolder import RunFolder
@@ -137,24 +138,27 @@ def test_a_packed_files_classes(tmp_path, here):
     assert (done.returncode, b"training images over 1 clients" in done.stdout) == (0, True)
 
 
-def test_the_machine(tmp_path, here):
-    assert_plain(hpclbfl("doctor", cwd=tmp_path))
+def test_the_machine(tmp_path, here, monkeypatch):
+    found = [Check("Python", "ok", HOSTILE), Check("MPI", "missing", HOSTILE, HOSTILE)]
+    monkeypatch.setattr("hpclbfl.doctor.checks", lambda: found)
+    done = here("doctor", cwd=tmp_path)
+    assert (done.returncode, assert_plain(done).count(r"\x1b[2J")) == (1, 3)
+    here("doctor", "--json", cwd=tmp_path)
     for words in (["--help"], ["report", "--help"]):
         assert_plain(here(*words, cwd=tmp_path))
 
 
-@pytest.mark.parametrize("folder", [NAME, "r[/red]"])
-def test_training_into_a_folder_with_a_markup_name(tmp_path, folder):
+def test_training_into_a_folder_with_a_markup_name(tmp_path):
     write_toy_set(tmp_path / "ü.h5")
     (tmp_path / "job.yaml").write_text(
         "data: {name: packed, path: ü.h5}\nmodel: {name: resnet8}\nclients: 2\nstop: {steps: 2}\n"
         "evaluate: {every_steps: 1}\nbatching: {local_batch_size: 2}\n",
         encoding="utf-8",
     )
-    done = hpclbfl("train", "job.yaml", "--run-dir", folder, cwd=tmp_path)
+    done = hpclbfl("train", "job.yaml", "--run-dir", NAME, cwd=tmp_path)
     text = assert_plain(done)
     assert done.returncode == 0, text
-    assert (tmp_path / folder / "DONE.json").exists()
+    assert (tmp_path / NAME / "DONE.json").exists()
     assert "[/red]" in text
 
 
