@@ -147,7 +147,10 @@ def flat_job(config: Mapping[str, Any], source: str) -> dict[str, Any]:
             raise DataError(f"{source}: {shown(key)} is no key of a job")
         if key in SECTIONS and not isinstance(value, Mapping | None):
             raise DataError(f"{source}: {key}: is {shown(value)}, a section is a mapping of keys to values")
-    job = flatten(config)
+    try:
+        job = flatten(config)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source}: has a value that is part of itself, or lists within lists without end") from error
     if len(job) > MAX_KEYS:
         raise DataError(f"{source}: has more than {MAX_KEYS:,} keys")
     for key, least in _WHOLE_NUMBERS.items():

@@ -97,7 +97,8 @@ def problem_lines(frames: Frames) -> dict[str, list[str]]:
         if row["state"] == "failed":
             lines.setdefault(row["run"], []).append(f"failed: {row['error'] or 'no reason given'}")
     for row in frames.problems.rows(named=True):
-        harmless = "" if row["rows_lost"] else " (a later attempt trained its steps again)"
+        has_rows = not row["path"].endswith(".json")
+        harmless = " (a later attempt trained its steps again)" if has_rows and not row["rows_lost"] else ""
         lines.setdefault(row["run"], []).append(f"{frames.root / row['path']}: {row['reason']}{harmless}")
     for run, path, reason in eigenvalues.read_all(frames)[1]:
         lines.setdefault(run, []).append(f"{frames.root / path}: {reason}")
