@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpclbfl.core.text import cell, make_console
+from hpclbfl.runlog.coverage import NO_LIMIT
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.state import RunState, run_states
 
@@ -37,14 +39,20 @@ def _row(folder: SweepFolder, state: RunState) -> dict[str, Any]:
         "run": entry.id,
         "path": str(folder.run(entry.id).path),
         "state": state.word,
-        "step": state.step,
-        "epoch": state.epoch,
-        "top1": state.top1,
+        "step": _number(state.step),
+        "epoch": _number(state.epoch),
+        "top1": _number(state.top1),
         "job": state.job,
         "text": state.text,
         "overrides": entry.overrides,
         "listed": entry.listed,
     }
+
+
+def _number(value: Any) -> float | None:
+    """A number out of a run's files; None for what is none, whoever wrote it there."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) and abs(value) < NO_LIMIT else None
 
 
 def print_status(directory: Path, as_json: bool) -> None:
@@ -78,8 +86,8 @@ def _print_table(directory: Path, states: Sequence[RunState]) -> None:
         table.add_row(
             cell(name if state.entry.listed else f"{name} (no longer in the sweep file)"),
             cell(state.word, _STYLES[state.word]),
-            "-" if state.step is None else str(state.step),
-            "-" if state.top1 is None else f"{100 * state.top1:.1f} %",
+            "-" if (step := _number(state.step)) is None else cell(step),
+            "-" if (top1 := _number(state.top1)) is None else f"{100 * top1:.1f} %",
             cell(state.text),
         )
     console.print(table)

@@ -10,6 +10,7 @@ from typing import Any
 
 from hpclbfl.bench import report
 from hpclbfl.bench.turns import Turns
+from hpclbfl.core.files import write_text
 from hpclbfl.core.text import say
 from hpclbfl.errors import ConfigError
 
@@ -48,7 +49,7 @@ def run(name: str, options: dict[str, Any], out: Path | None, as_json: bool, deb
     with Turns(name) as turns:
         findings = module.measure(settings, turns, debug)
     text = report.as_text(report.document(name, asdict(settings), findings))
-    report.write(path, text)
+    write_text(path, text)
     if as_json:
         sys.stdout.write(text)
     else:

@@ -57,20 +57,6 @@ def document(name: str, settings: dict[str, Any], findings: Findings) -> dict[st
     }
 
 
-def write(path: Path, text: str) -> None:
-    """Write the file, whole or not at all.
-
-    Raises:
-        EnvironmentFault: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror}") from error
-
-
 def as_text(found: dict[str, Any]) -> str:
     """The document as JSON."""
     return json.dumps(found, indent=1) + "\n"

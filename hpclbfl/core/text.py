@@ -53,9 +53,10 @@ def say(line: object, stream: IO[str] | None = None, limit: int | None = MAX_LIN
 
 
 def say_traceback(error: BaseException) -> None:
-    """Write an exception's traceback to standard error, line by line as `say` does."""
+    """Write an exception's traceback to standard error as `say` does; a message is one line, whatever it holds."""
     for block in traceback.format_exception(error):
-        for line in block.splitlines():
+        # Places in the source, and what joins one exception to the next, have lines of their own.
+        for line in block.splitlines() if block.startswith((" ", "\n")) else [block.rstrip("\n")]:
             say(line)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import polars as pl
 import pytest
@@ -10,6 +11,7 @@ from hpclbfl.analysis import records
 from hpclbfl.analysis.export import TABLES, export
 from hpclbfl.analysis.headline import headlines
 from hpclbfl.analysis.load import load
+from hpclbfl.analysis.markup import TextTable, to_latex, to_markdown
 from hpclbfl.analysis.page import page
 from hpclbfl.analysis.render import write_figures
 from hpclbfl.analysis.report import print_report, problem_lines
@@ -290,7 +292,8 @@ def test_values_that_do_not_fit(tmp_path):
     two_client_run(tmp_path / "a")
     deep = "{a: " * 20 + "1" + "}" * 20
     (tmp_path / "a" / "config.yaml").write_text(
-        f'name: "a\\e[31m\\n"\nbig: {10**30}\nlong: {"x" * 100_000}\ndeep: {deep}\nodd: {{1: 2}}\nmany: [{"1, " * 5000}]\n'
+        f'name: "a\\e[31m\\n"\nbig: {10**30}\nlong: {"x" * 100_000}\ndeep: {deep}\nodd: {{1: 2}}\n'
+        f"many: [{'1, ' * 5000}]\n"
     )
     row = load(tmp_path).runs.row(0, named=True)
     assert (row["name"], row["big"], row["odd"]) == (r"a\x1b[31m\n", str(10**30), '{"1":2}')
@@ -366,3 +369,43 @@ def test_titles_that_look_alike_have_figures_of_their_own():
         "a-b, x": "-a-b-x-2",
         "x" * 500: "-" + "x" * 79,
     }
+
+
+def test_a_page_takes_nothing_for_markup(tmp_path):
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)> &lt; ${x} {{ 7 * 7 }} \u202e"
+    for number, name in enumerate((evil, "plain")):
+        path = tmp_path / f"<b>{number}"
+        two_client_run(path, state="failed" if number else "done")
+        job = {"name": name, "clients": 2, "sync": {"kind": name}, "model": {"name": name}, "data": {"name": name}}
+        (path / "config.yaml").write_text(json.dumps(job))
+        RunFolder(path).attempt(0).write_provenance({"host": evil, "num_ranks": 2})
+        RunFolder(path).write_status("failed", error=evil)
+    frames = load(tmp_path)
+    runs = summarise(frames)
+    text = page(frames, runs, headlines(frames, runs))
+    assert text.count("<script") == text.count("</script>") == 3
+    assert not re.search(r"<img src|<b>|\u202e", text)
+    assert "{{ 7 * 7 }}" in text
+    data = json.loads(text.partition('id="page-data">')[2].partition("</script>")[0])
+    assert len(data["arms"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "markdown", "latex"),
+    [
+        ("a|b", r"a\|b", r"a\textbar{}b"),
+        ("a\nb\x1b", r"a\\nb\\x1b", r"a\textbackslash{}nb\textbackslash{}x1b"),
+        ("[x](http://y)", r"\[x\](http://y)", "[x](http://y)"),
+        ("![x](y)", r"!\[x\](y)", "![x](y)"),
+        ("&lt;b>", r"\&lt;b>", r"\&lt;b\textgreater{}"),
+        ("<b>`*_~", r"\<b>\`\*\_\~", r"\textless{}b\textgreater{}`*\_\textasciitilde{}"),
+        (r"\input{x}$%#^", r"\\input{x}$%#^", r"\textbackslash{}input\{x\}\$\%\#\textasciicircum{}"),
+    ],
+)
+def test_tables_take_nothing_for_markup(text, markdown, latex):
+    table = TextTable("t", ("a",), [(text,)], frozenset({"a"}))
+    assert to_markdown(table).splitlines()[4] == f"| {markdown} |"
+    assert to_latex(table).splitlines()[7] == rf"    {latex} \\"
+    # Where there is nothing but a note.
+    note = TextTable("t", (), [], notes=(text,))
+    assert (to_markdown(note), to_latex(note)) == (f"{markdown}\n", f"{latex}\n")
