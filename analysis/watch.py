@@ -6,6 +6,7 @@ Logs are read while they are written (SWMR), of each run the newest rows of rank
 from __future__ import annotations
 
 import math
+import stat
 import sys
 import time
 from collections import Counter
@@ -119,9 +120,12 @@ class Watcher:
         for attempt in reversed(_attempts(path)):
             log = attempt / "rank00000.h5"
             with suppress(OSError):
-                stat = log.stat()
-                silent_s = time.time() - stat.st_mtime if math.isnan(silent_s) else silent_s
-                older = self._progress(log, (stat.st_size, stat.st_mtime_ns))
+                about = log.stat()
+                if not stat.S_ISREG(about.st_mode):
+                    # Opening a pipe that nobody writes to would never return.
+                    continue
+                silent_s = time.time() - about.st_mtime if math.isnan(silent_s) else silent_s
+                older = self._progress(log, (about.st_size, about.st_mtime_ns))
                 # One that has just resumed has logged nothing yet.
                 progress = replace(progress if progress.steps else older, top1=_number(progress.top1, older.top1))
             if progress.steps and not math.isnan(progress.top1):
