@@ -14,6 +14,7 @@ import polars as pl
 
 from hpclbfl.analysis.configs import as_text, describe_data, describe_partition, describe_sync
 from hpclbfl.analysis.frames import config_names
+from hpclbfl.core.text import printable
 
 DATA_KEY = "data_fingerprint"
 _NO_PART = ("seed", "name", "data.path", "data.download", "data.workers", "data.in_memory")
@@ -23,6 +24,10 @@ _IS_READABLE = pl.col("state") != "unreadable"
 _DESCRIBED = {"sync": describe_sync, "partition": describe_partition}
 _LONG = 24
 """Characters of a value in a label."""
+_MAX_TEXT = 80
+"""Characters of one that needs no name of its key."""
+_MAX_LABEL = 300
+"""Characters of a label."""
 
 SHORT_NAMES: dict[str, str] = {
     "gradients.scaler.factor": "X",
@@ -43,7 +48,7 @@ def with_arms(runs: pl.DataFrame) -> pl.DataFrame:
     Where no job has a seed, all get the seed 0. Arms are ordered by the values of the keys that set them apart, in the
     order of the job file; None and small come first.
     """
-    if "seed" not in runs.columns:
+    if "seed" not in runs.columns or runs["seed"].null_count() == len(runs):
         runs = runs.with_columns(seed=pl.lit(0, pl.Int64))
     keys = [key for key in config_names(runs) if key not in _NO_PART and key.partition(".")[0] not in _NO_SECTION]
     keys = [DATA_KEY, *keys]
@@ -119,15 +124,19 @@ def _labels(arms: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[str]:
             columns[section] = [describe(arm) for arm in arms]
     columns |= {key: [as_text(arm[key]) for arm in arms] for key in keys}
     if len(arms) == 1:
-        return [as_text(arms[0].get("name") or "all runs")]
+        return [printable(as_text(arms[0].get("name") or "all runs"), _MAX_LABEL)]
     chosen = sorted(_distinguishing(columns, len(arms)), key=lambda key: _place(key, keys))
     labels: dict[str, None] = {}
     for i in range(len(arms)):
         parts = [_part(key, columns[key][i]) for key in chosen]
         # What is absent is so once, however many of its keys tell arms apart.
-        label = ", ".join(p for n, p in enumerate(parts) if not (p.startswith("no ") and p in parts[:n]))
-        same = sum(known == label or known.startswith(f"{label} #") for known in labels)
-        labels[f"{label} #{same + 1}" if same else label] = None
+        whole = ", ".join(p for n, p in enumerate(parts) if not (p.startswith("no ") and p in parts[:n]))
+        label = whole = printable(whole, _MAX_LABEL)
+        number = 1
+        while label in labels:
+            number += 1
+            label = f"{whole} #{number}"
+        labels[label] = None
     return list(labels)
 
 
@@ -157,5 +166,6 @@ def _part(key: str, text: str) -> str:
     if text == "none" and key.count(".") > 1:
         return f"no {key.split('.')[-2]}"
     if key in _DESCRIBED or (text[:1].isalpha() and text not in ("none", "true", "false")):
+        text = printable(text, _MAX_TEXT)
         return f"data {text}" if key == DATA_KEY else text
     return f"{short_name(key)}={text if len(text) <= _LONG else text[:_LONG] + '...'}"

@@ -1,30 +1,32 @@
 """What was read from logs, kept as Parquet: only files that changed are read from HDF5 again.
 
 The rows of many logs lie together in a *piece*, one Parquet file per table, with the log's number in the column
-`file`; the index (index.parquet) holds a line per file of a run, with its size and time when it was read. A log that
-changed is read anew under a new number, and its old rows are nobody's until pieces are merged; no number is given
-twice, or old rows would become a new log's. Index and pieces are written under other names and then renamed, and
-pieces that no index names stay for an hour: several processes may use a cache at once, and one that is killed leaves
-nothing behind that would be believed.
+`file`; the index holds a line per file of a run, with its size and time when it was read. A log that changed is read
+anew under a new number, and its old rows are nobody's until pieces are merged; no number is given twice, or old rows
+would become a new log's. The index names pieces once they are whole, and pieces that no index names stay for an hour:
+several processes may use a cache at once, and one that is killed leaves nothing behind that would be believed. Of a
+piece that is damaged the logs are read anew; for whose word is taken, see `cachefolder`.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 import hpclbfl
+from hpclbfl.analysis.cachefolder import CacheFolder, CacheUnusable
 from hpclbfl.analysis.scan import Found
+from hpclbfl.core.text import printable
+from hpclbfl.runlog.coverage import LogSpan
 from hpclbfl.runlog.reader import RankLog, Table
 from hpclbfl.runlog.schema import DTYPES, SCHEMA_VERSION, TABLES
 
@@ -34,13 +36,7 @@ MAX_SMALL_PIECES = 16
 """Pieces below that size (or mostly of nobody's rows) before they are merged."""
 RECENT_S = 2.0
 """A file that changed within so many seconds may change again without a new time; it is read anew next time."""
-ORPHAN_S = 3600.0
-"""Age at which a piece that no index names is removed."""
-_FORMAT = f"2.{SCHEMA_VERSION}.{hpclbfl.__version__}"
-
-
-class CacheUnwritable(Exception):
-    """The cache's folder cannot be written."""
+_FORMAT = f"3.{SCHEMA_VERSION}.{hpclbfl.__version__}"
 
 
 @dataclass(frozen=True)
@@ -60,13 +56,25 @@ class Entry:
     """Of all tables, in the piece."""
 
 
-class Cache:
-    """Entries by path, and pieces, in a folder that need not exist yet."""
+@dataclass
+class _Piece:
+    rows: int
+    """Of all tables."""
+    hashes: dict[str, str]
+    """Of its files, by name."""
 
-    def __init__(self, folder: Path) -> None:
+
+class Cache:
+    """Entries by path, and pieces, in a folder that need not exist yet.
+
+    Raises:
+        CacheUnusable: see `CacheFolder`.
+    """
+
+    def __init__(self, folder: CacheFolder) -> None:
         self.folder = folder
         self.entries: dict[str, Entry] = {}
-        self._piece_rows: dict[str, int] = {}
+        self._pieces: dict[str, _Piece] = {}
         self._next_file = 0
         self._waiting: dict[str, list[tuple[int, Table]]] = {name: [] for name in TABLES}
         self._unwritten: dict[str, Entry] = {}
@@ -88,14 +96,13 @@ class Cache:
         self._is_changed |= self.entries.get(found.path) != entry
         self.entries[found.path] = entry
 
-    def add_log(self, found: Found, log: RankLog) -> None:
+    def add_log(self, found: Found, log: RankLog, rank: int, span: LogSpan) -> None:
         """Take a log's rows: all of `steps` and `events`, of the other tables those of rank 0 (see `reader.read_run`).
 
         Raises:
-            CacheUnwritable: a piece was due and could not be written.
+            CacheUnusable: a piece was due and could not be written.
         """
-        rank = int(log.attributes.get("rank", -1))
-        about = {"rank": rank, "start": log.span.start, "end": log.span.end}
+        about = {"rank": rank, "start": span.start, "end": span.end}
         entry = replace(self._entry(found, about, ""), file=self._next_file)
         self._next_file += 1
         rows = 0
@@ -112,130 +119,122 @@ class Cache:
         """Write what is new, keep the entries of these paths alone.
 
         Raises:
-            CacheUnwritable: it cannot be written.
+            CacheUnusable: it cannot be written.
         """
         self._write_piece()
-        alive = set(paths)
-        gone = self.entries.keys() - alive
+        gone = self.entries.keys() - set(paths)
         if not (gone or self._is_changed):
             return
         for path in gone:
             del self.entries[path]
         self._merge_pieces()
         used = {entry.piece for entry in self.entries.values()}
-        self._piece_rows = {name: rows for name, rows in self._piece_rows.items() if name in used}
+        self._pieces = {name: piece for name, piece in self._pieces.items() if name in used}
         self._write_index()
-        self._remove_orphans()
+        self.folder.remove_orphans(list(self._pieces))
 
     def scan(self, table: str) -> pl.LazyFrame:
         """All rows of a table, nobody's included: its columns, and `file`."""
-        paths = [path for piece in self._piece_rows if (path := self._path(piece, table)).exists()]
+        paths = self._paths(table, self._pieces)
         if not paths:
             return pl.LazyFrame(schema={"file": pl.UInt32, **polars_schema(table)})
-        return pl.scan_parquet(paths)
+        return pl.scan_parquet(paths, glob=False)
 
     def _entry(self, found: Found, value: Any, problem: str) -> Entry:
         is_recent = found.mtime_ns > self._began_ns - RECENT_S * 1e9
-        text = json.dumps(value, default=str)
-        return Entry(found.size, -1 if is_recent else found.mtime_ns, text, problem)
+        return Entry(found.size, -1 if is_recent else found.mtime_ns, json.dumps(value), printable(problem))
 
-    def _path(self, piece: str, table: str) -> Path:
-        return self.folder / f"{piece}.{table}.parquet"
+    def _paths(self, table: str, pieces: Iterable[str]) -> list[str]:
+        names = [name for piece in pieces if (name := _file_name(piece, table)) in self._pieces[piece].hashes]
+        return [str(self.folder.path / name) for name in names]
 
     def _read_index(self) -> None:
-        path = self.folder / "index.parquet"
-        try:
-            about = pl.read_parquet_metadata(path)
-            if about.get("format") != _FORMAT:
-                return
-            pieces, next_file = json.loads(about["pieces"]), int(about["next_file"])
-            if any((self.folder / name).stat().st_size != size for p in pieces.values() for name, size in p["files"]):
-                return
-            rows = pl.read_parquet(path).rows()
-        except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError):
-            # No cache, or one that cannot be trusted: everything is read anew.
+        content = self.folder.read_index()
+        if content is None:
             return
-        self.entries = {path: Entry(*values) for path, *values in rows}
-        self._piece_rows = {name: int(piece["rows"]) for name, piece in pieces.items()}
-        self._next_file = next_file
+        about = pl.read_parquet_metadata(io.BytesIO(content))
+        if about.get("format") != _FORMAT:
+            return
+        pieces = {name: _Piece(**piece) for name, piece in json.loads(about["pieces"]).items()}
+        intact = self.folder.intact({name: seen for piece in pieces.values() for name, seen in piece.hashes.items()})
+        self._pieces = {name: piece for name, piece in pieces.items() if piece.hashes.keys() <= intact}
+        self._next_file = int(about["next_file"])
+        entries = {os.fsdecode(path): Entry(*values) for path, *values in pl.read_parquet(io.BytesIO(content)).rows()}
+        self.entries = {
+            path: entry for path, entry in entries.items() if not entry.piece or entry.piece in self._pieces
+        }
+        self._is_changed = len(self.entries) < len(entries)
 
     def _write_index(self) -> None:
-        columns = ("path", *Entry.__dataclass_fields__)
-        rows = [(path, *(getattr(e, name) for name in columns[1:])) for path, e in self.entries.items()]
-        frame = pl.DataFrame(rows, schema=columns, orient="row", infer_schema_length=None)
-        with _unwritable():
-            self._make_folder()
-            pieces = {}
-            for piece, count in self._piece_rows.items():
-                paths = [path for table in TABLES if (path := self._path(piece, table)).exists()]
-                pieces[piece] = {"rows": count, "files": [[path.name, path.stat().st_size] for path in paths]}
-            new = self.folder / f".index.{os.getpid()}.new"
-            about = {"format": _FORMAT, "pieces": json.dumps(pieces), "next_file": str(self._next_file)}
-            frame.write_parquet(new, compression="zstd", metadata=about)
-            new.replace(self.folder / "index.parquet")
-
-    def _make_folder(self) -> None:
-        self.folder.mkdir(exist_ok=True)
-        marker = self.folder / ".gitignore"
-        if not marker.exists():
-            marker.write_text("*\n", encoding="utf-8")
+        names = Entry.__dataclass_fields__
+        columns = {name: [getattr(entry, name) for entry in self.entries.values()] for name in names}
+        # A file's name need not be valid UTF-8.
+        paths = pl.Series("path", [os.fsencode(path) for path in self.entries], dtype=pl.Binary)
+        about = {
+            "format": _FORMAT,
+            "pieces": json.dumps({name: vars(piece) for name, piece in self._pieces.items()}),
+            "next_file": str(self._next_file),
+        }
+        content = io.BytesIO()
+        frame = pl.DataFrame([paths, *(pl.Series(name, values) for name, values in columns.items())])
+        frame.write_parquet(content, compression="zstd", metadata=about)
+        self.folder.write_index(content.getvalue())
 
     def _write_piece(self) -> None:
         if not self._unwritten:
             return
-        piece = uuid.uuid4().hex[:12]
-        with _unwritable():
-            self._make_folder()
-            for name, tables in self._waiting.items():
-                if tables:
-                    new = self._path(piece, name).with_suffix(".new")
-                    to_polars(name, tables).write_parquet(new, compression="zstd", compression_level=1)
-                    new.replace(self._path(piece, name))
-                    tables.clear()
-        self.entries |= {path: replace(entry, piece=piece) for path, entry in self._unwritten.items()}
-        self._piece_rows[piece] = self._unwritten_rows
+        name = self.folder.new_piece()
+        piece = _Piece(self._unwritten_rows, {})
+        for table, parts in self._waiting.items():
+            if parts:
+                frame = to_polars(table, parts)
+                self._write_table(name, table, piece, frame.lazy())
+                parts.clear()
+        self._add_piece(name, piece, self._unwritten)
         self._unwritten.clear()
         self._unwritten_rows = 0
         self._is_changed = True
 
     def _merge_pieces(self) -> None:
-        alive = dict.fromkeys(self._piece_rows, 0)
+        alive = dict.fromkeys(self._pieces, 0)
         for entry in self.entries.values():
             if entry.piece:
                 alive[entry.piece] += entry.rows
-        small = [p for p, rows in self._piece_rows.items() if rows < PIECE_ROWS or alive[p] < rows / 2]
+        small = [p for p, piece in self._pieces.items() if piece.rows < PIECE_ROWS or alive[p] < piece.rows / 2]
         if len(small) <= MAX_SMALL_PIECES:
             return
-        piece = uuid.uuid4().hex[:12]
+        name = self.folder.new_piece()
         moved = {path: entry for path, entry in self.entries.items() if entry.piece in small}
         files = pl.LazyFrame({"file": pl.Series([e.file for e in moved.values()], dtype=pl.UInt32)})
-        with _unwritable():
-            for table in TABLES:
-                paths = [path for p in small if (path := self._path(p, table)).exists()]
-                if paths:
-                    new = self._path(piece, table).with_suffix(".new")
-                    rows = pl.scan_parquet(paths).join(files, on="file", how="semi")
-                    rows.sink_parquet(new, compression="zstd", compression_level=1)
-                    new.replace(self._path(piece, table))
-        self.entries |= {path: replace(entry, piece=piece) for path, entry in moved.items()}
-        self._piece_rows[piece] = sum(entry.rows for entry in moved.values())
+        piece = _Piece(sum(entry.rows for entry in moved.values()), {})
+        for table in TABLES:
+            if paths := self._paths(table, small):
+                rows = pl.scan_parquet(paths, glob=False).join(files, on="file", how="semi")
+                self._write_table(name, table, piece, rows)
+        self._add_piece(name, piece, moved)
 
-    def _remove_orphans(self) -> None:
-        limit = time.time() - ORPHAN_S
-        for path in self.folder.iterdir():
-            is_named = path.name == "index.parquet" or path.name.partition(".")[0] in self._piece_rows
-            if path.suffix in (".parquet", ".new") and not is_named:
-                with suppress(OSError):
-                    if path.stat().st_mtime < limit:
-                        path.unlink()
+    def _write_table(self, name: str, table: str, piece: _Piece, rows: pl.LazyFrame) -> None:
+        file = _file_name(name, table)
+        with _explained():
+            piece.hashes[file] = self.folder.write(
+                file, lambda new: rows.sink_parquet(new, compression="zstd", compression_level=1)
+            )
+
+    def _add_piece(self, name: str, piece: _Piece, entries: dict[str, Entry]) -> None:
+        self.entries |= {path: replace(entry, piece=name) for path, entry in entries.items()}
+        self._pieces[name] = piece
+
+
+def _file_name(piece: str, table: str) -> str:
+    return f"{piece}.{table}.parquet"
 
 
 @contextmanager
-def _unwritable() -> Iterator[None]:
+def _explained() -> Iterator[None]:
     try:
         yield
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise CacheUnwritable(str(error)) from error
+    except pl.exceptions.PolarsError as error:
+        raise CacheUnusable(f"cannot be written: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
 
 def polars_schema(table: str) -> dict[str, pl.DataType]:
@@ -254,7 +253,7 @@ def to_polars(table: str, parts: list[tuple[int, Table]]) -> pl.DataFrame:
         if kind == pl.String():
             # Few texts, many times over.
             texts, places = np.unique(values, return_inverse=True)
-            known = pl.Series([text.decode(errors="replace") for text in texts], dtype=pl.String)
+            known = pl.Series([printable(text.decode(errors="replace")) for text in texts], dtype=pl.String)
             columns.append(known.gather(places).alias(name))
         else:
             columns.append(pl.Series(name, values))

@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 import polars as pl
 
+from hpclbfl.core.text import printable
+
+KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+"""Of a job or of a section."""
+MAX_DEPTH = 8
+"""Of sections within sections."""
+
 Config = Mapping[str, Any]
 """A job, flat: dotted keys; numbers, truth values, texts or None. Lists are compact JSON texts."""
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A job's sections as dotted keys; a list becomes compact JSON."""
+def flatten(config: Mapping[str, Any], prefix: str = "", depth: int = MAX_DEPTH) -> dict[str, Any]:
+    """A job's sections as dotted keys; a list becomes compact JSON, as does a mapping whose keys are no names.
+
+    Texts become one line without control characters (see `core.text.printable`), as do numbers beyond 64 bits.
+    """
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
+        name = f"{prefix}{key}"
+        if depth and isinstance(value, Mapping) and value and all(_is_key(inner) for inner in value):
+            flat |= flatten(value, f"{name}.", depth - 1)
         elif isinstance(value, list | tuple | Mapping):
-            flat[f"{prefix}{key}"] = json.dumps(value, separators=(",", ":"), default=str)
+            flat[name] = printable(json.dumps(value, separators=(",", ":"), default=str, skipkeys=True))
+        elif value is None or isinstance(value, bool | float) or (isinstance(value, int) and _fits(value)):
+            flat[name] = value
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[name] = printable(value)
     return flat
+
+
+def _is_key(key: object) -> bool:
+    return isinstance(key, str) and KEY.fullmatch(key) is not None
+
+
+def _fits(value: int) -> bool:
+    return -(2**63) <= value < 2**63
 
 
 def column(name: str, values: Sequence[Any]) -> pl.Series:
@@ -34,7 +56,7 @@ def column(name: str, values: Sequence[Any]) -> pl.Series:
     kinds = {type(value) for value in values if value is not None}
     if kinds == {bool}:
         return pl.Series(name, values, dtype=pl.Boolean)
-    if kinds == {int} and all(value is None or -(2**63) <= value < 2**63 for value in values):
+    if kinds == {int} and all(value is None or _fits(value) for value in values):
         return pl.Series(name, values, dtype=pl.Int64)
     if kinds and kinds <= {int, float}:
         return pl.Series(name, [None if value is None else float(value) for value in values], dtype=pl.Float64)
@@ -51,7 +73,13 @@ def config_columns(configs: Sequence[Config], taken: Iterable[str] = ()) -> list
     sections = list(dict.fromkeys(key.partition(".")[0] for key in keys))
     keys.sort(key=lambda key: sections.index(key.partition(".")[0]))
     parents = {key[:place] for key in keys for place, sign in enumerate(key) if sign == "."}
-    names = {key: f"config.{key}" if key in set(taken) else key for key in keys}
+    names: dict[str, str] = {}
+    used = set(taken)
+    for key in keys:
+        names[key] = key if key not in used else f"config.{key}"
+        while names[key] in used:
+            names[key] = f"config.{names[key]}"
+        used.add(names[key])
     columns = [column(names[key], [config.get(key) for config in configs]) for key in keys]
     return [c for key, c in zip(keys, columns, strict=True) if key not in parents or c.null_count() < len(c)]
 

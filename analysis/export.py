@@ -10,8 +10,8 @@ from typing import Literal
 import polars as pl
 
 from hpclbfl.analysis.frames import RUN_COLUMNS, Frames
-from hpclbfl.core.files import write_text
-from hpclbfl.errors import DataError, EnvironmentFault
+from hpclbfl.core.files import explained_writes, replacing, write_text
+from hpclbfl.errors import DataError
 from hpclbfl.runlog.schema import MEANINGS, UNITS
 
 Format = Literal["parquet", "csv"]
@@ -27,7 +27,9 @@ _MORE = {
 def export(frames: Frames, folder: Path, form: Format) -> list[tuple[Path, int]]:
     """Write every frame into a folder (runs.parquet, steps.parquet, ...; what is there is replaced) and columns.csv.
 
-    columns.csv has the unit and the meaning of every column. Frames larger than memory are written as a stream.
+    columns.csv has the unit and the meaning of every column. Frames larger than memory are written as a stream. A link
+    in the place of a file is replaced, not followed. CSV files hold values as they are, also such as begin with `=`: in
+    a spreadsheet, columns of texts are to be imported as texts.
 
     Returns:
         Each file and its number of rows.
@@ -40,18 +42,17 @@ def export(frames: Frames, folder: Path, form: Format) -> list[tuple[Path, int]]
     for name in TABLES:
         lazy: pl.LazyFrame = getattr(frames, name).lazy()
         path = folder / f"{name}.{form}"
-        new = path.with_name(f".{path.name}.new")
-        try:
+        with explained_writes(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if form == "parquet":
-                lazy.sink_parquet(new, compression="zstd")
-            else:
-                lazy.sink_csv(new)
-            new.replace(path)
-        except OSError as error:
-            raise EnvironmentFault(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+        try:
+            with replacing(path) as file:
+                if form == "parquet":
+                    lazy.sink_parquet(file, compression="zstd")
+                else:
+                    lazy.sink_csv(file)
         except pl.exceptions.PolarsError as error:
-            raise DataError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"{path}: cannot be written: {reason}") from error
         written.append((path, int(lazy.select(pl.len()).collect().item())))
     write_text(folder / "columns.csv", _columns(frames))
     return written

@@ -71,6 +71,8 @@ class Frames:
     problems: pl.DataFrame
     """One row per file that is torn, missing or of another version: run, path, reason, rows_lost (False where a later
     attempt trained all of its steps again). Its rows are in no frame."""
+    notes: tuple[str, ...] = ()
+    """What else is to be known of the folder, a line each: why no cache is used, which folders cannot be listed."""
     keep_alive: Any = field(default=None, repr=False)
 
 

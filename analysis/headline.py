@@ -146,7 +146,8 @@ def _scales(runs: pl.DataFrame, size: str) -> bool:
 
 def _with_speed_up(arms: pl.DataFrame, runs: pl.DataFrame, size: str) -> pl.DataFrame:
     """With speed_up and efficiency, against the arm of size 1 whose job is the same in all else."""
-    within = [key for key in differing_keys(runs) if key not in ("seed", "name", "engine", "num_ranks", size)]
+    others = ("seed", "name", "engine", "num_ranks", size, *arms.columns)
+    within = [key for key in differing_keys(runs) if key not in others]
     jobs = runs.drop_nulls("arm").group_by("arm", maintain_order=True)
     # An arm whose seeds ran on different numbers of ranks has no size.
     one = pl.when(pl.col(size).n_unique() == 1).then(pl.col(size).first()).alias(size)

@@ -10,6 +10,7 @@ frames.steps.group_by("run").agg(pl.col("t_step_s").sum()).collect()
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,14 +19,18 @@ from typing import Any
 import polars as pl
 
 from hpclbfl.analysis.arms import with_arms
-from hpclbfl.analysis.cache import Cache, CacheUnwritable, polars_schema
-from hpclbfl.analysis.configs import config_columns, flatten
+from hpclbfl.analysis.cache import Cache, polars_schema
+from hpclbfl.analysis.cachefolder import CacheFolder, CacheUnusable
+from hpclbfl.analysis.configs import config_columns
 from hpclbfl.analysis.frames import RUN_COLUMNS, RUN_TYPES, Frames
-from hpclbfl.analysis.scan import Found, Kind, find_runs, run_files, run_key
-from hpclbfl.core.yamlfile import read_mapping
-from hpclbfl.errors import ConfigError, DataError
-from hpclbfl.runlog.coverage import Attempt, LogSpan, Problem, find_limits, find_problems
-from hpclbfl.runlog.reader import TornFile, read_file
+from hpclbfl.analysis.records import read_plain
+from hpclbfl.analysis.scan import Found, Kind, find_runs, run_files, run_keys
+from hpclbfl.core.text import printable
+from hpclbfl.core.userkey import KEY_BYTES, user_key
+from hpclbfl.errors import EnvironmentFault, HpclbflError
+from hpclbfl.lease import LOST, find_lost
+from hpclbfl.runlog.coverage import NO_LIMIT, Attempt, LogSpan, Problem, find_limits, find_problems
+from hpclbfl.runlog.reader import RankLog, TornFile, read_file
 
 CACHE_FOLDER = ".hpclbfl-cache"
 """Where a folder of runs keeps what was read of it; may be deleted at any time."""
@@ -34,30 +39,36 @@ CACHE_FOLDER = ".hpclbfl-cache"
 def load(directory: str | Path) -> Frames:
     """All runs at or below a folder.
 
-    Which rows count, and which are missing, is `runlog.coverage`'s rule, as for `runlog.reader.read_run`. What was
-    read is kept in DIR/.hpclbfl-cache; where that cannot be written (or DIR is itself a run), in a temporary folder for
-    as long as the frames live.
+    Which rows count, and which are missing, is `runlog.coverage`'s rule, as for `runlog.reader.read_run`. A run whose
+    files cannot be read, or hold what no run writes, has a line in `problems`; it never costs the others anything. What
+    was read is kept in DIR/.hpclbfl-cache; where that cannot be used (`notes` says why), or DIR is itself a run, in a
+    temporary folder for as long as the frames live.
 
     Raises:
         DataError: the folder is not there. A folder without runs gives empty frames.
     """
     root = Path(directory)
-    runs = find_runs(root)
-    files = {run_key(run, root): (run, run_files(run, root)) for run in runs}
-    if runs != [root]:
+    notes: list[str] = []
+    runs = find_runs(root, notes)
+    files = {key: (run, run_files(run, root)) for key, run in run_keys(runs, root).items()}
+    if runs not in ([], [root]):
+        folder = root / CACHE_FOLDER
         try:
-            return _load(root, files, Cache(root / CACHE_FOLDER))
-        except CacheUnwritable:
-            pass
+            return _load(root, files, Cache(CacheFolder(folder, user_key())), notes)
+        except CacheUnusable as unusable:
+            notes.append(f"{folder}: {unusable}; without it all logs are read each time")
+        except EnvironmentFault as fault:
+            notes.append(f"{fault}; without it {folder} is not used, and all logs are read each time")
     temporary = TemporaryDirectory(prefix="hpclbfl-")
-    return _load(root, files, Cache(Path(temporary.name)), temporary)
+    cache = Cache(CacheFolder(Path(temporary.name), os.urandom(KEY_BYTES)))
+    return _load(root, files, cache, notes, temporary)
 
 
 Files = dict[str, tuple[Path, list[Found]]]
 """By the run's key: its folder and its files."""
 
 
-def _load(root: Path, files: Files, cache: Cache, keep_alive: Any = None) -> Frames:
+def _load(root: Path, files: Files, cache: Cache, notes: list[str], keep_alive: Any = None) -> Frames:
     for _, found in files.values():
         for file in found:
             if cache.known(file) is None:
@@ -66,17 +77,20 @@ def _load(root: Path, files: Files, cache: Cache, keep_alive: Any = None) -> Fra
     keys = pl.Enum(list(files))
     problems: list[tuple[str, str, str, bool]] = []
     logs: list[tuple[str, int, int, int, int]] = []
-    rows = []
+    rows: list[dict[str, Any]] = []
+    folders: list[Path] = []
     for key, (path, found) in files.items():
         own = {file.kind: _content(file, cache) for file in found if not file.attempt}
         attempts = _attempts(found, cache)
-        wrong = _unreadable(found, cache)
+        wrong = _unreadable(path.relative_to(root).as_posix(), found, cache)
         wrong += find_problems((path / "attempts").relative_to(root).as_posix(), attempts, own.get("done"))
         row = _run_row(key, path, own, attempts)
         row["complete"] = row["state"] == "done" and not any(problem.rows_lost for problem in wrong)
         rows.append(row)
-        problems += [(key, *problem) for problem in wrong]
+        folders.append(path)
+        problems += [(key, printable(problem.path), printable(problem.reason), problem.rows_lost) for problem in wrong]
         logs += [(key, *log) for log in _kept_logs(attempts, cache)]
+    _end_lost(rows, folders)
     columns = {"run": keys, "file": pl.UInt32(), "rank": pl.Int32(), "attempt": pl.Int32(), "limit": pl.Int64()}
     table = pl.DataFrame(logs, schema=columns, orient="row")
     found_rows = {name: _merged(cache, name, table) for name in ("steps", "evals", "layers", "plans", "events")}
@@ -94,6 +108,7 @@ def _load(root: Path, files: Files, cache: Cache, keep_alive: Any = None) -> Fra
             schema={"run": keys, "path": pl.String, "reason": pl.String, "rows_lost": pl.Boolean},
             orient="row",
         ),
+        notes=tuple(notes),
         keep_alive=keep_alive,
     )
 
@@ -101,24 +116,34 @@ def _load(root: Path, files: Files, cache: Cache, keep_alive: Any = None) -> Fra
 def _read(root: Path, file: Found, cache: Cache) -> None:
     path = root / file.path
     try:
-        if file.kind == "log":
-            cache.add_log(file, read_file(path))
-            return
-        if file.kind == "config":
-            cache.add(file, flatten(read_mapping(path, "holds no mapping")))
-            return
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("holds no mapping")
-        cache.add(file, value)
+        if file.kind == "folder":
+            cache.add(file, None, "cannot be listed")
+        elif file.kind != "log":
+            cache.add(file, read_plain(path, file.kind))
+        elif not file.is_regular:
+            cache.add(file, None, "is no regular file")
+        else:
+            log = read_file(path)
+            cache.add_log(file, log, *_covered(path, log))
     except TornFile as error:
         cache.add(file, None, error.reason)
-    except ConfigError as error:
-        cache.add(file, None, f"cannot be read ({str(error).removeprefix(str(path)).strip(': ')})")
-    except DataError as error:
-        cache.add(file, None, str(error).removeprefix(f"{path}: "))
-    except (OSError, ValueError) as error:
-        cache.add(file, None, f"cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")
+    except FileNotFoundError:
+        cache.add(file, None, "is not there any more")
+    except HpclbflError as error:
+        # The file's name stands beside the reason; of a text file the line may follow it.
+        reason = str(error).removeprefix(str(path)).removeprefix(": ")
+        cache.add(file, None, f"line {reason[1:]}" if reason.startswith(":") else reason)
+
+
+def _covered(path: Path, log: RankLog) -> tuple[int, LogSpan]:
+    """A log's rank, and its steps. Raises TornFile where these cannot be."""
+    try:
+        rank, span = log.attributes.get("rank"), log.span
+        if isinstance(rank, int) and 0 <= rank < 2**31 and 0 <= span.start < NO_LIMIT:
+            return rank, span
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise TornFile(path, "is damaged: its attributes 'rank' or 'resumed_from_step' are no such numbers")
 
 
 def _attempts(found: list[Found], cache: Cache) -> list[Attempt]:
@@ -147,10 +172,13 @@ def _kept_logs(attempts: list[Attempt], cache: Cache) -> list[tuple[int, int, in
     return kept
 
 
-def _unreadable(found: list[Found], cache: Cache) -> list[Problem]:
+def _unreadable(run: str, found: list[Found], cache: Cache) -> list[Problem]:
     """Files that cannot be read, logs apart; without config.yaml or DONE.json a run's rows are not to be averaged."""
     wrong = [(file, cache.entries[file.path].problem) for file in found if file.kind != "log"]
-    return [Problem(file.path, reason, file.kind in ("config", "done")) for file, reason in wrong if reason]
+    problems = [Problem(file.path, why, file.kind in ("config", "done", "folder")) for file, why in wrong if why]
+    if not any(file.kind == "config" for file in found):
+        problems.append(Problem(f"{run}/config.yaml", "is not there any more", True))
+    return problems
 
 
 def _content(file: Found, cache: Cache) -> dict[str, Any] | None:
@@ -163,14 +191,14 @@ def _run_row(key: str, path: Path, own: dict[Kind, dict[str, Any] | None], attem
     """A run's row of the frame `runs`, out of its own files and its newest provenance."""
     config, status, done = own.get("config"), own.get("status") or {}, own.get("done")
     provenance: Mapping[str, Any] = next((a.provenance for a in reversed(attempts) if a.provenance), {})
-    state = "done" if done is not None else str(status.get("state", "unknown"))
+    state = "done" if done is not None else status.get("state", "unknown")
     done = done or {}
     versions, git = provenance.get("versions") or {}, provenance.get("git") or {}
     argv, gpus = provenance.get("argv") or [], provenance.get("gpus") or []
     return {
         **{name: provenance.get(name) for name in RUN_COLUMNS},
         "run": key,
-        "path": str(path),
+        "path": os.fsencode(path).decode("utf-8", "backslashreplace"),
         "state": state if config is not None else "unreadable",
         "error": status.get("error") if state == "failed" else None,
         "reason": done.get("reason"),
@@ -178,14 +206,22 @@ def _run_row(key: str, path: Path, own: dict[Kind, dict[str, Any] | None], attem
         "num_attempts": len(attempts),
         "elapsed_s": done.get("elapsed_s"),
         "cpu": (provenance.get("cpu") or {}).get("model"),
-        "gpus": ", ".join(map(str, gpus)) or None,
+        "gpus": printable(", ".join(gpus)) or None,
         "torch": versions.get("torch"),
         "horovod": versions.get("horovod"),
         "commit": git.get("commit"),
         "dirty": git.get("dirty"),
-        "command": " ".join(map(str, argv)) or None,
+        "command": printable(" ".join(argv)) or None,
         "config": config or {},
     }
+
+
+def _end_lost(rows: list[dict[str, Any]], folders: list[Path]) -> None:
+    """Call runs failed, in place, that say that they train while nobody alive owns their folder."""
+    lost = find_lost(folder for row, folder in zip(rows, folders, strict=True) if row["state"] == "running")
+    for row, folder in zip(rows, folders, strict=True):
+        if folder in lost:
+            row |= {"state": "failed", "error": LOST}
 
 
 def _runs_frame(rows: list[dict[str, Any]], keys: pl.Enum) -> pl.DataFrame:

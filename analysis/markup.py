@@ -7,13 +7,18 @@ from dataclasses import dataclass, field
 from html import escape as html_escape
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape as rich_escape
 from rich.table import Table as RichTable
+from rich.text import Text
+
+from hpclbfl.core.text import printable
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Cells as they are to be read. Columns named in `left` are texts, the others numbers, set to the right."""
+    """Cells as they are to be read. Columns named in `left` are texts, the others numbers, set to the right.
+
+    Every text becomes one line without control characters, whatever form the table takes.
+    """
 
     title: str
     head: tuple[str, ...]
@@ -24,6 +29,13 @@ class TextTable:
     marks: list[dict[str, str]] = field(default_factory=list)
     """Per row, attributes of its HTML element (`data-...`), for the page's filter."""
 
+    def __post_init__(self) -> None:
+        for name, texts in (("head", self.head), ("notes", self.notes)):
+            object.__setattr__(self, name, tuple(map(printable, texts)))
+        object.__setattr__(self, "title", printable(self.title))
+        object.__setattr__(self, "rows", [tuple(map(printable, row)) for row in self.rows])
+        object.__setattr__(self, "left", frozenset(map(printable, self.left)))
+
 
 def signed(value: float, digits: int) -> str:
     """A difference as it is printed: `+1.2`, with a minus sign of its own width; zero has no sign."""
@@ -33,20 +45,22 @@ def signed(value: float, digits: int) -> str:
 
 def to_rich(table: TextTable, fold: str = "") -> RichTable:
     """For a terminal; the column `fold` may run over several lines, units stand below the names."""
-    shown = RichTable(title=rich_escape(table.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    shown = RichTable(title=Text(table.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in table.head:
         if name == fold:
-            shown.add_column(rich_escape(name), overflow="fold")
+            shown.add_column(Text(name), overflow="fold")
         else:
-            text = rich_escape(name.replace(" (", "\n("))
-            shown.add_column(text, justify="left" if name in table.left else "right", no_wrap=True)
+            head = Text(name.replace(" (", "\n("))
+            shown.add_column(head, justify="left" if name in table.left else "right", no_wrap=True)
     for row in table.rows:
-        shown.add_row(*(rich_escape(cell) for cell in row))
+        shown.add_row(*map(Text, row))
     return shown
 
 
 def to_markdown(table: TextTable) -> str:
-    """A pipe table under a bold title, its notes below."""
+    """A pipe table under a bold title, its notes below; of a table without rows the first note alone."""
+    if not table.rows:
+        return f"{_markdown(table.notes[0])}\n"
     lines = [f"**{_markdown(table.title)}**", ""]
     lines.append("| " + " | ".join(_markdown(name) for name in table.head) + " |")
     lines.append("|" + "|".join("---" if name in table.left else "---:" for name in table.head) + "|")
@@ -56,7 +70,12 @@ def to_markdown(table: TextTable) -> str:
 
 
 def to_latex(table: TextTable) -> str:
-    r"""A `table` float in the style of booktabs (`\usepackage{booktabs}`), with title and notes as its caption."""
+    r"""A `table` float in the style of booktabs (`\usepackage{booktabs}`), with title and notes as its caption.
+
+    Of a table without rows the first note alone.
+    """
+    if not table.rows:
+        return f"{_latex(table.notes[0])}\n"
     columns = "".join("l" if name in table.left else "r" for name in table.head)
     caption = " ".join(_latex(text) for text in (f"{table.title}.", *table.notes))
     lines = [r"\begin{table}", r"  \centering", rf"  \caption{{{caption}}}", rf"  \begin{{tabular}}{{{columns}}}"]
@@ -90,7 +109,8 @@ def to_html(table: TextTable, name: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    return re.sub(r"([\\|*_<`])", r"\\\1", text)
+    # No link, picture, entity or HTML element comes of a name either.
+    return re.sub(r"([\\|*_<`~\[\]]|&(?=#?\w))", r"\\\1", text)
 
 
 _LATEX = {

@@ -35,6 +35,7 @@ from hpclbfl.analysis.scan import unstarted
 from hpclbfl.analysis.style import MAX_ARMS
 from hpclbfl.analysis.tables import arms_table, comparison_table
 from hpclbfl.core.files import explained_writes, write_text
+from hpclbfl.core.text import printable
 from hpclbfl.runfolder import utc_now
 
 MAX_TROUBLES = 30
@@ -87,7 +88,7 @@ def page(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -> str:
         loader=PackageLoader("hpclbfl.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("page.html.j2").render(
-        title=f"Runs in {frames.root}",
+        title=printable(f"Runs in {frames.root}"),
         facts=_facts(frames, labels, seeds),
         troubles=sorted(troubles.items()),
         trouble_summary=_trouble_summary(frames),
@@ -107,7 +108,7 @@ def page(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -> str:
         figures=_shown_figures(figures),
         num_runs=len(runs),
         runs_html=_html(all_runs_table(runs, labels), "runs"),
-        footer=f"Made by hpclbfl {hpclbfl.__version__}, {utc_now()}. {frames.root.resolve()}",
+        footer=f"Made by hpclbfl {hpclbfl.__version__}, {utc_now()}. {printable(frames.root.resolve())}",
         # Within a script element HTML sees nothing but its end.
         data=Markup(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")),
         vega=Markup(_vega().replace("</script", "<\\/script").replace("<!--", "\\x3c!--")),
@@ -242,7 +243,7 @@ def _facts(frames: Frames, labels: list[str], seeds: list[int]) -> list[str]:
     states = Counter(frames.runs["state"].to_list())
     facts = [count(len(frames.runs), "run"), count(len(labels), "arm"), count(len(seeds), "seed")]
     facts += [f"{number} {state}" for state, number in states.most_common()]
-    waiting = len(unstarted(frames.root))
+    waiting = len(unstarted(frames.root)[0])
     return facts + ([f"{waiting} not started"] if waiting else [])
 
 

@@ -12,13 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from hpclbfl.analysis.markup import TextTable, signed, to_latex, to_markdown, to_rich
 from hpclbfl.analysis.paper_compare import HOLDS, REVERSED, Comparison, Measured, Pair, compare_with_paper
 from hpclbfl.analysis.paper_rows import PaperTable, paper_table
 from hpclbfl.analysis.report import Format, load_some
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS
+from hpclbfl.core.text import make_console
 
 _WIDTH = 200
 
@@ -43,11 +42,11 @@ def print_paper(directory: str | Path, name: str, as_json: bool = False, form: F
         render = to_markdown if form == "markdown" else to_latex
         sys.stdout.write("\n".join(render(table) for table in tables))
         return compared
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=_WIDTH, highlight=False)
+    console = make_console() if sys.stdout.isatty() else make_console(width=_WIDTH)
     for table in tables:
         console.print(to_rich(table, fold=table.head[-1] if table.head[-1] in table.left else ""))
         for note in table.notes:
-            console.print(note, markup=False)
+            console.print(note)
         console.print()
     return compared
 

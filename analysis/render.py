@@ -18,7 +18,7 @@ from hpclbfl.analysis.frames import Frames
 from hpclbfl.analysis.headline import Headline, ranked_arms
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.style import MAX_ARMS, PARTS, ROWS, fill
-from hpclbfl.core.files import explained_writes
+from hpclbfl.core.files import explained_writes, write_bytes
 
 FORMATS = ("png", "svg", "pdf")
 PNG_PPI = 200
@@ -26,6 +26,8 @@ VEGALITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 """Version of Vega-Lite that altair's definitions are for."""
 MAX_BARS = 40
 """Arms in a figure with a row of its own for each."""
+_MAX_ENDING = 80
+"""Characters of a task's title in a file's name."""
 BY_ROW = ("final_accuracy", "time_shares")
 
 
@@ -87,6 +89,7 @@ def write_figures(
     Raises:
         EnvironmentFault: a file cannot be written.
     """
+    endings = _endings([head.title for head in heads])
     for name, table in figure_rows(frames).items():
         for head in heads:
             limit = MAX_BARS if name in BY_ROW else MAX_ARMS
@@ -96,14 +99,22 @@ def write_figures(
             spec = filled(name, table, chosen)
             if not spec["datasets"][ROWS]:
                 continue
-            task = re.sub(r"[^a-z0-9]+", "-", f"-{head.title}".lower()).rstrip("-")
             for kind in kinds:
-                path = folder / f"{name}{task}.{kind}"
-                _write(path, rendered(spec, kind))
+                path = folder / f"{name}{endings[head.title]}.{kind}"
+                with explained_writes(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                write_bytes(path, rendered(spec, kind))
                 yield path, left_out
 
 
-def _write(path: Path, content: bytes) -> None:
-    with explained_writes(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+def _endings(titles: Sequence[str]) -> dict[str, str]:
+    """What the names of the figures of each task end with: no two alike, and short."""
+    found: dict[str, str] = {}
+    for title in titles:
+        plain = re.sub(r"[^a-z0-9]+", "-", f"-{title}".lower())[:_MAX_ENDING].rstrip("-")
+        ending, number = plain, 1
+        while ending in found.values():
+            number += 1
+            ending = f"{plain}-{number}"
+        found[title] = ending
+    return found

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-from rich.console import Console
 
 from hpclbfl.analysis import eigenvalues
 from hpclbfl.analysis.frames import Frames
@@ -21,6 +20,7 @@ from hpclbfl.analysis.metrics import AXES, to_target
 from hpclbfl.analysis.scan import unstarted
 from hpclbfl.analysis.summary import summarise
 from hpclbfl.analysis.tables import arms_table, comparison_table, is_same, runs_table
+from hpclbfl.core.text import make_console, printable, say
 from hpclbfl.errors import DataError
 
 WIDTH = 100
@@ -53,17 +53,19 @@ def print_report(
     else:
         render = to_markdown if form == "markdown" else to_latex
         tables = [table for head in heads for table in (arms_table(head), comparison_table(head))]
-        sys.stdout.write("\n".join(render(table) if table.rows else f"{table.notes[0]}\n" for table in tables))
+        sys.stdout.write("\n".join(map(render, tables)))
     return frames, runs, heads
 
 
 def load_some(directory: str | Path) -> Frames:
-    """The runs at or below a folder.
+    """The runs at or below a folder; what else is to be known of it (`Frames.notes`) goes to stderr.
 
     Raises:
         DataError: the folder is not there, or holds no run.
     """
     frames = load(directory)
+    for note in frames.notes:
+        say(f"hpclbfl: {note}")
     if frames.runs.is_empty():
         raise DataError(f"{directory}: holds no run; a run folder has a config.yaml, 'hpclbfl train' makes one")
     return frames
@@ -95,28 +97,28 @@ def problem_lines(frames: Frames) -> dict[str, list[str]]:
         if row["state"] == "failed":
             lines.setdefault(row["run"], []).append(f"failed: {row['error'] or 'no reason given'}")
     for row in frames.problems.rows(named=True):
-        harmless = "" if row["rows_lost"] else " (a later attempt trained its steps again)"
+        has_rows = not row["path"].endswith(".json")
+        harmless = " (a later attempt trained its steps again)" if has_rows and not row["rows_lost"] else ""
         lines.setdefault(row["run"], []).append(f"{frames.root / row['path']}: {row['reason']}{harmless}")
     for run, path, reason in eigenvalues.read_all(frames)[1]:
         lines.setdefault(run, []).append(f"{frames.root / path}: {reason}")
     for row in frames.runs.rows(named=True):
         if not row["num_attempts"]:
             lines.setdefault(row["run"], []).append("has no attempt yet")
-    return lines
+    return {run: list(map(printable, said)) for run, said in lines.items()}
 
 
 def _print_text(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -> None:
-    width = min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH
-    console = Console(width=width, highlight=False)
+    console = make_console(width=min(WIDTH, make_console().width) if sys.stdout.isatty() else WIDTH)
     has_seeds = any((head.arms["n"] > 1).any() for head in heads)
     # Wider where nobody counts columns: what is cut cannot be read.
-    wide = console if sys.stdout.isatty() else Console(width=200, highlight=False)
+    wide = console if sys.stdout.isatty() else make_console(width=200)
     for head in heads if any(map(_says_more, heads)) else ():
         for table in (arms_table(head, brief=True), comparison_table(head)):
             if table.rows:
                 wide.print(to_rich(table))
             for note in table.notes:
-                console.print(note, markup=False)
+                console.print(note)
             console.print()
     listed = runs
     if has_seeds and len(runs) > MANY_RUNS:
@@ -125,14 +127,17 @@ def _print_text(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -
     if len(listed):
         console.print(to_rich(runs_table(listed, f"Runs in {root}"), fold="run"))
     if len(listed) < len(runs):
-        console.print(f"{len(runs) - len(listed)} complete runs are not listed; --json lists all", markup=False)
+        console.print(f"{len(runs) - len(listed)} complete runs are not listed; --json lists all")
     is_one_run = (root / "config.yaml").exists()
-    console.print(f"logs: {root if is_one_run else root / '<run>'}/attempts/*/rank*.h5", markup=False, soft_wrap=True)
-    if waiting := len(unstarted(root)):
-        console.print(f"{waiting} run{'s' if waiting > 1 else ''} of the sweep: not started", markup=False)
+    console.print(f"logs: {root if is_one_run else root / '<run>'}/attempts/*/rank*.h5", soft_wrap=True)
+    waiting, why_not = unstarted(root)
+    if waiting:
+        console.print(f"{len(waiting)} run{'s' if len(waiting) > 1 else ''} of the sweep: not started")
+    if why_not:
+        console.print(why_not, soft_wrap=True)
     for name, lines in problem_lines(frames).items():
         for line in lines:
-            console.print(f"{name}: {line}", markup=False, soft_wrap=True)
+            console.print(f"{name}: {line}", soft_wrap=True)
 
 
 def _says_more(head: Headline) -> bool:

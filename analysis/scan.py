@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hpclbfl.core.jsonfile import read_json
+from hpclbfl.core.text import printable
 from hpclbfl.errors import DataError
 
-Kind = Literal["config", "status", "done", "provenance", "log"]
+Kind = Literal["config", "status", "done", "provenance", "log", "folder"]
+"""Of a file; a folder that cannot be listed stands for all that it holds."""
 
 _RUN_FILES: dict[str, Kind] = {"config.yaml": "config", "status.json": "status", "DONE.json": "done"}
 
@@ -28,25 +30,55 @@ class Found:
     size: int
     """Bytes."""
     mtime_ns: int
+    is_regular: bool = True
+    """False: a pipe, a device, a folder, or a link that leads nowhere; not to be opened."""
 
 
-def find_runs(directory: str | Path) -> list[Path]:
+@dataclass(frozen=True)
+class _Listed:
+    """A run as sweep.json has it."""
+
+    id: str
+    listed: bool = True
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """sweep.json."""
+
+    runs: list[_Listed]
+
+
+def find_runs(directory: str | Path, unread: list[str] | None = None) -> list[Path]:
     """All run folders (they hold config.yaml) at or below a folder, sorted by path; hidden folders are left out.
 
     Links to folders are followed, but for those that lead back up. A run that several paths lead to is found once: by
     the one without links, or else the first.
 
+    Args:
+        unread: gets a line about every folder that cannot be listed.
+
     Raises:
         DataError: the folder is not there.
     """
     root = Path(directory)
-    if not root.is_dir():
+    try:
+        is_there = root.is_dir()
+    except OSError as error:
+        raise DataError(f"{root}: cannot be read: {(error.strerror or str(error)).lower()}") from error
+    if not is_there:
         raise DataError(f"{root}: no such folder; give a run folder, or one that holds some")
+
+    def note(error: OSError) -> None:
+        # A link that leads nowhere, or a folder that has just gone, hides nothing.
+        if unread is not None and not isinstance(error, FileNotFoundError | NotADirectoryError):
+            unread.append(f"{error.filename}: cannot be listed: {(error.strerror or str(error)).lower()}; left out")
+
     found = []
     seen = {_identity(folder) for folder in root.resolve().parents}
     starts = [root]
     while starts:
-        for name, below, files in os.walk(starts.pop(0)):
+        for name, below, files in os.walk(starts.pop(0), onerror=note):
             folder = Path(name)
             below[:] = sorted(name for name in below if not name.startswith("."))
             identity = _identity(folder)
@@ -70,50 +102,90 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def run_key(run: Path, root: Path) -> str:
-    """What names a run in every frame: its path seen from `root`; its folder's name where it is the root."""
+    """What names a run in every frame: its path seen from `root`; its folder's name where it is the root.
+
+    In one line of characters that can be printed; two runs may have the same, see `run_keys`.
+    """
     relative = run.relative_to(root).as_posix()
-    return run.resolve().name if relative == "." else relative
+    return printable(run.resolve().name if relative == "." else relative)
+
+
+def run_keys(runs: Iterable[Path], root: Path) -> dict[str, Path]:
+    """Runs by what names them; a number tells those apart whose names look alike."""
+    keys: dict[str, Path] = {}
+    for run in runs:
+        key = run_key(run, root)
+        number = 1
+        while key in keys:
+            number += 1
+            key = f"{run_key(run, root)} #{number}"
+        keys[key] = run
+    return keys
 
 
 def run_files(run: Path, root: Path) -> list[Found]:
     """The files of a run that the analysis reads: its own, then attempts in their order, ranks in theirs."""
     prefix = "" if run == root else f"{run.relative_to(root).as_posix()}/"
-    files = [
-        Found(prefix + name, _RUN_FILES[name], "", size, mtime_ns)
-        for name, size, mtime_ns in _files(str(run))
-        if name in _RUN_FILES
-    ]
-    folders = next(os.walk(f"{run}/attempts"), ("", [], []))[1]
-    for attempt in sorted((name for name in folders if name[:1].isdigit()), key=lambda n: (len(n), n)):
-        for name, size, mtime_ns in sorted(_files(f"{run}/attempts/{attempt}")):
-            path = f"{prefix}attempts/{attempt}/{name}"
-            if name == "provenance.json":
-                files.append(Found(path, "provenance", attempt, size, mtime_ns))
-            elif name.startswith("rank") and name.endswith(".h5"):
-                files.append(Found(path, "log", attempt, size, mtime_ns))
+    own, files = _entries(run, prefix)
+    files += [_found(entry, prefix, _RUN_FILES[entry.name]) for entry in own if entry.name in _RUN_FILES]
+    attempts, unlisted = _entries(run / "attempts", f"{prefix}attempts/")
+    files += unlisted
+    folders = [entry.name for entry in attempts if entry.name[:1].isdigit() and _is_folder(entry)]
+    for attempt in sorted(folders, key=lambda name: (len(name), name)):
+        folder = f"{prefix}attempts/{attempt}/"
+        entries, unlisted = _entries(run / "attempts" / attempt, folder)
+        files += unlisted
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name == "provenance.json":
+                files.append(_found(entry, folder, "provenance", attempt))
+            elif entry.name.startswith("rank") and entry.name.endswith(".h5"):
+                files.append(_found(entry, folder, "log", attempt))
     return files
 
 
-def _files(folder: str) -> list[tuple[str, int, int]]:
-    """Name, size and time of a folder's files; what vanishes meanwhile is not there."""
-    found = []
+def _entries(folder: Path, path: str) -> tuple[list[os.DirEntry[str]], list[Found]]:
+    """What a folder holds, nothing where it has just vanished; and the folder itself where it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):
-                    if entry.is_file():
-                        stat = entry.stat()
-                        found.append((entry.name, stat.st_size, stat.st_mtime_ns))
+            return list(entries), []
     except (FileNotFoundError, NotADirectoryError):
-        pass
-    return found
+        return [], []
+    except OSError:
+        return [], [Found(path.rstrip("/"), "folder", "", 0, 0, False)]
 
 
-def unstarted(root: Path) -> list[str]:
-    """Keys of runs that a sweep's folder lists (sweep.json) and that have no folder yet."""
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        listed = json.loads((root / "sweep.json").read_text(encoding="utf-8"))["runs"]
-        names = [str(run["id"]) for run in listed if run.get("listed", True)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
-    return [f"runs/{name}" for name in names if not (root / "runs" / name / "config.yaml").exists()]
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _found(entry: os.DirEntry[str], prefix: str, kind: Kind, attempt: str = "") -> Found:
+    try:
+        is_regular, stat = entry.is_file(), entry.stat()
+    except OSError:
+        # It has just vanished, or is a link that leads nowhere.
+        return Found(prefix + entry.name, kind, attempt, 0, 0, False)
+    return Found(prefix + entry.name, kind, attempt, stat.st_size, stat.st_mtime_ns, is_regular)
+
+
+def unstarted(root: Path) -> tuple[list[str], str]:
+    """Keys of runs that a sweep's folder lists (sweep.json) and that have no folder yet.
+
+    Returns:
+        Also why they cannot be told; empty when they can.
+    """
+    try:
+        sweep = read_json(root / "sweep.json", _Sweep)
+    except DataError as error:
+        return [], str(error)
+    names = [run.id for run in sweep.runs if run.listed] if sweep is not None else []
+    return [printable(f"runs/{name}") for name in names if not _is_there(root / "runs" / name / "config.yaml")], ""
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False

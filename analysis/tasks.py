@@ -5,6 +5,10 @@ from __future__ import annotations
 import polars as pl
 
 from hpclbfl.analysis.arms import DATA_KEY, data_key, data_titles
+from hpclbfl.core.text import printable
+
+_MAX_TITLE = 200
+"""Characters of a task's title."""
 
 
 def arm_tasks(runs: pl.DataFrame) -> dict[str, list[str]]:
@@ -30,5 +34,5 @@ def arm_tasks(runs: pl.DataFrame) -> dict[str, list[str]]:
     tasks: dict[str, list[str]] = {}
     for row in arms.rows(named=True):
         parts = [str(row[name]) if name == "model" else titles[row[name]] for name in several]
-        tasks.setdefault(", ".join(parts), []).append(row["arm"])
+        tasks.setdefault(printable(", ".join(parts), _MAX_TITLE), []).append(row["arm"])
     return tasks

@@ -5,27 +5,30 @@ Logs are read while they are written (SWMR), of each run the newest rows of rank
 
 from __future__ import annotations
 
-import json
 import math
+import stat
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from h5py import h5d, h5f, h5s, h5t
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from hpclbfl.analysis.scan import find_runs, run_key, unstarted
+from hpclbfl.analysis.records import Done, Status, read_record
+from hpclbfl.analysis.scan import find_runs, run_keys, unstarted
+from hpclbfl.core.text import cell, make_console
 from hpclbfl.errors import DataError
+from hpclbfl.lease import LOST, find_lost
 
 # The one setting without which HDF5 would wait for ever on a torn file.
 from hpclbfl.runlog.reader import Table, read_committed, swmr_access
@@ -41,8 +44,18 @@ SILENT_S = 120.0
 
 _COLUMNS = {"state": 7, "step": 6, "epoch": 6, "loss": 6, "top-1": 7, "steps/s": 7, "silent": 6}
 """With their least widths."""
-_ORDER = ("running", "failed", "requeue", "waiting", "done")
-_STYLES = {"running": "bold", "failed": "red", "requeue": "yellow", "waiting": "dim", "done": "green"}
+_STYLES = {
+    "running": "bold",
+    "failed": "red",
+    "unreadable": "red",
+    "requeue": "yellow",
+    "waiting": "dim",
+    "done": "green",
+}
+_ORDER = tuple(_STYLES)
+_OVER = ("done", "failed", "unreadable")
+_FAR = 1e9
+_Record = TypeVar("_Record", Status, Done)
 
 
 @dataclass(frozen=True)
@@ -66,12 +79,12 @@ class Watched:
 
     run: str
     state: str
-    """running, failed, requeue, done, or waiting: no attempt yet."""
+    """running, failed, requeue, done, waiting: no attempt yet, or unreadable: its files do not tell."""
     progress: Progress
     silent_s: float
     """Since its log last changed; NaN without one."""
     text: str
-    """Why it failed."""
+    """Why it failed, or what of it cannot be read."""
 
 
 class Watcher:
@@ -80,6 +93,8 @@ class Watcher:
     def __init__(self, directory: Path) -> None:
         self._root = directory
         self._known: dict[Path, tuple[tuple[int, int], Progress]] = {}
+        self.notes: list[str] = []
+        """What else the last look found, a line each: folders and lists of runs that cannot be read."""
 
     def look(self) -> list[Watched]:
         """All runs: running ones first, then failed, stopped, waiting and done ones.
@@ -87,33 +102,44 @@ class Watcher:
         Raises:
             DataError: the folder is not there, or holds no run.
         """
-        runs = [self._run(path) for path in find_runs(self._root)]
-        runs += [Watched(name, "waiting", Progress(), math.nan, "") for name in unstarted(self._root)]
+        notes: list[str] = []
+        paths = run_keys(find_runs(self._root, notes), self._root)
+        runs = [self._run(key, path) for key, path in paths.items()]
+        lost = find_lost(paths[run.run] for run in runs if run.state == "running")
+        runs = [replace(run, state="failed", text=LOST) if paths[run.run] in lost else run for run in runs]
+        waiting, why_not = unstarted(self._root)
+        self.notes = notes + ([why_not] if why_not else [])
+        runs += [Watched(name, "waiting", Progress(), math.nan, "") for name in waiting]
         if not runs:
             raise DataError(f"{self._root}: holds no run; a run folder has a config.yaml, 'hpclbfl train' makes one")
         return sorted(runs, key=lambda run: (_ORDER.index(run.state), run.run))
 
-    def _run(self, path: Path) -> Watched:
-        status, done = _json(path / "status.json"), _json(path / "DONE.json")
-        state = "done" if done else str(status.get("state", "waiting"))
+    def _run(self, key: str, path: Path) -> Watched:
+        try:
+            status, done = _read(path / "status.json", Status), _read(path / "DONE.json", Done)
+        except DataError as error:
+            status, done = Status("unreadable", str(error)), None
+        word = "done" if done is not None else status.state if status is not None else "waiting"
         progress, silent_s = Progress(), math.nan
-        attempts = sorted((path / "attempts").glob("[0-9]*"), key=lambda p: (len(p.name), p.name))
-        for attempt in reversed(attempts):
+        for attempt in reversed(_attempts(path)):
             log = attempt / "rank00000.h5"
             with suppress(OSError):
-                stat = log.stat()
-                silent_s = time.time() - stat.st_mtime if math.isnan(silent_s) else silent_s
-                older = self._progress(log, (stat.st_size, stat.st_mtime_ns))
+                about = log.stat()
+                if not stat.S_ISREG(about.st_mode):
+                    # Opening a pipe that nobody writes to would never return.
+                    continue
+                silent_s = time.time() - about.st_mtime if math.isnan(silent_s) else silent_s
+                older = self._progress(log, (about.st_size, about.st_mtime_ns))
                 # One that has just resumed has logged nothing yet.
                 progress = replace(progress if progress.steps else older, top1=_number(progress.top1, older.top1))
             if progress.steps and not math.isnan(progress.top1):
                 break
-        if done:
-            steps = int(_number(done.get("step"), progress.steps))
-            epoch, top1 = _number(done.get("epoch"), progress.epoch), _number(done.get("top1"), progress.top1)
+        if done is not None:
+            steps = progress.steps if done.step is None else done.step
+            epoch, top1 = _number(done.epoch, progress.epoch), _number(done.top1, progress.top1)
             progress = replace(progress, steps=steps, epoch=epoch, top1=top1)
-        error = str(status.get("error", "")) if state == "failed" else ""
-        return Watched(run_key(path, self._root), state if state in _ORDER else "waiting", progress, silent_s, error)
+        text = (status.error or "") if status is not None and word in ("failed", "unreadable") else ""
+        return Watched(key, word if word in _ORDER else "waiting", progress, silent_s, text)
 
     def _progress(self, log: Path, stamp: tuple[int, int]) -> Progress:
         known = self._known.get(log)
@@ -181,31 +207,31 @@ def watch(directory: Path, once: bool = False) -> None:
         DataError: the folder is not there, or holds no run.
     """
     watcher = Watcher(directory)
-    console = Console(highlight=False)
+    console = make_console()
     runs = watcher.look()
     if once or not sys.stdout.isatty():
         # A file has no edge; a line of it should hold a run and its error.
-        console = Console(width=max(100 if sys.stdout.isatty() else 160, console.width), highlight=False)
-        console.print(table_of(runs, directory))
+        console = make_console(width=max(100 if sys.stdout.isatty() else 160, console.width))
+        console.print(table_of(runs, directory, notes=watcher.notes))
         while not once and not _is_over(runs):
             time.sleep(LINES_EVERY_S)
             runs = watcher.look()
-            console.print(table_of(runs, directory))
+            console.print(table_of(runs, directory, notes=watcher.notes))
         return
     with (
-        Live(table_of(runs, directory, console.height), console=console, auto_refresh=False) as live,
+        Live(table_of(runs, directory, console.height, watcher.notes), console=console, auto_refresh=False) as live,
         suppress(KeyboardInterrupt),
     ):
         while not _is_over(runs):
             time.sleep(REFRESH_S)
             runs = watcher.look()
-            live.update(table_of(runs, directory, console.height), refresh=True)
+            live.update(table_of(runs, directory, console.height, watcher.notes), refresh=True)
 
 
-def table_of(runs: list[Watched], directory: Path, height: int | None = None) -> Group:
-    """The table, with as many runs as a screen of `height` lines has room for, and the count of each state."""
-    room = len(runs) if height is None else max(1, height - 8)
-    table = RichTable(title=escape(f"Runs in {directory}"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+def table_of(runs: list[Watched], directory: Path, height: int | None = None, notes: Sequence[str] = ()) -> Group:
+    """The table, with as many runs as a screen of `height` lines has room for, the count of each state, and notes."""
+    room = len(runs) if height is None else max(1, height - 8 - len(notes))
+    table = RichTable(title=cell(f"Runs in {directory}"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name, width in _COLUMNS.items():
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True, min_width=width)
     # On a screen a line per run; elsewhere all of it. It alone is cut.
@@ -220,28 +246,38 @@ def table_of(runs: list[Watched], directory: Path, height: int | None = None) ->
             _shown(100 * p.top1, ".1f", " %"),
             _shown(p.steps_per_s, ".3g"),
             Text(silent, "red" if silent and run.silent_s > SILENT_S else ""),
-            escape(run.run + (f": {run.text}" if run.text else "")),
+            cell(run.run + (f": {run.text}" if run.text else "")),
         )
     counts = Counter(run.state for run in runs)
     more = f"; {len(runs) - room} more not shown" if len(runs) > room else ""
-    return Group(table, Text(", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state]) + more))
+    summary = Text(", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state]) + more)
+    return Group(table, summary, *map(cell, notes))
 
 
 def _is_over(runs: list[Watched]) -> bool:
-    return all(run.state in ("done", "failed") for run in runs)
+    return all(run.state in _OVER for run in runs)
 
 
 def _shown(value: float, how: str, unit: str = "") -> str:
-    return "-" if math.isnan(value) else format(value, how) + unit
+    if math.isnan(value):
+        return "-"
+    # What no run reaches would fill the screen with digits.
+    return format(value, how if abs(value) < _FAR else ".3g") + unit
 
 
-def _number(value: Any, otherwise: float) -> float:
-    return float(value) if isinstance(value, int | float) and not math.isnan(value) else otherwise
+def _number(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None or math.isnan(value) else value
 
 
-def _json(path: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-    return {}
+def _attempts(run: Path) -> list[Path]:
+    """Folders of a run's attempts, the oldest first."""
+    with suppress(OSError):
+        return sorted((run / "attempts").glob("[0-9]*"), key=lambda path: (len(path.name), path.name))
+    return []
+
+
+def _read(path: Path, kind: type[_Record]) -> _Record | None:
+    try:
+        return read_record(path, kind)
+    except FileNotFoundError:
+        return None

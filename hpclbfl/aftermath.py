@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from hpclbfl.config import JobConfig
+from hpclbfl.core.text import say
 from hpclbfl.errors import REQUEUE_CODE, DataError, HpclbflError
 from hpclbfl.launch import run_mpirun
 from hpclbfl.lease import holder
@@ -168,7 +168,7 @@ def launch_run(
     run, said = LaunchedRun(job, run_dir), bytearray()
     code = run_mpirun(num_ranks, command, hosts=hosts, said=said)
     if code not in (0, REQUEUE_CODE) and (line := run.settle(code, said.decode(errors="replace"), goes_on)):
-        print(f"{OWN_ERROR} {line}", file=sys.stderr, flush=True)
+        say(f"{OWN_ERROR} {line}")
     return code
 
 

@@ -6,14 +6,14 @@ import dataclasses
 import os
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from hpclbfl import __version__
+from hpclbfl.core.text import make_streams_safe, say, say_traceback
 from hpclbfl.errors import REQUEUE_CODE, ConfigError, HpclbflError
 
 app = typer.Typer(
@@ -50,7 +50,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        print(f"hpclbfl {__version__}")
+        say(f"hpclbfl {__version__}", sys.stdout)
         raise typer.Exit
 
 
@@ -69,7 +69,7 @@ def train(
 
     config = load_job(job, overrides)
     if print_config:
-        print(config.resolved(launched_size(os.environ)).to_yaml(), end="")
+        sys.stdout.write(config.resolved(launched_size(os.environ)).to_yaml())
         return
     from hpclbfl.run import run_job
     from hpclbfl.train import STOPPED
@@ -143,12 +143,12 @@ def report(
         from hpclbfl.analysis.page import write_page
 
         write_page(out, frames, runs, heads)
-        print(out, file=sys.stderr)
+        say(out)
     if figures is not None:
         from hpclbfl.analysis.render import write_figures
 
         for path, left_out in write_figures(frames, heads, figures):
-            print(f"{path}: {left_out}" if left_out else path, file=sys.stderr)
+            say(f"{path}: {left_out}" if left_out else path)
 
 
 @app.command()
@@ -171,9 +171,15 @@ def export(
     """Write the logs of runs as tidy tables: runs, steps, evals, layers, plans, events, problems."""
     from hpclbfl.analysis.export import export as write_tables
     from hpclbfl.analysis.report import load_some
+    from hpclbfl.core.files import make_folder
 
-    for path, rows in write_tables(load_some(directory), out or directory / "tables", form):
-        print(f"{path}: {rows} rows")
+    frames = load_some(directory)
+    folder = directory / "tables"
+    if out is None:
+        # Nobody named it: a link there may lead anywhere.
+        make_folder(folder)
+    for path, rows in write_tables(frames, out or folder, form):
+        say(f"{path}: {rows} rows", sys.stdout)
 
 
 @app.command()
@@ -370,7 +376,7 @@ def data_pack(
 
     values = {"name": name, "path": None if path is None else str(path), "download": download}
     pack(validated(DataConfig, values, "data pack"), out)
-    print(out)
+    say(out, sys.stdout)
 
 
 def _words(options: Mapping[str, object]) -> list[str]:
@@ -382,17 +388,43 @@ def _words(options: Mapping[str, object]) -> list[str]:
     return words
 
 
+# Of typer's own copy of click, or of click itself: which of them depends on typer's version.
+_CLICK_ERRORS = (kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_COMMAND_LINE_ERROR: type[Exception] = next(_CLICK_ERRORS)
+
+
+def _say_usage(error: Any) -> int:
+    """Say what is wrong with the command line, whose words may be of a stranger's making; returns the exit code."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        lines = error.format_message().splitlines()
+    else:
+        usage = [] if context is None else context.get_usage().splitlines()
+        more = [] if context is None else [f"Try '{context.command_path} --help' for help."]
+        lines = [*usage, *more, f"hpclbfl: error: {error.format_message()}"]
+    for line in lines:
+        say(line)
+    return int(error.exit_code)
+
+
 def main() -> None:
     """Entry point: errors of ours are one line on stderr and an exit code."""
     from hpclbfl.comm.base import launched_rank
 
+    make_streams_safe()
     try:
-        app(prog_name="hpclbfl")
+        code = app(prog_name="hpclbfl", standalone_mode=False)
     except HpclbflError as error:
         if "--debug" in sys.argv:
-            traceback.print_exc()
+            say_traceback(error)
         if launched_rank(os.environ):
             # Rank 0 most likely has the same to say; the launcher ends all ranks soon after the first has gone.
             time.sleep(OTHERS_WAIT_S)
-        print(f"hpclbfl: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        say(f"hpclbfl: error: {error}")
+        code = error.exit_code
+    except typer.Abort:
+        say("hpclbfl: error: interrupted")
+        code = 130
+    except _COMMAND_LINE_ERROR as error:
+        code = _say_usage(error)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hpclbfl.core.text import cell, make_console
 from hpclbfl.errors import EnvironmentFault
 from hpclbfl.launch import available_cores, environment_without_job, find_mpirun, mpirun_command
 from hpclbfl.mpi_probe import MARK
@@ -191,9 +192,8 @@ def checks() -> list[Check]:
 
 def print_table(found: list[Check]) -> None:
     """Print the checks for people."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     style = {"ok": "green", "warn": "yellow", "missing": "bold red", "absent": "dim"}
     table = Table(box=None, pad_edge=False)
@@ -202,16 +202,16 @@ def print_table(found: list[Check]) -> None:
     table.add_column("found", overflow="fold")
     for check in found:
         state = "absent, optional" if check.state == "absent" else check.state
-        text = escape(check.found) + (f"\n[bold]-> {escape(check.remedy)}[/bold]" if check.remedy else "")
-        table.add_row(check.name, f"[{style[check.state]}]{state}[/]", text)
-    Console().print(table)
+        lines = [cell(check.found)] + ([cell(f"-> {check.remedy}", "bold")] if check.remedy else [])
+        table.add_row(check.name, cell(state, style[check.state]), Text("\n").join(lines))
+    make_console().print(table)
 
 
 def run(as_json: bool) -> int:
     """Print all checks and return 1 when something required is missing."""
     found = checks()
     if as_json:
-        print(json.dumps([asdict(check) for check in found], indent=2))
+        sys.stdout.write(json.dumps([asdict(check) for check in found], indent=2) + "\n")
     else:
         print_table(found)
     return 1 if any(check.state == "missing" for check in found) else 0

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
-import traceback
 from typing import NoReturn
 
 from hpclbfl.comm.base import Communicator
+from hpclbfl.core.text import say, say_traceback
 from hpclbfl.errors import ConfigError, DataError, HpclbflError
 
 OTHERS_WAIT_S = 1.0
@@ -40,9 +39,9 @@ def say_failure(
     if comm.rank and isinstance(error, shared):
         time.sleep(OTHERS_WAIT_S)
     if debug or not isinstance(error, HpclbflError | KeyboardInterrupt):
-        traceback.print_exception(error)
+        say_traceback(error)
     line = f"{f'rank {comm.rank}: ' if comm.size > 1 else ''}{where}{line}"
-    print(f"hpclbfl: error: {line}", file=sys.stderr, flush=True)
+    say(f"hpclbfl: error: {line}")
     return code, line
 
 

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from hpclbfl.core.files import explained_writes, make_folder
 from hpclbfl.core.jsonfile import read_json, write_json
-from hpclbfl.errors import DataError, HpclbflError
+from hpclbfl.errors import DataError, EnvironmentFault, HpclbflError
 from hpclbfl.process import Process, this_process
 from hpclbfl.runfolder import numbers_in, utc_now
 from hpclbfl.squeue import ENDED, Job, Queue, SlurmSilent, cluster_name, live_jobs
@@ -157,7 +157,11 @@ def find_lost(folders: Iterable[Path]) -> set[Path]:
 
     Where it cannot be known, as on another machine, the owner counts as alive. Slurm is asked once for all.
     """
-    owners = {folder: holder(folder) for folder in folders}
+    owners: dict[Path, Owner | None] = {}
+    for folder in folders:
+        # A lock that cannot be looked at says nothing.
+        with suppress(EnvironmentFault):
+            owners[folder] = holder(folder)
     queue = Queue(owner.slurm for owner in owners.values() if owner is not None and owner.slurm is not None)
     return {folder for folder, owner in owners.items() if owner is None or not judge(owner, queue).live}
 

@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from hpclbfl.core.text import make_console, printable, say
 from hpclbfl.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -20,13 +21,15 @@ TERMINAL_COLUMNS = "HPCLBFL_TERMINAL_COLUMNS"
 
 def result_console(num_ranks: int) -> Console:
     """Where rank 0 prints tables to."""
-    from rich.console import Console
-
     if num_ranks == 1:
-        return Console()
+        return make_console()
     # mpirun gives its ranks a terminal of its own, wherever their output ends.
+    return make_console(force_terminal=False, width=_terminal_columns() or 100)
+
+
+def _terminal_columns() -> int | None:
     columns = os.environ.get(TERMINAL_COLUMNS, "")
-    return Console(force_terminal=False, width=int(columns) if columns.isdigit() else 100)
+    return int(columns) if columns.isascii() and columns.isdigit() else None
 
 
 class Progress:
@@ -39,27 +42,25 @@ class Progress:
     """
 
     def __init__(self, title: str, total_epochs: float | None, visible: bool, log: TextIO | None = None) -> None:
-        self._title, self._total, self._visible, self._log = title, total_epochs, visible, log
+        self._title, self._total, self._visible, self._log = printable(title), total_epochs, visible, log
         self._last_line = self._begin = time.monotonic()
         self._top1: float | None = None
         self._bar = None
         # Under mpirun stderr is a pipe; `hpclbfl launch` says how wide the terminal at its other end is.
-        columns = os.environ.get(TERMINAL_COLUMNS, "")
-        if visible and (sys.stderr.isatty() or columns):
-            from rich.console import Console
+        if visible and (sys.stderr.isatty() or os.environ.get(TERMINAL_COLUMNS)):
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                console=Console(stderr=True, force_terminal=True, width=int(columns) if columns.isdigit() else None),
+                console=make_console(stderr=True, force_terminal=True, width=_terminal_columns()),
                 transient=True,
             )
-            self._task = self._bar.add_task(title, total=total_epochs, text="")
+            self._task = self._bar.add_task(self._title, total=total_epochs, text="")
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -93,12 +94,12 @@ class Progress:
         if not self._visible:
             return
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.print(line)
         else:
-            print(f"{self._title}: {line}", file=sys.stderr, flush=True)
+            say(f"{self._title}: {line}")
         if self._log is not None:
             try:
-                print(line, file=self._log, flush=True)
+                say(line, self._log)
             except OSError as error:
                 raise RunFailed(f"{self._log.name}: cannot be written: {error.strerror}") from error
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from hpclbfl.core.text import say
 from hpclbfl.errors import RunFailed
 from hpclbfl.process import Process
 from hpclbfl.slurm.folder import SweepFolder
@@ -42,7 +42,7 @@ def cancel(directory: Path) -> None:
     said = [f"cancelled: job {', '.join(jobs)}"] if jobs else []
     if processes:
         said.append(f"told to end on this machine: process {', '.join(str(p.pid) for p in sorted(processes))}")
-    print("; ".join(said) or "nothing is running or queued", file=sys.stderr)
+    say("; ".join(said) or "nothing is running or queued")
     if problems:
         raise RunFailed(f"not cancelled: {'; '.join(problems)}")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hpclbfl.core.text import cell, make_console
+from hpclbfl.runlog.coverage import NO_LIMIT
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.state import RunState, run_states
 
@@ -36,14 +39,20 @@ def _row(folder: SweepFolder, state: RunState) -> dict[str, Any]:
         "run": entry.id,
         "path": str(folder.run(entry.id).path),
         "state": state.word,
-        "step": state.step,
-        "epoch": state.epoch,
-        "top1": state.top1,
+        "step": _number(state.step),
+        "epoch": _number(state.epoch),
+        "top1": _number(state.top1),
         "job": state.job,
         "text": state.text,
         "overrides": entry.overrides,
         "listed": entry.listed,
     }
+
+
+def _number(value: Any) -> float | None:
+    """A number out of a run's files; None for what is none, whoever wrote it there."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) and abs(value) < NO_LIMIT else None
 
 
 def print_status(directory: Path, as_json: bool) -> None:
@@ -62,12 +71,10 @@ def print_status(directory: Path, as_json: bool) -> None:
 
 def _print_table(directory: Path, states: Sequence[RunState]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    table = Table(title=escape(f"Sweep in {directory}"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    console = make_console(width=None if sys.stdout.isatty() else WIDTH)
+    table = Table(title=cell(f"Sweep in {directory}"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("run", overflow="fold")
     table.add_column("state", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
@@ -77,11 +84,11 @@ def _print_table(directory: Path, states: Sequence[RunState]) -> None:
         hash_ = state.entry.id.rpartition("-")[2]
         name = f"{hash_} {state.entry.label}" if state.entry.overrides else state.entry.id
         table.add_row(
-            escape(name if state.entry.listed else f"{name} (no longer in the sweep file)"),
-            f"[{_STYLES[state.word]}]{state.word}[/]",
-            "-" if state.step is None else str(state.step),
-            "-" if state.top1 is None else f"{100 * state.top1:.1f} %",
-            escape(state.text),
+            cell(name if state.entry.listed else f"{name} (no longer in the sweep file)"),
+            cell(state.word, _STYLES[state.word]),
+            "-" if (step := _number(state.step)) is None else cell(step),
+            "-" if (top1 := _number(state.top1)) is None else f"{100 * top1:.1f} %",
+            cell(state.text),
         )
     console.print(table)
     counts = Counter[str](state.word for state in states)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hpclbfl.config import JobConfig
-from hpclbfl.core.text import printable, say
+from hpclbfl.core.text import say
 from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.sampling import make_sampler
 from hpclbfl.errors import EnvironmentFault
@@ -174,14 +175,14 @@ def _explain_owned(todo: Todo) -> None:
 def show(config: SweepConfig, expansion: Expansion, folder: SweepFolder, profile: ProfileConfig) -> None:
     """Print all runs, what would be done with each and why, and what would be submitted; touches nothing."""
     todo = find_todo(expansion.runs, folder)
-    print(printable(f"{config.name}: {folder.path}"))
+    _show(f"{config.name}: {folder.path}")
     for run, state in zip(expansion.runs, todo.states, strict=True):
-        print(printable(f"  {run.id}  {run.label or '-'}  {_plan(state, run in todo.runs)}"))
-    print(todo.count())
+        _show(f"  {run.id}  {run.label or '-'}  {_plan(state, run in todo.runs)}")
+    _show(todo.count())
     if profile.kind == "local":
         for run in todo.runs:
             launch = Launch(folder.job_file(run.id), folder.run(run.id).path, run.ranks, "local", profile.cpus_per_rank)
-            print(f"\n# {run.id}\n{shlex.join(launch_command(launch, os.environ)[0])}")
+            _show("", f"# {run.id}", shlex.join(launch_command(launch, os.environ)[0]))
         return
     try:
         limit = max_array_size()
@@ -191,8 +192,8 @@ def show(config: SweepConfig, expansion: Expansion, folder: SweepFolder, profile
     planned = arrays(config.name, todo.runs, profile, limit) if todo.runs else []
     for index, array in enumerate(planned):
         after = f"afterany:<job {array.after + 1}>" if array.after is not None else None
-        print(f"\n# sbatch {index + 1} of {len(planned)}: {', '.join(run.id for run in array.runs)}")
-        print(sbatch_text(array, folder, after), end="")
+        _show("", f"# sbatch {index + 1} of {len(planned)}: {', '.join(run.id for run in array.runs)}")
+        _show(*sbatch_text(array, folder, after).splitlines())
 
 
 def _plan(state: RunState, is_todo: bool) -> str:
@@ -225,6 +226,11 @@ def _lock(folder: SweepFolder) -> Iterator[None]:
         yield
     finally:
         lease.release()
+
+
+def _show(*lines: str) -> None:
+    for line in lines:
+        say(line, sys.stdout, None)
 
 
 def _say(line: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpclbfl.config import load_job
+from hpclbfl.core.text import say
 from hpclbfl.errors import REQUEUE_CODE, HpclbflError
 from hpclbfl.launch import SAID_BYTES
 from hpclbfl.lease import LeaseHeld, acquire, slurm_job
@@ -132,4 +133,4 @@ def may_requeue(shown: str) -> bool:
 
 
 def _say(line: str) -> None:
-    print(f"hpclbfl: {line}", file=sys.stderr, flush=True)
+    say(f"hpclbfl: {line}")

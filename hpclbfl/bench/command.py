@@ -10,6 +10,8 @@ from typing import Any
 
 from hpclbfl.bench import report
 from hpclbfl.bench.turns import Turns
+from hpclbfl.core.files import write_text
+from hpclbfl.core.text import say
 from hpclbfl.errors import ConfigError
 
 BENCHMARKS = ("comm", "step", "scaler", "input", "log", "hetero")
@@ -47,13 +49,13 @@ def run(name: str, options: dict[str, Any], out: Path | None, as_json: bool, deb
     with Turns(name) as turns:
         findings = module.measure(settings, turns, debug)
     text = report.as_text(report.document(name, asdict(settings), findings))
-    report.write(path, text)
+    write_text(path, text)
     if as_json:
-        print(text, end="")
+        sys.stdout.write(text)
     else:
         report.print_tables(findings)
     # Under --json stdout is the document alone.
-    print(path, file=sys.stderr if as_json else sys.stdout)
+    say(path, sys.stderr if as_json else sys.stdout)
 
 
 def _settings(name: str, module: Any, given: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from hpclbfl.core.text import say
 from hpclbfl.errors import RunFailed
 from hpclbfl.launch import (
     available_cores,
@@ -96,7 +97,8 @@ class Launcher:
             raise SystemExit(code)
         if code or not (folder / RESULT).exists():
             if self._debug:
-                sys.stderr.write(output.read_text(encoding="utf-8", errors="replace"))
+                for line in output.read_text(encoding="utf-8", errors="replace").splitlines():
+                    say(line)
             raise RunFailed(f"bench, variant {variant}: {_reason(folder, code, output)}")
         found: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         return found

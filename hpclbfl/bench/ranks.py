@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from hpclbfl.bench.launches import ERROR, RESULT
 from hpclbfl.comm.base import Communicator, launched_rank
+from hpclbfl.core.text import say_traceback
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ def run(measure: Callable[[Task], dict[str, Any]]) -> None:
         if rank == 0:
             (path.parent / RESULT).write_text(json.dumps(found), encoding="utf-8")
     except BaseException as error:
-        traceback.print_exc()
-        sys.stderr.flush()
+        say_traceback(error)
         line = (str(error).splitlines() or [""])[0]
         (path.parent / ERROR.format(rank)).write_text(f"{type(error).__name__}: {line}", encoding="utf-8")
         # mpirun ends the others; leaving in order would wait for them.

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.statistics import spread
+from hpclbfl.core.text import cell, make_console
 from hpclbfl.errors import EnvironmentFault
 from hpclbfl.provenance import collect
 
@@ -57,20 +57,6 @@ def document(name: str, settings: dict[str, Any], findings: Findings) -> dict[st
     }
 
 
-def write(path: Path, text: str) -> None:
-    """Write the file, whole or not at all.
-
-    Raises:
-        EnvironmentFault: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror}") from error
-
-
 def as_text(found: dict[str, Any]) -> str:
     """The document as JSON."""
     return json.dumps(found, indent=1) + "\n"
@@ -78,7 +64,7 @@ def as_text(found: dict[str, Any]) -> str:
 
 def print_tables(findings: Findings) -> None:
     """Medians with quartiles over rounds, then the ratios."""
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=WIDTH, highlight=False)
+    console = make_console() if sys.stdout.isatty() else make_console(width=WIDTH)
     table = Table(title=findings.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in ("median", "quartiles"):
@@ -88,7 +74,7 @@ def print_tables(findings: Findings) -> None:
     groups = list(dict.fromkeys(series.group for series in findings.series))
     for group in groups:
         members = [series for series in findings.series if series.group == group]
-        table.add_row(f"[bold]{group}[/bold]")
+        table.add_row(cell(group, "bold"))
         for series in members:
             s = spread(series.by_round)
             quartiles = f"{_shown(s.lower_quartile)} to {_shown(s.upper_quartile)}"
@@ -104,7 +90,7 @@ def print_tables(findings: Findings) -> None:
     for group in groups:
         members_of = [c for c in findings.comparisons if c.group == group]
         if members_of:
-            ratios.add_row(f"[bold]{group}[/bold]")
+            ratios.add_row(cell(group, "bold"))
         for c in members_of:
             ratios.add_row(f"  {c.title}", c.text)
     console.print(ratios)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
+from hpclbfl.core.text import make_console, say
+
 LINE_EVERY_S = 30.0
 
 
@@ -22,11 +24,10 @@ class Turns:
         self._last_line = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TimeElapsedColumn())
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=make_console(stderr=True), transient=True)
             self._task = self._bar.add_task(name, total=None)
 
     def __enter__(self) -> Turns:
@@ -54,4 +55,4 @@ class Turns:
             self._bar.update(self._task, completed=done, total=total, description=f"{self._name}: {what}")
         elif time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = time.monotonic()
-            print(f"bench {self._name}: {what} ({done} of {total} turns done)", file=sys.stderr, flush=True)
+            say(f"bench {self._name}: {what} ({done} of {total} turns done)")

@@ -82,9 +82,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
 
 
-def create(path: Path) -> BinaryIO:
-    """Open a new file for writing; FileExistsError where the name is taken, also by a link."""
-    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+def create(path: Path | str, mode: int = 0o666, folder: int | None = None) -> BinaryIO:
+    """Open a new file for writing; FileExistsError where the name is taken, also by a link.
+
+    Args:
+        mode: its permissions, less the process's mask.
+        folder: descriptor of the open folder that a relative path is seen from.
+    """
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(path, flags, mode, dir_fd=folder)
     return os.fdopen(handle, "wb")
 
 

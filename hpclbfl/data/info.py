@@ -11,13 +11,16 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hpclbfl.config import JobConfig
+from hpclbfl.core.files import write_bytes, write_text
+from hpclbfl.core.text import cell, make_console
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.packed import IntArray, PackedFile
 from hpclbfl.data.partition import partition
 from hpclbfl.data.splits import decode
-from hpclbfl.errors import ConfigError, DataError
+from hpclbfl.errors import ConfigError
 
 _MAX_CLASS_COLUMNS = 20
 _CELL_PX = (3, 34)
@@ -70,7 +73,7 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
         DataError: the set cannot be read.
     """
     info = label_info(job)
-    console = console or Console()
+    console = console or make_console()
     if as_json:
         values = {
             "data": info.name,
@@ -85,8 +88,9 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
     total = int(info.counts.sum())
     kind = job.partition.kind
     title = f"{info.name}, {kind}: {total} training images over {len(info.counts)} clients"
-    table = Table(title=title, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.caption = f"{len(info.classes)} classes, {info.num_test} test images, fingerprint {info.fingerprint[:10]}"
+    table = Table(title=cell(title), caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    counted = f"{len(info.classes)} classes, {info.num_test} test images, fingerprint {info.fingerprint[:10]}"
+    table.caption = cell(counted)
     table.add_column("client", justify="right", no_wrap=True)
     if len(info.classes) <= _MAX_CLASS_COLUMNS:
         _fill_by_class(table, info)
@@ -98,7 +102,9 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
 def _fill_by_class(table: Table, info: LabelInfo) -> None:
     width = len(str(info.counts.sum(axis=0).max()))
     for name in info.classes:
-        table.add_column(name, justify="right", overflow="fold", min_width=width)  # names may fold, numbers may not
+        table.add_column(
+            cell(name), justify="right", overflow="fold", min_width=width
+        )  # names may fold, numbers may not
     table.add_column("total", justify="right", style="bold", no_wrap=True)
     for client, row in enumerate(info.counts):
         cells = (str(count) if count else "." for count in row)
@@ -111,7 +117,7 @@ def _fill_summary(table: Table, info: LabelInfo) -> None:
         table.add_column(name, justify="right")
     for client, row in enumerate(info.counts):
         held, largest = int(np.count_nonzero(row)), int(row.argmax())
-        cells = (info.classes[largest], f"{row[largest] / row.sum():.1%}") if held else ("", "")
+        cells = (cell(info.classes[largest]), f"{row[largest] / row.sum():.1%}") if held else ("", "")
         table.add_row(str(client), str(row.sum()), str(held), *cells, end_section=client == len(info.counts) - 1)
     table.add_row("total", str(info.counts.sum()), str(np.count_nonzero(info.counts.sum(axis=0))), "", "")
 
@@ -121,6 +127,7 @@ def plot(job: JobConfig, path: Path | str) -> None:
 
     Raises:
         ConfigError: another ending.
+        EnvironmentFault: it cannot be written.
     """
     import vl_convert
 
@@ -128,13 +135,10 @@ def plot(job: JobConfig, path: Path | str) -> None:
     if path.suffix not in (".png", ".svg"):
         raise ConfigError(f"{path}: a plot is a .png or an .svg")
     specification = json.dumps(_heat_map(label_info(job), job.partition.kind))
-    try:
-        if path.suffix == ".png":
-            path.write_bytes(vl_convert.vegalite_to_png(specification, scale=2))
-        else:
-            path.write_text(vl_convert.vegalite_to_svg(specification), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+    if path.suffix == ".png":
+        write_bytes(path, vl_convert.vegalite_to_png(specification, scale=2))
+    else:
+        write_text(path, vl_convert.vegalite_to_svg(specification))
 
 
 def _heat_map(info: LabelInfo, kind: str) -> dict[str, Any]:
@@ -199,21 +203,22 @@ def print_packed_info(path: Path | str, as_json: bool = False, console: Console 
         DataError: it is missing or torn.
     """
     info = packed_info(path)
-    console = console or Console()
+    console = console or make_console()
     if as_json:
         console.file.write(json.dumps(info) + "\n")
         return
-    table = Table(title=info["path"], caption_justify="left")
+    table = Table(title=cell(info["path"]), caption_justify="left")
     names = ", ".join(info["classes"][:_MAX_CLASS_COLUMNS])
     more = len(info["classes"]) - _MAX_CLASS_COLUMNS
     names += f" and {more} more" if more > 0 else ""
-    table.caption = f"{len(info['classes'])} classes: {names}\nfingerprint {info['fingerprint']}"
+    counted = cell(f"{len(info['classes'])} classes: {names}")
+    table.caption = Text("\n").join([counted, cell(f"fingerprint {info['fingerprint']}")])
     for column in ("split", "images", "MB", "per class, least to most", "first image"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, split in info["splits"].items():
         counts, size = split["label_counts"], split["first_image_px"]
         table.add_row(
-            name,
+            cell(name),
             str(split["num_samples"]),
             f"{split['encoded_bytes'] / 1e6:.1f}",
             f"{min(counts)} to {max(counts)}",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hpclbfl.core.text import say
 from hpclbfl.data.datasets import DIGITS, load_dataset
 from hpclbfl.data.packed import write_packed
 from hpclbfl.data.splits import Split, encode_png
@@ -69,12 +70,12 @@ def pack_digits(out: Path | str = DIGITS) -> None:
 def main(arguments: list[str]) -> int:
     """`digits [OUT]`: remake the digits."""
     if not arguments or arguments[0] != "digits" or len(arguments) > 2:
-        print("usage: python -m hpclbfl.data.pack digits [OUT]", file=sys.stderr)
+        say("usage: python -m hpclbfl.data.pack digits [OUT]")
         return 2
     try:
         pack_digits(*arguments[1:])
     except HpclbflError as error:
-        print(error, file=sys.stderr)
+        say(error)
         return error.exit_code
     return 0
 

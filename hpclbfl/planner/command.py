@@ -11,6 +11,7 @@ import torch
 from hpclbfl import build
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
+from hpclbfl.core.text import say as say_line
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.errors import ConfigError
 from hpclbfl.failure import fail
@@ -48,7 +49,7 @@ def run_plan(
         plan, rows, files = _plan(job.resolved(comm.size), comm, options, out, plot, probe)
         if comm.rank == 0:
             if as_json:
-                print(plan_json(plan, rows, files))
+                sys.stdout.write(plan_json(plan, rows, files) + "\n")
             else:
                 print_plan(plan, rows, _title(job, plan), files, result_console(comm.size))
     # A rank that ended by itself would leave the others waiting for it, whatever the reason.
@@ -65,7 +66,7 @@ def _plan(
 
     def say(line: str) -> None:
         if comm.rank == 0:
-            print(f"plan: {time.monotonic() - begin:4.0f} s: {line}", file=sys.stderr, flush=True)
+            say_line(f"plan: {time.monotonic() - begin:4.0f} s: {line}")
 
     if job.data.download:
         load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from hpclbfl.errors import ConfigError, EnvironmentFault
+from hpclbfl.core.files import explained_writes, write_bytes, write_text
+from hpclbfl.errors import ConfigError
 from hpclbfl.planner.fits import plain_line
 from hpclbfl.planner.plan_file import Plan, RankPlan
 from hpclbfl.planner.recommend import predictions
@@ -36,14 +37,12 @@ def draw(plan: Plan, rows: Sequence[ProbeRow], title: str, path: Path) -> None:
     if path.suffix not in (".png", ".svg"):
         raise ConfigError(f"{path}: a plot is a .png or an .svg")
     specification = json.dumps(chart(plan, rows, title))
-    try:
+    with explained_writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".png":
-            path.write_bytes(vl_convert.vegalite_to_png(specification, scale=2))
-        else:
-            path.write_text(vl_convert.vegalite_to_svg(specification), encoding="utf-8")
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror}") from error
+    if path.suffix == ".png":
+        write_bytes(path, vl_convert.vegalite_to_png(specification, scale=2))
+    else:
+        write_text(path, vl_convert.vegalite_to_svg(specification))
 
 
 def chart(plan: Plan, rows: Sequence[ProbeRow], title: str) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def print_plan(plan: Plan, rows: Sequence[ProbeRow], title: str, files: list[Pat
     if plan.ranks[0].local_batch_size is None:
         most = sum(rank.max_batch for rank in plan.ranks)
         console.print(f"a global batch of {plan.global_batch_size} does not fit: the ranks take {most} at most")
-    console.print(" ".join(str(file) for file in files), soft_wrap=True, highlight=False)
+    console.print(" ".join(str(file) for file in files), soft_wrap=True)
 
 
 def plan_json(plan: Plan, rows: Sequence[ProbeRow], files: list[Path]) -> str:
@@ -97,10 +97,11 @@ def at(fit: LineFit, batch: float) -> float:
 
 
 def _show(console: Console, title: str, table: Table, note: str = "") -> None:
-    console.print(title, style="bold", highlight=False)
+    console.print(title, style="bold")
     console.print(table)
     if note:
-        console.print(f"{note}\n", style="dim", highlight=False)
+        console.print(note, style="dim")
+        console.print()
 
 
 def _ranks(plan: Plan) -> Table:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from hpclbfl import build
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig, load_job
+from hpclbfl.core.text import say as say_line
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loader import Loader
 from hpclbfl.errors import ConfigError, DataError, RunFailed
@@ -82,7 +83,10 @@ def run_sharpness(run: Path, options: Options, print_json: bool = False, debug: 
     try:
         result = _measure(source, job.resolved(comm.size), comm, options)
         if result is not None:
-            print(as_json(result)) if print_json else print_result(result, comm.size)
+            if print_json:
+                sys.stdout.write(as_json(result) + "\n")
+            else:
+                print_result(result, comm.size)
     # A rank that ended by itself would leave the others waiting for it, whatever the reason.
     except BaseException as error:
         fail(comm, error, debug)
@@ -100,7 +104,7 @@ def _measure(source: Source, job: JobConfig, comm: Communicator, options: Option
 
     def say(line: str) -> None:
         if comm.rank == 0:
-            print(f"sharpness: {time.monotonic() - begin:4.0f} s: {line}", file=sys.stderr, flush=True)
+            say_line(f"sharpness: {time.monotonic() - begin:4.0f} s: {line}")
 
     problem = _problem(source, job, comm, options, say)
     if comm.rank:

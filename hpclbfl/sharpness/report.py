@@ -68,7 +68,6 @@ def print_result(result: Result, num_ranks: int) -> None:
     console.print(
         f"{result.title}, step {result.step}: loss over {result.num_samples} of {result.num_train} training images, "
         f"{result.num_parameters:,} parameters; {ranks}, {result.seconds:.1f} s",
-        highlight=False,
         soft_wrap=True,
     )
     table = Table("index", "eigenvalue", "residual", "products", title="Top eigenvalues of the Hessian", **_STYLE)
@@ -77,7 +76,7 @@ def print_result(result: Result, num_ranks: int) -> None:
     console.print(table)
     if result.spectrum is not None:
         console.print(_spectrum(result.spectrum))
-    console.print(str(result.path), soft_wrap=True, highlight=False)
+    console.print(str(result.path), soft_wrap=True)
 
 
 _STYLE: dict[str, Any] = {"box": box.SIMPLE, "title_justify": "left"}

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from hpclbfl.core.text import say
 from hpclbfl.errors import HpclbflError
 from hpclbfl.slurm.devcluster.cluster import DevCluster, default_folder
 from hpclbfl.slurm.devcluster.packages import install
@@ -29,12 +30,12 @@ def main() -> int:
         _say(f"error: {error}")
         return error.exit_code
     _say(f"a Slurm of two nodes (n1: fast, n2: slow) runs in {cluster.folder}; to talk to it:")
-    print(f"export SLURM_CONF={cluster.conf}")
+    say(f"export SLURM_CONF={cluster.conf}", sys.stdout)
     return 0
 
 
 def _say(line: str) -> None:
-    print(f"hpclbfl: {line}", file=sys.stderr, flush=True)
+    say(f"hpclbfl: {line}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hpclbfl.analysis import cache
-from hpclbfl.analysis.load import CACHE_FOLDER, load
+from hpclbfl.analysis.load import load
 from hpclbfl.analysis.scan import find_runs
 from hpclbfl.errors import DataError
 from hpclbfl.runfolder import RunFolder
@@ -369,57 +368,6 @@ def test_a_log_that_was_torn_for_a_while_has_its_rows_once(tmp_path):
     assert losses(tmp_path) == {"a": (3, [0.0])}
     log.write_bytes(whole)
     assert losses(tmp_path) == {"a": (6, [0.0, 10.0])}
-
-
-@pytest.mark.parametrize("damage", ["index", "piece", "missing piece", "format"])
-def test_a_damaged_cache_is_made_anew(tmp_path, reads, monkeypatch, damage):
-    two_client_run(tmp_path / "a")
-    make_old(tmp_path)
-    first = all_steps(load(tmp_path))
-    folder = tmp_path / CACHE_FOLDER
-    piece = next(folder.glob("*.steps.parquet"))
-    if damage == "index":
-        (folder / "index.parquet").write_bytes(b"PAR1")
-    elif damage == "piece":
-        piece.write_bytes(piece.read_bytes()[:-100])
-    elif damage == "missing piece":
-        piece.unlink()
-    else:
-        monkeypatch.setattr(cache, "_FORMAT", "0")
-    reads.clear()
-    assert all_steps(load(tmp_path)).equals(first)
-    assert len(reads) == 2
-
-
-def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path, reads):
-    two_client_run(tmp_path / "a")
-    make_old(tmp_path)
-    (tmp_path / CACHE_FOLDER).write_text("in the way")
-    frames = load(tmp_path)
-    assert len(frames.steps.collect()) == 40
-    assert (tmp_path / CACHE_FOLDER).read_text() == "in the way"
-
-
-def test_many_small_pieces_are_merged(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "MAX_SMALL_PIECES", 2)
-    monkeypatch.setattr(cache, "ORPHAN_S", -1.0)
-    expected = {}
-    for number in range(5):
-        two_client_run(tmp_path / f"run{number}", num_steps=number + 1)
-        expected[f"run{number}"] = 2 * (number + 1)
-        make_old(tmp_path)
-        found = load(tmp_path).steps.group_by("run").len().collect()
-        assert dict(found.rows()) == expected
-    # Once merged, the pieces that were are removed.
-    assert len(list((tmp_path / CACHE_FOLDER).glob("*.steps.parquet"))) <= 3
-
-
-def test_pieces_bound_what_waits(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "PIECE_ROWS", 50)
-    for number in range(3):
-        two_client_run(tmp_path / f"run{number}")
-    assert len(all_steps(load(tmp_path))) == 120
-    assert len(list((tmp_path / CACHE_FOLDER).glob("*.steps.parquet"))) == 2
 
 
 def test_reading_while_a_run_writes(tmp_path):

@@ -108,9 +108,7 @@ def test_a_run_that_cannot_be_read_is_a_row(tmp_path, capsys):
     good, bad = rows_of(tmp_path)
     assert (bad["state"], bad["sync"], bad["top1"], bad.keys()) == ("unreadable", "?", None, good.keys())
     print_report(tmp_path)
-    assert "config.yaml: cannot be read (1: not valid YAML: 'foo' is no bool)" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    assert "config.yaml: line 2: not valid YAML" in capsys.readouterr().out
 
 
 def test_nothing_there(tmp_path):

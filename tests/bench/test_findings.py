@@ -8,6 +8,7 @@ import pytest
 from hpclbfl.bench import report
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.turns import Turns
+from hpclbfl.core.files import write_text
 from hpclbfl.errors import EnvironmentFault
 
 
@@ -57,7 +58,7 @@ def test_document_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     findings.extra["libraries"] = {"fast": "none"}
     path = tmp_path / "deep" / "er" / "found.json"
     report.make_folder(path)
-    report.write(path, report.as_text(report.document("apples", {"rounds": 3}, findings)))
+    write_text(path, report.as_text(report.document("apples", {"rounds": 3}, findings)))
     found = json.loads(path.read_text())
     assert found["benchmark"] == "apples" and found["settings"] == {"rounds": 3}
     assert found["libraries"] == {"fast": "none"}

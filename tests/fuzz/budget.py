@@ -13,8 +13,12 @@ ROUND = 100
 """Examples between two looks at the clock."""
 
 
-def fuzz(strategy: SearchStrategy[Any], check: Callable[[Any], None]) -> int:
-    """Check examples of the strategy, other ones in every call, for HPCLBFL_FUZZ_S seconds; return their number."""
+def fuzz(strategy: SearchStrategy[Any], check: Callable[[Any], None], at_once: int = ROUND) -> int:
+    """Check examples of the strategy, other ones in every call, for HPCLBFL_FUZZ_S seconds; return their number.
+
+    Args:
+        at_once: examples between two looks at the clock; few where each takes long.
+    """
     end = time.monotonic() + float(os.environ.get("HPCLBFL_FUZZ_S", "6"))
     count = 0
 
@@ -24,7 +28,7 @@ def fuzz(strategy: SearchStrategy[Any], check: Callable[[Any], None]) -> int:
         check(example)
 
     while time.monotonic() < end:
-        run = settings(max_examples=ROUND, deadline=None, database=None, suppress_health_check=list(HealthCheck))(
+        run = settings(max_examples=at_once, deadline=None, database=None, suppress_health_check=list(HealthCheck))(
             seed(random.getrandbits(64))(given(strategy)(counted))
         )
         run()

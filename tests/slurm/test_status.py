@@ -72,6 +72,24 @@ def test_done(swept: SweepFolder, fake_slurm: FakeSlurm) -> None:
     assert row(swept)["state"] != "done"
 
 
+@pytest.mark.parametrize("value", ["x", [1], {"a": 1}, True, 10**30, float("nan"), float("inf"), "\x1b[31m"])
+def test_numbers_that_are_none(
+    swept: SweepFolder, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str], value: Any
+) -> None:
+    fake_slurm.queue()
+    run = swept.run(ids(swept)[0])
+    run.create()
+    done = {"hash": ids(swept)[0][-10:], "step": value, "epoch": value, "top1": value}
+    (run.path / "DONE.json").write_text(json.dumps(done))
+    found = row(swept)
+    assert (found["state"], found["step"], found["epoch"], found["top1"]) == ("done", None, None, None)
+    capsys.readouterr()
+    print_status(swept.path, as_json=False)
+    shown = capsys.readouterr().out
+    assert "1 done, 3 waiting" in shown
+    assert "\x1b" not in shown
+
+
 def test_running_with_step_and_accuracy_over_attempts(swept: SweepFolder, fake_slurm: FakeSlurm) -> None:
     fake_slurm.queue("1|1|0|RUNNING|None")
     assert (row(swept)["state"], row(swept)["text"]) == ("running", "Slurm job 1_0, running")

@@ -1,0 +1,68 @@
+"""A secret of this user, for marking what this user's own processes wrote."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from hpclbfl.core.files import create, explained_writes
+from hpclbfl.errors import EnvironmentFault
+
+KEY_BYTES = 32
+
+
+def key_path() -> Path:
+    """Where the key lies: $XDG_CACHE_HOME/hpclbfl/key, by default ~/.cache/hpclbfl/key.
+
+    Raises:
+        EnvironmentFault: this user has no home.
+    """
+    # The specification has a path that is not absolute passed over.
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if base.is_absolute():
+        return base / "hpclbfl" / "key"
+    try:
+        return Path.home() / ".cache" / "hpclbfl" / "key"
+    except RuntimeError as error:
+        raise EnvironmentFault("this user has no home to keep a key in; set XDG_CACHE_HOME") from error
+
+
+def user_key() -> bytes:
+    """Return 32 random bytes that this user alone can read, the same in every process; the first call makes them.
+
+    Raises:
+        EnvironmentFault: the key cannot be read or written, or others can read it; one line that names it.
+    """
+    path = key_path()
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        pass
+    temporary = path.with_name(f".key.{secrets.token_hex(6)}.new")
+    with explained_writes(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with create(temporary, 0o600) as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        # Of two processes that make one at once, the later one's stays.
+        return _read(path)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
+    with os.fdopen(handle, "rb") as file:
+        about = os.fstat(handle)
+        is_private = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & 0o077
+        key = file.read(KEY_BYTES + 1) if is_private else b""
+    if len(key) != KEY_BYTES:
+        raise EnvironmentFault(f"{path}: is no key that this user alone can read; remove it, another one is made")
+    return key

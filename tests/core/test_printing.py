@@ -1,0 +1,93 @@
+"""No module prints around `core.text`; found in the source, so that the next one does not either."""
+
+import ast
+import os
+from pathlib import Path
+
+import pytest
+
+import hpclbfl
+
+ROOT = Path(hpclbfl.__file__).parent
+MODULES = sorted(
+    path
+    for folder, _, names in os.walk(ROOT, followlinks=True)
+    for name in names
+    if name.endswith(".py") and (path := Path(folder, name)) != ROOT / "core" / "text.py"
+)
+
+MACHINE_READABLE = {"mpi_probe.py", "planner/probe.py"}
+"""They print one line of JSON, which has no control characters, to the process that started them."""
+FORBIDDEN = {"print", "secho", "echo", "print_exc", "print_exception", "print_tb", "from_markup", "escape"}
+CONSOLES = {"Console"}
+WITH_CONSOLE = {"Progress", "Live", "Bar"}
+"""rich's: without a console of ours they make one of their own."""
+DOCUMENTS = {
+    "analysis/paper_report.py",
+    "analysis/report.py",
+    "bench/command.py",
+    "cli.py",
+    "doctor.py",
+    "planner/command.py",
+    "sharpness/command.py",
+    "slurm/status.py",
+}
+"""They write JSON, YAML, Markdown and LaTeX, whose writers escape, to stdout."""
+
+
+def name_of(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def is_stream(node: ast.AST) -> bool:
+    return ast.unparse(node) in ("sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__")
+
+
+def offences(path: Path) -> list[str]:
+    """Calls that write to a terminal by themselves: line and source."""
+    place = path.relative_to(ROOT).as_posix()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    from_rich = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rich")
+        for alias in node.names
+    }
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name, is_method = name_of(node), isinstance(node.func, ast.Attribute)
+        bare = name == "print" and not is_method and place not in MACHINE_READABLE
+        other = name in FORBIDDEN - {"print", "escape"} or (name == "escape" and name in from_rich)
+        console = name in CONSOLES and name in from_rich
+        own_console = name in WITH_CONSOLE & from_rich and not any(word.arg == "console" for word in node.keywords)
+        document = (
+            name in ("write", "writelines") and is_method and is_stream(node.func.value) and place not in DOCUMENTS
+        )
+        if bare or other or console or own_console or document:
+            found.append(f"{place}:{node.lineno}: {ast.unparse(node)[:80]}")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_prints_around_core_text(path):
+    assert offences(path) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print('x')",
+        "from rich.console import Console\nConsole()",
+        "import click\nclick.echo('x')",
+        "import traceback\ntraceback.print_exc()",
+        "import sys\nsys.stderr.write('x')",
+        "from rich.progress import Progress\nProgress()",
+        "from rich.markup import escape\nescape('x')",
+    ],
+)
+def test_the_check_finds(tmp_path, monkeypatch, source):
+    monkeypatch.setattr("tests.core.test_printing.ROOT", tmp_path)
+    (tmp_path / "module.py").write_text(source)
+    assert len(offences(tmp_path / "module.py")) == 1
