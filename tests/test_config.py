@@ -269,6 +269,10 @@ def test_numbers_are_those_that_people_write(tmp_path: Path) -> None:
             "data: 'augment: resized_crop_flip' needs 'resize', the side of the crops in pixels",
         ),
         (
+            {"data": {"name": "digits", "augment": "resized_crop_flip", "resize": 8, "in_memory": True}},
+            "data: 'in_memory: true' goes with augment none or crop_flip, not resized_crop_flip",
+        ),
+        (
             {"model": {"name": "vgg11", "stem": "cifar"}},
             "model: 'stem: cifar' goes with resnet18 and resnet50, not 'vgg11'",
         ),

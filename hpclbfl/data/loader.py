@@ -18,7 +18,6 @@ from hpclbfl.data.datasets import Dataset
 from hpclbfl.data.frames import Frames, Shape, Statistics, statistics
 from hpclbfl.data.packed import IntArray
 from hpclbfl.data.splits import Split
-from hpclbfl.errors import ConfigError
 from hpclbfl.sections import DataConfig
 
 _PARTS_PER_WORKER = 4
@@ -99,7 +98,6 @@ class Loader:
         shape: of the images, where another split decides it.
 
     Raises:
-        ConfigError: `data` asks for what does not go together.
         DataError: an image cannot be read, or has another size than the others.
     """
 
@@ -118,13 +116,8 @@ class Loader:
     ) -> None:
         self.split, self._seed, self._dtype = split, seed, dtype
         self._augment = config.augment if train else "none"
-        in_memory = config.in_memory
-        if config.augment == "resized_crop_flip" and config.resize is None:
-            raise ConfigError("data.augment: resized_crop_flip needs data.resize, the side of the crops in pixels")
-        if self._augment == "resized_crop_flip":
-            if in_memory:
-                raise ConfigError("data.in_memory: true goes with augment none or crop_flip, not resized_crop_flip")
-            in_memory = False  # its crops are cut out of the images at their own sizes
+        # Those crops are cut out of the images at their own sizes.
+        in_memory = False if self._augment == "resized_crop_flip" else config.in_memory
         self._frames = Frames(split, config.resize, in_memory, shape)
         if mean is None or std is None:
             mean, std = statistics(self._frames)

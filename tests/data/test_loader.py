@@ -9,7 +9,7 @@ import torch
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.frames import Frames, statistics
 from hpclbfl.data.loader import Loaders, make_loaders
-from hpclbfl.errors import ConfigError, DataError
+from hpclbfl.errors import DataError
 from hpclbfl.sections import DataConfig
 from tests.data.conftest import png
 
@@ -142,11 +142,7 @@ def test_test_images_of_another_size(image_folder: Callable[..., Path]) -> None:
         loaders(root)
 
 
-def test_settings_that_do_not_go_together(packed_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"resized_crop_flip needs data.resize"):
-        loaders(packed_path, augment="resized_crop_flip")
-    with pytest.raises(ConfigError, match=r"data.in_memory: true goes with augment none or crop_flip"):
-        loaders(packed_path, augment="resized_crop_flip", resize=8, in_memory=True)
+def test_resized_crops_are_cut_on_the_fly(packed_path: Path) -> None:
     train, test = loaders(packed_path, augment="resized_crop_flip", resize=8)
     assert not train.in_memory and test.in_memory
     samples, passes = np.arange(4), np.zeros(4, np.int64)
