@@ -112,7 +112,7 @@ def test_a_process_of_its_own(runs, words):
 
 def test_status_of_a_sweep(runs, here):
     sweep = runs.parent / "sweep"
-    ids = [f"{HOSTILE}-0123456789", "plain-0123456789"]
+    ids = ["first-0123456789", "plain-0123456789"]
     entries = [{"id": id_, "digest": "0123456789", "ranks": 1, "overrides": {"name": HOSTILE}} for id_ in ids]
     sweep.mkdir()
     (sweep / "sweep.json").write_text(json.dumps({"runs": entries}))
@@ -120,7 +120,12 @@ def test_status_of_a_sweep(runs, here):
     text = assert_plain(done)
     assert done.returncode == 0
     assert "2 waiting" in text
-    assert r"\x1b[2J" in text
+    assert r"\e[2J" in text
+    # An id is the name of a folder.
+    (sweep / "sweep.json").write_text(json.dumps({"runs": [{**entries[0], "id": f"{HOSTILE}-0123456789"}]}))
+    done = here("status", ".", cwd=sweep)
+    assert_plain(done)
+    assert (done.returncode, b"runs.0.id" in done.stderr) == (1, True)
 
 
 def test_a_packed_files_classes(tmp_path, here):

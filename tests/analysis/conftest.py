@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hpclbfl.lease import acquire
 from hpclbfl.runfolder import Attempt, RunFolder
 from hpclbfl.runlog.writer import RunLog
 
@@ -42,6 +43,9 @@ def two_client_run(
                     common = {"step": step, "num_samples": (step + 1) * 40, "elapsed_s": step + 1.5}
                     log.append("evals", **common, split="test", loss=1.0, top1=top1, top5=0.9)
                     log.append("evals", **common, split="train", loss=1.0, top1=0.99, top5=1.0)
+    if state == "running":
+        # By this process, which lives.
+        acquire(path, {})
     folder.write_status(state, **({"error": "rank 1: out of memory"} if state == "failed" else {}))
     if state == "done":
         folder.mark_done({})

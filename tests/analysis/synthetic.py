@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from hpclbfl.lease import acquire
 from hpclbfl.runfolder import RunFolder
 from hpclbfl.runlog.schema import DTYPES
 from hpclbfl.runlog.writer import RunLog
@@ -85,6 +86,8 @@ def make_run(
             for split, more in (("test", 0.0), ("train", 0.06)):
                 top1 = float(np.clip((ceiling + more) * grown + rng.normal(0, 0.006), 0, 1))
                 log.append("evals", **common, split=split, loss=2.3 * (1.05 - top1), top1=top1, top5=min(1, top1 + 0.1))
+    if state == "running":
+        acquire(path, {})
     folder.write_status(state, **({"error": "step 70: CUDA out of memory"} if state == "failed" else {}))
     if state == "done":
         folder.mark_done({"reason": "steps", "elapsed_s": float(elapsed[-1])})

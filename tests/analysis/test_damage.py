@@ -29,7 +29,7 @@ CASES = [
     (CONFIG, b"a: [", "line 2: not valid YAML: ", "unreadable"),
     (CONFIG, b"!!bool foo", "", "unreadable"),
     (CONFIG, b"- 1\n", "a job is a mapping of keys to values", "unreadable"),
-    (CONFIG, b"\xff\xfe\xfa", "is no UTF-8 text", "unreadable"),
+    (CONFIG, b"\xff\xfe\xfa", "line 1: cannot be read: not a text file (UTF-8)", "unreadable"),
     (CONFIG, b"#" * (1 << 20) + b"\na: 1\n", "is larger than 1,048,576 bytes", "unreadable"),
     (CONFIG, b"seed: a\n", "seed: is 'a', wanted is a whole number from 0 up", "unreadable"),
     (CONFIG, b"seed: 1.5\n", "seed: is 1.5, wanted is a whole number from 0 up", "unreadable"),
@@ -293,7 +293,7 @@ def test_values_that_do_not_fit(tmp_path):
     two_client_run(tmp_path / "a")
     deep = "{a: " * 20 + "1" + "}" * 20
     (tmp_path / "a" / "config.yaml").write_text(
-        f'name: "a\\e[31m\\n"\nbig: {10**30}\nlong: {"x" * 100_000}\ndeep: {deep}\nodd: {{1: 2}}\n'
+        f'name: "a\\e[31m\\n"\nbig: {10**30}\nlong: {"x" * 100_000}\ndeep: {deep}\nodd: {{"1": 2}}\n'
         f"many: [{'1, ' * 5000}]\n"
     )
     row = load(tmp_path).runs.row(0, named=True)

@@ -18,6 +18,7 @@ from hpclbfl.analysis.scan import find_runs
 from hpclbfl.analysis.summary import summarise
 from hpclbfl.analysis.tables import arms_table, comparison_table
 from hpclbfl.cli import app
+from hpclbfl.core.yamlfile import write_sealed
 from hpclbfl.errors import ConfigError, DataError
 from hpclbfl.runfolder import RunFolder
 from hpclbfl.runlog.writer import RunLog
@@ -108,7 +109,7 @@ def test_a_run_that_cannot_be_read_is_a_row(tmp_path, capsys):
     good, bad = rows_of(tmp_path)
     assert (bad["state"], bad["sync"], bad["top1"], bad.keys()) == ("unreadable", "?", None, good.keys())
     print_report(tmp_path)
-    assert "config.yaml: line 2: not valid YAML" in capsys.readouterr().out
+    assert "config.yaml: line 1: not valid YAML: 'foo' is no bool" in capsys.readouterr().out
 
 
 def test_nothing_there(tmp_path):
@@ -222,7 +223,7 @@ def test_each_net_is_compared_with_itself(tmp_path, capsys):
             path = tmp_path / f"{net}-x{factor}-s{seed}"
             make_run(path, seed, factor, num_steps=num_steps, evaluate_every=5)
             config = path / "config.yaml"
-            config.write_text(config.read_text().replace("resnet18", f"net_{net}"))
+            write_sealed(config, config.read_text().rpartition("#")[0].replace("resnet18", f"net_{net}"))
     frames = load(tmp_path)
     first, second = headlines(frames, summarise(frames))
     assert (first.title, first.labels) == ("net_a", ["net_a, no scaler", "net_a, X=4"])

@@ -15,7 +15,9 @@ import pytest
 from hpclbfl.analysis import watch
 from hpclbfl.analysis.export import TABLES, export
 from hpclbfl.analysis.load import load
+from hpclbfl.core.jsonfile import write_json
 from hpclbfl.errors import DataError, EnvironmentFault
+from hpclbfl.lease import acquire, is_live
 from hpclbfl.runfolder import RunFolder
 from hpclbfl.runlog.schema import DTYPES
 from hpclbfl.runlog.writer import RunLog
@@ -26,6 +28,8 @@ def start(path, state="running", resumed_from_step=0):
     folder = RunFolder(path)
     attempt = folder.next_attempt()
     folder.write_config("clients: 2\n")
+    if state == "running" and not is_live(path):
+        acquire(path, {})
     folder.write_status(state)
     return RunLog(attempt.rank_log(0), {"rank": 0, "attempt": 0, "resumed_from_step": resumed_from_step})
 
@@ -211,3 +215,17 @@ def test_commands(frames, tmp_path):
     assert (done.returncode, "2 done" in done.stdout) == (0, True)
     done = run("export", str(tmp_path / "none"))
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_a_run_whose_process_is_gone_has_failed(tmp_path, capsys):
+    two_client_run(tmp_path / "a")
+    two_client_run(tmp_path / "b", state="running")
+    lock = tmp_path / "b" / "lease" / "000001.json"
+    owner = json.loads(lock.read_text())
+    # Ended without a word, as after a kill; nobody changes the status.
+    write_json(lock, {**owner, "processes": [[owner["processes"][0][0], 2**22 - 1, "never/0"]]})
+    state = {run.run: (run.state, run.text) for run in watch.Watcher(tmp_path).look()}
+    lost = "ended without a word: killed, or its node was lost"
+    assert state == {"a": ("done", ""), "b": ("failed", lost)}
+    runs = load(tmp_path).runs
+    assert (runs["state"].to_list(), runs["error"].to_list()) == (["done", "failed"], [None, lost])

@@ -82,11 +82,12 @@ def test_numbers_that_are_none(
     done = {"hash": ids(swept)[0][-10:], "step": value, "epoch": value, "top1": value}
     (run.path / "DONE.json").write_text(json.dumps(done))
     found = row(swept)
-    assert (found["state"], found["step"], found["epoch"], found["top1"]) == ("done", None, None, None)
+    assert (found["state"], found["step"], found["epoch"], found["top1"]) == ("failed", None, None, None)
+    assert "DONE.json: is damaged: " in found["text"]
     capsys.readouterr()
     print_status(swept.path, as_json=False)
     shown = capsys.readouterr().out
-    assert "1 done, 3 waiting" in shown
+    assert "1 failed, 3 waiting" in shown
     assert "\x1b" not in shown
 
 
@@ -203,7 +204,10 @@ def test_a_list_of_runs_that_leads_elsewhere_is_refused(swept: SweepFolder, id_:
     values = json.loads(swept.manifest.read_text())
     values["runs"][0]["id"] = id_
     swept.manifest.write_text(json.dumps({key: value for key, value in values.items() if key != "checksum"}))
-    with pytest.raises(EnvironmentFault, match=r"sweep.json: cannot be read; hpclbfl sweep writes it anew once it is"):
+    with pytest.raises(
+        EnvironmentFault,
+        match=r"sweep.json: is damaged: runs.0.id: .*; hpclbfl sweep writes it anew once it is removed$",
+    ):
         status_rows(swept.path)
 
 
@@ -212,6 +216,8 @@ def test_jobs_that_are_none_are_refused_and_never_cancelled(
     swept: SweepFolder, job: str, fake_slurm: FakeSlurm
 ) -> None:
     (swept.path / "submissions" / "000.json").write_text(json.dumps({"tasks": {job: ids(swept)[0]}}))
-    with pytest.raises(EnvironmentFault, match=r"000.json: is damaged: its tasks are no jobs of Slurm$"):
+    with pytest.raises(
+        EnvironmentFault, match=r"000.json: is damaged: tasks\..*; without it nobody knows which jobs were submitted$"
+    ):
         cancel(swept.path)
     assert not (fake_slurm.folder / "cancelled").exists()
