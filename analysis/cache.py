@@ -94,7 +94,7 @@ class Cache:
         Raises:
             CacheUnwritable: a piece was due and could not be written.
         """
-        rank = int(log.attributes.get("rank", -1))
+        rank = log.attributes.rank
         about = {"rank": rank, "start": log.span.start, "end": log.span.end}
         entry = replace(self._entry(found, about, ""), file=self._next_file)
         self._next_file += 1

@@ -22,7 +22,18 @@ import numpy as np
 from h5py import h5s, h5t
 
 from hpclbfl.errors import RunFailed
-from hpclbfl.runlog.schema import DTYPES, MEANINGS, SCHEMA_VERSION, TABLES, UNITS, defaults, fit_text, text_columns
+from hpclbfl.runlog.schema import (
+    DTYPES,
+    MEANINGS,
+    SCHEMA_VERSION,
+    TABLES,
+    UNITS,
+    LogAttributes,
+    LogTexts,
+    defaults,
+    fit_text,
+    text_columns,
+)
 from hpclbfl.runlog.tables import describe
 
 BLOCK_ROWS = 100
@@ -66,7 +77,7 @@ class RunLog:
 
     Args:
         path: the file to make; its folder exists, the file does not.
-        attributes: root attributes (config, provenance, rank, attempt, resumed_from_step); none can be added later.
+        attributes: those of `LogAttributes` and `LogTexts`; what is left out is 0 or empty.
 
     Raises:
         RunFailed: the file cannot be made or written; one line that names it. The log takes no more rows then.
@@ -92,8 +103,10 @@ class RunLog:
             raise failure from error
 
     def _create(self, attributes: dict[str, str | int | float]) -> None:
-        self._file.attrs["schema_version"] = SCHEMA_VERSION
-        for key, value in attributes.items():
+        texts = LogTexts(*(_plain(str(attributes.get(name, ""))) for name in ("config", "provenance")))
+        numbers = LogAttributes(*(int(attributes.get(name, 0)) for name in ("rank", "attempt", "resumed_from_step")))
+        values = {"schema_version": SCHEMA_VERSION, **vars(numbers), **vars(texts), "texts_crc32": texts.checksum()}
+        for key, value in values.items():
             self._file.attrs[key] = value
         self._tables: dict[str, _Table] = {}
         for name in TABLES:
@@ -226,6 +239,11 @@ class RunLog:
         if hasattr(self, "_file"):
             _abandon(self._file)
         return RunFailed(self._error)
+
+
+def _plain(text: str) -> str:
+    """A text without what HDF5 has no place for: lone surrogates and NUL."""
+    return text.encode(errors="replace").decode().replace("\0", " ")
 
 
 def _abandon(file: Any) -> None:

@@ -1,0 +1,197 @@
+"""An object in an HDF5 file of any origin, and its attributes; see `h5file`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+from h5py import h5a, h5s, h5t, string_dtype
+from numpy.typing import NDArray
+
+from hpclbfl.core.h5library import FAULTS, fault_of, memory_type, occupied_bytes, type_title
+from hpclbfl.errors import DataError
+
+MAX_NAMES = 256
+"""Objects in a group, or attributes of an object."""
+MAX_TEXT = 16 << 20
+"""Bytes of a text attribute; a job's config takes some 10 KB."""
+
+Array = NDArray[Any]
+Value = int | float | str
+"""Of an attribute."""
+
+
+class DamagedFile(DataError):
+    """An HDF5 file that is missing, torn, or not what it should be; one line that names it."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+_NUMBER, _FLOAT, _TEXT = np.dtype(np.int64), np.dtype(np.float64), string_dtype()
+
+_Owner = TypeVar("_Owner", bound="H5Object")
+_Args = ParamSpec("_Args")
+_Found = TypeVar("_Found")
+
+
+def explained(method: Callable[Concatenate[_Owner, _Args], _Found]) -> Callable[Concatenate[_Owner, _Args], _Found]:
+    """Turn whatever h5py raises into a DamagedFile."""
+
+    @wraps(method)
+    def call(self: _Owner, /, *args: _Args.args, **kwargs: _Args.kwargs) -> _Found:
+        try:
+            return method(self, *args, **kwargs)
+        except FAULTS as error:
+            raise DamagedFile(self.path, f"is torn, HDF5 cannot read it ({fault_of(error)})") from error
+
+    return call
+
+
+class Origin:
+    """The file that objects lie in.
+
+    Args:
+        path: the file.
+        descriptor: of the file as it was opened.
+        is_live: whether it may still be written.
+    """
+
+    def __init__(self, path: Path, descriptor: int, is_live: bool) -> None:
+        self.path, self.is_live = path, is_live
+        self._descriptor = descriptor
+        self._occupied = 0
+
+    def size(self) -> int:
+        """Return where it ends now, bytes."""
+        return os.fstat(self._descriptor).st_size
+
+    def occupied(self) -> int:
+        """Return how many bytes it has; holes do not count, of which a small file may have any amount."""
+        if self.is_live or not self._occupied:
+            self._occupied = occupied_bytes(self.path, os.fstat(self._descriptor))
+        return self._occupied
+
+
+class H5Object:
+    """Something inside a file.
+
+    Args:
+        origin: the file.
+        name: its name for messages; empty for the file's root.
+        handle: h5py's low-level object, about three times as fast to read as the usual one.
+    """
+
+    def __init__(self, origin: Origin, name: str, handle: Any) -> None:
+        self.path, self.name = origin.path, name
+        self._origin, self._id = origin, handle
+
+    def fault(self, reason: str) -> DamagedFile:
+        """Return an error about this object."""
+        return DamagedFile(self.path, reason)
+
+    @explained
+    def has(self, name: str) -> bool:
+        """Return whether it has an attribute."""
+        return bool(h5a.exists(self._id, name.encode()))
+
+    @explained
+    def integer(self, name: str, low: int = 0, high: int = 2**31 - 1) -> int:
+        """Return a whole number that is its attribute.
+
+        Raises:
+            DamagedFile: it has none, or one that is no whole number from `low` to `high`.
+        """
+        value = self._attribute(name)
+        if not isinstance(value, int) or not low <= value <= high:
+            said = f"'{value[:40]}'" if isinstance(value, str) else value
+            raise self.fault(f"attribute '{name}' is {said}, a whole number from {low} to {high} is right")
+        return value
+
+    @explained
+    def text(self, name: str) -> str:
+        """Return a text that is its attribute; what is no UTF-8 in it is replaced.
+
+        Raises:
+            DamagedFile: it has none, or one that is no text or is too long.
+        """
+        value = self._attribute(name)
+        if not isinstance(value, str):
+            raise self.fault(f"attribute '{name}' is {value}, a text is right")
+        return value
+
+    @explained
+    def texts(self, name: str, at_most: int) -> tuple[str, ...]:
+        """Return a list of texts that is its attribute; see `text`."""
+        attribute = h5a.open(self._id, name.encode())
+        space = attribute.get_space()
+        is_list = space.get_simple_extent_type() == h5s.SIMPLE and len(space.shape) == 1
+        if attribute.get_type().get_class() != h5t.STRING or not is_list:
+            raise self.fault(f"attribute '{name}' is no list of texts")
+        if not 0 < space.shape[0] <= at_most:
+            raise self.fault(f"attribute '{name}' has {space.shape[0]:,} texts, 1 to {at_most:,} are right")
+        return tuple(self._text(name, raw) for raw in self._content(attribute, name, tuple(space.shape)).tolist())
+
+    @explained
+    def attributes(self) -> dict[str, Value]:
+        """Return all its attributes.
+
+        Raises:
+            DamagedFile: one is neither a number nor a text.
+        """
+        count = h5a.get_num_attrs(self._id)
+        if count > MAX_NAMES:
+            raise self.fault(f"has {count:,} attributes{self._where()}, at most {MAX_NAMES} are right")
+        names = (h5a.open(self._id, index=index).name.decode(errors="replace") for index in range(count))
+        return {name: self._attribute(name) for name in names}
+
+    def _attribute(self, name: str) -> Value:
+        try:
+            attribute = h5a.open(self._id, name.encode())
+        except KeyError:
+            if h5a.exists(self._id, name.encode()):
+                raise
+            raise self.fault(f"has no attribute '{name}'{self._where()}") from None
+        if not attribute.get_storage_size():
+            raise self.fault(f"attribute '{name}' is empty")
+        content = self._content(attribute, name, ()).item()
+        return content if isinstance(content, int | float) else self._text(name, content)
+
+    def _content(self, attribute: Any, name: str, shape: tuple[int, ...]) -> Array:
+        """What an attribute of this shape holds: numbers, or texts as bytes."""
+        kind = attribute.get_type()
+        group, width = kind.get_class(), kind.get_size()
+        if group == h5t.INTEGER and width <= 8:
+            # What does not fit becomes the nearest number that does.
+            dtype: np.dtype[Any] = _NUMBER
+        elif group == h5t.FLOAT and width <= 8:
+            dtype = _FLOAT
+        elif group == h5t.STRING:
+            if attribute.get_storage_size() > min(MAX_TEXT, self._origin.occupied()):
+                raise self.fault(f"attribute '{name}' is larger than it may be")
+            dtype = _TEXT if kind.is_variable_str() else np.dtype(f"S{width}")
+        else:
+            raise self.fault(f"attribute '{name}' holds {type_title(kind)}, numbers or texts are right")
+        found = np.zeros(shape, dtype)
+        try:
+            attribute.read(found, memory_type(dtype))
+        except TypeError:
+            # h5py compares the shapes.
+            raise self.fault(f"attribute '{name}' has {attribute.shape} values, not {shape}") from None
+        return found
+
+    def _text(self, name: str, raw: bytes | str) -> str:
+        if len(raw) > MAX_TEXT:
+            raise self.fault(f"attribute '{name}' is longer than {MAX_TEXT:,} bytes")
+        # What is no UTF-8 comes as bytes, or as lone surrogates.
+        raw = raw.encode(errors="surrogateescape") if isinstance(raw, str) else raw
+        return raw.decode(errors="replace")
+
+    def _where(self) -> str:
+        return f" in '{self.name}'" if self.name else ""
