@@ -64,13 +64,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         EnvironmentFault: see `write_bytes`.
     """
+    with replacing_name(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def replacing_name(path: Path) -> Iterator[Path]:
+    """As `replacing`, for what opens its files by itself: yield the name of a new, empty file."""
     # In the same folder, for a rename that is one step.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     with explained_writes(path):
         try:
-            with create(temporary) as file:
-                yield file
-                file.flush()
+            create(temporary).close()
+            yield temporary
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:

@@ -4,7 +4,7 @@ The library believes what a file says. It follows links to other files and reads
 for an unknown filter, fills a buffer of ours with as many elements as the dataset has, and takes any amount of memory.
 So links, storage, filters, type and shape are checked before a byte is read, and nothing larger than the file is.
 
-A file is open for as long as its `H5File`; groups and datasets out of it can be read until then.
+A file is open until its `H5File` is closed, or for as long as anything out of it is in use.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class Dataset(H5Object):
         """With which it is read."""
         self.shape: tuple[int, ...] = space.get_simple_extent_dims()
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     @explained
     def read(self) -> Array:
         """Return all of it.
@@ -78,8 +81,10 @@ class Dataset(H5Object):
         if found.size:
             if self._origin.is_live:
                 self._check_end(end)
-            self._space.select_hyperslab((begin,), found.shape)
-            self._id.read(h5s.create_simple(found.shape), self._space, found, memory_type(self.dtype))
+            # A copy: several threads may read from one dataset.
+            space = self._space.copy()
+            space.select_hyperslab((begin,), found.shape)
+            self._id.read(h5s.create_simple(found.shape), space, found, memory_type(self.dtype))
         return found
 
     def _room(self, shape: tuple[int, ...]) -> Array:
@@ -209,7 +214,7 @@ class H5File(Group):
             raise DamagedFile(path, "is not there") from None
         except FAULTS as error:
             raise DamagedFile(path, f"is torn, HDF5 cannot open it ({fault_of(error)})") from error
-        super().__init__(Origin(path, handle.get_vfd_handle(), is_live), "", handle)
+        super().__init__(Origin(path, handle, is_live), "", handle)
 
     def close(self) -> None:
         """Close it; a second call does nothing."""

@@ -40,7 +40,12 @@ def fault_of(error: Exception) -> str:
     found = _SYSTEM_REASON.search(str(error))
     if found:
         return found.group(1)
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def plain_text(text: str) -> str:
+    """Return a text without what HDF5 has no place for: lone surrogates and NUL."""
+    return text.encode(errors="replace").decode().replace("\0", " ")
 
 
 @cache
@@ -49,7 +54,10 @@ def access(is_live: bool) -> Any:
     found = h5p.create(h5p.FILE_ACCESS)
     # Shared file systems (Lustre, NFS) often refuse HDF5's locks, and readers need none.
     found.set_file_locking(False, True)
-    if is_live:
+    if not is_live:
+        # What is still open inside it goes with the file. A log may be open for writing in this very process.
+        found.set_fclose_degree(h5f.CLOSE_STRONG)
+    else:
         found.set_libver_bounds(h5f.LIBVER_LATEST, h5f.LIBVER_LATEST)
         # h5py has no word for this limit; its own extension module leads to the C library that it is linked to.
         set_attempts = getattr(ctypes.PyDLL(h5p.__file__), "H5Pset_metadata_read_attempts", None)

@@ -59,13 +59,14 @@ class Origin:
 
     Args:
         path: the file.
-        descriptor: of the file as it was opened.
+        handle: h5py's, which keeps it open for as long as anything out of it is in use.
         is_live: whether it may still be written.
     """
 
-    def __init__(self, path: Path, descriptor: int, is_live: bool) -> None:
+    def __init__(self, path: Path, handle: Any, is_live: bool) -> None:
         self.path, self.is_live = path, is_live
-        self._descriptor = descriptor
+        self._handle = handle
+        self._descriptor: int = handle.get_vfd_handle()
         self._occupied = 0
 
     def size(self) -> int:

@@ -9,7 +9,6 @@ again: the next attempt has a file of its own.
 from __future__ import annotations
 
 import os
-import re
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ import h5py
 import numpy as np
 from h5py import h5s, h5t
 
+from hpclbfl.core.h5library import fault_of, plain_text
 from hpclbfl.errors import RunFailed
 from hpclbfl.runlog.schema import (
     DTYPES,
@@ -41,7 +41,6 @@ BLOCK_ROWS = 100
 FLUSH_AFTER_S = 2.0
 """Age at which unwritten rows are written though their block is not full, seconds."""
 _CHUNK_ROWS = 200
-_SYSTEM_REASON = re.compile(r"error message = '([^']+)'")
 
 
 class _Table:
@@ -103,7 +102,7 @@ class RunLog:
             raise failure from error
 
     def _create(self, attributes: dict[str, str | int | float]) -> None:
-        texts = LogTexts(*(_plain(str(attributes.get(name, ""))) for name in ("config", "provenance")))
+        texts = LogTexts(*(plain_text(str(attributes.get(name, ""))) for name in ("config", "provenance")))
         numbers = LogAttributes(*(int(attributes.get(name, 0)) for name in ("rank", "attempt", "resumed_from_step")))
         values = {"schema_version": SCHEMA_VERSION, **vars(numbers), **vars(texts), "texts_crc32": texts.checksum()}
         for key, value in values.items():
@@ -232,18 +231,10 @@ class RunLog:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> RunFailed:
-        found = _SYSTEM_REASON.search(str(error))
-        text = str(error).splitlines() or [type(error).__name__]
-        reason = found.group(1) if found else getattr(error, "strerror", None) or text[0]
-        self._error = f"{self.path}: the log cannot be written: {reason}"
+        self._error = f"{self.path}: the log cannot be written: {fault_of(error)}"
         if hasattr(self, "_file"):
             _abandon(self._file)
         return RunFailed(self._error)
-
-
-def _plain(text: str) -> str:
-    """A text without what HDF5 has no place for: lone surrogates and NUL."""
-    return text.encode(errors="replace").decode().replace("\0", " ")
 
 
 def _abandon(file: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from hpclbfl.errors import DataError, RunFailed
 from hpclbfl.runlog import writer
-from hpclbfl.runlog.reader import TornFile, read_file, read_last_rows, read_texts
+from hpclbfl.runlog.reader import TornFile, read_file, read_texts
 from hpclbfl.runlog.schema import (
     DTYPES,
     MEANINGS,
