@@ -364,11 +364,14 @@ def data_pack(
     download: Annotated[bool, typer.Option("--download", help="Fetch a set that is not there.")] = False,
 ) -> None:
     """Write a data set or a folder of images as one packed file."""
+    from hpclbfl.core.text import say
     from hpclbfl.data.pack import pack
     from hpclbfl.sections import DataConfig
 
-    pack(DataConfig(name=name, path=str(path) if path is not None else None, download=download), out)
-    print(out)
+    note = pack(DataConfig(name=name, path=str(path) if path is not None else None, download=download), out)
+    if note:
+        say(note)
+    say(out, sys.stdout)
 
 
 def _words(options: Mapping[str, object]) -> list[str]:

@@ -120,6 +120,8 @@ class Session:
                 f"{_count(len(exp.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, "
                 f"{exp.device.type}), global batch {exp.global_batch_size}, {exp.num_train} training images"
             )
+            if exp.dataset.note:
+                progress.say(exp.dataset.note)
             for problem in problems:
                 _warn(exp, log, progress, "checkpoint", f"passed over: {problem}")
             if found is not None:

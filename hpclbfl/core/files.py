@@ -20,6 +20,14 @@ def read_bytes(path: Path, limit: int) -> bytes:
         FileNotFoundError: there is none.
         DataError: it cannot be read, is no regular file, or is larger; one line that names it.
     """
+    content = read_begin(path, limit + 1)
+    if len(content) > limit:
+        raise DataError(f"{path}: is larger than {limit:,} bytes")
+    return content
+
+
+def read_begin(path: Path, count: int) -> bytes:
+    """Read the first `count` bytes of a regular file, or all of a shorter one; raises as `read_bytes` does."""
     try:
         # Opening a pipe that nobody writes to would never return.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -32,12 +40,9 @@ def read_bytes(path: Path, limit: int) -> bytes:
         raise DataError(f"{path}: is no regular file")
     with os.fdopen(handle, "rb") as file:
         try:
-            content = file.read(limit + 1)
+            return file.read(count)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(content) > limit:
-        raise DataError(f"{path}: is larger than {limit:,} bytes")
-    return content
 
 
 def write_text(path: Path, text: str) -> None:

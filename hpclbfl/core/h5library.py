@@ -15,6 +15,9 @@ from h5py import h5f, h5p, h5pl, h5t
 FAULTS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError)
 """What h5py raises over damaged files."""
 
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+"""With which files begin."""
+
 INTEGERS = "integers"
 """In place of a type: signed integers of any width and byte order."""
 

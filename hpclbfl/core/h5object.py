@@ -109,7 +109,7 @@ class H5Object:
         Raises:
             DamagedFile: it has none, or one that is no whole number from `low` to `high`.
         """
-        value = self._attribute(name)
+        value = self._value(name)
         if not isinstance(value, int) or not low <= value <= high:
             said = f"'{value[:40]}'" if isinstance(value, str) else value
             raise self.fault(f"attribute '{name}' is {said}, a whole number from {low} to {high} is right")
@@ -122,7 +122,7 @@ class H5Object:
         Raises:
             DamagedFile: it has none, or one that is no text or is too long.
         """
-        value = self._attribute(name)
+        value = self._value(name)
         if not isinstance(value, str):
             raise self.fault(f"attribute '{name}' is {value}, a text is right")
         return value
@@ -130,14 +130,14 @@ class H5Object:
     @explained
     def texts(self, name: str, at_most: int) -> tuple[str, ...]:
         """Return a list of texts that is its attribute; see `text`."""
-        attribute = h5a.open(self._id, name.encode())
+        attribute = self._attribute(name)
         space = attribute.get_space()
-        is_list = space.get_simple_extent_type() == h5s.SIMPLE and len(space.shape) == 1
-        if attribute.get_type().get_class() != h5t.STRING or not is_list:
+        if space.get_simple_extent_type() != h5s.SIMPLE or attribute.get_type().get_class() != h5t.STRING:
             raise self.fault(f"attribute '{name}' is no list of texts")
-        if not 0 < space.shape[0] <= at_most:
-            raise self.fault(f"attribute '{name}' has {space.shape[0]:,} texts, 1 to {at_most:,} are right")
-        return tuple(self._text(name, raw) for raw in self._content(attribute, name, tuple(space.shape)).tolist())
+        shape = space.get_simple_extent_dims()
+        if len(shape) != 1 or not 0 < shape[0] <= at_most:
+            raise self.fault(f"attribute '{name}' is of the shape {shape}, 1 to {at_most:,} texts are right")
+        return tuple(self._text(name, raw) for raw in self._content(attribute, name, shape).tolist())
 
     @explained
     def attributes(self) -> dict[str, Value]:
@@ -150,17 +150,21 @@ class H5Object:
         if count > MAX_NAMES:
             raise self.fault(f"has {count:,} attributes{self._where()}, at most {MAX_NAMES} are right")
         names = (h5a.open(self._id, index=index).name.decode(errors="replace") for index in range(count))
-        return {name: self._attribute(name) for name in names}
+        return {name: self._value(name) for name in names}
 
-    def _attribute(self, name: str) -> Value:
+    def _attribute(self, name: str) -> Any:
         try:
-            attribute = h5a.open(self._id, name.encode())
+            return h5a.open(self._id, name.encode())
         except KeyError:
             if h5a.exists(self._id, name.encode()):
                 raise
             raise self.fault(f"has no attribute '{name}'{self._where()}") from None
-        if not attribute.get_storage_size():
-            raise self.fault(f"attribute '{name}' is empty")
+
+    def _value(self, name: str) -> Value:
+        attribute = self._attribute(name)
+        # h5py does not compare this with what it is read into.
+        if attribute.get_space().get_simple_extent_type() != h5s.SCALAR:
+            raise self.fault(f"attribute '{name}' is no single value")
         content = self._content(attribute, name, ()).item()
         return content if isinstance(content, int | float) else self._text(name, content)
 
@@ -180,11 +184,7 @@ class H5Object:
         else:
             raise self.fault(f"attribute '{name}' holds {type_title(kind)}, numbers or texts are right")
         found = np.zeros(shape, dtype)
-        try:
-            attribute.read(found, memory_type(dtype))
-        except TypeError:
-            # h5py compares the shapes.
-            raise self.fault(f"attribute '{name}' has {attribute.shape} values, not {shape}") from None
+        attribute.read(found, memory_type(dtype))
         return found
 
     def _text(self, name: str, raw: bytes | str) -> str:

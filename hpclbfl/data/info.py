@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from hpclbfl.config import JobConfig
+from hpclbfl.core.files import make_folder, write_bytes
+from hpclbfl.core.text import MAX_SHOWN, cell, make_console, printable, say
 from hpclbfl.data.datasets import load_dataset
+from hpclbfl.data.images import decode
 from hpclbfl.data.packed import IntArray, PackedFile
 from hpclbfl.data.partition import partition
-from hpclbfl.data.splits import decode
-from hpclbfl.errors import ConfigError, DataError
+from hpclbfl.errors import ConfigError
 
 _MAX_CLASS_COLUMNS = 20
 _CELL_PX = (3, 34)
@@ -33,6 +35,8 @@ class LabelInfo(NamedTuple):
     """int64 [C, K]: samples of each class that each client holds."""
     num_test: int
     fingerprint: str
+    note: str
+    """What is to be told about the set; empty: nothing."""
 
 
 def label_counts(shards: Sequence[IntArray], labels: IntArray, num_classes: int) -> IntArray:
@@ -54,7 +58,7 @@ def label_info(job: JobConfig) -> LabelInfo:
     shards = partition(job.partition, labels, job.clients, dataset.num_classes, job.seed)
     counts = label_counts(shards, labels, dataset.num_classes)
     name = job.data.title
-    return LabelInfo(name, dataset.classes, counts, len(dataset.test), dataset.fingerprint)
+    return LabelInfo(name, dataset.classes, counts, len(dataset.test), dataset.fingerprint, dataset.note)
 
 
 def print_info(job: JobConfig, as_json: bool = False, console: Console | None = None) -> None:
@@ -70,7 +74,9 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
         DataError: the set cannot be read.
     """
     info = label_info(job)
-    console = console or Console()
+    if info.note:
+        say(info.note)
+    console = console or make_console()
     if as_json:
         values = {
             "data": info.name,
@@ -85,7 +91,13 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
     total = int(info.counts.sum())
     kind = job.partition.kind
     title = f"{info.name}, {kind}: {total} training images over {len(info.counts)} clients"
-    table = Table(title=title, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=cell(title, "table.title"),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.caption = f"{len(info.classes)} classes, {info.num_test} test images, fingerprint {info.fingerprint[:10]}"
     table.add_column("client", justify="right", no_wrap=True)
     if len(info.classes) <= _MAX_CLASS_COLUMNS:
@@ -98,7 +110,8 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
 def _fill_by_class(table: Table, info: LabelInfo) -> None:
     width = len(str(info.counts.sum(axis=0).max()))
     for name in info.classes:
-        table.add_column(name, justify="right", overflow="fold", min_width=width)  # names may fold, numbers may not
+        # Names may fold, numbers may not.
+        table.add_column(cell(name), justify="right", overflow="fold", min_width=width)
     table.add_column("total", justify="right", style="bold", no_wrap=True)
     for client, row in enumerate(info.counts):
         cells = (str(count) if count else "." for count in row)
@@ -111,7 +124,7 @@ def _fill_summary(table: Table, info: LabelInfo) -> None:
         table.add_column(name, justify="right")
     for client, row in enumerate(info.counts):
         held, largest = int(np.count_nonzero(row)), int(row.argmax())
-        cells = (info.classes[largest], f"{row[largest] / row.sum():.1%}") if held else ("", "")
+        cells = (cell(info.classes[largest]), f"{row[largest] / row.sum():.1%}") if held else ("", "")
         table.add_row(str(client), str(row.sum()), str(held), *cells, end_section=client == len(info.counts) - 1)
     table.add_row("total", str(info.counts.sum()), str(np.count_nonzero(info.counts.sum(axis=0))), "", "")
 
@@ -121,6 +134,7 @@ def plot(job: JobConfig, path: Path | str) -> None:
 
     Raises:
         ConfigError: another ending.
+        EnvironmentFault: it cannot be written.
     """
     import vl_convert
 
@@ -128,13 +142,13 @@ def plot(job: JobConfig, path: Path | str) -> None:
     if path.suffix not in (".png", ".svg"):
         raise ConfigError(f"{path}: a plot is a .png or an .svg")
     specification = json.dumps(_heat_map(label_info(job), job.partition.kind))
-    try:
-        if path.suffix == ".png":
-            path.write_bytes(vl_convert.vegalite_to_png(specification, scale=2))
-        else:
-            path.write_text(vl_convert.vegalite_to_svg(specification), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+    if path.suffix == ".png":
+        picture = vl_convert.vegalite_to_png(specification, scale=2)
+    else:
+        picture = vl_convert.vegalite_to_svg(specification).encode()
+    if not path.parent.is_dir():
+        make_folder(path.parent)
+    write_bytes(path, picture)
 
 
 def _heat_map(info: LabelInfo, kind: str) -> dict[str, Any]:
@@ -199,12 +213,12 @@ def print_packed_info(path: Path | str, as_json: bool = False, console: Console 
         DataError: it is missing or torn.
     """
     info = packed_info(path)
-    console = console or Console()
+    console = console or make_console()
     if as_json:
         console.file.write(json.dumps(info) + "\n")
         return
-    table = Table(title=info["path"], caption_justify="left")
-    names = ", ".join(info["classes"][:_MAX_CLASS_COLUMNS])
+    table = Table(title=cell(info["path"], "table.title"), caption_justify="left")
+    names = ", ".join(printable(name, MAX_SHOWN) for name in info["classes"][:_MAX_CLASS_COLUMNS])
     more = len(info["classes"]) - _MAX_CLASS_COLUMNS
     names += f" and {more} more" if more > 0 else ""
     table.caption = f"{len(info['classes'])} classes: {names}\nfingerprint {info['fingerprint']}"
@@ -213,7 +227,7 @@ def print_packed_info(path: Path | str, as_json: bool = False, console: Console 
     for name, split in info["splits"].items():
         counts, size = split["label_counts"], split["first_image_px"]
         table.add_row(
-            name,
+            cell(name),
             str(split["num_samples"]),
             f"{split['encoded_bytes'] / 1e6:.1f}",
             f"{min(counts)} to {max(counts)}",

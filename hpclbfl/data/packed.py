@@ -19,11 +19,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hpclbfl.core.files import replacing_name
 from hpclbfl.core.h5file import Group, H5File
-from hpclbfl.core.h5library import INTEGERS, fault_of
+from hpclbfl.core.h5library import INTEGERS
 from hpclbfl.core.h5object import DamagedFile
-from hpclbfl.errors import DataError, EnvironmentFault
+from hpclbfl.core.h5write import new_h5file
+from hpclbfl.errors import DataError
 
 IntArray = NDArray[np.int64]
 
@@ -146,6 +146,8 @@ class PackedFile:
             self._file = H5File(self.path)
             try:
                 self.classes, self.splits = self._read()
+                self.noted = self._file.text("fingerprint") if self._file.has("fingerprint") else None
+                """The fingerprint that it was written with; None in files of older versions."""
             except DataError:
                 self.close()
                 raise
@@ -162,16 +164,12 @@ class PackedFile:
         return classes, {name: PackedSplit(group, len(classes)) for name, group in groups.items()}
 
     def check(self, found: str) -> None:
-        """Compare the set's fingerprint with that in the file, which older versions did not write.
+        """Compare the set's fingerprint with the one in the file.
 
         Raises:
-            DataError: they differ: labels, sizes or images are not what was packed.
+            DataError: they differ: labels, sizes or images are not those that were packed.
         """
-        try:
-            noted = self._file.text("fingerprint") if self._file.has("fingerprint") else found
-        except DamagedFile as error:
-            raise DataError(f"{error}: {_AGAIN}") from error
-        if noted != found:
+        if self.noted is not None and self.noted != found:
             raise DataError(f"{self.path}: is damaged: its content does not have its fingerprint: {_AGAIN}")
 
     def fingerprint(self) -> str:
@@ -198,22 +196,33 @@ def write_packed(path: Path | str, classes: Sequence[str], splits: Mapping[str, 
         DataError: an image is empty, or a label is out of range.
         EnvironmentFault: the file cannot be written.
     """
-    path = Path(path)
-    with replacing_name(path) as temporary:
-        try:
-            with h5py.File(temporary, "w") as file:
-                file.attrs.create("classes", list(classes), dtype=h5py.string_dtype())
-                for split, images in splits.items():
-                    _write_split(file.create_group(split), split, images, len(classes))
-            with PackedFile(temporary) as written:
-                found = written.fingerprint()
-            with h5py.File(temporary, "r+") as file:
-                file.attrs["fingerprint"] = found
-        except (OSError, RuntimeError) as error:
-            raise EnvironmentFault(f"{path}: cannot be written: {fault_of(error)}") from error
+    with new_h5file(Path(path)) as file:
+        file.attrs.create("classes", list(classes), dtype=h5py.string_dtype())
+        written = {}
+        for split, images in splits.items():
+            written[split] = _write_split(file.create_group(split), split, images, len(classes))
+        file.attrs["fingerprint"] = fingerprint(classes, written)
 
 
-def _write_split(group: Any, name: str, images: Iterable[tuple[bytes, int]], num_classes: int) -> None:
+class _Written:
+    """A split as it stands in a file that is being written."""
+
+    def __init__(self, encoded: Any, offsets: IntArray, labels: IntArray) -> None:
+        self.labels = labels
+        self.offsets = offsets
+        self._encoded = encoded
+
+    def sizes(self) -> IntArray:
+        """Bytes of each image."""
+        return np.diff(self.offsets)
+
+    def content(self, index: int) -> bytes:
+        """An image file's bytes."""
+        content: bytes = self._encoded[self.offsets[index] : self.offsets[index + 1]].tobytes()
+        return content
+
+
+def _write_split(group: Any, name: str, images: Iterable[tuple[bytes, int]], num_classes: int) -> _Written:
     encoded = group.create_dataset("encoded", (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,), fletcher32=True)
     offsets: list[int] = [0]
     labels: list[int] = []
@@ -236,5 +245,8 @@ def _write_split(group: Any, name: str, images: Iterable[tuple[bytes, int]], num
         if len(block) >= _WRITE_BLOCK_BYTES:
             append()
     append()
-    group.create_dataset("offsets", data=np.asarray(offsets, dtype=np.int64))
-    group.create_dataset("labels", data=np.asarray(labels, dtype=np.int64))
+    found = _Written(encoded, np.asarray(offsets, dtype=np.int64), np.asarray(labels, dtype=np.int64))
+    for name, values in (("offsets", found.offsets), ("labels", found.labels)):
+        # While it is held: what fails once it is let go of is not raised.
+        group.create_dataset(name, data=values).flush()
+    return found

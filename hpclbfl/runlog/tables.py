@@ -15,10 +15,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hpclbfl.core.files import explained_writes, replacing_name
+from hpclbfl.core.files import explained_writes, write_bytes
 from hpclbfl.core.h5file import H5File
-from hpclbfl.core.h5library import fault_of, plain_text
-from hpclbfl.errors import EnvironmentFault
+from hpclbfl.core.h5library import plain_text
 
 Column = tuple[str, str, str, str]
 """Name, NumPy type, unit, meaning; the unit "1" is a plain number, "" a text."""
@@ -54,18 +53,17 @@ def save_tables(
     attributes = {key: plain_text(value) if isinstance(value, str) else value for key, value in attributes.items()}
     with explained_writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing_name(path) as unready:
-        try:
-            # The earliest format whose metadata have checksums of their own.
-            with h5py.File(unready, "w", libver=("v108", "v110")) as file:
-                for name, (rows, columns) in tables.items():
-                    dataset = file.create_dataset(name, data=rows)
-                    describe(dataset, ((column, unit, meaning) for column, _, unit, meaning in columns))
-                for key, value in attributes.items():
-                    file.attrs[key] = value
-                file.attrs[_SEAL] = _checksum({name: rows for name, (rows, _) in tables.items()}, attributes)
-        except (OSError, RuntimeError) as error:
-            raise EnvironmentFault(f"{path}: cannot be written: {fault_of(error)}") from error
+    # In memory, for HDF5 may crash over a full disk; in the earliest format whose metadata have checksums.
+    with h5py.File(path.name, "w", driver="core", backing_store=False, libver=("v108", "v110")) as file:
+        for name, (rows, columns) in tables.items():
+            dataset = file.create_dataset(name, data=rows)
+            describe(dataset, ((column, unit, meaning) for column, _, unit, meaning in columns))
+        for key, value in attributes.items():
+            file.attrs[key] = value
+        file.attrs[_SEAL] = _checksum({name: rows for name, (rows, _) in tables.items()}, attributes)
+        file.flush()
+        content = file.id.get_file_image()
+    write_bytes(path, content)
 
 
 def read_tables(path: Path, types: Mapping[str, np.dtype[Any]]) -> tuple[dict[str, NDArray[Any]], Attributes]:

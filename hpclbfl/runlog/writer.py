@@ -21,6 +21,7 @@ import numpy as np
 from h5py import h5s, h5t
 
 from hpclbfl.core.h5library import fault_of, plain_text
+from hpclbfl.core.h5write import abandon
 from hpclbfl.errors import RunFailed
 from hpclbfl.runlog.schema import (
     DTYPES,
@@ -233,23 +234,6 @@ class RunLog:
     def _failed(self, error: Exception) -> RunFailed:
         self._error = f"{self.path}: the log cannot be written: {fault_of(error)}"
         if hasattr(self, "_file"):
-            _abandon(self._file)
+            # What is on disk stays readable up to its committed rows.
+            abandon(self._file)
         return RunFailed(self._error)
-
-
-def _abandon(file: Any) -> None:
-    """Let HDF5 close a file that it cannot write.
-
-    It keeps what it could not write and tries again when the file is closed, at the latest at the process's end;
-    failing there, it crashes. So its descriptor is led to a copy in memory, where all goes well; the file on disk
-    stays as it is, readable up to its committed rows.
-    """
-    with suppress(OSError, RuntimeError, ValueError):
-        descriptor = file.id.get_vfd_handle()
-        copy = os.memfd_create("log") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
-        place, size = 0, os.fstat(descriptor).st_size
-        while place < size and (piece := os.pread(descriptor, 1 << 20, place)):
-            place += os.pwrite(copy, piece, place)
-        os.dup2(copy, descriptor)
-        os.close(copy)
-        file.close()

@@ -52,7 +52,7 @@ def test_pack_refuses_a_damaged_image(image_folder: Callable[..., Path], tmp_pat
 def test_arrays_become_lossless_png(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
     split = Split.of(ArrayImages(pixels, "array"), [0, 1, 0, 1, 0])
-    write_packed(tmp_path / "a.h5", ["a", "b"], {"train": pack._checked(split), "test": pack._checked(split)})
+    write_packed(tmp_path / "a.h5", ["a", "b"], {"train": pack._checked(split, [0]), "test": pack._checked(split, [0])})
     packed = load_dataset(DataConfig(name="packed", path=str(tmp_path / "a.h5")))
     assert all(np.array_equal(np.asarray(packed.train.image(i)), pixels[i]) for i in range(5))
 
