@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from h5py import h5f, h5p, h5pl, h5t
 
@@ -44,6 +45,12 @@ def fault_of(error: Exception) -> str:
     if found:
         return found.group(1)
     return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def fixed_text(text: str) -> Any:
+    """Return a text as HDF5 takes it for an attribute of fixed length: UTF-8, without lone surrogates and NUL."""
+    raw = plain_text(text).encode()
+    return np.array(raw, h5py.string_dtype(length=max(1, len(raw))))
 
 
 def plain_text(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-from h5py import h5a, h5s, h5t, string_dtype
+from h5py import h5a, h5o, h5s, h5t
 from numpy.typing import NDArray
 
 from hpclbfl.core.h5library import FAULTS, fault_of, memory_type, occupied_bytes, type_title
+from hpclbfl.core.h5texts import UnreadableTexts, read_texts
 from hpclbfl.errors import DataError
 
 MAX_NAMES = 256
@@ -34,7 +36,7 @@ class DamagedFile(DataError):
         self.reason = reason
 
 
-_NUMBER, _FLOAT, _TEXT = np.dtype(np.int64), np.dtype(np.float64), string_dtype()
+_NUMBER, _FLOAT = np.dtype(np.int64), np.dtype(np.float64)
 
 _Owner = TypeVar("_Owner", bound="H5Object")
 _Args = ParamSpec("_Args")
@@ -65,18 +67,18 @@ class Origin:
 
     def __init__(self, path: Path, handle: Any, is_live: bool) -> None:
         self.path, self.is_live = path, is_live
-        self._handle = handle
-        self._descriptor: int = handle.get_vfd_handle()
+        self.handle = handle
+        self.descriptor: int = handle.get_vfd_handle()
         self._occupied = 0
 
     def size(self) -> int:
         """Return where it ends now, bytes."""
-        return os.fstat(self._descriptor).st_size
+        return os.fstat(self.descriptor).st_size
 
     def occupied(self) -> int:
         """Return how many bytes it has; holes do not count, of which a small file may have any amount."""
         if self.is_live or not self._occupied:
-            self._occupied = occupied_bytes(self.path, os.fstat(self._descriptor))
+            self._occupied = occupied_bytes(self.path, os.fstat(self.descriptor))
         return self._occupied
 
 
@@ -137,7 +139,7 @@ class H5Object:
         shape = space.get_simple_extent_dims()
         if len(shape) != 1 or not 0 < shape[0] <= at_most:
             raise self.fault(f"attribute '{name}' is of the shape {shape}, 1 to {at_most:,} texts are right")
-        return tuple(self._text(name, raw) for raw in self._content(attribute, name, shape).tolist())
+        return tuple(raw.decode(errors="replace") for raw in self._content(attribute, name, shape).tolist())
 
     @explained
     def attributes(self) -> dict[str, Value]:
@@ -166,33 +168,38 @@ class H5Object:
         if attribute.get_space().get_simple_extent_type() != h5s.SCALAR:
             raise self.fault(f"attribute '{name}' is no single value")
         content = self._content(attribute, name, ()).item()
-        return content if isinstance(content, int | float) else self._text(name, content)
+        return content if isinstance(content, int | float) else content.decode(errors="replace")
 
     def _content(self, attribute: Any, name: str, shape: tuple[int, ...]) -> Array:
         """What an attribute of this shape holds: numbers, or texts as bytes."""
         kind = attribute.get_type()
         group, width = kind.get_class(), kind.get_size()
-        if group == h5t.INTEGER and width <= 8:
-            # What does not fit becomes the nearest number that does.
-            dtype: np.dtype[Any] = _NUMBER
-        elif group == h5t.FLOAT and width <= 8:
-            dtype = _FLOAT
-        elif group == h5t.STRING:
+        if group == h5t.STRING and kind.is_variable_str():
+            return self._variable_texts(name, shape)
+        if group == h5t.STRING:
             if attribute.get_storage_size() > min(MAX_TEXT, self._origin.occupied()):
                 raise self.fault(f"attribute '{name}' is larger than it may be")
-            dtype = _TEXT if kind.is_variable_str() else np.dtype(f"S{width}")
+            # Its own type, for there is no way from UTF-8 to the one that NumPy's texts have.
+            found, read_as = np.zeros(shape, f"S{width}"), kind
+        elif group in (h5t.INTEGER, h5t.FLOAT) and width <= 8:
+            # An integer that does not fit becomes the nearest number that does.
+            dtype: np.dtype[Any] = _NUMBER if group == h5t.INTEGER else _FLOAT
+            found, read_as = np.zeros(shape, dtype), memory_type(dtype)
         else:
             raise self.fault(f"attribute '{name}' holds {type_title(kind)}, numbers or texts are right")
-        found = np.zeros(shape, dtype)
-        attribute.read(found, memory_type(dtype))
+        attribute.read(found, read_as)
         return found
 
-    def _text(self, name: str, raw: bytes | str) -> str:
-        if len(raw) > MAX_TEXT:
-            raise self.fault(f"attribute '{name}' is longer than {MAX_TEXT:,} bytes")
-        # What is no UTF-8 comes as bytes, or as lone surrogates.
-        raw = raw.encode(errors="surrogateescape") if isinstance(raw, str) else raw
-        return raw.decode(errors="replace")
+    def _variable_texts(self, name: str, shape: tuple[int, ...]) -> Array:
+        plan, header = self._origin.handle.get_create_plist(), h5o.get_info(self._id).addr
+        where = self._origin.descriptor, plan.get_userblock(), plan.get_sizes(), header
+        try:
+            texts = read_texts(*where, name.encode(), MAX_TEXT)
+        except UnreadableTexts as error:
+            raise self.fault(f"attribute '{name}' cannot be read: {error}") from error
+        if len(texts) != math.prod(shape):
+            raise self.fault(f"attribute '{name}' has {len(texts)} texts, not {math.prod(shape)}")
+        return np.array(texts, object).reshape(shape)
 
     def _where(self) -> str:
         return f" in '{self.name}'" if self.name else ""

@@ -29,7 +29,8 @@ def new_h5file(path: Path) -> Iterator[h5py.File]:
     """
     with replacing_name(path) as unready:
         try:
-            file = h5py.File(unready, "w", locking=False)
+            # The earliest format whose metadata have checksums, and whose attributes may be large.
+            file = h5py.File(unready, "w", locking=False, libver=("v108", "v110"))
         except OSError as error:
             raise _fault(path, error) from error
         try:

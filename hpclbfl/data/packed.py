@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpclbfl.core.h5file import Group, H5File
-from hpclbfl.core.h5library import INTEGERS
+from hpclbfl.core.h5library import INTEGERS, fixed_text
 from hpclbfl.core.h5object import DamagedFile
 from hpclbfl.core.h5write import new_h5file
 from hpclbfl.errors import DataError
@@ -197,11 +197,12 @@ def write_packed(path: Path | str, classes: Sequence[str], splits: Mapping[str, 
         EnvironmentFault: the file cannot be written.
     """
     with new_h5file(Path(path)) as file:
-        file.attrs.create("classes", list(classes), dtype=h5py.string_dtype())
+        names = [name.encode() for name in classes]
+        file.attrs["classes"] = np.array(names, h5py.string_dtype(length=max(map(len, names), default=1) or 1))
         written = {}
         for split, images in splits.items():
             written[split] = _write_split(file.create_group(split), split, images, len(classes))
-        file.attrs["fingerprint"] = fingerprint(classes, written)
+        file.attrs["fingerprint"] = fixed_text(fingerprint(classes, written))
 
 
 class _Written:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hpclbfl.core.files import explained_writes, write_bytes
 from hpclbfl.core.h5file import H5File
-from hpclbfl.core.h5library import plain_text
+from hpclbfl.core.h5library import fixed_text, plain_text
 
 Column = tuple[str, str, str, str]
 """Name, NumPy type, unit, meaning; the unit "1" is a plain number, "" a text."""
@@ -58,9 +58,9 @@ def save_tables(
         for name, (rows, columns) in tables.items():
             dataset = file.create_dataset(name, data=rows)
             describe(dataset, ((column, unit, meaning) for column, _, unit, meaning in columns))
-        for key, value in attributes.items():
-            file.attrs[key] = value
-        file.attrs[_SEAL] = _checksum({name: rows for name, (rows, _) in tables.items()}, attributes)
+        seal = _checksum({name: rows for name, (rows, _) in tables.items()}, attributes)
+        for key, value in {**attributes, _SEAL: seal}.items():
+            file.attrs[key] = fixed_text(value) if isinstance(value, str) else value
         file.flush()
         content = file.id.get_file_image()
     write_bytes(path, content)

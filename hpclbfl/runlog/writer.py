@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from h5py import h5s, h5t
 
-from hpclbfl.core.h5library import fault_of, plain_text
+from hpclbfl.core.h5library import fault_of, fixed_text, plain_text
 from hpclbfl.core.h5write import abandon
 from hpclbfl.errors import RunFailed
 from hpclbfl.runlog.schema import (
@@ -107,7 +107,7 @@ class RunLog:
         numbers = LogAttributes(*(int(attributes.get(name, 0)) for name in ("rank", "attempt", "resumed_from_step")))
         values = {"schema_version": SCHEMA_VERSION, **vars(numbers), **vars(texts), "texts_crc32": texts.checksum()}
         for key, value in values.items():
-            self._file.attrs[key] = value
+            self._file.attrs[key] = fixed_text(value) if isinstance(value, str) else value
         self._tables: dict[str, _Table] = {}
         for name in TABLES:
             dataset = self._file.create_dataset(

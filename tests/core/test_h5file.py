@@ -251,6 +251,60 @@ def test_texts(path):
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"libver": "latest"}, {"libver": "v108", "userblock_size": 512}])
+def test_texts_of_any_length(path, options):
+    texts = ["", "a", "ü" * 3000, "b\nc" * 40_000]
+
+    def make(file):
+        file.attrs["many"] = texts
+        for number in range(6):
+            file.attrs[f"later {number}"] = f"text {number}"
+        file.create_group("inner").attrs["one"] = "inside"
+
+    write(path, make, **options)
+    with H5File(path) as file:
+        assert file.texts("many", 9) == tuple(texts)
+        assert file.text("later 5") == "text 5"
+        assert file.group("inner").text("one") == "inside"
+
+
+@pytest.mark.parametrize("size", [0, 1 << 62])
+def test_a_damaged_heap_of_texts_ends(path, size):
+    # HDF5 itself goes round in circles where the free space has no size.
+    write(path, lambda file: file.attrs.update({"t": "some text"}))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"GCOL")
+    assert content[at + 32 : at + 41] == b"some text"
+    content[at + 24 : at + 32] = size.to_bytes(8, "little")
+    path.write_bytes(content)
+    if size:
+        with H5File(path) as file:
+            assert file.text("t") == "some text"
+    else:
+        assert reason(path, lambda file: file.text("t")) == (
+            "attribute 't' cannot be read: a text is not where it should be"
+        )
+    content[at : at + 4] = b"XXXX"
+    path.write_bytes(content)
+    assert reason(path, lambda file: file.text("t")) == "attribute 't' cannot be read: a heap is damaged"
+
+
+def test_texts_that_grow_when_they_are_read(path):
+    # Every name refers to one and the same long text.
+    def make(file):
+        file.attrs["many"] = ["x" * 100_000, *(f"{number:05}" for number in range(999))]
+
+    write(path, make)
+    content = path.read_bytes()
+    heaps = [at for at in range(len(content)) if content.startswith(b"GCOL", at)]
+    references = [(100_000).to_bytes(4, "little") + at.to_bytes(8, "little") for at in heaps]
+    (at,) = (content.index(reference) for reference in references if reference in content)
+    path.write_bytes(content[:at] + content[at : at + 16] * 1000 + content[at + 16_000 :])
+    assert reason(path, lambda file: file.texts("many", 1000)) == (
+        "attribute 'many' cannot be read: the texts are too long"
+    )
+
+
 def test_counts_are_bounded(path):
     def make(file):
         for number in range(MAX_NAMES + 1):
