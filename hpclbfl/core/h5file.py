@@ -30,9 +30,12 @@ from hpclbfl.core.h5library import (
     type_title,
 )
 from hpclbfl.core.h5object import MAX_NAMES, Array, DamagedFile, H5Object, Origin, explained
+from hpclbfl.core.text import printable
 
 MAX_CHUNK = 64 << 20
 """Bytes of a chunk."""
+
+_MAX_NAME = 100
 
 _FILTERS = (h5z.FILTER_FLETCHER32,)
 """Those that files of ours have: a checksum. None compresses, so what a dataset holds is no larger than its file."""
@@ -188,6 +191,7 @@ class Group(H5Object):
                 raise self.fault(f"'{name}' has chunks of {size:,} bytes, at most {MAX_CHUNK:,} are right")
 
     def _inner(self, name: str) -> str:
+        name = printable(name, _MAX_NAME)
         return f"{self.name}/{name}" if self.name else name
 
 

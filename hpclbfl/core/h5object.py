@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hpclbfl.core.h5library import FAULTS, fault_of, memory_type, occupied_bytes, type_title
 from hpclbfl.core.h5texts import UnreadableTexts, read_texts
+from hpclbfl.core.text import printable, shown
 from hpclbfl.errors import DataError
 
 MAX_NAMES = 256
@@ -31,10 +32,12 @@ class DamagedFile(DataError):
     """An HDF5 file that is missing, torn, or not what it should be; one line that names it."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
+        # Names and values in it are the file's.
+        self.path, self.reason = path, printable(reason, _MAX_REASON)
+        super().__init__(f"{path}: {self.reason}")
 
+
+_MAX_REASON = 600
 
 _NUMBER, _FLOAT = np.dtype(np.int64), np.dtype(np.float64)
 
@@ -113,8 +116,7 @@ class H5Object:
         """
         value = self._value(name)
         if not isinstance(value, int) or not low <= value <= high:
-            said = f"'{value[:40]}'" if isinstance(value, str) else value
-            raise self.fault(f"attribute '{name}' is {said}, a whole number from {low} to {high} is right")
+            raise self.fault(f"attribute '{name}' is {shown(value)}, a whole number from {low} to {high} is right")
         return value
 
     @explained

@@ -116,14 +116,18 @@ def _packed(config: DataConfig) -> Dataset:
 def open_packed(name: str, path: Path) -> Dataset:
     """A packed file as a set; the file stays open for as long as its splits are in use."""
     file = PackedFile(path)
-    missing = [split for split in ("train", "test") if split not in file.splits]
-    if missing:
-        raise DataError(f"{path}: has no split {' and no '.join(missing)}: a packed set needs train and test")
-    splits = {key: Split.of(PackedImages(split), split.labels) for key, split in file.splits.items()}
-    dataset = Dataset(name, file.classes, splits["train"], splits["test"])
-    if file.noted is not None:
-        # The set knows its fingerprint from then on; the file's covers any further splits, too.
-        file.check(dataset.fingerprint if len(splits) == 2 else file.fingerprint())
+    try:
+        missing = [split for split in ("train", "test") if split not in file.splits]
+        if missing:
+            raise DataError(f"{path}: has no split {' and no '.join(missing)}: a packed set needs train and test")
+        splits = {key: Split.of(PackedImages(split), split.labels) for key, split in file.splits.items()}
+        dataset = Dataset(name, file.classes, splits["train"], splits["test"])
+        if file.noted is not None:
+            # The set knows its fingerprint from then on; the file's covers any further splits, too.
+            file.check(dataset.fingerprint if len(splits) == 2 else file.fingerprint())
+    except DataError:
+        file.close()
+        raise
     return dataset
 
 

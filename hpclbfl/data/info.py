@@ -11,6 +11,7 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hpclbfl.config import JobConfig
 from hpclbfl.core.files import make_folder, write_bytes
@@ -221,7 +222,8 @@ def print_packed_info(path: Path | str, as_json: bool = False, console: Console 
     names = ", ".join(printable(name, MAX_SHOWN) for name in info["classes"][:_MAX_CLASS_COLUMNS])
     more = len(info["classes"]) - _MAX_CLASS_COLUMNS
     names += f" and {more} more" if more > 0 else ""
-    table.caption = f"{len(info['classes'])} classes: {names}\nfingerprint {info['fingerprint']}"
+    caption = f"{len(info['classes'])} classes: {names}\nfingerprint {info['fingerprint']}"
+    table.caption = Text(caption, "table.caption")
     for column in ("split", "images", "MB", "per class, least to most", "first image"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, split in info["splits"].items():
