@@ -26,7 +26,6 @@ import hpclbfl
 from hpclbfl.analysis.cachefolder import CacheFolder, CacheUnusable
 from hpclbfl.analysis.scan import Found
 from hpclbfl.core.text import printable
-from hpclbfl.runlog.coverage import LogSpan
 from hpclbfl.runlog.reader import RankLog, Table
 from hpclbfl.runlog.schema import DTYPES, SCHEMA_VERSION, TABLES
 
@@ -96,12 +95,13 @@ class Cache:
         self._is_changed |= self.entries.get(found.path) != entry
         self.entries[found.path] = entry
 
-    def add_log(self, found: Found, log: RankLog, rank: int, span: LogSpan) -> None:
+    def add_log(self, found: Found, log: RankLog) -> None:
         """Take a log's rows: all of `steps` and `events`, of the other tables those of rank 0 (see `reader.read_run`).
 
         Raises:
             CacheUnusable: a piece was due and could not be written.
         """
+        rank, span = log.attributes.rank, log.span
         about = {"rank": rank, "start": span.start, "end": span.end}
         entry = replace(self._entry(found, about, ""), file=self._next_file)
         self._next_file += 1

@@ -29,8 +29,8 @@ from hpclbfl.core.text import printable
 from hpclbfl.core.userkey import KEY_BYTES, user_key
 from hpclbfl.errors import EnvironmentFault, HpclbflError
 from hpclbfl.lease import LOST, find_lost
-from hpclbfl.runlog.coverage import NO_LIMIT, Attempt, LogSpan, Problem, find_limits, find_problems
-from hpclbfl.runlog.reader import RankLog, TornFile, read_file
+from hpclbfl.runlog.coverage import Attempt, LogSpan, Problem, find_limits, find_problems
+from hpclbfl.runlog.reader import TornFile, read_file
 
 CACHE_FOLDER = ".hpclbfl-cache"
 """Where a folder of runs keeps what was read of it; may be deleted at any time."""
@@ -123,8 +123,7 @@ def _read(root: Path, file: Found, cache: Cache) -> None:
         elif not file.is_regular:
             cache.add(file, None, "is no regular file")
         else:
-            log = read_file(path)
-            cache.add_log(file, log, *_covered(path, log))
+            cache.add_log(file, read_file(path))
     except TornFile as error:
         cache.add(file, None, error.reason)
     except FileNotFoundError:
@@ -133,17 +132,6 @@ def _read(root: Path, file: Found, cache: Cache) -> None:
         # The file's name stands beside the reason; of a text file the line may follow it.
         reason = str(error).removeprefix(str(path)).removeprefix(": ")
         cache.add(file, None, f"line {reason[1:]}" if reason.startswith(":") else reason)
-
-
-def _covered(path: Path, log: RankLog) -> tuple[int, LogSpan]:
-    """A log's rank, and its steps. Raises TornFile where these cannot be."""
-    try:
-        rank, span = log.attributes.get("rank"), log.span
-        if isinstance(rank, int) and 0 <= rank < 2**31 and 0 <= span.start < NO_LIMIT:
-            return rank, span
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise TornFile(path, "is damaged: its attributes 'rank' or 'resumed_from_step' are no such numbers")
 
 
 def _attempts(found: list[Found], cache: Cache) -> list[Attempt]:

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from h5py import h5d, h5f, h5s, h5t
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.live import Live
@@ -29,10 +28,7 @@ from hpclbfl.analysis.scan import find_runs, run_keys, unstarted
 from hpclbfl.core.text import cell, make_console
 from hpclbfl.errors import DataError
 from hpclbfl.lease import LOST, find_lost
-
-# The one setting without which HDF5 would wait for ever on a torn file.
-from hpclbfl.runlog.reader import Table, read_committed, swmr_access
-from hpclbfl.runlog.schema import DTYPES
+from hpclbfl.runlog.reader import Table, TornFile, read_last_rows
 
 REFRESH_S = 2.0
 LINES_EVERY_S = 30.0
@@ -152,19 +148,10 @@ class Watcher:
 def read_progress(log: Path) -> Progress | None:
     """The newest rows of a log, also while it is written; None where it cannot be read."""
     try:
-        file = h5f.open(bytes(log), h5f.ACC_RDONLY | h5f.ACC_SWMR_READ, swmr_access())
-    except (OSError, RuntimeError):
+        rows = read_last_rows(log, {"steps": 5000, "evals": 50})
+    except TornFile:
         return None
-    try:
-        rows = read_committed(file)
-        steps, evals = (
-            _last_rows(file, name, rows[name][0], count) for name, count in (("steps", 5000), ("evals", 50))
-        )
-    except (OSError, RuntimeError, KeyError, ValueError):
-        return None
-    finally:
-        file.close()
-    return progress_of(steps, evals)
+    return progress_of(rows["steps"], rows["evals"])
 
 
 def progress_of(steps: Table, evals: Table) -> Progress:
@@ -187,17 +174,6 @@ def progress_of(steps: Table, evals: Table) -> Progress:
         # Clients on a rank run in turn: their rows add up to its time.
         steps_per_s=len(np.unique(recent["step"])) / took if took > 0 else math.nan,
     )
-
-
-def _last_rows(file: Any, name: str, rows: int, count: int) -> Table:
-    begin = max(0, rows - count)
-    table: Table = np.zeros(rows - begin, DTYPES[name])
-    if len(table):
-        dataset = h5d.open(file, name.encode())
-        space = dataset.get_space()
-        space.select_hyperslab((begin,), (len(table),))
-        dataset.read(h5s.create_simple(table.shape), space, table, h5t.py_create(DTYPES[name]))
-    return table
 
 
 def watch(directory: Path, once: bool = False) -> None:

@@ -140,9 +140,7 @@ def last_step(attempt: Attempt, rank: int) -> int | None:
         from hpclbfl.runlog.reader import read_file
 
         with suppress(DataError):
-            log = read_file(path)
-            rows = log.tables["steps"]["step"]
-            steps.append(int(rows[-1]) + 1 if len(rows) else int(log.attributes.get("resumed_from_step", 0)))
+            steps.append(read_file(path).span.end)
     return max(steps, default=None)
 
 

@@ -370,12 +370,15 @@ def data_pack(
     download: Annotated[bool, typer.Option("--download", help="Fetch a set that is not there.")] = False,
 ) -> None:
     """Write a data set or a folder of images as one packed file."""
+    from hpclbfl.core.text import say
     from hpclbfl.data.pack import pack
     from hpclbfl.sections import DataConfig
     from hpclbfl.validation import validated
 
     values = {"name": name, "path": None if path is None else str(path), "download": download}
-    pack(validated(DataConfig, values, "data pack"), out)
+    note = pack(validated(DataConfig, values, "data pack"), out)
+    if note:
+        say(note)
     say(out, sys.stdout)
 
 

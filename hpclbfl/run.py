@@ -122,8 +122,9 @@ class Session:
                 f"{_count(len(exp.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, "
                 f"{exp.device.type}), global batch {exp.global_batch_size}, {exp.num_train} training images"
             )
-            for note in exp.notes:
-                progress.say(note)
+            for note in (exp.dataset.note, *exp.notes):
+                if note:
+                    progress.say(note)
             if aside is not None:
                 progress.say(f"what was here is in {aside}")
             for line in [damage, *problems] if damage else problems:

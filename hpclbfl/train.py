@@ -61,8 +61,6 @@ def train(exp: Experiment, services: Services) -> Outcome:
         NotFinite: see `on_nonfinite`; the state is not to be trusted.
     """
     layers = [name for name, parameter in exp.mean.module.named_parameters() if parameter.requires_grad]
-    for note in exp.notes:
-        services.progress.say(note)
     with StepLog(services.log, exp.clock, layers) as steps:
         return _loop(exp, services, steps)
 

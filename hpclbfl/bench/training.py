@@ -12,8 +12,9 @@ from hpclbfl.adapt import observe
 from hpclbfl.assemble import make_experiment
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig, parse_job
+from hpclbfl.data.images import encode_png
 from hpclbfl.data.packed import write_packed
-from hpclbfl.data.splits import ArrayImages, encode_png
+from hpclbfl.data.splits import ArrayImages
 from hpclbfl.errors import ConfigError
 from hpclbfl.models import NETS
 from hpclbfl.runlog.writer import RunLog

@@ -20,6 +20,14 @@ def read_bytes(path: Path, limit: int) -> bytes:
         FileNotFoundError: there is none.
         DataError: it cannot be read, is no regular file, or is larger; one line that names it.
     """
+    content = read_begin(path, limit + 1)
+    if len(content) > limit:
+        raise DataError(f"{path}: is larger than {limit:,} bytes")
+    return content
+
+
+def read_begin(path: Path, count: int) -> bytes:
+    """Read the first `count` bytes of a regular file, or all of a shorter one; raises as `read_bytes` does."""
     try:
         # Opening a pipe that nobody writes to would never return.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -34,12 +42,9 @@ def read_bytes(path: Path, limit: int) -> bytes:
     with os.fdopen(handle, "rb") as file:
         try:
             # Memory is taken for as much as is asked for; a file may still grow a little.
-            content = file.read(min(limit, about.st_size + (1 << 20)) + 1)
+            return file.read(min(count, about.st_size + (1 << 20)))
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(content) > limit:
-        raise DataError(f"{path}: is larger than {limit:,} bytes")
-    return content
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,13 +71,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         EnvironmentFault: see `write_bytes`.
     """
+    with replacing_name(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def replacing_name(path: Path) -> Iterator[Path]:
+    """As `replacing`, for what opens its files by itself: yield the name of a new, empty file."""
     # In the same folder, for a rename that is one step.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     with explained_writes(path):
         try:
-            with create(temporary) as file:
-                yield file
-                file.flush()
+            create(temporary).close()
+            yield temporary
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:

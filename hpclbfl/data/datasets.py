@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hpclbfl.data.imagefolder import left_out_line, scan_both
 from hpclbfl.data.packed import IntArray, PackedFile, fingerprint
 from hpclbfl.data.splits import ArrayImages, FileImages, PackedImages, Split
 from hpclbfl.errors import ConfigError, DataError
@@ -18,7 +18,6 @@ from hpclbfl.sections import DataConfig
 
 DIGITS = Path(__file__).with_name("digits.h5")
 
-_IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 _CALTECH101_TEST_SHARE = 0.2
 
 
@@ -32,12 +31,15 @@ class Dataset:
     test: Split
     whole: Dataset | None = None
     """The set before `data.limit` cut it; None: this one is whole."""
+    note: str = ""
+    """What is to be told about it: files that were left out."""
 
     @cached_property
     def fingerprint(self) -> str:
         """Names the whole set by its content (see packed.fingerprint): a folder and its packed file are the same."""
-        whole = self.whole or self
-        return fingerprint(whole.classes, {"train": whole.train, "test": whole.test})
+        if self.whole is not None:
+            return self.whole.fingerprint
+        return fingerprint(self.classes, {"train": self.train, "test": self.test})
 
     @property
     def num_classes(self) -> int:
@@ -114,11 +116,19 @@ def _packed(config: DataConfig) -> Dataset:
 def open_packed(name: str, path: Path) -> Dataset:
     """A packed file as a set; the file stays open for as long as its splits are in use."""
     file = PackedFile(path)
-    missing = [split for split in ("train", "test") if split not in file.splits]
-    if missing:
-        raise DataError(f"{path}: has no split {' and no '.join(missing)}: a packed set needs train and test")
-    splits = {key: Split.of(PackedImages(split), split.labels) for key, split in file.splits.items()}
-    return Dataset(name, file.classes, splits["train"], splits["test"])
+    try:
+        missing = [split for split in ("train", "test") if split not in file.splits]
+        if missing:
+            raise DataError(f"{path}: has no split {' and no '.join(missing)}: a packed set needs train and test")
+        splits = {key: Split.of(PackedImages(split), split.labels) for key, split in file.splits.items()}
+        dataset = Dataset(name, file.classes, splits["train"], splits["test"])
+        if file.noted is not None:
+            # The set knows its fingerprint from then on; the file's covers any further splits, too.
+            file.check(dataset.fingerprint if len(splits) == 2 else file.fingerprint())
+    except DataError:
+        file.close()
+        raise
+    return dataset
 
 
 def _cifar(config: DataConfig) -> Dataset:
@@ -186,40 +196,10 @@ def _open_torchvision(config: DataConfig, download: bool = False) -> tuple[Any, 
 
 def _imagefolder(config: DataConfig) -> Dataset:
     root = Path(config.path or "")
-    train_folder = _existing(root, "train")
-    test_folder = _existing(root, "test", "val")
-    classes, train = _scan(train_folder)
-    test_classes, test = _scan(test_folder)
-    if classes != test_classes:
-        odd = sorted(set(classes) ^ set(test_classes))
-        raise DataError(
-            f"{root}: {train_folder.name}/ has {len(classes)} classes and {test_folder.name}/ {len(test_classes)}, "
-            f"they must be the same; in one alone: {', '.join(odd[:5])}"
-        )
-    return Dataset(config.name, classes, train, test)
-
-
-def _existing(root: Path, *names: str) -> Path:
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    raise DataError(
-        f"{root}: no folder {'/ or '.join(names)}/ in it: an image folder holds train/CLASS/ and test/CLASS/"
-    )
-
-
-def _scan(folder: Path) -> tuple[tuple[str, ...], Split]:
-    """Classes (the folder's folders, sorted) and all their image files, sorted by class and name."""
-    classes = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."))
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
-        if not found:
-            raise DataError(f"{folder / name}: no images in it ({', '.join(sorted(_IMAGE_SUFFIXES))})")
-        files += found
-        labels += [label] * len(found)
-    return classes, Split.of(FileImages(files), labels)
+    train, test = scan_both(root)
+    splits = [Split.of(FileImages(found.files), found.labels) for found in (train, test)]
+    note = left_out_line(root, train.left_out + test.left_out)
+    return Dataset(config.name, train.classes, splits[0], splits[1], note=note)
 
 
 _TORCHVISION_NAMES = ("cifar10", "cifar100", "caltech101", "food101")

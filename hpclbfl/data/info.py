@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from hpclbfl.config import JobConfig
-from hpclbfl.core.files import write_bytes, write_text
-from hpclbfl.core.text import cell, make_console
+from hpclbfl.core.files import make_folder, write_bytes
+from hpclbfl.core.text import MAX_SHOWN, cell, make_console, printable, say
 from hpclbfl.data.datasets import load_dataset
+from hpclbfl.data.images import decode
 from hpclbfl.data.packed import IntArray, PackedFile
 from hpclbfl.data.partition import partition
-from hpclbfl.data.splits import decode
 from hpclbfl.errors import ConfigError
 
 _MAX_CLASS_COLUMNS = 20
@@ -36,6 +36,8 @@ class LabelInfo(NamedTuple):
     """int64 [C, K]: samples of each class that each client holds."""
     num_test: int
     fingerprint: str
+    note: str
+    """What is to be told about the set; empty: nothing."""
 
 
 def label_counts(shards: Sequence[IntArray], labels: IntArray, num_classes: int) -> IntArray:
@@ -57,7 +59,7 @@ def label_info(job: JobConfig) -> LabelInfo:
     shards = partition(job.partition, labels, job.clients, dataset.num_classes, job.seed)
     counts = label_counts(shards, labels, dataset.num_classes)
     name = job.data.title
-    return LabelInfo(name, dataset.classes, counts, len(dataset.test), dataset.fingerprint)
+    return LabelInfo(name, dataset.classes, counts, len(dataset.test), dataset.fingerprint, dataset.note)
 
 
 def print_info(job: JobConfig, as_json: bool = False, console: Console | None = None) -> None:
@@ -73,6 +75,8 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
         DataError: the set cannot be read.
     """
     info = label_info(job)
+    if info.note:
+        say(info.note)
     console = console or make_console()
     if as_json:
         values = {
@@ -88,9 +92,14 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
     total = int(info.counts.sum())
     kind = job.partition.kind
     title = f"{info.name}, {kind}: {total} training images over {len(info.counts)} clients"
-    table = Table(title=cell(title), caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    counted = f"{len(info.classes)} classes, {info.num_test} test images, fingerprint {info.fingerprint[:10]}"
-    table.caption = cell(counted)
+    table = Table(
+        title=cell(title, "table.title"),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.caption = f"{len(info.classes)} classes, {info.num_test} test images, fingerprint {info.fingerprint[:10]}"
     table.add_column("client", justify="right", no_wrap=True)
     if len(info.classes) <= _MAX_CLASS_COLUMNS:
         _fill_by_class(table, info)
@@ -102,9 +111,8 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
 def _fill_by_class(table: Table, info: LabelInfo) -> None:
     width = len(str(info.counts.sum(axis=0).max()))
     for name in info.classes:
-        table.add_column(
-            cell(name), justify="right", overflow="fold", min_width=width
-        )  # names may fold, numbers may not
+        # Names may fold, numbers may not.
+        table.add_column(cell(name), justify="right", overflow="fold", min_width=width)
     table.add_column("total", justify="right", style="bold", no_wrap=True)
     for client, row in enumerate(info.counts):
         cells = (str(count) if count else "." for count in row)
@@ -136,9 +144,12 @@ def plot(job: JobConfig, path: Path | str) -> None:
         raise ConfigError(f"{path}: a plot is a .png or an .svg")
     specification = json.dumps(_heat_map(label_info(job), job.partition.kind))
     if path.suffix == ".png":
-        write_bytes(path, vl_convert.vegalite_to_png(specification, scale=2))
+        picture = vl_convert.vegalite_to_png(specification, scale=2)
     else:
-        write_text(path, vl_convert.vegalite_to_svg(specification))
+        picture = vl_convert.vegalite_to_svg(specification).encode()
+    if not path.parent.is_dir():
+        make_folder(path.parent)
+    write_bytes(path, picture)
 
 
 def _heat_map(info: LabelInfo, kind: str) -> dict[str, Any]:
@@ -207,12 +218,12 @@ def print_packed_info(path: Path | str, as_json: bool = False, console: Console 
     if as_json:
         console.file.write(json.dumps(info) + "\n")
         return
-    table = Table(title=cell(info["path"]), caption_justify="left")
-    names = ", ".join(info["classes"][:_MAX_CLASS_COLUMNS])
+    table = Table(title=cell(info["path"], "table.title"), caption_justify="left")
+    names = ", ".join(printable(name, MAX_SHOWN) for name in info["classes"][:_MAX_CLASS_COLUMNS])
     more = len(info["classes"]) - _MAX_CLASS_COLUMNS
     names += f" and {more} more" if more > 0 else ""
-    counted = cell(f"{len(info['classes'])} classes: {names}")
-    table.caption = Text("\n").join([counted, cell(f"fingerprint {info['fingerprint']}")])
+    caption = f"{len(info['classes'])} classes: {names}\nfingerprint {info['fingerprint']}"
+    table.caption = Text(caption, "table.caption")
     for column in ("split", "images", "MB", "per class, least to most", "first image"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, split in info["splits"].items():

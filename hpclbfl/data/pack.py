@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,34 +10,82 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hpclbfl.core.files import make_folder, read_begin
+from hpclbfl.core.h5library import HDF5_SIGNATURE
 from hpclbfl.core.text import say
 from hpclbfl.data.datasets import DIGITS, load_dataset
+from hpclbfl.data.images import encode_png, holds_several
 from hpclbfl.data.packed import write_packed
-from hpclbfl.data.splits import Split, encode_png
+from hpclbfl.data.splits import Split
 from hpclbfl.errors import DataError, HpclbflError
 from hpclbfl.sections import DataConfig
 
 _DIGITS_TEST_SHARE = 0.2
 
 
-def pack(config: DataConfig, out: Path | str) -> None:
+def pack(config: DataConfig, out: Path) -> str:
     """Write the set that a `data` section names as a packed file, cut by `limit` where that is set.
 
     Image files keep their bytes; sets that come as arrays become PNG, lossless. Every image is decoded once, so that
     a damaged one is found now and not in the middle of a run.
 
+    Args:
+        config: the section.
+        out: the file; its folder is made. A packed file of that name is replaced once the new one is whole.
+
+    Returns:
+        What is to be told about the set, one line: files left out, and files of several pictures. Empty: nothing.
+
     Raises:
         ConfigError: an unknown name, or a path that is missing.
-        DataError: the set cannot be read, or the file cannot be written.
+        DataError: the set cannot be read, or `out` is one of its files, or something that is no packed file.
+        EnvironmentFault: the file cannot be written.
     """
     dataset = load_dataset(config)
-    write_packed(out, dataset.classes, {"train": _checked(dataset.train), "test": _checked(dataset.test)})
+    _check_target(out, config)
+    if not out.parent.is_dir():
+        make_folder(out.parent)
+    several = [0]
+    splits = {"train": _checked(dataset.train, several), "test": _checked(dataset.test, several)}
+    write_packed(out, dataset.classes, splits)
+    notes = [dataset.note] if dataset.note else []
+    if several[0]:
+        one = several[0] == 1
+        notes.append(
+            f"{several[0]} {'image holds' if one else 'images hold'} several pictures (animations, pages), "
+            f"the first {'' if one else 'of each '}is used"
+        )
+    return "; ".join(notes)
 
 
-def _checked(split: Split) -> Iterator[tuple[bytes, int]]:
+def _check_target(out: Path, config: DataConfig) -> None:
+    """See that nothing is lost by writing to `out`: neither a file of the set, nor anything that is no packed file."""
+    if config.name == "imagefolder":
+        root = Path(config.path or "").resolve()
+        if any(out.resolve().is_relative_to(root / split) for split in ("train", "test", "val")):
+            raise DataError(f"{out}: lies among the images that are to be packed: give another place")
+    if not os.path.lexists(out):
+        return
+    source = DIGITS if config.name == "digits" else Path(config.path or "")
+    if out.exists() and out.samefile(source):
+        raise DataError(f"{out}: is the set that is to be packed: give another name")
+    if out.is_dir():
+        raise DataError(f"{out}: is a folder: give the name of a file in it")
+    try:
+        begin = read_begin(out, len(HDF5_SIGNATURE))
+    except FileNotFoundError:
+        raise DataError(f"{out}: is a link to nowhere: remove it, or give another name") from None
+    if begin and begin != HDF5_SIGNATURE:
+        raise DataError(f"{out}: is there already and is no packed file: remove it, or give another name")
+
+
+def _checked(split: Split, several: list[int]) -> Iterator[tuple[bytes, int]]:
+    """Bytes and label of every image; those that hold several pictures are counted in `several[0]`."""
     for index, label in enumerate(split.labels.tolist()):
         split.image(index)
-        yield split.encoded(index), label
+        data = split.encoded(index)
+        several[0] += holds_several(data)
+        yield data, label
 
 
 def pack_digits(out: Path | str = DIGITS) -> None:

@@ -1,6 +1,7 @@
 """The packed format: a whole image set in one HDF5 file.
 
-Root attribute `classes` (names, in label order); per split a group with
+Root attributes `classes` (names, in label order) and, of all but older files, `fingerprint`; per split a
+group with
     encoded  uint8 [bytes]   the image files' bytes, back to back
     offsets  int64 [N + 1]   where each image begins in `encoded`; the last one is its length
     labels   int64 [N]
@@ -9,8 +10,6 @@ Root attribute `classes` (names, in label order); per split a group with
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from hpclbfl.core.h5file import Group, H5File
+from hpclbfl.core.h5library import INTEGERS, fixed_text
+from hpclbfl.core.h5object import DamagedFile
+from hpclbfl.core.h5write import new_h5file
 from hpclbfl.errors import DataError
 
 IntArray = NDArray[np.int64]
@@ -28,9 +31,8 @@ _CHUNK_BYTES = 64 * 1024
 _READ_AHEAD_BYTES = 1024 * 1024
 _WRITE_BLOCK_BYTES = 4 * 1024 * 1024
 _FINGERPRINT_IMAGES = 64
-_KINDS = {"u": "bytes", "i": "whole numbers"}
-# What h5py raises over damaged files.
-_DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+_MAX_CLASSES = 100_000
+_AGAIN = "pack it again"
 
 
 class Content(Protocol):
@@ -73,26 +75,20 @@ def evenly_spaced(count: int, at_most: int) -> IntArray:
 class PackedSplit:
     """One split of a packed file: labels in memory, image bytes read when asked for."""
 
-    def __init__(self, group: Any, path: Path, name: str, num_classes: int) -> None:
-        self.path, self.name = path, name
-        missing = [key for key in ("encoded", "offsets", "labels") if key not in group]
-        if missing:
-            raise DataError(f"{path}: split '{name}' has no dataset {' and no '.join(missing)}: pack it again")
-        for key, kind in (("encoded", "u"), ("offsets", "i"), ("labels", "i")):
-            if not isinstance(group[key], h5py.Dataset) or group[key].ndim != 1 or group[key].dtype.kind != kind:
-                raise DataError(f"{path}: split '{name}': '{key}' is no list of {_KINDS[kind]}: pack it again")
-        self._encoded = group["encoded"]
-        self._offsets = group["offsets"][:].astype(np.int64)
-        self.labels: IntArray = group["labels"][:].astype(np.int64)
+    def __init__(self, group: Group, num_classes: int) -> None:
+        self.path, self.name = group.path, group.name
+        self._encoded = group.dataset("encoded", np.dtype(np.uint8))
+        self._offsets: IntArray = group.dataset("offsets", INTEGERS).read()
+        self.labels: IntArray = group.dataset("labels", INTEGERS).read()
         self._block: tuple[int, bytes] = (0, b"")
         self._check(num_classes)
 
     def _check(self, num_classes: int) -> None:
-        offsets, labels, total = self._offsets, self.labels, self._encoded.shape[0]
+        offsets, labels, total = self._offsets, self.labels, len(self._encoded)
         where = f"{self.path}: split '{self.name}'"
         if len(offsets) != len(labels) + 1:
             raise DataError(f"{where} is torn: {len(offsets)} offsets for {len(labels)} labels, one more is right")
-        if offsets[0] != 0 or np.any(np.diff(offsets) <= 0):
+        if offsets[0] != 0 or np.any(offsets[1:] <= offsets[:-1]):
             raise DataError(f"{where} is torn: its offsets do not rise from 0")
         if offsets[-1] != total:
             raise DataError(f"{where} is torn: offsets end at {offsets[-1]}, but it holds {total} bytes of images")
@@ -126,9 +122,9 @@ class PackedSplit:
             in_order = begin == block_begin + len(block) or block_begin <= begin < block_begin + len(block) < end
             stop = max(end, min(begin + _READ_AHEAD_BYTES, len(self._encoded))) if in_order else end
             try:
-                block_begin, block = begin, self._encoded[begin:stop].tobytes()
-            except _DAMAGED as error:
-                raise DataError(f"{self.describe(index)}: cannot be read: {error}") from error
+                block_begin, block = begin, self._encoded.rows(begin, stop).tobytes()
+            except DamagedFile as error:
+                raise DataError(f"{self.describe(index)}: {error.reason}: {_AGAIN}") from error
             self._block = (block_begin, block)
         return block[begin - block_begin : end - block_begin]
 
@@ -144,31 +140,37 @@ class PackedFile:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
+        if not self.path.exists():
             raise DataError(f"{self.path}: no such file: give data.path a packed file (hpclbfl data pack makes one)")
         try:
-            # Shared file systems (Lustre, NFS) often refuse HDF5's locks, and readers need none.
-            self._file = h5py.File(self.path, "r", locking=False)
-        except OSError as error:
-            raise DataError(f"{self.path}: not a whole HDF5 file: {error}: pack it again") from error
-        try:
-            self.classes, self.splits = self._read()
-        except _DAMAGED as error:
-            self.close()
-            raise DataError(f"{self.path}: torn: {error}") from error
-        except DataError:
-            self.close()
-            raise
+            self._file = H5File(self.path)
+            try:
+                self.classes, self.splits = self._read()
+                self.noted = self._file.text("fingerprint") if self._file.has("fingerprint") else None
+                """The fingerprint that it was written with; None in files of older versions."""
+            except DataError:
+                self.close()
+                raise
+        except DamagedFile as error:
+            raise DataError(f"{error}: {_AGAIN}") from error
 
     def _read(self) -> tuple[tuple[str, ...], dict[str, PackedSplit]]:
-        if "classes" not in self._file.attrs:
+        if not self._file.has("classes"):
             raise DataError(f"{self.path}: not a packed file: it has no attribute 'classes'")
-        names = (name.decode() if isinstance(name, bytes) else str(name) for name in self._file.attrs["classes"])
-        classes = tuple(names)
-        groups = {name: group for name, group in self._file.items() if isinstance(group, h5py.Group)}
+        classes = self._file.texts("classes", _MAX_CLASSES)
+        groups = {name: group for name in self._file.names() if (group := self._file.group(name)) is not None}
         if not groups:
             raise DataError(f"{self.path}: not a packed file: it has no splits (train, test)")
-        return classes, {name: PackedSplit(group, self.path, name, len(classes)) for name, group in groups.items()}
+        return classes, {name: PackedSplit(group, len(classes)) for name, group in groups.items()}
+
+    def check(self, found: str) -> None:
+        """Compare the set's fingerprint with the one in the file.
+
+        Raises:
+            DataError: they differ: labels, sizes or images are not those that were packed.
+        """
+        if self.noted is not None and self.noted != found:
+            raise DataError(f"{self.path}: is damaged: its content does not have its fingerprint: {_AGAIN}")
 
     def fingerprint(self) -> str:
         """See `fingerprint`."""
@@ -191,32 +193,38 @@ def write_packed(path: Path | str, classes: Sequence[str], splits: Mapping[str, 
     """Write a packed file from streams of (image file's bytes, label); appears whole or not at all.
 
     Raises:
-        DataError: the folder cannot be written, an image is empty, or a label is out of range.
+        DataError: an image is empty, or a label is out of range.
+        EnvironmentFault: the file cannot be written.
     """
-    path = Path(path)
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        with h5py.File(temporary, "w") as file:
-            file.attrs.create("classes", list(classes), dtype=h5py.string_dtype())
-            for split, images in splits.items():
-                _write_split(file.create_group(split), split, images, len(classes))
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_h5file(Path(path)) as file:
+        names = [name.encode() for name in classes]
+        file.attrs["classes"] = np.array(names, h5py.string_dtype(length=max(map(len, names), default=1) or 1))
+        written = {}
+        for split, images in splits.items():
+            written[split] = _write_split(file.create_group(split), split, images, len(classes))
+        file.attrs["fingerprint"] = fixed_text(fingerprint(classes, written))
 
 
-def _write_split(group: Any, name: str, images: Iterable[tuple[bytes, int]], num_classes: int) -> None:
-    encoded = group.create_dataset("encoded", (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,))
+class _Written:
+    """A split as it stands in a file that is being written."""
+
+    def __init__(self, encoded: Any, offsets: IntArray, labels: IntArray) -> None:
+        self.labels = labels
+        self.offsets = offsets
+        self._encoded = encoded
+
+    def sizes(self) -> IntArray:
+        """Bytes of each image."""
+        return np.diff(self.offsets)
+
+    def content(self, index: int) -> bytes:
+        """An image file's bytes."""
+        content: bytes = self._encoded[self.offsets[index] : self.offsets[index + 1]].tobytes()
+        return content
+
+
+def _write_split(group: Any, name: str, images: Iterable[tuple[bytes, int]], num_classes: int) -> _Written:
+    encoded = group.create_dataset("encoded", (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,), fletcher32=True)
     offsets: list[int] = [0]
     labels: list[int] = []
     block = bytearray()
@@ -238,5 +246,8 @@ def _write_split(group: Any, name: str, images: Iterable[tuple[bytes, int]], num
         if len(block) >= _WRITE_BLOCK_BYTES:
             append()
     append()
-    group.create_dataset("offsets", data=np.asarray(offsets, dtype=np.int64))
-    group.create_dataset("labels", data=np.asarray(labels, dtype=np.int64))
+    found = _Written(encoded, np.asarray(offsets, dtype=np.int64), np.asarray(labels, dtype=np.int64))
+    for name, values in (("offsets", found.offsets), ("labels", found.labels)):
+        # While it is held: what fails once it is let go of is not raised.
+        group.create_dataset(name, data=values).flush()
+    return found

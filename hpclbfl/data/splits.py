@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hpclbfl.core.files import read_bytes
+from hpclbfl.data.images import decode, encode_png
 from hpclbfl.data.packed import IntArray, PackedSplit
 from hpclbfl.errors import DataError
 
-# What PIL raises over damaged files, by format.
-_UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+_MAX_FILE_BYTES = 1 << 30
 
 
 class Source(Protocol):
@@ -38,21 +36,6 @@ class Source(Protocol):
 
     def sizes(self, indices: IntArray) -> IntArray:
         """Lengths of `content`, bytes."""
-
-
-def decode(data: bytes, where: str) -> Image.Image:
-    """Bytes of an image file -> RGB image; grey, palette and CMYK images become RGB.
-
-    Raises:
-        DataError: not a whole image; the message begins with `where`.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
-    except _UNREADABLE as error:
-        reason = str(error).split(":")[0].split("<")[0].strip() or type(error).__name__
-        raise DataError(f"{where}: not a readable image: {reason}: replace the file") from error
 
 
 class PackedImages:
@@ -89,10 +72,11 @@ class FileImages:
 
     def encoded(self, index: int) -> bytes:
         """As the bytes of a file."""
+        path = self._files[index]
         try:
-            return self._files[index].read_bytes()
-        except OSError as error:
-            raise DataError(f"{self._files[index]}: cannot be read: {error.strerror}") from error
+            return read_bytes(path, _MAX_FILE_BYTES)
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
     def content(self, index: int) -> bytes:
         """The file's bytes."""
@@ -132,13 +116,6 @@ class ArrayImages:
     def sizes(self, indices: IntArray) -> IntArray:
         """Bytes of each."""
         return np.full(len(indices), self._pixels[0].nbytes, dtype=np.int64)
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """The image as a PNG file, lossless."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)

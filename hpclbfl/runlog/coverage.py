@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from hpclbfl.runlog.schema import MAX_NUMBER
+
 NO_LIMIT = 2**62
 """Step that no run reaches."""
 
@@ -94,8 +96,9 @@ def find_problems(folder: str, attempts: Sequence[Attempt], done: Mapping[str, A
 
 
 def _number(content: Mapping[str, Any], key: str) -> int | None:
+    """A count in a JSON file; None where there is none, or one that cannot be."""
     value = content.get(key)
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_NUMBER else None
 
 
 def _steps(begin: int, end: int) -> str:

@@ -6,37 +6,28 @@ A file that is torn is named, never averaged in silence.
 
 from __future__ import annotations
 
-import ctypes
-import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from h5py import h5a, h5d, h5f, h5p, h5s, h5t
 
+from hpclbfl.core.h5file import H5File
+from hpclbfl.core.h5object import DamagedFile
+from hpclbfl.core.jsonfile import read_json
 from hpclbfl.core.yamlfile import read_mapping
 from hpclbfl.errors import ConfigError, DataError
 from hpclbfl.runlog.coverage import Attempt, LogSpan, find_limits, find_problems
-from hpclbfl.runlog.schema import DTYPES, SCHEMA_VERSION, TABLES
+from hpclbfl.runlog.schema import DTYPES, SCHEMA_VERSION, TABLES, LogAttributes, LogTexts, find_wrong_number
 
 Table = np.ndarray[Any, np.dtype[Any]]
 """Rows of one table: a structured array with the schema's row type."""
 
 
-_READ_ATTEMPTS = 26
-"""Of a block that a live writer may be changing: about 0.1 s in all, from 1 ns and doubling."""
-
-
-class TornFile(DataError):
+class TornFile(DamagedFile):
     """A file of a run that cannot be trusted: unreadable, cut short, with holes or without rows, or missing."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -44,15 +35,14 @@ class RankLog:
     """What one rank wrote in one attempt."""
 
     path: Path
-    attributes: dict[str, Any]
-    """Root attributes: schema_version, config, provenance, rank, attempt, resumed_from_step."""
+    attributes: LogAttributes
     tables: dict[str, Table]
     """All tables of the schema, cut at the committed rows."""
 
     @property
     def span(self) -> LogSpan:
         """The steps that it covers."""
-        start, steps = int(self.attributes.get("resumed_from_step", 0)), self.tables["steps"]["step"]
+        start, steps = self.attributes.resumed_from_step, self.tables["steps"]["step"]
         return LogSpan(str(self.path), start, int(steps[-1]) + 1 if len(steps) else start)
 
 
@@ -80,111 +70,96 @@ def read_file(path: str | Path) -> RankLog:
     """Read one rank's log, also while it is being written.
 
     Raises:
-        TornFile: it is missing, unreadable, cut short or has holes.
+        TornFile: it is missing, unreadable, cut short, has holes, or is no log of ours.
         DataError: another version of the schema wrote it.
     """
     path = Path(path)
     try:
-        # The low-level calls read a folder of 1,000 files about three times as fast as h5py.File.
-        file = h5f.open(bytes(path), h5f.ACC_RDONLY | h5f.ACC_SWMR_READ, swmr_access())
-    except (OSError, RuntimeError) as error:
-        reason = "is not there" if not path.exists() else f"is torn, HDF5 cannot open it ({_first_line(error)})"
-        raise TornFile(path, reason) from error
+        with H5File(path, is_live=True) as file:
+            attributes = _read_attributes(file)
+            return RankLog(path, attributes, _read_tables(file))
+    except DamagedFile as error:
+        raise TornFile(path, error.reason) from error
+
+
+def read_last_rows(path: Path, counts: Mapping[str, int]) -> dict[str, Table]:
+    """Read the newest rows of some tables of a log, up to a number of each, also while it is being written.
+
+    Raises:
+        TornFile: it is missing or cannot be read. Checksums, which cover all rows, are not looked at.
+    """
     try:
-        attributes = _attributes(file)
-        version = attributes.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise DataError(f"{path}: has log schema {version}; this version reads schema {SCHEMA_VERSION}")
-        tables = _read_tables(path, file)
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise TornFile(path, f"is torn, HDF5 cannot read it ({_first_line(error)})") from error
-    finally:
-        file.close()
-    return RankLog(path, attributes, tables)
+        with H5File(path, is_live=True) as file:
+            committed = _read_committed(file)
+            found = {}
+            for name, count in counts.items():
+                rows = committed[name][0]
+                found[name] = _read_rows(file, name, max(0, rows - count), rows)
+            return found
+    except DamagedFile as error:
+        raise TornFile(path, error.reason) from error
 
 
-@cache
-def swmr_access() -> Any:
-    """Return the file-access properties to open a log with while it may still be written."""
-    access = h5p.create(h5p.FILE_ACCESS)
-    access.set_libver_bounds(h5f.LIBVER_LATEST, h5f.LIBVER_LATEST)
-    access.set_file_locking(False, True)
-    # In SWMR mode HDF5 reads a block whose checksum is wrong 100 times over, each pause twice the last: it never ends
-    # on a torn file. h5py has no word for the limit; its own extension module leads to the C library it is linked to.
-    set_attempts = getattr(ctypes.CDLL(h5p.__file__), "H5Pset_metadata_read_attempts", None)
-    if set_attempts is not None:
-        set_attempts.argtypes = [ctypes.c_int64, ctypes.c_uint]
-        set_attempts(access.id, _READ_ATTEMPTS)
-    return access
+def read_texts(path: Path) -> LogTexts:
+    """Read a log's texts, the job and the provenance of its attempt; `read_file` leaves them out, for speed.
+
+    Raises:
+        TornFile: the log is missing or cannot be read, or the texts do not have their checksum.
+    """
+    try:
+        with H5File(path, is_live=True) as file:
+            found = LogTexts(file.text("config"), file.text("provenance"))
+            # Logs of older versions have none.
+            if file.has("texts_crc32") and file.integer("texts_crc32", high=2**32 - 1) != found.checksum():
+                raise file.fault("is damaged: its texts do not have their checksum")
+            return found
+    except DamagedFile as error:
+        raise TornFile(path, error.reason) from error
 
 
-@cache
-def _memory_type(name: str) -> Any:
-    return h5t.py_create(DTYPES[name])
+def _read_attributes(file: H5File) -> LogAttributes:
+    version = file.integer("schema_version")
+    if version != SCHEMA_VERSION:
+        raise DataError(f"{file.path}: has log schema {version}; this version reads schema {SCHEMA_VERSION}")
+    return LogAttributes(*(file.integer(name) for name in ("rank", "attempt", "resumed_from_step")))
 
 
-def _attributes(file: Any) -> dict[str, Any]:
-    found = {}
-    for index in range(h5a.get_num_attrs(file)):
-        attribute = h5a.open(file, index=index)
-        value = np.zeros(attribute.shape, attribute.dtype)
-        attribute.read(value)
-        item = value.item()
-        found[attribute.name.decode()] = item.decode(errors="replace") if isinstance(item, bytes) else item
-    return found
+def _read_committed(file: H5File) -> dict[str, tuple[int, int]]:
+    """Rows of each table of a log that its writer has flushed, and their CRC-32."""
+    counters = file.dataset("committed", np.dtype("<i8"), (len(TABLES), 2)).read()
+    return {name: (int(rows), int(checksum)) for name, (rows, checksum) in zip(TABLES, counters, strict=True)}
 
 
-def read_committed(file: Any) -> dict[str, tuple[int, int]]:
-    """Rows of each table of an open log that its writer has flushed, and their CRC-32."""
-    committed = np.zeros((len(TABLES), 2), np.int64)
-    h5d.open(file, b"committed").read(h5s.ALL, h5s.ALL, committed)
-    return {name: (int(rows), int(checksum)) for name, (rows, checksum) in zip(TABLES, committed, strict=True)}
-
-
-def _read_tables(path: Path, file: Any) -> dict[str, Table]:
-    committed = read_committed(file)
+def _read_tables(file: H5File) -> dict[str, Table]:
+    committed = _read_committed(file)
     while True:
-        tables = {name: _read_table(path, file, name, rows) for name, (rows, _) in committed.items()}
+        tables = {name: _read_rows(file, name, 0, rows) for name, (rows, _) in committed.items()}
         wrong = [name for name, table in tables.items() if zlib.crc32(table.data) != committed[name][1]]
         if not wrong:
-            return tables
+            break
         # A live writer may have been at the counter just then.
-        before, committed = committed, read_committed(file)
+        before, committed = committed, _read_committed(file)
         if committed == before:
-            raise TornFile(path, f"is damaged: rows of table '{wrong[0]}' do not have their checksum")
+            raise file.fault(f"is damaged: rows of table '{wrong[0]}' do not have their checksum")
+    for name, table in tables.items():
+        problem = find_wrong_number(name, table)
+        if problem:
+            raise file.fault(f"is damaged: {problem}")
+    return tables
 
 
-def _read_table(path: Path, file: Any, name: str, rows: int) -> Table:
+def _read_rows(file: H5File, name: str, begin: int, end: int) -> Table:
     dtype = DTYPES[name]
-    if rows == 0:
+    if begin == end:
         return np.zeros(0, dtype)
-    dataset = h5d.open(file, name.encode())
-    space = dataset.get_space()
-    # Before memory is taken: a damaged counter may ask for any amount of it.
-    if not 0 < rows <= space.shape[0]:
-        raise TornFile(path, f"is torn: table '{name}' has {space.shape[0]} of {rows} committed rows")
-    table: Table = np.zeros(rows, dtype)
-    # HDF5 reads zeros, without a word, where a file was cut short.
-    end = 0
-
-    def note_end(chunk: Any) -> None:
-        nonlocal end
-        if chunk.chunk_offset[0] < rows:
-            end = max(end, chunk.byte_offset + chunk.size)
-
-    dataset.chunk_iter(note_end)
-    if end > path.stat().st_size:
-        raise TornFile(path, f"is torn: cut short within table '{name}'")
-    space.select_hyperslab((0,), (rows,))
-    dataset.read(h5s.create_simple((rows,)), space, table, _memory_type(name))
+    dataset = file.dataset(name, dtype)
+    if not 0 <= begin < end <= dataset.shape[0]:
+        raise file.fault(f"is torn: table '{name}' has {dataset.shape[0]} of {end} committed rows")
+    table = dataset.rows(begin, end)
     suspects = table[table[dtype.names[0]] == 0] if dtype.names else table
     if any(not row.tobytes().strip(b"\0") for row in suspects):
-        raise TornFile(path, f"is torn: table '{name}' has rows of zeros")
+        raise file.fault(f"is torn: table '{name}' has rows of zeros")
     return table
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_run(run_dir: str | Path) -> RunLogs:
@@ -243,7 +218,7 @@ def _merge(attempts: list[list[RankLog]], limits: list[int]) -> dict[str, Table]
     for logs, limit in zip(attempts, limits, strict=True):
         for log in logs:
             for name, table in log.tables.items():
-                if name in ("steps", "events") or log.attributes.get("rank") == 0:
+                if name in ("steps", "events") or log.attributes.rank == 0:
                     parts[name].append(table[table["step"] < limit])
     merged = {name: np.concatenate(tables) for name, tables in parts.items()}
     merged["events"] = np.unique(merged["events"])
@@ -255,13 +230,7 @@ def _merge(attempts: list[list[RankLog]], limits: list[int]) -> dict[str, Table]
 
 def _read_json(path: Path, torn: list[TornFile]) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return read_json(path, dict[str, Any])
+    except DataError as error:
+        torn.append(TornFile(path, str(error).removeprefix(f"{path}: ")))
         return None
-    except (OSError, ValueError) as error:
-        torn.append(TornFile(path, f"cannot be read ({_first_line(error)})"))
-        return None
-    if isinstance(found, dict):
-        return found
-    torn.append(TornFile(path, "holds no JSON object"))
-    return None

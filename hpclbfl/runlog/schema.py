@@ -10,9 +10,12 @@ Conventions:
 
 from __future__ import annotations
 
+import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 SCHEMA_VERSION = 2
 """Stands in each file's root attribute `schema_version`; rises when a column changes its name, type or meaning."""
@@ -80,6 +83,11 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 """Row type of every table, columns in the file's order, packed."""
 
+INTEGER_COLUMNS: dict[str, tuple[str, ...]] = {
+    table: tuple(name for name, kind, _, _ in columns if kind == _INT) for table, columns in _COLUMNS.items()
+}
+"""Columns of whole numbers of every table."""
+
 UNITS: dict[str, dict[str, str]] = {
     table: {name: unit for name, _, unit, _ in columns} for table, columns in _COLUMNS.items()
 }
@@ -90,8 +98,50 @@ MEANINGS: dict[str, dict[str, str]] = {
 }
 """What every column holds, in a few words."""
 
-ROOT_ATTRIBUTES: tuple[str, ...] = ("config", "provenance", "rank", "attempt", "resumed_from_step")
-"""Root attributes that whoever opens a log gives, besides `schema_version`, which the writer adds."""
+MAX_NUMBER = 2**53
+"""Above all whole numbers of a log: steps, samples, clients."""
+
+_LOWEST = {("evals", "step"): -1}
+"""Of a column; 0 of all others."""
+
+
+@dataclass(frozen=True)
+class LogAttributes:
+    """Numbers among a log's root attributes, besides `schema_version`; HDF5 keeps a checksum of them."""
+
+    rank: int = 0
+    attempt: int = 0
+    resumed_from_step: int = 0
+
+
+@dataclass(frozen=True)
+class LogTexts:
+    """Texts among a log's root attributes; beside them stands `texts_crc32`, their checksum."""
+
+    config: str = ""
+    """The resolved job, YAML."""
+    provenance: str = ""
+    """Of the attempt, JSON."""
+
+    def checksum(self) -> int:
+        """Return the CRC-32 of both."""
+        return zlib.crc32(f"{self.config}\0{self.provenance}".encode())
+
+
+def find_wrong_number(table: str, rows: NDArray[Any]) -> str:
+    """Say which whole number of a table cannot be, or whose steps do not rise; empty: none."""
+    if not len(rows):
+        return ""
+    for name in INTEGER_COLUMNS[table]:
+        low = _LOWEST.get((table, name), 0)
+        values = rows[name] - low if low else rows[name]
+        # Read without its sign, a negative number is a huge one.
+        if values.view(np.uint64).max() >= MAX_NUMBER:
+            wrong = next(int(value) for value in rows[name] if not low <= value < MAX_NUMBER + low)
+            return f"table '{table}' has {wrong} in column '{name}', {low} to {MAX_NUMBER + low - 1} are right"
+    if table == "steps" and (rows["step"][1:] < rows["step"][:-1]).any():
+        return "the steps of table 'steps' do not rise"
+    return ""
 
 
 def text_columns(table: str) -> dict[int, int]:

@@ -1,20 +1,29 @@
-"""Small HDF5 files of tables, plan.h5 and sharpness.h5: written whole, each column with its unit and its meaning."""
+"""Small HDF5 files of tables, plan.h5 and sharpness.h5: written whole, each column with its unit and its meaning.
+
+The root attribute `checksum` is the SHA-256 of all tables and of the other root attributes.
+"""
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hpclbfl.errors import EnvironmentFault
+from hpclbfl.core.files import explained_writes, write_bytes
+from hpclbfl.core.h5file import H5File
+from hpclbfl.core.h5library import fixed_text, plain_text
 
 Column = tuple[str, str, str, str]
 """Name, NumPy type, unit, meaning; the unit "1" is a plain number, "" a text."""
+Attributes = dict[str, int | float | str]
+
+_SEAL = "checksum"
 
 
 def row_type(columns: Sequence[Column]) -> np.dtype[Any]:
@@ -30,7 +39,7 @@ def describe(dataset: Any, columns: Iterable[tuple[str, str, str]]) -> None:
 
 
 def save_tables(
-    path: Path, tables: Mapping[str, tuple[NDArray[Any], Sequence[Column]]], attributes: Mapping[str, Any]
+    path: Path, tables: Mapping[str, tuple[NDArray[Any], Sequence[Column]]], attributes: Attributes
 ) -> None:
     """Write a file, whole or not at all.
 
@@ -41,19 +50,42 @@ def save_tables(
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    import h5py
-
-    unready = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
+    attributes = {key: plain_text(value) if isinstance(value, str) else value for key, value in attributes.items()}
+    with explained_writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(unready, "w") as file:
-            for name, (rows, columns) in tables.items():
-                dataset = file.create_dataset(name, data=rows)
-                describe(dataset, ((column, unit, meaning) for column, _, unit, meaning in columns))
-            for key, value in attributes.items():
-                file.attrs[key] = value
-        unready.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            unready.unlink(missing_ok=True)
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
+    # In memory, for HDF5 may crash over a full disk; in the earliest format whose metadata have checksums.
+    with h5py.File(path.name, "w", driver="core", backing_store=False, libver=("v108", "v110")) as file:
+        for name, (rows, columns) in tables.items():
+            dataset = file.create_dataset(name, data=rows)
+            describe(dataset, ((column, unit, meaning) for column, _, unit, meaning in columns))
+        seal = _checksum({name: rows for name, (rows, _) in tables.items()}, attributes)
+        for key, value in {**attributes, _SEAL: seal}.items():
+            file.attrs[key] = fixed_text(value) if isinstance(value, str) else value
+        file.flush()
+        content = file.id.get_file_image()
+    write_bytes(path, content)
+
+
+def read_tables(path: Path, types: Mapping[str, np.dtype[Any]]) -> tuple[dict[str, NDArray[Any]], Attributes]:
+    """Read all of a file: its tables, of these types, and its root attributes.
+
+    Raises:
+        DamagedFile: it is missing, cannot be read, has other tables, or does not have its checksum.
+    """
+    with H5File(path) as file:
+        attributes = file.attributes()
+        seal = attributes.pop(_SEAL, None)
+        tables = {name: file.dataset(name, dtype).read() for name, dtype in types.items()}
+        # Files of older versions have none.
+        if seal is not None and seal != _checksum(tables, attributes):
+            raise file.fault("is damaged: its content does not have its checksum")
+    return tables, attributes
+
+
+def _checksum(tables: Mapping[str, NDArray[Any]], attributes: Attributes) -> str:
+    digest = hashlib.sha256(json.dumps(attributes, sort_keys=True).encode())
+    for name in sorted(tables):
+        rows = tables[name]
+        digest.update(f"\0{name}\0{rows.dtype.descr}\0{len(rows)}\0".encode())
+        digest.update(np.ascontiguousarray(rows).tobytes())
+    return digest.hexdigest()

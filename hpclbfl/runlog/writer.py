@@ -9,7 +9,6 @@ again: the next attempt has a file of its own.
 from __future__ import annotations
 
 import os
-import re
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -21,8 +20,21 @@ import h5py
 import numpy as np
 from h5py import h5s, h5t
 
+from hpclbfl.core.h5library import fault_of, fixed_text, plain_text
+from hpclbfl.core.h5write import abandon
 from hpclbfl.errors import RunFailed
-from hpclbfl.runlog.schema import DTYPES, MEANINGS, SCHEMA_VERSION, TABLES, UNITS, defaults, fit_text, text_columns
+from hpclbfl.runlog.schema import (
+    DTYPES,
+    MEANINGS,
+    SCHEMA_VERSION,
+    TABLES,
+    UNITS,
+    LogAttributes,
+    LogTexts,
+    defaults,
+    fit_text,
+    text_columns,
+)
 from hpclbfl.runlog.tables import describe
 
 BLOCK_ROWS = 100
@@ -30,7 +42,6 @@ BLOCK_ROWS = 100
 FLUSH_AFTER_S = 2.0
 """Age at which unwritten rows are written though their block is not full, seconds."""
 _CHUNK_ROWS = 200
-_SYSTEM_REASON = re.compile(r"error message = '([^']+)'")
 
 
 class _Table:
@@ -66,7 +77,7 @@ class RunLog:
 
     Args:
         path: the file to make; its folder exists, the file does not.
-        attributes: root attributes (config, provenance, rank, attempt, resumed_from_step); none can be added later.
+        attributes: those of `LogAttributes` and `LogTexts`; what is left out is 0 or empty.
 
     Raises:
         RunFailed: the file cannot be made or written; one line that names it. The log takes no more rows then.
@@ -93,9 +104,11 @@ class RunLog:
             raise failure from error
 
     def _create(self, attributes: dict[str, str | int | float]) -> None:
-        self._file.attrs["schema_version"] = SCHEMA_VERSION
-        for key, value in attributes.items():
-            self._file.attrs[key] = value
+        texts = LogTexts(*(plain_text(str(attributes.get(name, ""))) for name in ("config", "provenance")))
+        numbers = LogAttributes(*(int(attributes.get(name, 0)) for name in ("rank", "attempt", "resumed_from_step")))
+        values = {"schema_version": SCHEMA_VERSION, **vars(numbers), **vars(texts), "texts_crc32": texts.checksum()}
+        for key, value in values.items():
+            self._file.attrs[key] = fixed_text(value) if isinstance(value, str) else value
         self._tables: dict[str, _Table] = {}
         for name in TABLES:
             dataset = self._file.create_dataset(
@@ -226,33 +239,13 @@ class RunLog:
             raise self._failed(RuntimeError("it was replaced while it was written"))
 
     def _failed(self, error: Exception) -> RunFailed:
-        found = _SYSTEM_REASON.search(str(error))
-        text = str(error).splitlines() or [type(error).__name__]
-        reason = found.group(1) if found else getattr(error, "strerror", None) or text[0]
-        self._error = f"{self.path}: the log cannot be written: {reason}"
+        self._error = f"{self.path}: the log cannot be written: {fault_of(error)}"
         if hasattr(self, "_file"):
-            _abandon(self._file)
+            # What is on disk stays readable up to its committed rows.
+            abandon(self._file)
         return RunFailed(self._error)
 
 
 def _place_of(path: Path) -> tuple[int, int]:
     about = path.stat()
     return about.st_dev, about.st_ino
-
-
-def _abandon(file: Any) -> None:
-    """Let HDF5 close a file that it cannot write.
-
-    It keeps what it could not write and tries again when the file is closed, at the latest at the process's end;
-    failing there, it crashes. So its descriptor is led to a copy in memory, where all goes well; the file on disk
-    stays as it is, readable up to its committed rows.
-    """
-    with suppress(OSError, RuntimeError, ValueError):
-        descriptor = file.id.get_vfd_handle()
-        copy = os.memfd_create("log") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
-        place, size = 0, os.fstat(descriptor).st_size
-        while place < size and (piece := os.pread(descriptor, 1 << 20, place)):
-            place += os.pwrite(copy, piece, place)
-        os.dup2(copy, descriptor)
-        os.close(copy)
-        file.close()

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpclbfl.core.h5file import H5File
+from hpclbfl.core.h5object import DamagedFile
 from hpclbfl.errors import DataError
-from hpclbfl.runlog.tables import Column, row_type, save_tables
+from hpclbfl.runlog.schema import MAX_NUMBER
+from hpclbfl.runlog.tables import Column, read_tables, row_type, save_tables
 
 FILE_NAME = "sharpness.h5"
 SCHEMA_VERSION = 1
@@ -69,21 +72,20 @@ def read_sharpness(path: Path) -> tuple[Tables, dict[str, Any]]:
     """The tables of a file, by step and index, and its root attributes.
 
     Raises:
-        DataError: it cannot be read, or is of another version.
+        DataError: it cannot be read, is damaged, or is of another version.
     """
-    import h5py
-
+    again = "delete it and run 'hpclbfl sharpness' again"
     try:
-        with h5py.File(path, "r") as file:
-            attributes = dict(file.attrs)
-            if attributes.get("schema_version") != SCHEMA_VERSION:
-                raise DataError(
-                    f"{path}: has version {attributes.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
-                    "delete it and run 'hpclbfl sharpness' again"
-                )
-            tables = {name: file[name][()].astype(dtype) for name, dtype in DTYPES.items()}
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read; delete it and run 'hpclbfl sharpness' again") from error
+        with H5File(path) as file:
+            version = file.integer("schema_version")
+        if version != SCHEMA_VERSION:
+            raise DataError(f"{path}: has version {version}, this program reads {SCHEMA_VERSION}; {again}")
+        tables, attributes = read_tables(path, DTYPES)
+    except DamagedFile as error:
+        raise DataError(f"{error}; {again}") from error
+    for name, rows in tables.items():
+        if len(rows) and not 0 <= int(rows["step"].min()) <= int(rows["step"].max()) < MAX_NUMBER:
+            raise DataError(f"{path}: '{name}' has steps below 0 or above {MAX_NUMBER - 1}; {again}")
     return tables, attributes
 
 

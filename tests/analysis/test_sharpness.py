@@ -120,6 +120,12 @@ def test_what_a_logarithmic_axis_has_no_place_for_is_told(root, tmp_path):
     assert "runs without a positive eigenvalue, not drawn: 1" in (tmp_path / "out" / "sharpness.svg").read_text()
 
 
+TORN = (
+    "is torn, HDF5 cannot open it (Unable to synchronously open file (file signature not found)); "
+    "delete it and run 'hpclbfl sharpness' again"
+)
+
+
 def of_another_version(path):
     with h5py.File(path, "a") as file:
         file.attrs["schema_version"] = 99
@@ -128,7 +134,7 @@ def of_another_version(path):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda path: path.write_bytes(b"torn"), "cannot be read; delete it and run 'hpclbfl sharpness' again"),
+        (lambda path: path.write_bytes(b"torn"), TORN),
         (of_another_version, "has version 99, this program reads 1; delete it and run 'hpclbfl sharpness' again"),
     ],
 )

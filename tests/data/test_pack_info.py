@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -14,7 +17,7 @@ from hpclbfl.data import info, pack
 from hpclbfl.data.datasets import DIGITS, load_dataset
 from hpclbfl.data.packed import PackedFile, write_packed
 from hpclbfl.data.splits import ArrayImages, Split
-from hpclbfl.errors import ConfigError, DataError
+from hpclbfl.errors import ConfigError, DataError, EnvironmentFault
 from hpclbfl.sections import DataConfig
 from tests.data.conftest import png
 
@@ -52,7 +55,7 @@ def test_pack_refuses_a_damaged_image(image_folder: Callable[..., Path], tmp_pat
 def test_arrays_become_lossless_png(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
     split = Split.of(ArrayImages(pixels, "array"), [0, 1, 0, 1, 0])
-    write_packed(tmp_path / "a.h5", ["a", "b"], {"train": pack._checked(split), "test": pack._checked(split)})
+    write_packed(tmp_path / "a.h5", ["a", "b"], {"train": pack._checked(split, [0]), "test": pack._checked(split, [0])})
     packed = load_dataset(DataConfig(name="packed", path=str(tmp_path / "a.h5")))
     assert all(np.array_equal(np.asarray(packed.train.image(i)), pixels[i]) for i in range(5))
 
@@ -123,3 +126,91 @@ def test_packed_info(packed_path: Path) -> None:
     text = printed(info.print_packed_info, packed_path)
     assert "8x8 px" in text and "10 to 10" in text and "4 classes: ant, bee, cat, dog" in text
     assert values["fingerprint"] in text
+
+
+def run(*words: object) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "hpclbfl", "data", *map(str, words)], capture_output=True, text=True, timeout=120
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_pack_command_tells_what_is_left_out(image_folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = image_folder()
+    cat = root / "train" / "cat"
+    (cat / "._0.png").write_bytes(b"")
+    (cat / "a.gif").write_bytes(b"")
+    frames = [Image.new("RGB", (12, 9), colour) for colour in ("red", "blue")]
+    frames[0].save(cat / "moves.png", save_all=True, append_images=frames[1:])
+    out = tmp_path / "new" / "folder" / "out.h5"
+    code, told, said = run("pack", "imagefolder", "--path", root, "--out", out)
+    assert (code, told) == (0, f"{out}\n")
+    assert said == (
+        f"{root}: left out, no images: 1 .gif, 1 hidden; "
+        "1 image holds several pictures (animations, pages), the first is used\n"
+    )
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_pack_never_writes_onto_its_input(image_folder: Callable[..., Path], tmp_path: Path, packed_path: Path) -> None:
+    root = image_folder()
+    hard, soft, other = tmp_path / "hard.h5", tmp_path / "soft.h5", tmp_path / "other.h5"
+    hard.hardlink_to(packed_path)
+    soft.symlink_to(packed_path)
+    (tmp_path / "archive.tar.gz").write_bytes(b"archive")
+    (tmp_path / "nowhere.h5").symlink_to(tmp_path / "absent")
+    os.mkfifo(tmp_path / "pipe.h5")
+    image = root / "train" / "cat" / "0.png"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    refused = "is there already and is no packed file: remove it, or give another name"
+    packed, folder = DataConfig(name="packed", path=str(packed_path)), DataConfig(name="imagefolder", path=str(root))
+    for config, out, reason in (
+        (packed, packed_path, "is the set that is to be packed: give another name"),
+        (packed, hard, "is the set that is to be packed: give another name"),
+        (packed, soft, "is the set that is to be packed: give another name"),
+        (packed, image, refused),
+        (packed, tmp_path / "archive.tar.gz", refused),
+        (packed, tmp_path / "nowhere.h5", "is a link to nowhere: remove it, or give another name"),
+        (packed, tmp_path / "pipe.h5", "is no regular file"),
+        (packed, tmp_path, "is a folder: give the name of a file in it"),
+        (folder, image, "lies among the images that are to be packed: give another place"),
+        (folder, root / "test" / "new.h5", "lies among the images that are to be packed: give another place"),
+        (DataConfig(name="digits"), DIGITS, "is the set that is to be packed: give another name"),
+    ):
+        with pytest.raises(DataError) as caught:
+            pack.pack(config, out)
+        assert str(caught.value) == f"{out}: {reason}"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for _ in range(2):
+        assert pack.pack(packed, other) == ""
+    assert pack.pack(folder, root / "packed.h5") == ""
+    assert run("pack", "packed", "--path", packed_path, "--out", soft)[0] == 2
+
+
+def test_a_pack_that_fails_leaves_the_old_file(image_folder: Callable[..., Path], tmp_path: Path) -> None:
+    root, out = image_folder(), tmp_path / "out.h5"
+    config = DataConfig(name="imagefolder", path=str(root))
+    pack.pack(config, out)
+    before = out.read_bytes()
+    (root / "test" / "dog" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError):
+        pack.pack(config, out)
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "out.h5"]
+
+
+def test_plot_makes_its_folder(tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert")
+    info.plot(job(), tmp_path / "a" / "b" / "map.svg")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentFault, match=r"file: cannot be written: file exists"):
+        info.plot(job(), tmp_path / "file" / "map.svg")
+
+
+def test_names_of_classes_are_no_markup(tmp_path: Path) -> None:
+    images = [(png(0), label) for label in range(2)]
+    write_packed(tmp_path / "a.h5", ["[red]x", "a\x1b[31m"], {"train": images, "test": images})
+    text = printed(info.print_packed_info, tmp_path / "a.h5")
+    assert "[red]x, a\\x1b[31m" in text and "\x1b[31m" not in text
+    named = job(2, {"name": "packed", "path": str(tmp_path / "a.h5")})
+    assert "[red]x" in printed(info.print_info, named)

@@ -1,12 +1,14 @@
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from hpclbfl.data.datasets import open_packed
 from hpclbfl.data.packed import PackedFile, evenly_spaced, write_packed
-from hpclbfl.errors import DataError
+from hpclbfl.errors import DataError, EnvironmentFault
 from tests.data.conftest import png
 
 
@@ -45,7 +47,7 @@ def test_written_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     write_packed(path, ["a"], {"train": [(b"x", 0)]})
     assert list(tmp_path.iterdir()) == [path]
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    with pytest.raises(DataError, match=r"absent/set.h5: cannot be written: No such file"):
+    with pytest.raises(EnvironmentFault, match=r"absent/set.h5: cannot be written: no such file"):
         write_packed(tmp_path / "absent" / "set.h5", ["a"], {})
 
 
@@ -82,11 +84,11 @@ def test_missing_file() -> None:
 def test_no_hdf5_file_and_a_truncated_one(tmp_path: Path, packed_path: Path) -> None:
     text = tmp_path / "text.h5"
     text.write_text("hello")
-    with pytest.raises(DataError, match=r"text.h5: not a whole HDF5 file"):
+    with pytest.raises(DataError, match=r"text.h5: is torn, HDF5 cannot open it \(.*signature not found"):
         PackedFile(text)
     whole = packed_path.read_bytes()
     packed_path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"small.h5: not a whole HDF5 file.*truncated"):
+    with pytest.raises(DataError, match=r"small.h5: is torn, HDF5 cannot open it \(.*truncated.*\): pack it again"):
         PackedFile(packed_path)
 
 
@@ -111,7 +113,7 @@ def test_other_hdf5_files(tmp_path: Path) -> None:
         ("offsets", [0, 2, 4, 9], r"split 'train' is torn: offsets end at 9, but it holds 6 bytes"),
         ("labels", [0, 1, 2], r"split 'train' has labels from 0 to 2, but the file names 2 classes"),
         ("labels", [0, -1, 1], r"split 'train' has labels from -1 to 1, but the file names 2 classes"),
-        ("labels", None, r"split 'train' has no dataset labels: pack it again"),
+        ("labels", None, r"has no 'train/labels': pack it again"),
     ],
 )
 def test_torn_files(tmp_path: Path, name: str, values: list[int] | None, message: str) -> None:
@@ -143,3 +145,83 @@ def test_damaged_anywhere_is_reported_or_read_right(packed_path: Path) -> None:
             assert str(error).startswith(str(packed_path)) and "\n" not in str(error)
             outcomes.add("reported")
     assert outcomes == {"read", "reported"}
+
+
+def damage(path: Path, edit: Callable[[h5py.File], None]) -> str:
+    """What is said about a packed file once it was edited."""
+    with h5py.File(path, "r+") as file:
+        edit(file)
+    with pytest.raises(DataError) as caught:
+        open_packed("packed", path)
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+def test_another_label_is_not_taken_for_the_set(packed_path: Path) -> None:
+    def edit(file: h5py.File) -> None:
+        file["train/labels"][3] = 0
+
+    assert damage(packed_path, edit) == "is damaged: its content does not have its fingerprint: pack it again"
+    with h5py.File(packed_path, "r+") as file:
+        del file.attrs["fingerprint"]
+    assert open_packed("packed", packed_path).train.labels[3] == 0
+
+
+def test_a_flipped_bit_in_an_image_is_found(packed_path: Path) -> None:
+    content = bytearray(packed_path.read_bytes())
+    content[content.index(png(21)) + 70] ^= 1
+    packed_path.write_bytes(content)
+    with PackedFile(packed_path) as file, pytest.raises(DataError) as caught:
+        file.splits["train"].encoded(21)
+    assert str(caught.value).startswith(f"{packed_path}: train image 21: is torn, HDF5 cannot read it (")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "reason"),
+    [
+        ("train/encoded", np.zeros(4), "'train/encoded' holds 64-bit floats, unsigned 8-bit integers are right"),
+        ("train/labels", np.zeros((4, 1), np.int64), "'train/labels' has the shape (4, 1), (any) is right"),
+        (
+            "train/offsets",
+            np.zeros(4, np.uint64),
+            "'train/offsets' holds unsigned 64-bit integers, ",
+        ),
+        ("test", h5py.ExternalLink("other.h5", "test"), "'test' is a link to another place, and such links are not"),
+        ("extra", h5py.SoftLink("/train"), "'extra' is a link to another place, and such links are not followed"),
+    ],
+)
+def test_parts_that_are_not_ours(packed_path: Path, place: str, value: object, reason: str) -> None:
+    def edit(file: h5py.File) -> None:
+        if place in file:
+            del file[place]
+        file[place] = value
+
+    assert damage(packed_path, edit).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (3, "attribute 'classes' is no list of texts: pack it again"),
+        ([1, 2], "attribute 'classes' is no list of texts: pack it again"),
+        (np.zeros(0, "S1"), "attribute 'classes' is of the shape (0,), 1 to 100,000 texts are right: pack it again"),
+    ],
+)
+def test_classes_that_are_not_ours(packed_path: Path, value: object, reason: str) -> None:
+    assert damage(packed_path, lambda file: file.attrs.__setitem__("classes", value)) == reason
+
+
+@pytest.mark.parametrize("name", ["encoded", "offsets", "labels"])
+def test_sizes_that_are_only_declared(packed_path: Path, name: str) -> None:
+    def edit(file: h5py.File) -> None:
+        kind = file[f"train/{name}"].dtype
+        del file[f"train/{name}"]
+        file.create_dataset(f"train/{name}", (10**12,), kind, chunks=(4096,))
+
+    reason = damage(packed_path, edit)
+    assert "declares" in reason if name != "encoded" else "offsets end at" in reason
+
+
+def test_many_classes_with_long_names(tmp_path: Path) -> None:
+    names = [f"{'class ' * 20}{number}" for number in range(9000)]
+    write_packed(tmp_path / "a.h5", names, {"train": [(b"x", 8999)], "test": [(b"y", 0)]})
+    assert open_packed("packed", tmp_path / "a.h5").classes == tuple(names)

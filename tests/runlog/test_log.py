@@ -14,8 +14,17 @@ import pytest
 
 from hpclbfl.errors import DataError, RunFailed
 from hpclbfl.runlog import writer
-from hpclbfl.runlog.reader import TornFile, read_file
-from hpclbfl.runlog.schema import DTYPES, MEANINGS, SCHEMA_VERSION, TABLES, UNITS, fit_text
+from hpclbfl.runlog.reader import TornFile, read_file, read_last_rows, read_texts
+from hpclbfl.runlog.schema import (
+    DTYPES,
+    MEANINGS,
+    SCHEMA_VERSION,
+    TABLES,
+    UNITS,
+    LogAttributes,
+    LogTexts,
+    fit_text,
+)
 from hpclbfl.runlog.writer import BLOCK_ROWS, RunLog
 
 ATTRIBUTES = {"config": "name: run\n" * 20000, "provenance": "{}", "rank": 3, "attempt": 1, "resumed_from_step": 40}
@@ -78,7 +87,8 @@ def test_every_column_comes_back(table, tmp_path):
         np.testing.assert_array_equal(found.tables[table][name], rows[name])
     assert found.tables[table].dtype == DTYPES[table]
     assert all(len(found.tables[other]) == 0 for other in TABLES if other != table)
-    assert found.attributes == {**ATTRIBUTES, "schema_version": SCHEMA_VERSION}
+    assert found.attributes == LogAttributes(3, 1, 40)
+    assert read_texts(tmp_path / "rank00003.h5") == LogTexts("name: run\n" * 20000, "{}")
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -241,8 +251,7 @@ def test_a_flipped_bit_is_never_read_as_data(tmp_path):
         except DataError as error:
             reported += "do not have their checksum" in str(error)
             continue
-        # Nothing stands there, or a text that the run folder has in files of their own, too.
-        assert all(found.attributes[key] == expected.attributes[key] for key in ("rank", "attempt"))
+        assert found.attributes == expected.attributes
         assert all(found.tables[name].tobytes() == expected.tables[name].tobytes() for name in TABLES)
     assert reported >= len(inside)
 
@@ -273,6 +282,149 @@ def test_hole_is_reported(tmp_path):
     path.write_bytes(whole[:at] + bytes(DTYPES["steps"].itemsize) + whole[at + DTYPES["steps"].itemsize :])
     with pytest.raises(TornFile, match="table 'steps' has rows of zeros"):
         read_file(path)
+
+
+def replaced(name, **options):
+    """Changes a log: this dataset is another one."""
+
+    def change(file):
+        del file[name]
+        file.create_dataset(name, **options)
+
+    return change
+
+
+def noted(name, value):
+    """Changes a log: this attribute is another one."""
+    return lambda file: file.attrs.__setitem__(name, value)
+
+
+READ = "import sys; from hpclbfl.runlog.reader import read_file, read_last_rows; from pathlib import Path\n"
+
+
+@pytest.mark.parametrize("count", [1000, 10**6])
+@pytest.mark.parametrize("call", ["read_file(path)", "read_last_rows(path, {'steps': 50})"])
+def test_counters_of_another_shape_overflow_no_buffer(tmp_path, count, call):
+    # Wherever the heap is, a process that lives on has not had it overwritten.
+    path = tmp_path / "rank00000.h5"
+    RunLog(path, ATTRIBUTES).close()
+    with h5py.File(path, "r+") as file:
+        replaced("committed", data=np.full(count, 7, np.int64))(file)
+    program = READ + f"path = Path({str(path)!r})\ntry:\n    {call}\nexcept Exception as error:\n    print(error)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{path}: 'committed' has the shape ({count}), (5, 2) is right\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (replaced("committed", data=np.int64(1)), "'committed' has the shape (), (5, 2) is right"),
+        (replaced("committed", data=np.zeros((5, 2))), "'committed' holds 64-bit floats, 64-bit integers are right"),
+        (
+            replaced("committed", shape=(5, 2), dtype=h5py.string_dtype()),
+            "'committed' holds texts, 64-bit integers are right",
+        ),
+        (lambda file: file.__delitem__("committed"), "has no 'committed'"),
+        (noted("rank", 2**40), "attribute 'rank' is 1099511627776, a whole number from 0 to 2147483647 is right"),
+        (noted("attempt", -1), "attribute 'attempt' is -1, a whole number from 0 to 2147483647 is right"),
+        (noted("resumed_from_step", [0] * 999), "attribute 'resumed_from_step' is no single value"),
+        (
+            noted("schema_version", np.bytes_(b"two")),
+            "attribute 'schema_version' is 'two', a whole number from 0 to 2147483647 is right",
+        ),
+    ],
+)
+def test_logs_that_are_not_ours(tmp_path, change, reason):
+    path = tmp_path / "rank00000.h5"
+    RunLog(path, ATTRIBUTES).close()
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(TornFile) as caught:
+        read_file(path)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("rows", [10**12, 300])
+def test_rows_that_a_log_only_declares(tmp_path, rows):
+    path = tmp_path / "rank00000.h5"
+    with RunLog(path, ATTRIBUTES) as log:
+        log.extend("steps", some_rows("steps", 200))
+    with h5py.File(path, "r+") as file:
+        file["steps"].resize((rows,))
+        file["committed"][0, 0] = rows
+    with pytest.raises(TornFile, match=r"is torn: ('steps' declares|table 'steps' has rows of zeros)"):
+        read_file(path)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "reason"),
+    [
+        ("steps", "step", -1, "table 'steps' has -1 in column 'step', 0 to 9007199254740991 are right"),
+        ("steps", "client", -7, "table 'steps' has -7 in column 'client', 0 to 9007199254740991 are right"),
+        (
+            "steps",
+            "num_samples",
+            2**62,
+            f"table 'steps' has {2**62} in column 'num_samples', 0 to {2**53 - 1} are right",
+        ),
+        ("evals", "step", -2, f"table 'evals' has -2 in column 'step', -1 to {2**53 - 2} are right"),
+        ("evals", "step", 2**63 - 1, f"table 'evals' has {2**63 - 1} in column 'step', -1 to {2**53 - 2} are right"),
+        ("steps", "step", 10**6, "the steps of table 'steps' do not rise"),
+    ],
+)
+def test_numbers_that_cannot_be(tmp_path, table, column, value, reason):
+    rows = some_rows(table, 20)
+    rows[column][7] = value
+    with RunLog(tmp_path / "a.h5", ATTRIBUTES) as log:
+        log.extend(table, rows)
+    with pytest.raises(TornFile) as caught:
+        read_file(tmp_path / "a.h5")
+    assert caught.value.reason == f"is damaged: {reason}"
+
+
+def test_numbers_that_can_be(tmp_path):
+    with RunLog(tmp_path / "a.h5", ATTRIBUTES) as log:
+        log.append("evals", step=-1, num_samples=0, split="test", loss=float("inf"))
+        log.append("events", step=3, kind="a", text="later")
+        log.append("events", step=1, kind="a", text="earlier")
+    assert read_file(tmp_path / "a.h5").tables["events"]["step"].tolist() == [3, 1]
+
+
+def test_texts_have_a_checksum_and_may_hold_anything(tmp_path):
+    path = tmp_path / "a.h5"
+    RunLog(path, {"config": "näme: \udcff\0x", "provenance": "{}" * 40_000}).close()
+    assert read_texts(path) == LogTexts("näme: ? x", "{}" * 40_000)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"{}{}", b"{}{)", 1))
+    with pytest.raises(TornFile, match="is damaged: its texts do not have their checksum"):
+        read_texts(path)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["texts_crc32"]
+    assert read_texts(path).provenance.startswith("{}{)")
+
+
+def test_texts_of_older_logs(tmp_path):
+    path = tmp_path / "a.h5"
+    RunLog(path, {}).close()
+    with h5py.File(path, "r+", libver="latest") as file:
+        for name in ("config", "provenance", "texts_crc32"):
+            del file.attrs[name]
+        file.attrs.update({"config": "name: ü\n" * 9, "provenance": '{"a": 1}'})
+    assert read_texts(path) == LogTexts("name: ü\n" * 9, '{"a": 1}')
+
+
+def test_the_newest_rows_alone(tmp_path):
+    path = tmp_path / "a.h5"
+    rows = some_rows("steps", 250)
+    with RunLog(path, ATTRIBUTES) as log:
+        log.extend("steps", rows)
+        found = read_last_rows(path, {"steps": 60, "evals": 5})
+        assert found["steps"].tobytes() == rows[190:].tobytes() and len(found["evals"]) == 0
+    with h5py.File(path, "r+") as file:
+        file["committed"][0, 0] = 251
+    with pytest.raises(TornFile, match="is torn: table 'steps' has 250 of 251 committed rows"):
+        read_last_rows(path, {"steps": 60})
 
 
 def test_missing_and_foreign_files(tmp_path):

@@ -163,7 +163,7 @@ def test_a_damaged_file_is_named(run: Path, capfd: pytest.CaptureFixture[str]) -
     (run / "sharpness.h5").write_bytes(b"torn")
     code, line = failure(run, Options(samples=8, iterations=1), capfd)
     assert code == DataError.exit_code
-    assert "sharpness.h5: cannot be read; delete it" in line
+    assert "sharpness.h5: is torn, HDF5 cannot open it (" in line and "; delete it and run" in line
 
 
 def test_a_net_that_has_diverged_has_no_sharpness(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

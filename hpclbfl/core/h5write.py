@@ -1,0 +1,66 @@
+"""Writing HDF5 files whole or not at all, on a disk that may be full."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from hpclbfl.core.files import replacing_name
+from hpclbfl.core.h5library import fault_of
+from hpclbfl.errors import EnvironmentFault
+
+
+@contextmanager
+def new_h5file(path: Path) -> Iterator[h5py.File]:
+    """Yield a new file that takes the path's place when the block ends well; else all stays as it was.
+
+    Datasets are to be flushed before they are let go of: what fails later is not raised.
+
+    Args:
+        path: the file; its folder exists.
+
+    Raises:
+        EnvironmentFault: it cannot be written; one line that names it.
+    """
+    with replacing_name(path) as unready:
+        try:
+            # The earliest format whose metadata have checksums, and whose attributes may be large.
+            file = h5py.File(unready, "w", locking=False, libver=("v108", "v110"))
+        except OSError as error:
+            raise _fault(path, error) from error
+        try:
+            yield file
+            file.flush()
+            file.close()
+        except BaseException as error:
+            abandon(file)
+            if isinstance(error, OSError | RuntimeError):
+                raise _fault(path, error) from error
+            raise
+
+
+def _fault(path: Path, error: Exception) -> EnvironmentFault:
+    return EnvironmentFault(f"{path}: cannot be written: {fault_of(error).lower()}; give a place that can be")
+
+
+def abandon(file: Any) -> None:
+    """Let HDF5 close a file that it cannot write.
+
+    It keeps what it could not write and tries again when the file is closed, at the latest at the process's end;
+    failing there, it crashes. So its descriptor is led to a copy in memory, where all goes well; the file on disk
+    stays as it is.
+    """
+    with suppress(OSError, RuntimeError, ValueError):
+        descriptor = file.id.get_vfd_handle()
+        copy = os.memfd_create("log") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
+        place, size = 0, os.fstat(descriptor).st_size
+        while place < size and (piece := os.pread(descriptor, 1 << 20, place)):
+            place += os.pwrite(copy, piece, place)
+        os.dup2(copy, descriptor)
+        os.close(copy)
+        file.close()
