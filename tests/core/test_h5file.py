@@ -238,7 +238,7 @@ def test_names_in_messages_are_printable_and_short(path):
         (name,) = file.names()
         file.group(name).dataset("x", "<i8")
 
-    assert reason(path, read) == f"has no 'a\\n\\x1b[31m{'b' * 40} ... {'b' * 47}/x'"
+    assert reason(path, read) == f"has no 'a\\n\\x1b[31m{'b' * 36} ... {'b' * 45}/x'"
 
 
 def test_texts(path):
