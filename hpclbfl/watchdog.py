@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -18,12 +19,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from hpclbfl.comm.base import launched_size
+from hpclbfl.core.files import create
+from hpclbfl.core.jsonfile import read_json
+from hpclbfl.errors import DataError
 
 NOTE_EVERY_S = 10.0
 """Longest time between two notes."""
+NOTE_BYTES = 4096
+_RANK = re.compile("[0-9]{5,9}")
 
 
 @contextmanager
@@ -41,6 +46,15 @@ def start_limit(timeout_s: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A note's file."""
+
+    step: int
+    waits: bool
+    time: float
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,9 @@ class Watchdog:
         with suppress(OSError):
             path = note_path(self._folder, self._rank)
             temporary = path.with_suffix(".new")
-            temporary.write_text(text, encoding="utf-8")
+            temporary.unlink(missing_ok=True)
+            with create(temporary) as file:
+                file.write(text.encode())
             temporary.replace(path)
 
     def _missing(self) -> str:
@@ -128,15 +144,22 @@ def note_path(folder: Path, rank: int) -> Path:
     return folder / f"rank{rank:05d}.note"
 
 
+def read_note(path: Path) -> Note | None:
+    """What a rank has noted; None where there is no note that can be read."""
+    rank = path.stem.removeprefix("rank")
+    try:
+        told = read_json(path, _Told, NOTE_BYTES)
+    except DataError:
+        return None
+    if told is None or not _RANK.fullmatch(rank):
+        return None
+    return Note(int(rank), told.step, told.waits, time.time() - told.time)
+
+
 def read_notes(folder: Path) -> list[Note]:
     """All ranks' notes in an attempt's folder, by rank."""
-    notes = []
-    for path in sorted(folder.glob("rank*.note")):
-        with suppress(OSError, ValueError, KeyError):
-            told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            rank = int(path.stem.removeprefix("rank"))
-            notes.append(Note(rank, int(told["step"]), bool(told["waits"]), time.time() - float(told["time"])))
-    return notes
+    notes = (read_note(path) for path in sorted(folder.glob("rank*.note")))
+    return [note for note in notes if note is not None]
 
 
 def end_process(code: int) -> None:
