@@ -20,7 +20,7 @@ from hpclbfl.runfolder import Attempt, RunFolder, checkpoint_steps
 from hpclbfl.watchdog import note_path, read_note
 
 
-def explain(run: RunFolder | None, code: int, said: str, signum: int | None = None) -> str | None:
+def explain(run: RunFolder | None, code: int, said: str, signum: int | None = None, always: bool = False) -> str | None:
     """Return one line about ranks that ended without a word, None where a rank has said itself what is wrong.
 
     Args:
@@ -28,10 +28,15 @@ def explain(run: RunFolder | None, code: int, said: str, signum: int | None = No
         code: exit code of the launcher; 128+n: signal n.
         said: what ranks and launcher wrote to stderr, or the end of it.
         signum: the signal upon which the launcher was told to end.
+        always: also where nothing is known but the exit code.
     """
-    return explain_end(
-        code, said, signum, lambda rank: last_heard(run, rank) if run is not None else ", before the training began"
-    )
+
+    def heard(rank: int | None) -> str:
+        if run is not None:
+            return last_heard(run, rank or 0)
+        return ", before the training began" if rank is not None else ""
+
+    return explain_end(code, said, signum, heard, always)
 
 
 def last_heard(run: RunFolder, rank: int) -> str:
@@ -128,7 +133,7 @@ class LaunchedRun:
             signum: the signal upon which the launcher was told to end.
         """
         run = self.find()
-        line = explain(run, code, said, signum)
+        line = explain(run, code, said, signum, always=True)
         if run is None or line is None:
             return line
         if (run.status() or {}).get("state") == "running" and not _is_taken(run):

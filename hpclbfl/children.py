@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-ENTRY = Path(__file__).resolve().parent / "entry"
+_ENTRY = Path(__file__).resolve().parent / "entry"
+RUN_MODULE = _ENTRY / "run_module.py"
 _LOOK_EVERY_S = 0.05
 
 
@@ -19,7 +20,7 @@ def module_command(module: str, *words: str) -> list[str]:
 
     It is `python -m MODULE WORDS` without the working folder on the path, and the process ends with its parent.
     """
-    return [sys.executable, str(ENTRY / "run_module.py"), "-m", module, *words]
+    return [sys.executable, str(RUN_MODULE), "-m", module, *words]
 
 
 def tethered(command: Sequence[str], signum: int = signal.SIGTERM) -> list[str]:
@@ -28,7 +29,7 @@ def tethered(command: Sequence[str], signum: int = signal.SIGTERM) -> list[str]:
     It is to be started by the thread that then waits for it: the kernel takes that thread's end for the process's.
     """
     # Alone (-I -S) Python starts in some 10 ms.
-    return [sys.executable, "-I", "-S", str(ENTRY / "tether.py"), str(os.getpid()), str(int(signum)), *command]
+    return [sys.executable, "-I", "-S", str(_ENTRY / "tether.py"), str(os.getpid()), str(int(signum)), *command]
 
 
 def end_session(session: int, grace_s: float) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpclbfl.core.text import say
-from hpclbfl.errors import ConfigError, EnvironmentFault
+from hpclbfl.errors import REQUEUE_CODE, ConfigError, EnvironmentFault
 from hpclbfl.launcher_words import OWN_ERROR, explain_end, find_start_failure
 from hpclbfl.mpi_runtime import bundled_environment
 from hpclbfl.progress import TERMINAL_COLUMNS
@@ -185,7 +185,8 @@ def run_mpirun(
     line = explain(ended.code, ended.said, ended.signum)
     own = [said for said in ended.said.splitlines() if said.startswith(OWN_ERROR)]
     if ended.relay is not None:
-        ended.relay.finish(show=debug or not (line or own))
+        # That a run has saved its state is its own word.
+        ended.relay.finish(show=debug or not (line or own or ended.code == REQUEUE_CODE))
     with suppress(OSError):
         if line is not None:
             say(f"{OWN_ERROR} {line}")

@@ -33,6 +33,7 @@ _RULE = re.compile(r"-{40,}\s*")
 """Open MPI's notices stand between two of these."""
 _NOISE = re.compile(
     r"\[[^\]\s]+:\d+\] .*(_ERROR_LOG: |PMIX ERROR: |OPAL ERROR: |ha(s|ve) sent help message|orte_base_help_aggregate)"
+    r"|mpirun: Forwarding signal \d+ to job"
 )
 """Lines of Open MPI's that say to nobody but its authors what went wrong while the ranks were being ended."""
 _MPIRUN_USAGE = re.compile(r"^(?:mpirun|mpiexec|orterun|prterun): Error: (.+)$", re.MULTILINE)
@@ -112,7 +113,11 @@ def find_start_failure(said: str) -> str | None:
 
 
 def explain_end(
-    code: int, said: str, signum: int | None = None, heard: Callable[[int], str] = lambda rank: ""
+    code: int,
+    said: str,
+    signum: int | None = None,
+    heard: Callable[[int | None], str] = lambda rank: "",
+    always: bool = True,
 ) -> str | None:
     """Return one line about ranks that ended without a word, None where a rank has said itself what is wrong.
 
@@ -120,7 +125,8 @@ def explain_end(
         code: exit code of the launcher; 128+n: signal n.
         said: what ranks and launcher wrote to stderr, or the end of it.
         signum: the signal upon which the launcher was told to end.
-        heard: returns the end of the line, what is known of a rank.
+        heard: returns the end of the line, what is known of a rank; None: of none in particular.
+        always: also where nothing is known but the exit code.
     """
     if code in (0, REQUEUE_CODE):
         return None
@@ -134,14 +140,12 @@ def explain_end(
             return f"rank {death.rank} waited {waited[1]} for all ranks to start (comm.start_timeout_s): some never did"
         return f"{death}{heard(death.rank)}"
     if signum is not None:
-        return f"interrupted by {signal_name(signum)}{heard(0)}"
+        return f"interrupted by {signal_name(signum)}{heard(None)}"
     if reason := find_start_failure(said):
         return reason
-    if code <= 128:
-        return None
     if code - 128 in signal.valid_signals():
-        return f"ended by {signal_name(code - 128)}{heard(0)}"
-    return f"the launcher ended with exit code {code}, and does not say why"
+        return f"ended by {signal_name(code - 128)}{heard(None)}"
+    return f"mpirun ended with exit code {code} and does not say why{heard(None)}" if always else None
 
 
 class Notices:
@@ -159,7 +163,7 @@ class Notices:
 
     def may_begin(self, start: str) -> bool:
         """Whether a line that begins so may turn out to be one."""
-        return self.in_notice or start[:1] in ("-", "[")
+        return self.in_notice or start[:1] in ("-", "[", "m")
 
 
 def _split(said: str) -> tuple[list[str], list[str]]:
