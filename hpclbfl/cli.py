@@ -17,6 +17,7 @@ from hpclbfl import __version__
 from hpclbfl.children import module_command
 from hpclbfl.errors import REQUEUE_CODE, ConfigError, HpclbflError
 from hpclbfl.signals import orderly_end
+from hpclbfl.unheard import go_on_unheard
 
 app = typer.Typer(
     name="hpclbfl",
@@ -73,6 +74,7 @@ def train(
     if print_config:
         print(config.resolved(launched_size(os.environ)).to_yaml(), end="")
         return
+    go_on_unheard()
     if launched_size(os.environ) > 1:
         from hpclbfl.parent import end_with_parent
 

@@ -16,6 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from hpclbfl.comm.base import launched_size
+from hpclbfl.unheard import lead_nowhere, open_closed_streams
 
 ASKING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 """Slurm, the shell, a terminal that goes away and a limit of processor time say that a run is to stop."""
@@ -92,6 +93,7 @@ def orderly_end(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
     The exit code is 128+n, and one line names the signal; of the reader, whose wish it was, nothing is said. A rank of
     an MPI job lets a signal end it, which its launcher tells.
     """
+    open_closed_streams()
     with handling(ENDING if launched_size(environ) == 1 else (), _interrupt):
         try:
             try:
@@ -102,7 +104,9 @@ def orderly_end(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
             if (cause := _cause(error)) is None:
                 raise
             if isinstance(cause, BrokenPipeError):
-                _drop_output()
+                # Else Python would try again at its end.
+                lead_nowhere(sys.stdout)
+                lead_nowhere(sys.stderr)
                 raise SystemExit(128 + signal.SIGPIPE) from None
             interrupted = cause if isinstance(cause, Interrupted) else Interrupted(signal.SIGINT)
             with suppress(OSError):
@@ -130,11 +134,3 @@ def _cause(error: BaseException) -> BrokenPipeError | KeyboardInterrupt | Interr
         if isinstance(context, RuntimeError) and isinstance(context.__cause__, KeyboardInterrupt):
             return context.__cause__
     return None
-
-
-def _drop_output() -> None:
-    """Send what the streams still hold to nowhere, so that Python does not try again at its end."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())

@@ -11,7 +11,6 @@ if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
     del sys.path[0]
 
 import os
-from pathlib import Path
 
 
 def drop_working_folder() -> None:
@@ -19,7 +18,7 @@ def drop_working_folder() -> None:
     given = os.environ.get("PYTHONPATH", "")
     entries = given.split(os.pathsep)
     try:
-        folder = str(Path.cwd())
+        folder = os.getcwd()  # noqa: PTH109, pathlib would still be looked for there
     except OSError:
         # It has been removed, and holds no modules.
         return
@@ -31,6 +30,7 @@ def drop_working_folder() -> None:
 def load_package() -> None:
     """Load the package that this file belongs to, also where another one, or none, is on the path."""
     import importlib.util
+    from pathlib import Path
 
     source = Path(__file__).resolve().parent.parent / "__init__.py"
     places = [str(source.parent)]
