@@ -10,6 +10,7 @@ from typing import Any
 
 from hpclbfl.bench import report
 from hpclbfl.bench.turns import Turns
+from hpclbfl.core.files import prepare_output, write_output
 from hpclbfl.errors import ConfigError
 
 BENCHMARKS = ("comm", "step", "scaler", "input", "log", "hetero")
@@ -43,11 +44,11 @@ def run(name: str, options: dict[str, Any], out: Path | None, as_json: bool, deb
     module: Any = importlib.import_module(f"hpclbfl.bench.{name}")
     settings = _settings(name, module, {key: value for key, value in options.items() if value is not None})
     path = out or report.default_path(name)
-    report.make_folder(path)
+    prepare_output(path)
     with Turns(name) as turns:
         findings = module.measure(settings, turns, debug)
     text = report.as_text(report.document(name, asdict(settings), findings))
-    report.write(path, text)
+    write_output(path, text.encode())
     if as_json:
         print(text, end="")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import uuid
@@ -53,6 +54,26 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with replacing(path) as file:
         file.write(content)
+
+
+def prepare_output(path: Path) -> None:
+    """Make the folder of a file that the user wants (`--out`), and see that it can be written, before work begins.
+
+    Raises:
+        EnvironmentFault: the folder cannot be made or written, or a folder has the file's name.
+    """
+    with explained_writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file that the user wants: its folder is made, too. See `prepare_output` and `write_bytes`."""
+    prepare_output(path)
+    write_bytes(path, content)
 
 
 @contextmanager

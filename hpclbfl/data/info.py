@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from hpclbfl.config import JobConfig
+from hpclbfl.core.files import write_output
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.packed import IntArray, PackedFile
 from hpclbfl.data.partition import partition
 from hpclbfl.data.splits import decode
-from hpclbfl.errors import ConfigError, DataError
+from hpclbfl.errors import ConfigError
 
 _MAX_CLASS_COLUMNS = 20
 _CELL_PX = (3, 34)
@@ -121,6 +122,7 @@ def plot(job: JobConfig, path: Path | str) -> None:
 
     Raises:
         ConfigError: another ending.
+        EnvironmentFault: it cannot be written.
     """
     import vl_convert
 
@@ -128,13 +130,10 @@ def plot(job: JobConfig, path: Path | str) -> None:
     if path.suffix not in (".png", ".svg"):
         raise ConfigError(f"{path}: a plot is a .png or an .svg")
     specification = json.dumps(_heat_map(label_info(job), job.partition.kind))
-    try:
-        if path.suffix == ".png":
-            path.write_bytes(vl_convert.vegalite_to_png(specification, scale=2))
-        else:
-            path.write_text(vl_convert.vegalite_to_svg(specification), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+    if path.suffix == ".png":
+        write_output(path, vl_convert.vegalite_to_png(specification, scale=2))
+    else:
+        write_output(path, vl_convert.vegalite_to_svg(specification).encode())
 
 
 def _heat_map(info: LabelInfo, kind: str) -> dict[str, Any]:

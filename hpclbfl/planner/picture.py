@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from hpclbfl.errors import ConfigError, EnvironmentFault
+from hpclbfl.core.files import write_output
+from hpclbfl.errors import ConfigError
 from hpclbfl.planner.fits import plain_line
 from hpclbfl.planner.plan_file import Plan, RankPlan
 from hpclbfl.planner.recommend import predictions
@@ -36,14 +37,10 @@ def draw(plan: Plan, rows: Sequence[ProbeRow], title: str, path: Path) -> None:
     if path.suffix not in (".png", ".svg"):
         raise ConfigError(f"{path}: a plot is a .png or an .svg")
     specification = json.dumps(chart(plan, rows, title))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".png":
-            path.write_bytes(vl_convert.vegalite_to_png(specification, scale=2))
-        else:
-            path.write_text(vl_convert.vegalite_to_svg(specification), encoding="utf-8")
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror}") from error
+    if path.suffix == ".png":
+        write_output(path, vl_convert.vegalite_to_png(specification, scale=2))
+    else:
+        write_output(path, vl_convert.vegalite_to_svg(specification).encode())
 
 
 def chart(plan: Plan, rows: Sequence[ProbeRow], title: str) -> dict[str, Any]:

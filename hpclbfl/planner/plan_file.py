@@ -13,7 +13,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from hpclbfl.comm.base import launched_rank
 from hpclbfl.config import JobConfig
-from hpclbfl.errors import ConfigError, EnvironmentFault
+from hpclbfl.core.files import write_output
+from hpclbfl.errors import ConfigError
 from hpclbfl.planner.fits import BentLine, Line
 from hpclbfl.provenance import collect
 from hpclbfl.sections import BspConfig, Section
@@ -166,13 +167,7 @@ def save_plan(plan: Plan, path: Path) -> None:
         EnvironmentFault: it cannot be written.
     """
     text = _HEADER + yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, width=120)
-    unready = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unready.write_text(text, encoding="utf-8")
-        unready.replace(path)
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror}") from error
+    write_output(path, text.encode())
 
 
 def load_plan(path: Path) -> Plan:
