@@ -33,12 +33,17 @@ _RULE = re.compile(r"-{40,}\s*")
 """Open MPI's notices stand between two of these."""
 _NOISE = re.compile(
     r"\[[^\]\s]+:\d+\] .*(_ERROR_LOG: |PMIX ERROR: |OPAL ERROR: |ha(s|ve) sent help message|orte_base_help_aggregate)"
-    r"|mpirun: Forwarding signal \d+ to job"
 )
 """Lines of Open MPI's that say to nobody but its authors what went wrong while the ranks were being ended."""
+_ECHO = re.compile(r"mpirun: Forwarding signal \d+ to job")
 _MPIRUN_USAGE = re.compile(r"^(?:mpirun|mpiexec|orterun|prterun): Error: (.+)$", re.MULTILINE)
+_MPI_ERROR = re.compile(r"\*\*\* An error occurred in (MPI_\w{1,60})")
+_IN_INIT = re.compile(
+    r"MPI_INIT failed for some reason(?:(?:.*\n){1,9}? {2}(\w+\(\) failed)$)?|An error occurred in MPI_Init",
+    re.MULTILINE,
+)
 _NO_DAEMON = "unable to reliably start one or more daemons"
-_FIELD = re.compile(r"^\s*(Executable|Node|Host|Framework|Component):\s*(\S.*?)\s*$", re.MULTILINE)
+_FIELD = re.compile(r"^\s*(Executable|Node|Host|Framework|Component|Directory|Error):\s*(\S.*?)\s*$", re.MULTILINE)
 
 
 class Death(NamedTuple):
@@ -109,6 +114,10 @@ def find_start_failure(said: str) -> str | None:
             at = f" on {_short(fields['Host'])}" if "Host" in fields else ""
             wanted = f"{fields['Framework']} '{fields['Component']}'"
             return f"Open MPI has no {_short(wanted)}{at} that could be used"
+        if "Directory" in fields and "Error" in fields:
+            return f"mpirun cannot make {_short(fields['Directory'])}: {_short(fields['Error'])}"
+    if found := _IN_INIT.search(said):
+        return f"Open MPI failed in MPI_Init{f': {_short(found[1])}' if found[1] else ''}"
     return f"mpirun: {_short(_first_sentence(notices[0]))}" if notices else None
 
 
@@ -145,7 +154,14 @@ def explain_end(
         return reason
     if code - 128 in signal.valid_signals():
         return f"ended by {signal_name(code - 128)}{heard(None)}"
+    if found := _MPI_ERROR.search(said):
+        return f"Open MPI failed in {found[1]}{heard(None)}"
     return f"mpirun ended with exit code {code} and does not say why{heard(None)}" if always else None
+
+
+def is_echo(line: str) -> bool:
+    """Whether mpirun repeats with this line what we have told it."""
+    return _ECHO.fullmatch(line) is not None
 
 
 class Notices:

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from typing import IO
 
-from hpclbfl.launcher_words import Notices
+from hpclbfl.launcher_words import Notices, is_echo
 
 SAID_BYTES = 1 << 16
 """So much of the end of what was written is kept, and held back at most."""
@@ -92,8 +92,10 @@ class Relay:
         *lines, rest = bytes(self._line + chunk).split(b"\n")
         self._line.clear()
         for line in lines:
-            held = not self._is_mid_line and self._is_notice(line.decode(errors="replace"))
-            (self._held if held else now).extend(line + b"\n")
+            text = line.decode(errors="replace")
+            if self._is_mid_line or not is_echo(text):
+                held = not self._is_mid_line and self._is_notice(text)
+                (self._held if held else now).extend(line + b"\n")
             self._is_mid_line = False
         if self._is_mid_line or not self._is_notice.may_begin(rest.decode(errors="replace")):
             # A bar is redrawn without ever ending its line.
