@@ -25,6 +25,9 @@ ENDING = (*ASKING, signal.SIGUSR1)
 REPEATED = (signal.SIGHUP, signal.SIGXCPU)
 """Come more than once by themselves (of a closing terminal and its shell; every second): never a second wish."""
 
+AGAIN_S = 0.02
+"""So long after an interruption was dropped it comes again."""
+
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
@@ -94,7 +97,8 @@ def orderly_end(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
     an MPI job lets a signal end it, which its launcher tells.
     """
     open_closed_streams()
-    with handling(ENDING if launched_size(environ) == 1 else (), _interrupt):
+    ending = _Ending()
+    with handling(ENDING if launched_size(environ) == 1 else (), ending.handle), ending.insisting():
         try:
             try:
                 yield
@@ -114,12 +118,43 @@ def orderly_end(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
             raise interrupted from None
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    # A second one ends the process at once, whatever the first one's end is waiting for.
-    for number in ENDING:
-        if signal.getsignal(number) is _interrupt:
-            signal.signal(number, signal.SIG_IGN if number in REPEATED else signal.SIG_DFL)
-    raise Interrupted(signum)
+class _Ending:
+    """Ends a command by an exception, upon the first signal; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self._is_under_way = False
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """For `signal.signal`."""
+        if not self._is_under_way:
+            self._is_under_way = True
+            raise Interrupted(signum)
+        if signum not in REPEATED:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+
+    @contextmanager
+    def insisting(self) -> Iterator[None]:
+        """While entered, an interruption that Python drops comes again."""
+        before = sys.unraisablehook
+
+        def hook(dropped: sys.UnraisableHookArgs, /) -> None:
+            # It came in the middle of a finalizer, which nothing can be raised from.
+            error = dropped.exc_value
+            if not isinstance(error, Interrupted | KeyboardInterrupt):
+                before(dropped)
+                return
+            self._is_under_way = False
+            signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+            again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), signum))
+            again.daemon = True
+            again.start()
+
+        sys.unraisablehook = hook
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
 
 
 def _cause(error: BaseException) -> BrokenPipeError | KeyboardInterrupt | Interrupted | None:
