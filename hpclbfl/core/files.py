@@ -60,12 +60,12 @@ def prepare_output(path: Path) -> None:
     """Make the folder of a file that the user wants (`--out`), and see that it can be written, before work begins.
 
     Raises:
-        EnvironmentFault: the folder cannot be made or written, or a folder has the file's name.
+        EnvironmentFault: the folder cannot be made or written, or something else has the file's name.
     """
     with explained_writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():
+            raise FileExistsError(errno.EEXIST, "the name is that of something else than a file")
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -88,6 +88,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     # In the same folder, for a rename that is one step.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     with explained_writes(path):
+        if path.exists() and not path.is_file():
+            # A device, above all: for root `-o /dev/null` would put a file in its place.
+            raise FileExistsError(errno.EEXIST, "the name is that of something else than a file")
         try:
             with create(temporary) as file:
                 yield file
