@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+# Not from typing: under `python -m hpclbfl` a module imported here would be looked for in the working folder first.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from hpclbfl.gradients.attach import GradientScaler as GradientScaler

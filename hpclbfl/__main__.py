@@ -1,5 +1,30 @@
-"""`python -m hpclbfl`."""
+"""`python -m hpclbfl`, and the console script."""
 
-from hpclbfl.cli import main
+import os
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line; Ctrl-C while it is being loaded is no traceback, either."""
+    from hpclbfl.signals import orderly_end
+
+    with orderly_end():
+        from hpclbfl.cli import main as run
+
+        run()
+
+
+def _drop_working_folder() -> None:
+    """Undo what `python -m` does: in the working folder a `random.py` would take the place of Python's."""
+    try:
+        folder = os.getcwd()  # noqa: PTH109, pathlib is not loaded yet, and would be looked for there
+    except OSError:
+        # It has been removed, and holds no modules.
+        return
+    if sys.path[0] == folder and folder not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        del sys.path[0]
+
+
+if __name__ == "__main__":
+    _drop_working_folder()
+    main()

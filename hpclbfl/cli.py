@@ -13,8 +13,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from hpclbfl import __version__
+from hpclbfl.children import module_command
 from hpclbfl.core.text import make_streams_safe, say, say_traceback
 from hpclbfl.errors import REQUEUE_CODE, ConfigError, HpclbflError
+from hpclbfl.signals import orderly_end
+from hpclbfl.unheard import go_on_unheard
 
 app = typer.Typer(
     name="hpclbfl",
@@ -71,6 +74,12 @@ def train(
     if print_config:
         sys.stdout.write(config.resolved(launched_size(os.environ)).to_yaml())
         return
+    go_on_unheard()
+    if launched_size(os.environ) > 1:
+        from hpclbfl.parent import end_with_parent
+
+        # Also where mpirun was started by hand.
+        end_with_parent()
     from hpclbfl.run import run_job
     from hpclbfl.train import STOPPED
 
@@ -95,11 +104,11 @@ def launch(
 
     # Errors in the job come from here, once, and before any rank starts.
     config = load_job(job, overrides).resolved(num_ranks)
-    command = [sys.executable, "-m", "hpclbfl", "train", str(job), *(overrides or [])]
+    command = module_command("hpclbfl", "train", str(job), *(overrides or []))
     command += ["--run-dir", str(run_dir)] if run_dir is not None else []
     command += ["--resume", resume]
     command += ["--debug"] if debug else []
-    raise typer.Exit(launch_run(config, run_dir, num_ranks, command, hosts, goes_on=resume != "never"))
+    raise typer.Exit(launch_run(config, run_dir, num_ranks, command, hosts, resume != "never", debug))
 
 
 @app.command()
@@ -211,10 +220,10 @@ def plan(
         from hpclbfl.launch import run_mpirun
 
         config.resolved(num_ranks)
-        command = [sys.executable, "-m", "hpclbfl", "plan", str(job), *(overrides or []), "--out", str(out)]
+        command = module_command("hpclbfl", "plan", str(job), *(overrides or []), "--out", str(out))
         valued = {"--memory-limit": memory_limit, "--plot": plot, "--max-step": max_step}
         command += _words({**valued, "--quick": quick, "--json": as_json, "--debug": debug})
-        raise typer.Exit(run_mpirun(num_ranks, command, hosts=hosts))
+        raise typer.Exit(run_mpirun(num_ranks, command, hosts=hosts, debug=debug))
     from hpclbfl.planner.command import QUICK, run_plan
     from hpclbfl.planner.study import Options
 
@@ -252,11 +261,11 @@ def sharpness(
 
         # Errors in the folder come from here, once, and before any rank starts.
         find_source(run)
-        command = [sys.executable, "-m", "hpclbfl", "sharpness", str(run)]
+        command = module_command("hpclbfl", "sharpness", str(run))
         valued = {"--samples": samples, "--top": top, "--lanczos": lanczos, "--seed": seed, "--batch": batch}
         flags = {"--density": density, "--json": as_json, "--debug": debug}
         command += _words({**valued, "--tolerance": tolerance, "--iterations": iterations, **flags})
-        raise typer.Exit(run_mpirun(num_ranks, command, hosts=hosts))
+        raise typer.Exit(run_mpirun(num_ranks, command, hosts=hosts, debug=debug))
     from hpclbfl.sharpness.command import Options, run_sharpness
 
     options = Options(samples, top, lanczos, density, seed, batch, tolerance, iterations)
@@ -410,6 +419,7 @@ def _say_usage(error: Any) -> int:
     return int(error.exit_code)
 
 
+@orderly_end()
 def main() -> None:
     """Entry point: errors of ours are one line on stderr and an exit code."""
     from hpclbfl.comm.base import launched_rank

@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hpclbfl.children import module_command, tethered
 from hpclbfl.core.text import cell, make_console
 from hpclbfl.errors import EnvironmentFault
 from hpclbfl.launch import available_cores, environment_without_job, find_mpirun, mpirun_command
+from hpclbfl.launcher_words import find_start_failure
 from hpclbfl.mpi_probe import MARK
 from hpclbfl.mpi_runtime import bundled_environment, bundled_libmpi
 
@@ -25,7 +27,7 @@ State = Literal["ok", "warn", "missing", "absent"]
 REINSTALL = "run make install"
 PROBE_TIMEOUT_S = 120
 
-PROBE = [sys.executable, "-m", "hpclbfl.mpi_probe"]
+PROBE = module_command("hpclbfl.mpi_probe")
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,13 @@ def _run(argv: list[str], env: Mapping[str, str] | None = None) -> subprocess.Co
     environ = environment_without_job(os.environ)
     env = {**environ, **bundled_environment(environ)} if env is None else env
     return subprocess.run(
-        argv, env=dict(env), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PROBE_TIMEOUT_S
+        tethered(argv),
+        env=dict(env),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        timeout=PROBE_TIMEOUT_S,
     )
 
 
@@ -234,7 +242,8 @@ def _probe(argv: list[str], env: Mapping[str, str] | None = None) -> dict[str, A
     for line in done.stdout.splitlines():
         if line.startswith(MARK):
             return dict(json.loads(line.removeprefix(MARK)))
-    return f"exit code {done.returncode}: {_last_line(done.stderr)}"
+    reason = find_start_failure(done.stderr) or _last_line(done.stderr)
+    return f"exit code {done.returncode}: {reason}"
 
 
 def _last_line(text: str) -> str:

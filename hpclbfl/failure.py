@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import NoReturn
 
 from hpclbfl.comm.base import Communicator
 from hpclbfl.core.text import say, say_traceback
 from hpclbfl.errors import ConfigError, DataError, HpclbflError
+from hpclbfl.signals import Interrupted
 
 OTHERS_WAIT_S = 1.0
 """How long a rank other than 0 holds back an error that rank 0 most likely reports, too, ending all."""
@@ -31,14 +33,16 @@ def say_failure(
         The exit code, and the line without "hpclbfl: error: ".
     """
     if isinstance(error, KeyboardInterrupt):
-        code, line = 130, "interrupted"
+        error = Interrupted(signal.SIGINT)
+    if isinstance(error, Interrupted):
+        code, line = 128 + error.signum, str(error)
     elif isinstance(error, HpclbflError):
         code, line = error.exit_code, str(error)
     else:
         code, line = 1, f"{type(error).__name__}: {error}"
     if comm.rank and isinstance(error, shared):
         time.sleep(OTHERS_WAIT_S)
-    if debug or not isinstance(error, HpclbflError | KeyboardInterrupt):
+    if debug or not isinstance(error, HpclbflError | Interrupted):
         say_traceback(error)
     line = f"{f'rank {comm.rank}: ' if comm.size > 1 else ''}{where}{line}"
     say(f"hpclbfl: error: {line}")

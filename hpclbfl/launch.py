@@ -6,18 +6,17 @@ import math
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
-from hpclbfl.errors import ConfigError, EnvironmentFault
+from hpclbfl.core.text import say
+from hpclbfl.errors import REQUEUE_CODE, ConfigError, EnvironmentFault
+from hpclbfl.launcher_words import OWN_ERROR, explain_end, find_start_failure
 from hpclbfl.mpi_runtime import bundled_environment
 from hpclbfl.progress import TERMINAL_COLUMNS
+from hpclbfl.supervise import run_forwarding_signals
 
 # Ranks allocate and free the same large blocks every step: keep them instead of returning them to the kernel.
 ALLOCATOR = {
@@ -38,10 +37,8 @@ FORWARDED_PREFIXES = ("HOROVOD_", "NCCL_", "OMP_", "MKL_", "MALLOC_", "HPCLBFL_"
 
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 
-SAID_BYTES = 1 << 16
-"""So much of the end of what ranks and mpirun write to stderr is kept."""
-LISTEN_S = 2.0
-"""So long after mpirun's end its last words are waited for."""
+Explain = Callable[[int, str, int | None], str | None]
+"""(exit code, what was said on stderr, the signal upon which the ranks were told to end)"""
 
 MCA_DEFAULTS = {
     "pml": "ob1",
@@ -159,15 +156,20 @@ def run_mpirun(
     *,
     hosts: str | None = None,
     environ: Mapping[str, str] | None = None,
-    said: bytearray | None = None,
+    explain: Explain = explain_end,
+    debug: bool = False,
 ) -> int:
-    """Run the command on `np` ranks and return its exit code, 128+n where signal n ended it.
+    """Run the command on `np` ranks; where they end without a word, say what became of them, last of all on stderr.
 
     Args:
         np, command: what runs how often.
         hosts: see `parse_hosts`; None: this machine or the allocation around us.
         environ: the environment to begin with; default: this process's.
-        said: gets the end of what ranks and mpirun write to stderr, which goes on to ours.
+        explain: returns the line; see `explain_end`.
+        debug: show mpirun's own notices, too.
+
+    Returns:
+        The exit code: the ranks'; 128+n where signal n ended them; 1 where mpirun could not start them.
     """
     environ = os.environ if environ is None else environ
     if sys.stderr.isatty():
@@ -183,72 +185,18 @@ def run_mpirun(
         hosts=hosts,
         bundled=bundled_environment(environ),
     )
-    return run_forwarding_signals(argv, env, said)
-
-
-def run_forwarding_signals(argv: Sequence[str], env: Mapping[str, str], said: bytearray | None = None) -> int:
-    """Run a command to its end, handing on the signals that this process gets; `said`: see `run_mpirun`."""
-    received: list[int] = []
-    waiting: list[int] = []
-    process: subprocess.Popen[bytes] | None = None
-
-    def forward(signum: int, frame: FrameType | None) -> None:
-        if process is None:
-            waiting.append(signum)
-            return
-        if signum == signal.SIGTERM and signum not in received:
-            # mpirun would kill the ranks; this one it hands on, and they save their state. A second one is final.
-            received.append(signum)
-            process.send_signal(signal.SIGUSR2)
-            return
-        if signum in (signal.SIGINT, signal.SIGTERM):
-            received.append(signum)
-        process.send_signal(signum)
-
-    # Outside the main thread Python allows no handlers; the caller's then decide.
-    in_main = threading.current_thread() is threading.main_thread()
-    forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2) if in_main else ()
-    before = {signum: signal.signal(signum, forward) for signum in forwarded}
-    try:
-        # A session of its own, or Ctrl-C on a terminal would reach mpirun twice, which it takes as "now, by force".
-        process = subprocess.Popen(
-            list(argv),
-            env=dict(env),
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE if said is not None else None,
-            start_new_session=True,
-        )
-        for signum in waiting:
-            forward(signum, None)
-        listener = None if said is None else _listen(process, said)
-        code = process.wait()
-        if listener is not None:
-            # Something that outlives mpirun may hold the pipe open.
-            listener.join(LISTEN_S)
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-    if code < 0:
-        return 128 - code
-    # mpirun's own code after a signal says nothing; 0 and 75 (requeue) are the ranks' word.
-    return 128 + received[0] if received and code not in (0, 75) else code
-
-
-def _listen(process: subprocess.Popen[bytes], said: bytearray) -> threading.Thread:
-    """Copy a process's stderr to ours, as it comes, and keep its end."""
-    if process.stderr is None:
-        raise ValueError("the process was started without a pipe for its stderr")
-    source, target = process.stderr, sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
-
-    def copy() -> None:
-        while chunk := os.read(source.fileno(), SAID_BYTES):
-            said.extend(chunk)
-            del said[:-SAID_BYTES]
-            # Nobody may read ours any more; the ranks go on all the same.
-            with suppress(OSError):
-                while chunk:
-                    chunk = chunk[os.write(target, chunk) :]
-
-    thread = threading.Thread(target=copy, name="stderr", daemon=True)
-    thread.start()
-    return thread
+    ended = run_forwarding_signals(argv, env, relays=True)
+    line = explain(ended.code, ended.said, ended.signum)
+    own = [said for said in ended.said.splitlines() if said.startswith(OWN_ERROR)]
+    if ended.relay is not None:
+        # That a run has saved its state is its own word.
+        ended.relay.finish(show=debug or not (line or own or ended.code == REQUEUE_CODE))
+    with suppress(OSError):
+        if line is not None:
+            say(f"{OWN_ERROR} {line}")
+        elif debug and own:
+            # The notices stand below it now.
+            say(own[-1])
+    if ended.signum is None and find_start_failure(ended.said) is not None:
+        return EnvironmentFault.exit_code
+    return ended.code

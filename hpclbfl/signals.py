@@ -1,13 +1,70 @@
-"""Signals that ask a run to stop: noted by the handler, acted upon between two steps, by all ranks together."""
+"""Signals: those that ask a run to stop, those that end a command, and how a command ends then.
+
+A run notes the wish, acts upon it between two steps, and exits with 75 once its state is saved. All else that a signal
+ends has the exit code 128+n. A signal that is ignored when this process starts (HUP under nohup) stays ignored.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
+from typing import Any
 
-ASKING = (signal.SIGTERM, signal.SIGUSR2)
-"""Slurm's and the shell's way to say that time is nearly up."""
+from hpclbfl.comm.base import launched_size
+from hpclbfl.unheard import lead_nowhere, open_closed_streams
+
+ASKING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
+"""Slurm, the shell, a terminal that goes away and a limit of processor time say that a run is to stop."""
+ENDING = (*ASKING, signal.SIGUSR1)
+"""These end a command that has no state to save; Ctrl-C does so by Python's own handler."""
+REPEATED = (signal.SIGHUP, signal.SIGXCPU)
+"""Come more than once by themselves (of a closing terminal and its shell; every second): never a second wish."""
+
+AGAIN_S = 0.02
+"""So long after an interruption was dropped it comes again."""
+
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
+
+
+class Interrupted(SystemExit):
+    """A signal ended what was under way; ends the process with 128+n."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+
+    def __str__(self) -> str:
+        return f"interrupted by {signal_name(self.signum)}"
+
+
+def signal_name(number: int) -> str:
+    """Return SIGKILL for 9; `signal 99` for one without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+@contextmanager
+def handling(signums: Iterable[int], handler: Handler) -> Iterator[None]:
+    """While entered, have the handler called for those of these signals that are not ignored.
+
+    Outside the main thread Python allows no handlers: nothing happens there.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        heard = [signum for signum in signums if signal.getsignal(signum) != signal.SIG_IGN]
+        before = {signum: signal.signal(signum, handler) for signum in heard}
+    try:
+        yield
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)
 
 
 class StopRequest:
@@ -16,20 +73,99 @@ class StopRequest:
     def __init__(self) -> None:
         self.name = ""
         """Of the signal that came; empty while none has."""
-        self._before: dict[signal.Signals, object] = {}
+        self._handling = handling(ASKING, self._note)
 
     def __bool__(self) -> bool:
         return bool(self.name)
 
     def __enter__(self) -> StopRequest:
-        # Elsewhere Python allows no handlers; there is nobody to ask this run to stop, then.
-        if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self._note) for signum in ASKING}
+        self._handling.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)  # type: ignore[arg-type]
+        self._handling.__exit__(kind, error, tb)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(signum).name
+
+
+@contextmanager
+def orderly_end(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """While entered, a signal, or a reader that went away (`| head`), ends the process without a traceback.
+
+    The exit code is 128+n, and one line names the signal; of the reader, whose wish it was, nothing is said. A rank of
+    an MPI job lets a signal end it, which its launcher tells.
+    """
+    open_closed_streams()
+    ending = _Ending()
+    with handling(ENDING if launched_size(environ) == 1 else (), ending.handle), ending.insisting():
+        try:
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            if (cause := _cause(error)) is None:
+                raise
+            if isinstance(cause, BrokenPipeError):
+                # Else Python would try again at its end.
+                lead_nowhere(sys.stdout)
+                lead_nowhere(sys.stderr)
+                raise SystemExit(128 + signal.SIGPIPE) from None
+            interrupted = cause if isinstance(cause, Interrupted) else Interrupted(signal.SIGINT)
+            with suppress(OSError):
+                print(f"hpclbfl: error: {interrupted}", file=sys.stderr, flush=True)
+            raise interrupted from None
+
+
+class _Ending:
+    """Ends a command by an exception, upon the first signal; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self._is_under_way = False
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """For `signal.signal`."""
+        if not self._is_under_way:
+            self._is_under_way = True
+            raise Interrupted(signum)
+        if signum not in REPEATED:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+
+    @contextmanager
+    def insisting(self) -> Iterator[None]:
+        """While entered, an interruption that Python drops comes again."""
+        before = sys.unraisablehook
+
+        def hook(dropped: sys.UnraisableHookArgs, /) -> None:
+            # It came in the middle of a finalizer, which nothing can be raised from.
+            error = dropped.exc_value
+            if not isinstance(error, Interrupted | KeyboardInterrupt):
+                before(dropped)
+                return
+            self._is_under_way = False
+            signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+            again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), signum))
+            again.daemon = True
+            again.start()
+
+        sys.unraisablehook = hook
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
+
+
+def _cause(error: BaseException) -> BrokenPipeError | KeyboardInterrupt | Interrupted | None:
+    """What ended the command, where nobody has said so yet; None: an error of its own."""
+    if isinstance(error, BrokenPipeError | KeyboardInterrupt | Interrupted):
+        return error
+    if isinstance(error, SystemExit):
+        context = error.__context__
+        # rich and typer exit with 1 in answer to a broken pipe, typer with its Exit(130) to Ctrl-C.
+        if isinstance(context, BrokenPipeError):
+            return context
+        if isinstance(context, RuntimeError) and isinstance(context.__cause__, KeyboardInterrupt):
+            return context.__cause__
+    return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -23,12 +24,15 @@ from typing import Annotated
 from pydantic import Field
 
 from hpclbfl.comm.base import launched_size
+from hpclbfl.core.files import create
 from hpclbfl.core.jsonfile import read_json
 from hpclbfl.errors import DataError
 from hpclbfl.runfolder import numbers_in
 
 NOTE_EVERY_S = 10.0
 """Longest time between two notes."""
+NOTE_BYTES = 4096
+_RANK = re.compile("[0-9]{5,9}")
 
 
 @contextmanager
@@ -46,6 +50,15 @@ def start_limit(timeout_s: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A note's file."""
+
+    step: int
+    waits: bool
+    time: float
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,9 @@ class Watchdog:
         with suppress(OSError):
             path = note_path(self._folder, self._rank)
             temporary = path.with_suffix(".new")
-            temporary.write_text(json.dumps(asdict(note)), encoding="utf-8")
+            temporary.unlink(missing_ok=True)
+            with create(temporary) as file:
+                file.write(json.dumps(asdict(note)).encode())
             temporary.replace(path)
 
     def _missing(self) -> str:

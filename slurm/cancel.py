@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from hpclbfl.core.text import say
@@ -31,10 +30,14 @@ def cancel(directory: Path) -> None:
     jobs = sorted({state.job for state in owned if state.job is not None})
     processes = {process for state in owned if (process := _process_here(state)) is not None}
     beyond = [state for state in owned if state.job is None and _process_here(state) is None]
-    for process in sorted(processes):
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGTERM)
     problems = [f"{state.entry.id} is in the hands of {state.owner}" for state in beyond]
+    for process in sorted(processes):
+        try:
+            os.kill(process.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass  # it has just ended
+        except OSError as error:
+            problems.append(f"process {process.pid} cannot be told to end: {error.strerror}")
     try:
         _scancel(jobs)
     except SlurmSilent as silent:

@@ -11,10 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 
+from hpclbfl.children import end_session, tethered
 from hpclbfl.errors import EnvironmentFault
 from hpclbfl.launch import available_cores
 from hpclbfl.lease import Lease, LeaseHeld, acquire
 from hpclbfl.runfolder import RunFolder, Status
+from hpclbfl.signals import ENDING, handling
 from hpclbfl.slurm.expand import Run
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.outcome import Outcome, settle
@@ -71,6 +73,7 @@ class LocalSweep:
         self._parallel = profile.max_parallel or 1
         self._children: list[_Child] = []
         self._signals: list[int] = []
+        self._is_killing = False
         self._done = self._failed = self._stopped = self._owned = 0
 
     def run(self, runs: Sequence[Run]) -> Summary:
@@ -80,22 +83,19 @@ class LocalSweep:
             EnvironmentFault: a folder cannot be written, or there is no mpirun.
         """
         waiting = list(runs)
-        before = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        try:
-            while (waiting and not self._signals) or self._children:
-                while waiting and len(self._children) < self._parallel and not self._signals:
-                    self._start(waiting.pop(0), len(runs) - len(waiting), len(runs))
-                if self._signals:
-                    self._end_children()
-                self._reap()
-                time.sleep(_POLL_S)
-        except BaseException:
-            self._kill(signal.SIGKILL)
-            self._reap(wait=True)
-            raise
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with handling((signal.SIGINT, *ENDING), self._receive):
+            try:
+                while (waiting and not self._signals) or self._children:
+                    while waiting and len(self._children) < self._parallel and not self._signals:
+                        self._start(waiting.pop(0), len(runs) - len(waiting), len(runs))
+                    if self._signals:
+                        self._end_children()
+                    self._reap()
+                    time.sleep(_POLL_S)
+            except BaseException:
+                self._kill(signal.SIGKILL)
+                self._reap(wait=True)
+                raise
         return Summary(
             done=self._done,
             failed=self._failed,
@@ -104,7 +104,9 @@ class LocalSweep:
         )
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._signals.append(number)
+        # A closing terminal sends HUP twice, and does not mean "at once".
+        if number in (signal.SIGINT, signal.SIGTERM) or not self._signals:
+            self._signals.append(number)
 
     def _start(self, run: Run, number: int, total: int) -> None:
         folder = self._folder.run(run.id)
@@ -130,7 +132,12 @@ class LocalSweep:
             with log.open("ab") as output:
                 # In a session of its own Ctrl-C does not reach it but through us.
                 process = subprocess.Popen(
-                    argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                    tethered(argv),
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
                 )
         except OSError as error:
             lease.release()
@@ -148,6 +155,9 @@ class LocalSweep:
                 continue
             self._children.remove(child)
             try:
+                if code < 0:
+                    # A launcher that was killed leaves its ranks behind; they end by themselves, or here.
+                    end_session(child.process.pid, 0.0 if self._is_killing else GRACE_S)
                 words = last_line(self._folder.log(child.run.id))
                 exit_code = 128 - code if code < 0 else code
                 self._count(child, settle(child.folder, child.before, exit_code, bool(self._signals), words))
@@ -177,10 +187,8 @@ class LocalSweep:
         self._reap(wait=True)
 
     def _kill(self, number: int) -> None:
+        self._is_killing = number == signal.SIGKILL
         for child in self._children:
             with suppress(ProcessLookupError):
-                # mpirun hands USR2 on to its ranks, which are of sessions of their own; KILL has to find all itself.
-                if number == signal.SIGUSR2:
-                    child.process.send_signal(number)
-                else:
-                    os.killpg(child.process.pid, number)
+                # mpirun hands USR2 on to its ranks, and ends them upon TERM; those that KILL leaves are ended after it.
+                child.process.send_signal(number)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from hpclbfl.aftermath import explain, signal_name
+from hpclbfl.aftermath import explain
 from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.errors import REQUEUE_CODE, DataError
 from hpclbfl.runfolder import RunFolder, Status
+from hpclbfl.signals import signal_name
 from hpclbfl.slurm.state import progress
 
 Word = Literal["done", "stopped", "failed"]
@@ -71,7 +73,7 @@ def settle(
 def _end(code: int, last_words: str) -> str:
     if code == 0:
         return "ended without finishing the run"
-    if code > 128:
+    if code - 128 in signal.valid_signals():
         return f"ended by {signal_name(code - 128)}"
     return f"ended with exit code {code}: {last_words}"
 

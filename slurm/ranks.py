@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from hpclbfl.children import end_session, module_command, tethered
 from hpclbfl.errors import REQUEUE_CODE
 from hpclbfl.launch import (
     available_cores,
@@ -22,6 +23,8 @@ from hpclbfl.launch import (
     rank_environment,
 )
 from hpclbfl.mpi_runtime import bundled_environment
+from hpclbfl.parent import GRACE_S
+from hpclbfl.signals import ASKING, handling
 from hpclbfl.squeue import clean_environment
 
 Launcher = Literal["srun", "mpirun", "local"]
@@ -53,7 +56,7 @@ def launch_command(
     Raises:
         EnvironmentFault: there is no mpirun.
     """
-    train = [sys.executable, "-m", "hpclbfl", "train", str(launch.job_file), "--run-dir", str(launch.run_dir)]
+    train = module_command("hpclbfl", "train", str(launch.job_file), "--run-dir", str(launch.run_dir))
     cores = available_cores() if cores is None else cores
     threads = launch.cpus_per_rank or 1
     if launch.launcher == "srun":
@@ -83,26 +86,23 @@ def launch_command(
 class Stop:
     """Hands on to the ranks that they are to save themselves and end; a context manager.
 
-    USR2 (Slurm, some time before the end), TERM (Slurm, at the end; preemption) and INT all become USR2: srun and
-    mpirun hand that one on to the ranks, while at the others they begin to kill.
+    USR2 (Slurm, some time before the end), TERM (Slurm, at the end; preemption), INT and the others all become USR2:
+    srun and mpirun hand that one on to the ranks, while at the others they begin to kill.
     """
-
-    SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
         self.received: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
-        self._before: dict[int, object] = {}
+        self._handling = ExitStack()
 
     def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        self._handling.enter_context(handling((signal.SIGINT, *ASKING), self._receive))
         # scancel sends it, too; it has nothing to say to a process that was not stopped.
-        self._before[signal.SIGCONT] = signal.signal(signal.SIGCONT, signal.SIG_IGN)
+        self._handling.enter_context(handling((signal.SIGCONT,), signal.SIG_IGN))
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._handling.close()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
@@ -118,10 +118,12 @@ class Stop:
         if self.received:
             return REQUEUE_CODE
         self._process = subprocess.Popen(
-            list(argv), env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True, restore_signals=True
+            tethered(argv), env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True, restore_signals=True
         )
         if self.received:
             # Told while the command was being started, when there was no process to hand it on to.
             self._hand_on()
         code = self._process.wait()
+        if code < 0:
+            end_session(self._process.pid, GRACE_S)
         return 128 - code if code < 0 else code

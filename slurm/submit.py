@@ -12,6 +12,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
+from hpclbfl.children import RUN_MODULE
 from hpclbfl.core.text import printable
 from hpclbfl.errors import ConfigError, EnvironmentFault, RunFailed
 from hpclbfl.launch import environment_without_job
@@ -150,7 +151,9 @@ def _executor(array: Array, folder: SweepFolder, dependency: str | None) -> Any:
             return 2
 
     _check_path(folder)
-    executor = Executor(folder=folder.slurm, python=f"exec {shlex.quote(sys.executable)}")
+    # Without the working folder on the path; submitit adds `-u -m` and its module.
+    python = shlex.join([sys.executable, "-u", str(RUN_MODULE)])
+    executor = Executor(folder=folder.slurm, python=f"exec {python}")
     executor.update_parameters(**array.parameters, **({"dependency": dependency} if dependency else {}))
     return executor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from hpclbfl.errors import EnvironmentFault
 from hpclbfl.lease import LeaseHeld, acquire
 from hpclbfl.optim.schedule import with_end
 from hpclbfl.sections import DataConfig
+from hpclbfl.signals import Interrupted
 from hpclbfl.slurm.expand import Expansion, Run, SweepConfig, expand, read_sweep
 from hpclbfl.slurm.folder import Entry, SweepFolder
 from hpclbfl.slurm.local import LocalSweep
@@ -79,9 +81,9 @@ def sweep(path: Path, cluster: str | None, dry_run: bool, directory: Path | None
         return _run_here(config, path, expansion, folder, profile)
     try:
         _submit(config, path, expansion, folder, name, profile)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted) as error:
         _say("interrupted; what is submitted is written down, the same command submits the rest")
-        return 130
+        return 128 + (error.signum if isinstance(error, Interrupted) else signal.SIGINT)
     _say(f"to look at it: hpclbfl status {folder.path}")
     return 0
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from hpclbfl.config import load_job
 from hpclbfl.core.text import say
 from hpclbfl.errors import REQUEUE_CODE, HpclbflError
-from hpclbfl.launch import SAID_BYTES
 from hpclbfl.lease import LeaseHeld, acquire, slurm_job
+from hpclbfl.relay import SAID_BYTES
 from hpclbfl.runfolder import RunFolder
 from hpclbfl.slurm.outcome import Tally, settle
 from hpclbfl.slurm.ranks import Launch, Stop, launch_command

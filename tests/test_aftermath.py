@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from hpclbfl import aftermath
-from hpclbfl.aftermath import Death, LaunchedRun, explain, find_death, launch_run
+from hpclbfl.aftermath import LaunchedRun, explain, launch_run
 from hpclbfl.config import JobConfig, parse_job
+from hpclbfl.launcher_words import Death, find_death
 from hpclbfl.lease import acquire
 from hpclbfl.runfolder import RunFolder
+from hpclbfl.signals import signal_name
 from tests.attempts import add_attempt
 
+RULE = "-" * 74 + "\n"
 KILLED = (
-    "--------\nPrimary job  terminated normally, but 1 process returned\na non-zero exit code.\n--------\n"
-    "mpirun noticed that process rank 1 with PID 0 on node n7 exited on signal 9 (Killed).\n--------\n"
+    f"{RULE}Primary job  terminated normally, but 1 process returned\na non-zero exit code.\n{RULE}"
+    f"{RULE}mpirun noticed that process rank 1 with PID 0 on node n7 exited on signal 9 (Killed).\n{RULE}"
 )
 IMPROPER = "mpirun has exited due to process rank 1 with PID 0 on\nnode n7 exiting improperly. There are three reasons"
 CODE = "The first process to do so was:\n\n  Process name: [[43212,1],3]\n  Exit code:    7\n"
@@ -98,7 +100,13 @@ def test_a_rank_that_spoke_for_itself_is_left_the_last_word(tmp_path: Path) -> N
     assert str(explain(run, 1, own + IMPROPER)).startswith("rank 1 on n7 ended too early")
     assert explain(run, 1, own + "MPI_ABORT was invoked on rank 1\n" + IMPROPER) is None
     assert explain(run, 1, "Traceback") is None
-    assert explain(run, 143, "") is None
+    heard = ", last heard of at step 38; the last checkpoint is of step 30"
+    assert explain(run, 143, "") == f"ended by SIGTERM{heard}"
+    assert explain(run, 143, "", 15) == f"interrupted by SIGTERM{heard}"
+    assert explain(run, 75, "", 15) is None
+    # A code above 128 is a signal's only where there is such a signal.
+    assert explain(run, 255, "") is None
+    assert explain(run, 255, "", always=True) == f"mpirun ended with exit code 255 and does not say why{heard}"
     assert explain(run, 137, "") == "ended by SIGKILL, last heard of at step 38; the last checkpoint is of step 30"
 
 
@@ -169,6 +177,10 @@ def test_stderr_goes_on_to_ours_and_its_end_is_kept(
     lines = capfd.readouterr().err.splitlines()
     assert lines[:40000] == [str(number) for number in range(1, 40001)]
     error = "hpclbfl: error: rank 1 on n7 was killed by SIGKILL (out of memory?), before the training began"
+    # What mpirun has to say about it is left out, but for those who want to see all.
+    assert lines[40000:] == [error]
+    assert launch_run(job, tmp_path / "run", 2, [sys.executable], debug=True) == 137
+    lines = capfd.readouterr().err.splitlines()
     assert lines[-1] == error and lines[40000:-1] == KILLED.splitlines()
 
 
@@ -179,7 +191,7 @@ def test_what_outlives_mpirun_holds_nobody_up(
     mpirun.write_text(f"#!/bin/sh\nsleep 60 & echo $! >{tmp_path}/pid\nexit 75\n")
     mpirun.chmod(0o755)
     monkeypatch.setattr("hpclbfl.launch.find_mpirun", lambda: str(mpirun))
-    monkeypatch.setattr("hpclbfl.launch.LISTEN_S", 0.1)
+    monkeypatch.setattr("hpclbfl.relay.LISTEN_S", 0.1)
     try:
         assert launch_run(job, tmp_path / "run", 2, [sys.executable]) == 75
         # It still runs: the launcher did not wait for its end.
@@ -190,5 +202,5 @@ def test_what_outlives_mpirun_holds_nobody_up(
 
 
 def test_a_signal_without_a_name_is_still_a_number() -> None:
-    assert aftermath.signal_name(40) == "signal 40"
+    assert signal_name(40) == "signal 40"
     assert str(Death(2, "", 40)) == "rank 2 was ended by signal 40"

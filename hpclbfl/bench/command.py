@@ -10,7 +10,7 @@ from typing import Any
 
 from hpclbfl.bench import report
 from hpclbfl.bench.turns import Turns
-from hpclbfl.core.files import write_text
+from hpclbfl.core.files import prepare_output, write_output
 from hpclbfl.core.text import say
 from hpclbfl.errors import ConfigError
 
@@ -45,11 +45,11 @@ def run(name: str, options: dict[str, Any], out: Path | None, as_json: bool, deb
     module: Any = importlib.import_module(f"hpclbfl.bench.{name}")
     settings = _settings(name, module, {key: value for key, value in options.items() if value is not None})
     path = out or report.default_path(name)
-    report.make_folder(path)
+    prepare_output(path)
     with Turns(name) as turns:
         findings = module.measure(settings, turns, debug)
     text = report.as_text(report.document(name, asdict(settings), findings))
-    write_text(path, text)
+    write_output(path, text.encode())
     if as_json:
         sys.stdout.write(text)
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
@@ -13,17 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from hpclbfl.children import module_command
 from hpclbfl.core.text import say
-from hpclbfl.errors import RunFailed
-from hpclbfl.launch import (
-    available_cores,
-    environment_without_job,
-    find_mpirun,
-    has_gpu,
-    mpirun_command,
-    run_forwarding_signals,
-)
+from hpclbfl.errors import EnvironmentFault, RunFailed
+from hpclbfl.launch import available_cores, environment_without_job, find_mpirun, has_gpu, mpirun_command
+from hpclbfl.launcher_words import find_start_failure
 from hpclbfl.mpi_runtime import bundled_environment
+from hpclbfl.signals import Interrupted
+from hpclbfl.supervise import run_forwarding_signals
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,7 +28,6 @@ HOROVOD_DEFAULTS = {"HOROVOD_CYCLE_TIME": "1", "HOROVOD_ENABLE_ASYNC_COMPLETION"
 """Horovod's own values of the variables that a launch sets for it."""
 TASK, RESULT, ERROR = "task.json", "result.json", "rank{}.error"
 """Names of files in a launch's folder: what to do, what rank 0 measured, why a rank failed."""
-_INTERRUPTED = (130, 143)
 
 
 def runnable(variants: Iterable[str], host_only: Container[str]) -> tuple[str, ...]:
@@ -72,8 +67,9 @@ class Launcher:
             extra: variables that this variant needs beside those that a launch sets.
 
         Raises:
-            EnvironmentFault: there is no mpirun.
+            EnvironmentFault: there is no mpirun, or it cannot start the ranks.
             RunFailed: a rank failed; says which, and why.
+            Interrupted: a signal ended it.
         """
         folder = self.scratch / f"launch{self._count:03d}"
         self._count += 1
@@ -83,7 +79,7 @@ class Launcher:
         environ = {**_clean(os.environ), **(extra or {})}
         argv, env = mpirun_command(
             self._num_ranks,
-            [sys.executable, "-m", f"hpclbfl.bench.{module}", str(folder / TASK)],
+            module_command(f"hpclbfl.bench.{module}", str(folder / TASK)),
             environ,
             cores=available_cores(),
             is_root=os.geteuid() == 0,
@@ -92,14 +88,17 @@ class Launcher:
             bundled=bundled_environment(environ),
         )
         output = folder / "output"
-        code = run_forwarding_signals(["/bin/sh", "-c", 'exec "$@" >"$0" 2>&1', str(output), *argv], env)
-        if code in _INTERRUPTED:
-            raise SystemExit(code)
-        if code or not (folder / RESULT).exists():
+        ended = run_forwarding_signals(["/bin/sh", "-c", 'exec "$@" >"$0" 2>&1', str(output), *argv], env)
+        if ended.signum is not None:
+            raise Interrupted(ended.signum)
+        if ended.code or not (folder / RESULT).exists():
+            said = output.read_text(encoding="utf-8", errors="replace")
             if self._debug:
-                for line in output.read_text(encoding="utf-8", errors="replace").splitlines():
+                for line in said.splitlines():
                     say(line)
-            raise RunFailed(f"bench, variant {variant}: {_reason(folder, code, output)}")
+            if reason := find_start_failure(said):
+                raise EnvironmentFault(f"bench, variant {variant}: {reason}")
+            raise RunFailed(f"bench, variant {variant}: {_reason(folder, ended.code, said)}")
         found: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         return found
 
@@ -110,12 +109,12 @@ def _clean(environ: Mapping[str, str]) -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1", **kept}
 
 
-def _reason(folder: Path, code: int, output: Path) -> str:
+def _reason(folder: Path, code: int, said: str) -> str:
     errors = sorted(folder.glob(ERROR.format("*")), key=lambda path: path.stat().st_mtime_ns)
     if errors:
         # The others fail because the first one did.
         return f"{errors[0].stem.replace('rank', 'rank ')}: {errors[0].read_text(encoding='utf-8')}"
-    lines = [line.strip() for line in output.read_text(encoding="utf-8", errors="replace").splitlines()]
+    lines = [line.strip() for line in said.splitlines()]
     # What mpirun has to say about it stands between lines of dashes, after what the ranks said.
     ranks = list(itertools.takewhile(lambda line: not line.startswith("-----"), lines))
     last = next((line for line in reversed(ranks or lines) if line.strip(" -")), "no message")

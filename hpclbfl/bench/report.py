@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +14,6 @@ from rich.table import Table
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.statistics import spread
 from hpclbfl.core.text import cell, make_console
-from hpclbfl.errors import EnvironmentFault
 from hpclbfl.provenance import collect
 
 SCHEMA_VERSION = 1
@@ -27,20 +25,6 @@ WIDTH = 120
 def default_path(name: str) -> Path:
     """Where a benchmark's file goes unless the user says otherwise: runs/bench/NAME-TIME.json, UTC."""
     return FOLDER / f"{name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.json"
-
-
-def make_folder(path: Path) -> None:
-    """Make the file's folder, before anything is measured for it.
-
-    Raises:
-        EnvironmentFault: it cannot be made or written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentFault(f"{path.parent}: cannot be made: {error.strerror}; give another --out") from error
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise EnvironmentFault(f"{path}: cannot be written; give another --out")
 
 
 def document(name: str, settings: dict[str, Any], findings: Findings) -> dict[str, Any]:

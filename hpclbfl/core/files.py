@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import uuid
@@ -62,6 +63,26 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         file.write(content)
 
 
+def prepare_output(path: Path) -> None:
+    """Make the folder of a file that the user wants (`--out`), and see that it can be written, before work begins.
+
+    Raises:
+        EnvironmentFault: the folder cannot be made or written, or something else has the file's name.
+    """
+    with explained_writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise FileExistsError(errno.EEXIST, "the name is that of something else than a file")
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file that the user wants: its folder is made, too. See `prepare_output` and `write_bytes`."""
+    prepare_output(path)
+    write_bytes(path, content)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a new file that takes the path's place, on disk, when the block ends well; else all stays as it was.
@@ -81,6 +102,9 @@ def replacing_name(path: Path) -> Iterator[Path]:
     # In the same folder, for a rename that is one step.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     with explained_writes(path):
+        if path.exists() and not path.is_file():
+            # A device, above all: for root `-o /dev/null` would put a file in its place.
+            raise FileExistsError(errno.EEXIST, "the name is that of something else than a file")
         try:
             create(temporary).close()
             yield temporary

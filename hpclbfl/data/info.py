@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpclbfl.config import JobConfig
-from hpclbfl.core.files import make_folder, write_bytes
+from hpclbfl.core.files import write_output
 from hpclbfl.core.text import MAX_SHOWN, cell, make_console, printable, say
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.images import decode
@@ -144,12 +144,9 @@ def plot(job: JobConfig, path: Path | str) -> None:
         raise ConfigError(f"{path}: a plot is a .png or an .svg")
     specification = json.dumps(_heat_map(label_info(job), job.partition.kind))
     if path.suffix == ".png":
-        picture = vl_convert.vegalite_to_png(specification, scale=2)
+        write_output(path, vl_convert.vegalite_to_png(specification, scale=2))
     else:
-        picture = vl_convert.vegalite_to_svg(specification).encode()
-    if not path.parent.is_dir():
-        make_folder(path.parent)
-    write_bytes(path, picture)
+        write_output(path, vl_convert.vegalite_to_svg(specification).encode())
 
 
 def _heat_map(info: LabelInfo, kind: str) -> dict[str, Any]:

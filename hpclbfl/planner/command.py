@@ -11,6 +11,7 @@ import torch
 from hpclbfl import build
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
+from hpclbfl.core.files import prepare_output
 from hpclbfl.core.text import say as say_line
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.errors import ConfigError
@@ -46,6 +47,10 @@ def run_plan(
         raise ConfigError(f"{plot}: a plot is a .png or an .svg")
     comm = build.communicator(job.comm)
     try:
+        if comm.rank == 0:
+            # Not after a minute of probing.
+            for file in (*_plan_files(out), *([plot] if plot is not None else [])):
+                prepare_output(file)
         plan, rows, files = _plan(job.resolved(comm.size), comm, options, out, plot, probe)
         if comm.rank == 0:
             if as_json:
@@ -76,8 +81,7 @@ def _plan(
     plan, rows, first = make_plan(job, comm, is_gpu, probe, options, say)
     files: list[Path] = []
     if comm.rank == 0:
-        yaml_file = out if out.suffix in (".yaml", ".yml") else out / "plan.yaml"
-        h5_file = yaml_file.with_suffix(".h5")
+        yaml_file, h5_file = _plan_files(out)
         save_plan(plan, yaml_file)
         _save_rows(h5_file, rows, job, plan, first.image_side)
         files = [yaml_file, h5_file]
@@ -88,6 +92,11 @@ def _plan(
             files.append(plot)
         say("done")
     return plan, rows, files
+
+
+def _plan_files(out: Path) -> tuple[Path, Path]:
+    yaml_file = out if out.suffix in (".yaml", ".yml") else out / "plan.yaml"
+    return yaml_file, yaml_file.with_suffix(".h5")
 
 
 def _save_rows(path: Path, rows: list[ProbeRow], job: JobConfig, plan: Plan, side: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from hpclbfl.core.text import shown
 from hpclbfl.errors import ConfigError
 from hpclbfl.sections import EmulateConfig
 
@@ -22,11 +23,21 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?I?)B?\s*", text, re.IGNORECASE)
     try:
         size = int(float(found.group(1)) * _UNITS[found.group(2).upper()]) if found else 0
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         size = 0
-    if size < 1:
-        raise ConfigError(f"memory limit '{text}': write a size such as 2GB or 512MiB")
+    if not 1 <= size < _UNLIMITED:
+        raise ConfigError(f"memory limit {shown(text)}: write a size such as 2GB or 512MiB")
     return size
+
+
+def shown_size(size: float) -> str:
+    """Return a number of bytes as people write it, with three digits: `1.25 GB`, `20 MB`, `512 bytes`."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        # What would be rounded up to 1000 of a unit is 1 of the next.
+        if abs(size) >= 0.9995 * unit:
+            number = size / unit
+            return f"{number:.0f} {name}" if abs(number) >= 99.95 else f"{number:.3g} {name}"
+    return f"{size:.0f} bytes"
 
 
 def emulated_limit(config: EmulateConfig | None) -> int | None:

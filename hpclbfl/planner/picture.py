@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hpclbfl.core.files import explained_writes, write_bytes, write_text
+from hpclbfl.core.files import write_output
 from hpclbfl.errors import ConfigError
 from hpclbfl.planner.fits import plain_line
 from hpclbfl.planner.plan_file import Plan, RankPlan
@@ -37,12 +37,10 @@ def draw(plan: Plan, rows: Sequence[ProbeRow], title: str, path: Path) -> None:
     if path.suffix not in (".png", ".svg"):
         raise ConfigError(f"{path}: a plot is a .png or an .svg")
     specification = json.dumps(chart(plan, rows, title))
-    with explained_writes(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        write_bytes(path, vl_convert.vegalite_to_png(specification, scale=2))
+        write_output(path, vl_convert.vegalite_to_png(specification, scale=2))
     else:
-        write_text(path, vl_convert.vegalite_to_svg(specification))
+        write_output(path, vl_convert.vegalite_to_svg(specification).encode())
 
 
 def chart(plan: Plan, rows: Sequence[ProbeRow], title: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from hpclbfl.comm.base import launched_rank
 from hpclbfl.config import JobConfig
-from hpclbfl.core.files import explained_writes
+from hpclbfl.core.files import prepare_output
 from hpclbfl.core.text import printable, shown
 from hpclbfl.core.yamlfile import read_mapping, write_sealed
 from hpclbfl.core.yamltext import dump
@@ -172,8 +172,7 @@ def save_plan(plan: Plan, path: Path) -> None:
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    with explained_writes(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    prepare_output(path)
     write_sealed(path, _HEADER + dump(plan.model_dump(mode="json", exclude_none=True), width=120))
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hpclbfl.planner.fits import Line, medians
+from hpclbfl.planner.limits import shown_size
 from hpclbfl.planner.network import usual_batch
 from hpclbfl.planner.plan_file import LineFit, MemoryPlan, Plan, RankPlan
 from hpclbfl.planner.recommend import predictions
@@ -43,9 +44,9 @@ def print_plan(plan: Plan, rows: Sequence[ProbeRow], title: str, files: list[Pat
         seen.append((rank.device, rank.slowdown))
         name = rank.device if len(plan.ranks) == 1 else f"rank {rank.rank}, {rank.device}"
         if rank.memory is not None:
-            free = f"of the limit of {_mb(rank.memory.limit_bytes)} MB {100 * rank.memory.margin:.0f} % stay free"
+            free = f"of the limit of {shown_size(rank.memory.limit_bytes)} {100 * rank.memory.margin:.0f} % stay free"
             reserved, straight = rank.memory.reserved_bytes, rank.memory.total_from_batch
-            free += f", and {_mb(reserved)} MB for communication" if reserved else ""
+            free += f", and {shown_size(reserved)} for communication" if reserved else ""
             ran = f"{rank.max_batch} was run" + (f", {rank.failed_batch} ran out" if rank.failed_batch else "")
             if rank.bound == "time":
                 ran += f"; memory would take about {_by_memory(rank.memory)}"
@@ -56,8 +57,8 @@ def print_plan(plan: Plan, rows: Sequence[ProbeRow], title: str, files: list[Pat
     network = plan.network
     if network is not None:
         note = (
-            f"ring of {_mb(network.num_bytes)} MB, fitted on {network.num_ranks} ranks ({network.engine}): "
-            f"{network.bandwidth_bytes_per_s / 1e9:.2f} GB/s, {1e6 * network.hop_s:.0f} us per hop"
+            f"ring of {shown_size(network.num_bytes)}, fitted on {network.num_ranks} ranks ({network.engine}): "
+            f"{shown_size(network.bandwidth_bytes_per_s)}/s, {1e6 * network.hop_s:.0f} us per hop"
         )
         _show(console, "Step of ranks like these, with their shares (Eq. 2), ms", _steps(plan), note)
     note = "M_batch at batch 1: memory comes in whole pages, whatever one image needs" if plan.ranks[0].threads else ""

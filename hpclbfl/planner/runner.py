@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from hpclbfl.children import module_command, tethered
 from hpclbfl.errors import ConfigError, RunFailed
 from hpclbfl.launch import environment_without_job
 
 MARK = "hpclbfl-probe: "
-COMMAND = (sys.executable, "-m", "hpclbfl.planner.probe")
+COMMAND = tuple(module_command("hpclbfl.planner.probe"))
 PLAIN_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000", "MALLOC_TOP_PAD_": "0"}
 """Environment in which every larger block comes from the kernel and goes back to it, so that resident memory is what is
 in use."""
@@ -65,7 +65,13 @@ def run_process(
 ) -> Outcome:
     """Start a process, hand it the request and wait for its answer; errors as `run_probe`."""
     process = subprocess.Popen(
-        list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ
+        tethered(command, signal.SIGKILL),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=environ,
     )
     outputs: dict[str, str] = {}
     readers = [

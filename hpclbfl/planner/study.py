@@ -12,7 +12,7 @@ from hpclbfl.config import JobConfig
 from hpclbfl.errors import RunFailed
 from hpclbfl.planner.compute import TimeFit, TimeRow, best_batch, fit_times
 from hpclbfl.planner.fits import BentLine, Line, fit_line, medians
-from hpclbfl.planner.limits import emulated_limit, emulated_slowdown, free_memory
+from hpclbfl.planner.limits import emulated_limit, emulated_slowdown, free_memory, shown_size
 from hpclbfl.planner.loading import fitted_sizes, load_order, loaded_sizes
 from hpclbfl.planner.memory import MARGIN, Check, PeakProbes, Permissible, find_largest, fit_peak
 from hpclbfl.planner.plan_file import LineFit, MemoryPlan, RankPlan
@@ -156,7 +156,8 @@ class DeviceStudy:
         room = (1 - MARGIN) * min(self.watched - told["host_bytes"], limit)
         loaded, too_large = loaded_sizes(sample_bytes, room)
         for batch in too_large:
-            self.say(f"a batch of {batch} is not loaded: {batch * sample_bytes / 1e9:.2f} GB, {room / 1e9:.2f} GB left")
+            needed, left = shown_size(batch * sample_bytes), shown_size(max(0, room))
+            self.say(f"a batch of {batch} is not loaded: it takes {needed}, and {left} are left")
         order = load_order(loaded, image_bytes, self.options.repetitions)
         request = {"batches": order, "in_memory": told["in_memory"]}
         found = self._ask("batches", "loading", request, plain_allocator=True)
@@ -247,8 +248,8 @@ class DeviceStudy:
     def _ask(self, kind: str, what: str, more: dict[str, Any], plain_allocator: bool = False) -> dict[str, Any]:
         outcome = self.probe({**self._common(kind), **more}, self.watched, plain_allocator)
         if outcome.answer is None:
-            limit = (self.wanted or self.watched) / 1e9
-            raise RunFailed(f"memory: {what} runs out of {limit:.2f} GB on rank {self.place.rank}: give it more")
+            limit = shown_size(self.wanted or self.watched)
+            raise RunFailed(f"memory: {what} runs out of {limit} on rank {self.place.rank}: give it more")
         return outcome.answer
 
     def _add(

@@ -1,8 +1,11 @@
 """Files are written whole, and never through a link."""
 
+import os
+from pathlib import Path
+
 import pytest
 
-from hpclbfl.core.files import create, make_folder, write_text
+from hpclbfl.core.files import create, make_folder, prepare_output, write_output, write_text
 from hpclbfl.errors import EnvironmentFault
 
 
@@ -26,3 +29,27 @@ def test_a_linked_folder_is_refused(tmp_path):
     (tmp_path / "here").symlink_to("there")
     with pytest.raises(EnvironmentFault, match="is a link"):
         make_folder(tmp_path / "here")
+
+
+def test_an_output_is_written_into_a_folder_that_is_made_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "plan.yaml"
+    write_output(path, b"x")
+    write_output(path, b"y")
+    assert path.read_bytes() == b"y" and [p.name for p in path.parent.iterdir()] == ["plan.yaml"]
+
+
+@pytest.mark.parametrize("name", ["folder", "file/x", "file/y/x"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentFault, match=r"^.*: cannot be written: .*; give a place that can be$"):
+        prepare_output(tmp_path / name)
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(EnvironmentFault, match="something else than a file"):
+            write_text(tmp_path / name, "x")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()

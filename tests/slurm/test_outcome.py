@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hpclbfl.children import module_command
 from hpclbfl.lease import TOKEN, acquire
 from hpclbfl.runfolder import RunFolder
 from hpclbfl.slurm import worker
@@ -161,10 +162,7 @@ def test_srun_gets_what_a_step_does_not_inherit(run: RunFolder) -> None:
     argv, env = launch_command(task(run).launch, {"PATH": "/bin"})
     assert argv[:5] == ["srun", "--kill-on-bad-exit=1", "--ntasks=2", "--cpus-per-task=3", "--mpi=pmix"]
     assert argv[5:] == [
-        sys.executable,
-        "-m",
-        "hpclbfl",
-        "train",
+        *module_command("hpclbfl", "train"),
         str(run.path / "job.yaml"),
         "--run-dir",
         str(run.path),
