@@ -42,7 +42,7 @@ def test_an_output_is_written_into_a_folder_that_is_made_for_it(tmp_path: Path) 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    with pytest.raises(EnvironmentFault, match="^.*: cannot be written: .*; give a place that can be$"):
+    with pytest.raises(EnvironmentFault, match=r"^.*: cannot be written: .*; give a place that can be$"):
         prepare_output(tmp_path / name)
 
 
