@@ -16,6 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from hpclbfl.comm.base import launched_size
+from hpclbfl.core.text import say
 from hpclbfl.unheard import lead_nowhere, open_closed_streams
 
 ASKING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
@@ -114,7 +115,7 @@ def orderly_end(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
                 raise SystemExit(128 + signal.SIGPIPE) from None
             interrupted = cause if isinstance(cause, Interrupted) else Interrupted(signal.SIGINT)
             with suppress(OSError):
-                print(f"hpclbfl: error: {interrupted}", file=sys.stderr, flush=True)
+                say(f"hpclbfl: error: {interrupted}")
             raise interrupted from None
 
 

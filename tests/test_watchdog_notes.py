@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ def test_a_note_is_read_as_it_was_written_and_never_through_a_link(tmp_path: Pat
     with Watchdog(tmp_path, 1, 2, 60.0, lambda step, line: None) as watchdog:
         watchdog.step = 7
         watchdog._note()
-    (note,) = read_notes(tmp_path)
-    assert (note.rank, note.step, note.waits) == (1, 7, False) and 0 <= note.age_s < 60
+    ((rank, note),) = read_notes(tmp_path).items()
+    assert (rank, note.step, note.waits) == (1, 7, False) and 0 <= time.time() - note.time < 60
     assert (tmp_path / "precious").read_text() == "mine"
 
 
@@ -36,6 +37,6 @@ def test_a_note_is_read_as_it_was_written_and_never_through_a_link(tmp_path: Pat
 )
 def test_a_damaged_note_is_no_note(tmp_path: Path, text: str) -> None:
     note_path(tmp_path, 0).write_text(text)
-    assert read_note(note_path(tmp_path, 0)) is None and read_notes(tmp_path) == []
+    assert read_note(tmp_path, 0) is None and read_notes(tmp_path) == {}
     (tmp_path / f"rank{'9' * 100}.note").write_text('{"step": 1, "waits": false, "time": 0}')
-    assert read_notes(tmp_path) == []
+    assert read_notes(tmp_path) == {}

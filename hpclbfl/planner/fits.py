@@ -30,7 +30,8 @@ class Line:
 
     def batch_of(self, value: float) -> int:
         """Largest whole batch size at which the line does not exceed a value."""
-        return int(np.floor((value - self.fixed) / self.per_sample))
+        # A line that was fitted meets a whole number to rounding alone.
+        return int(np.floor((value - self.fixed) / self.per_sample * (1 + 1e-9)))
 
 
 @dataclass(frozen=True)

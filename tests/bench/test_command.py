@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from hpclbfl.bench import input, log
 from hpclbfl.bench.turns import Turns
 from hpclbfl.cli import app
-from hpclbfl.errors import ConfigError
+from hpclbfl.errors import ConfigError, EnvironmentFault
 
 
 def raw_counts(found: dict[str, Any]) -> dict[str, int]:
@@ -56,3 +56,11 @@ def test_usage_errors(tmp_path: Path, words: list[str], message: str) -> None:
     assert isinstance(done.exception, ConfigError)
     assert message in str(done.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_measuring(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "found.json", tmp_path):
+        done = CliRunner().invoke(app, ["bench", "comm", "--rounds", "1000000", "--out", str(out)])
+        assert isinstance(done.exception, EnvironmentFault)
+        assert str(done.exception).startswith(f"{out}: cannot be written: ")

@@ -203,7 +203,7 @@ def test_plot_makes_its_folder(tmp_path: Path) -> None:
     pytest.importorskip("vl_convert")
     info.plot(job(), tmp_path / "a" / "b" / "map.svg")
     (tmp_path / "file").write_text("")
-    with pytest.raises(EnvironmentFault, match=r"file: cannot be written: file exists"):
+    with pytest.raises(EnvironmentFault, match=r"map.svg: cannot be written: file exists"):
         info.plot(job(), tmp_path / "file" / "map.svg")
 
 

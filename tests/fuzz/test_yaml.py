@@ -17,6 +17,7 @@ from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.resources import ProfileConfig, load_profile
 from hpclbfl.slurm.submit import arrays, sbatch_text
 from tests.fuzz.budget import fuzz
+from tests.slurm.conftest import NamedData
 
 _JOB = """\
 name: quickstart
@@ -172,7 +173,7 @@ def test_yaml_sweep():
     def check(path: Path) -> None:
         sweep = read_sweep(path)
         profile = ProfileConfig().merged(sweep.resources, f"{path}: resources")
-        runs = expand(sweep, path, lambda data: "x").runs[:3]
+        runs = expand(sweep, path, NamedData()).runs[:3]
         for array in arrays(sweep.name, runs, profile, 10):
             for line in sbatch_text(array, SweepFolder(Path("/sweep"))).splitlines():
                 assert line.startswith(("#SBATCH --", "exec ")) or line in _PLAIN, line
