@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -11,15 +12,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from hpclbfl import __version__
 from hpclbfl.children import module_command
 from hpclbfl.core.text import make_streams_safe, say, say_traceback
 from hpclbfl.errors import REQUEUE_CODE, ConfigError, HpclbflError
-from hpclbfl.signals import orderly_end
+from hpclbfl.signals import Interrupted, orderly_end
 from hpclbfl.unheard import go_on_unheard
 
+
+class _Commands(TyperGroup):
+    """All commands; Ctrl-C ends one as any other signal does, where typer would end it without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted(signal.SIGINT) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="hpclbfl",
     help="Large-batch federated and data-parallel training experiments on HPC clusters.",
     no_args_is_help=True,
@@ -435,9 +449,6 @@ def main() -> None:
             time.sleep(OTHERS_WAIT_S)
         say(f"hpclbfl: error: {error}")
         code = error.exit_code
-    except typer.Abort:
-        say("hpclbfl: error: interrupted")
-        code = 130
     except _COMMAND_LINE_ERROR as error:
         code = _say_usage(error)
     sys.exit(code if isinstance(code, int) else 0)
