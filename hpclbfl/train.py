@@ -15,7 +15,17 @@ from hpclbfl.runlog.writer import RunLog
 from hpclbfl.saving import Saver
 from hpclbfl.signals import StopRequest
 from hpclbfl.steplog import StepLog, StepRecord
-from hpclbfl.steps import CHANGED, NONFINITE, SAVE, STOP, TIME_UP, average_clients, local_step, shared_step
+from hpclbfl.steps import (
+    CHANGED,
+    NONFINITE,
+    SAVE,
+    STOP,
+    TIME_UP,
+    average_clients,
+    local_step,
+    look_for_nonfinite,
+    shared_step,
+)
 from hpclbfl.watchdog import Watchdog
 
 STOPPED = "asked to stop"
@@ -101,6 +111,9 @@ def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
 
         # 4. The log; on a GPU this is where the host waits for the device.
         evaluates = bool(reason) or _evaluation_is_due(exp, record)
+        saves = not reason and (bool(votes & STOP) or saver.is_due(bool(votes & SAVE)))
+        if evaluates or saves:
+            votes |= look_for_nonfinite(exp, record)
         steps.add(record)
         if evaluates:
             exp.times.settle()
@@ -119,7 +132,7 @@ def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
             reason = reason or ("top1" if top1 is not None and score.top1 >= top1 else "")
 
         # 6. The state on disk, with the log that belongs to it.
-        if not reason and (votes & STOP or saver.is_due(bool(votes & SAVE))):
+        if saves and not reason:
             exp.times.settle()
             steps.flush()
             log.flush(fsync=True)

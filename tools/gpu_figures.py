@@ -42,9 +42,7 @@ class Bare:
     def __init__(self, model: str, batch: int, device: torch.device, passes: int = 1) -> None:
         torch.manual_seed(0)
         self._net = create_model(model, NUM_CLASSES, SIDE).to(device).train()
-        self._optimizer = torch.optim.SGD(
-            self._net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True
-        )
+        self._optimizer = torch.optim.SGD(self._net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
         self._images = torch.randn(batch, 3, SIDE, SIDE, device=device)
         self._labels = torch.arange(batch, device=device) % NUM_CLASSES
         self._passes = passes
@@ -107,9 +105,7 @@ def measure(model: str, batch: int, clients: int, comm: Communicator, scratch: P
     rounds, block = (1, 1) if dry else (7, 3 if clients > 1 else 10)
     times = in_turns(variants, device, rounds, block)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(times[name], times["bare"], strict=True)) for name in parts
-    }
+    ratios = {name: statistics.median(a / b for a, b in zip(times[name], times["bare"], strict=True)) for name in parts}
     spans = {name: [min(values), max(values)] for name, values in times.items()}
     return {
         "model": model, "batch": batch, "clients": clients, "engine": comm.engine,

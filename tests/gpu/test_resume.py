@@ -47,9 +47,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint_or_the_end(
 ) -> None:
     poison(monkeypatch, times=1, step=4)
     checkpoint = {"every_steps": 6} if when == "before a checkpoint" else {"every_s": 1000}
-    job = make_job(
-        toy_set, sync=sync, stop={"steps": 9}, evaluate={"every_steps": 9}, checkpoint=checkpoint
-    )
+    job = make_job(toy_set, sync=sync, stop={"steps": 9}, evaluate={"every_steps": 9}, checkpoint=checkpoint)
     with pytest.raises(SystemExit) as ended:
         run_job(job, tmp_path)
     assert ended.value.code == 1

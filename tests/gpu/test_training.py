@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from hpclbfl import build
+from hpclbfl.data import loader
+from hpclbfl.data.datasets import load_dataset
+from hpclbfl.data.loader import make_loaders
 from hpclbfl.run import run_job
 from hpclbfl.runlog.reader import read_run
 from tests.conftest import make_job
@@ -24,7 +27,14 @@ SYNCS: dict[str, dict[str, Any]] = {
     "selsync": {"kind": "selsync", "threshold": 0.1},
     "post_local": {"kind": "post_local", "switch_step": 6, "local_steps": 3},
 }
-SCALER = {"scaler": {"factor": 2.0, "threshold": 0.3}}
+
+
+def scaler(sync: str) -> dict[str, Any]:
+    """The scaler, on the change that the synchroniser watches."""
+    change = "selsync" if sync == "selsync" else "squared_norm"
+    return {"scaler": {"factor": 2.0, "threshold": 0.3, "change": change}}
+
+
 FEW = {"stop": {"steps": 12}, "evaluate": {"every_steps": 6}}
 
 
@@ -43,9 +53,7 @@ def check(run_dir: Path, sync: str, num_steps: int = 12) -> None:
 @pytest.mark.parametrize("sync", SYNCS)
 @pytest.mark.parametrize("model", ["resnet8", "resnet18", "vgg_small"])
 def test_nets_and_synchronisers(tmp_path: Path, toy_set: Path, model: str, sync: str) -> None:
-    job = make_job(
-        toy_set, precision="float32", model={"name": model}, sync=SYNCS[sync], gradients=SCALER, **FEW
-    )
+    job = make_job(toy_set, precision="float32", model={"name": model}, sync=SYNCS[sync], gradients=scaler(sync), **FEW)
     outcome = run_job(job, tmp_path)
     assert outcome.step == 12 and math.isfinite(outcome.loss)
     check(tmp_path, sync)
@@ -54,15 +62,13 @@ def test_nets_and_synchronisers(tmp_path: Path, toy_set: Path, model: str, sync:
 @pytest.mark.parametrize("sync", SYNCS)
 @pytest.mark.parametrize("precision", ["float32", "float64", "bf16", "fp16"])
 def test_precisions(tmp_path: Path, toy_set: Path, precision: str, sync: str) -> None:
-    job = make_job(toy_set, precision=precision, sync=SYNCS[sync], gradients=SCALER, **FEW)
+    job = make_job(toy_set, precision=precision, sync=SYNCS[sync], gradients=scaler(sync), **FEW)
     assert math.isfinite(run_job(job, tmp_path).loss)
 
 
 @pytest.mark.parametrize("sync", SYNCS)
-def test_a_gpu_and_a_cpu_agree(
-    tmp_path: Path, toy_set: Path, sync: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = make_job(toy_set, sync=SYNCS[sync], gradients=SCALER, **FEW)
+def test_a_gpu_and_a_cpu_agree(tmp_path: Path, toy_set: Path, sync: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(toy_set, sync=SYNCS[sync], gradients=scaler(sync), **FEW)
     on_gpu = run_job(job, tmp_path / "gpu")
     monkeypatch.setattr(build, "device", lambda comm: torch.device("cpu"))
     on_cpu = run_job(job, tmp_path / "cpu")
@@ -74,8 +80,19 @@ def test_a_gpu_and_a_cpu_agree(
 
 @pytest.mark.parametrize(
     ("model", "side"),
-    [("resnet8", 8), ("resnet18", 32), ("vgg_small", 8), ("alexnet_small", 8), ("vit_cifar", 8), ("resnet8_gn", 8)]
-    + [("vgg11", 32), ("vgg11_bn", 32), ("alexnet", 64)],
+    list(
+        {
+            "resnet8": 8,
+            "resnet18": 32,
+            "vgg_small": 8,
+            "alexnet_small": 8,
+            "vit_cifar": 8,
+            "resnet8_gn": 8,
+            "vgg11": 32,
+            "vgg11_bn": 32,
+            "alexnet": 64,
+        }.items()
+    ),
 )
 def test_deterministic_kernels_give_the_same_bits_twice(tmp_path: Path, toy_set: Path, model: str, side: int) -> None:
     data = {"name": "packed", "path": str(toy_set), "augment": "crop_flip", "resize": side}
@@ -84,3 +101,19 @@ def test_deterministic_kernels_give_the_same_bits_twice(tmp_path: Path, toy_set:
         run_job(job, tmp_path / which)
     one, two = (torch.load(tmp_path / which / "model.pt", map_location="cpu") for which in ("one", "two"))
     assert all(torch.equal(two[key], value) for key, value in one.items())
+
+
+@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+def test_batches_made_on_the_gpu_are_those_of_the_host(
+    toy_set: Path, augment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(toy_set, data={"name": "packed", "path": str(toy_set), "augment": augment})
+    dataset, gpu = load_dataset(job.data), torch.device("cuda", 0)
+    samples = np.random.default_rng(5).integers(0, len(dataset.train), 500)
+    passes = np.arange(500)
+    found = make_loaders(dataset, job.data, 3, gpu, torch.float32).train
+    assert found._on_device is not None
+    monkeypatch.setattr(loader, "has_room", lambda num_bytes, device: False)
+    expected = make_loaders(dataset, job.data, 3, gpu, torch.float32).train
+    for a, b in zip(found.batch(samples, passes), expected.batch(samples, passes), strict=True):
+        assert torch.equal(a, b)
