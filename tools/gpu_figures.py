@@ -2,8 +2,8 @@
 
     python tools/gpu_figures.py --out figures.json [--engine horovod] [--dry]
 
-Each figure is a ratio of medians of blocks that take turns; times are host seconds of a block that ends with the device
-idle. The bare loop has its batch on the device and takes forward, backward and a fused SGD step, nothing else.
+Each figure is the median ratio of blocks that take turns, with its 95 % interval; times are host seconds of a block that
+ends with the device idle. The bare loop has its batch on the device and takes forward, backward and a fused SGD step, nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import nn
 
 from hpclbfl import build
 from hpclbfl.bench.ranks import settle
+from hpclbfl.bench.statistics import paired_ratio
 from hpclbfl.bench.training import NUM_CLASSES, SCALER, Training, make_job, write_images
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
@@ -30,6 +32,8 @@ from hpclbfl.sections import CommConfig
 
 Step = Callable[[], object]
 SIDE = 32
+CASES = ",".join(f"{model}:{batch}:1" for model in ("resnet18", "resnet50") for batch in (32, 128, 1024))
+CASES += ",resnet18:32:10"
 
 
 class Bare:
@@ -87,7 +91,9 @@ def in_turns(variants: dict[str, Step], device: torch.device, rounds: int, block
     return times
 
 
-def measure(model: str, batch: int, clients: int, comm: Communicator, scratch: Path, dry: bool) -> dict[str, Any]:
+def measure(
+    model: str, batch: int, clients: int, comm: Communicator, scratch: Path, rounds: int, dry: bool
+) -> dict[str, Any]:
     """Medians (s a step) and ratios to the bare loop of one net, batch size and number of clients on the device."""
     device = build.device(comm)
     images = write_images(scratch, model, batch * clients)
@@ -102,15 +108,15 @@ def measure(model: str, batch: int, clients: int, comm: Communicator, scratch: P
         engine = {"engine": comm.engine}
         job = make_job(images, model, batch, clients, comm=engine, **sections)
         variants[name] = ours(job, comm, scratch / f"{model}-{batch}-{clients}-{number}.h5", fixed).step
-    rounds, block = (1, 1) if dry else (7, 3 if clients > 1 else 10)
+    rounds, block = (1, 1) if dry else (rounds, 3 if clients > 1 else 10)
     times = in_turns(variants, device, rounds, block)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    ratios = {name: statistics.median(a / b for a, b in zip(times[name], times["bare"], strict=True)) for name in parts}
+    ratios = {name: asdict(paired_ratio(times[name], times["bare"])) for name in parts}
     spans = {name: [min(values), max(values)] for name, values in times.items()}
     return {
         "model": model, "batch": batch, "clients": clients, "engine": comm.engine,
         "step_s": medians, "span_s": spans, "ratio_to_bare": ratios,
-        "loader_share": 1 - medians["ours, fixed batch"] / medians["ours"],
+        "loader_ratio": asdict(paired_ratio(times["ours"], times["ours, fixed batch"])),
     }  # fmt: skip
 
 
@@ -120,15 +126,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--engine", default="local", choices=["local", "horovod"])
     parser.add_argument("--dry", action="store_true", help="one small case, one step each: that it runs")
+    parser.add_argument("--rounds", type=int, default=7, help="blocks of each variant")
+    parser.add_argument("--cases", default=CASES, help="MODEL:BATCH:CLIENTS,... [%(default)s]")
     given = parser.parse_args()
     comm = build.communicator(CommConfig(engine=given.engine))
     device = build.device(comm)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     found: dict[str, Any] = {"device": name, "torch": torch.__version__, "library": comm.library, "cases": []}
-    cases = [(m, b, 1) for m in ("resnet18", "resnet50") for b in (32, 128, 1024)] + [("resnet18", 32, 10)]
-    for model, batch, clients in [("resnet8", 4, 2)] if given.dry else cases:
+    for case in ("resnet8:4:2" if given.dry else given.cases).split(","):
+        model, batch, clients = (kind(word) for kind, word in zip((str, int, int), case.split(":"), strict=True))
         with tempfile.TemporaryDirectory() as scratch:
-            found["cases"].append(measure(model, batch, clients, comm, Path(scratch), given.dry))
+            found["cases"].append(measure(model, batch, clients, comm, Path(scratch), given.rounds, given.dry))
         given.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
         print(json.dumps(found["cases"][-1]), flush=True)
     comm.close()

@@ -60,6 +60,8 @@ build_jobs() {
 compile_horovod() {
     local work=$1 run=
     local settings=(
+        # Its headers use these without including them, which GCC 13 and later no longer does for them.
+        "CXXFLAGS=-include string -include cstdint ${CXXFLAGS:-}"
         MAKEFLAGS=-j$(build_jobs) CMAKE_POLICY_VERSION_MINIMUM=3.5 "PATH=$venv/bin:$PATH"
         HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1
         HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1

@@ -19,13 +19,6 @@ from hpclbfl.comm.buffers import flat_zeros
 from hpclbfl.gradients.norm import SquaredNorm
 
 FloatArray = NDArray[np.float64]
-GPU_ALIGNMENT = 64
-"""Every gradient begins at a multiple of so many elements on a GPU, whose kernels move 16 bytes at once."""
-
-
-def alignment(device: torch.device) -> int:
-    """A gradient begins at a multiple of so many elements."""
-    return GPU_ALIGNMENT if device.type == "cuda" else 1
 
 
 class _Bucket:
@@ -68,16 +61,13 @@ class GradientReducer:
         self._parameters = [p for p in reversed(parameters) if p.requires_grad]
         like = self._parameters[0]
         self._gathers = like.is_cuda
-        multiple = alignment(like.device)
-        self._sizes = [-(-p.numel() // multiple) * multiple for p in self._parameters]
-        self._total = sum(self._sizes)
+        self._total = sum(p.numel() for p in self._parameters)
         # Votes, ranks' times and the clients' part of the noise scale travel behind the gradients of the last bucket.
         size = self._total + VOTE_BITS + 2 * comm.size + 1
         self._storage = flat_zeros(size, like.dtype, like.device)
         self._wire = torch.empty_like(self._storage, dtype=wire_dtype) if wire_dtype is not None else self._storage
         self.flat = self._storage[: self._total]
-        """The gradient, flat [P], in reverse order of the parameters, on a GPU with zeros between them; after `finish`
-        the sum over ranks."""
+        """The gradient, flat [P], in reverse order of the parameters; after `finish` the sum over ranks."""
         self.sq_norm: Tensor | None = None
         """Of that sum, 0-d float64, after `finish`; None unless measured."""
         self.times: FloatArray | None = None
@@ -101,10 +91,10 @@ class GradientReducer:
     def _lay_out(self, bucket_elements: int) -> None:
         members: list[nn.Parameter] = []
         begin = end = 0
-        for parameter, size in zip(self._parameters, self._sizes, strict=True):
+        for parameter in self._parameters:
             self._views[parameter] = self._storage[end : end + parameter.numel()].view_as(parameter)
             members.append(parameter)
-            end += size
+            end += parameter.numel()
             is_last = parameter is self._parameters[-1]
             if end - begin >= bucket_elements or is_last:
                 stop = self._storage.numel() if is_last else end

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import hpclbfl.comm.reducer as reducer_module
 from hpclbfl import build
 from hpclbfl.comm.base import launched_rank, launched_size
 from hpclbfl.comm.local import LocalCommunicator
@@ -211,23 +210,3 @@ def test_gradients_copied_by_the_bucket_are_the_same(bucket_mb: float) -> None:
         reducer.close()
     assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
     assert found[0][1:] == found[1][1:]
-
-
-def test_aligned_gradients_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [reducer_module.alignment(torch.device(kind)) for kind in ("cuda", "cpu")] == [64, 1]
-    monkeypatch.setattr(reducer_module, "alignment", lambda device: 64)
-    module, batch = net(), torch.randn(3, 4)
-    expected = reference(module, [batch])
-    reducer = GradientReducer(list(module.parameters()), Doubling(), 1e-4, measure=True, wire_dtype=torch.float32)
-    assert [view.storage_offset() % 64 for view in reducer._views.values()] == [0] * 6
-    for votes in (0b1, 0b10):
-        reducer.begin_step(votes)
-        reducer.begin_pass(is_last=True)
-        module(batch).square().sum().backward()
-        assert reducer.finish() == votes
-        for parameter, gradient in zip(module.parameters(), expected, strict=True):
-            torch.testing.assert_close(parameter.grad, 2 * gradient)
-        # What lies between them adds nothing.
-        assert reducer.sq_norm is not None
-        assert reducer.sq_norm.item() == pytest.approx(sum(4 * g.square().sum().item() for g in expected), rel=1e-5)
-        reducer.zero_grad()
