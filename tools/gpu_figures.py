@@ -2,8 +2,9 @@
 
     python tools/gpu_figures.py --out figures.json [--engine horovod] [--dry]
 
-Each figure is the median ratio of blocks that take turns, with its 95 % interval; times are host seconds of a block that
-ends with the device idle. The bare loop has its batch on the device and takes forward, backward and a fused SGD step, nothing else.
+Each figure is the median ratio of blocks that take turns, with its 95 % interval; times are host seconds of a block
+that ends with the device idle. The bare loop has its batch on the device and takes forward, backward and a fused SGD
+step, nothing else.
 """
 
 from __future__ import annotations
