@@ -160,7 +160,9 @@ def look_for_nonfinite(exp: Experiment, record: StepRecord) -> int:
         return 0
     is_broken = exp.is_broken is not None and bool(exp.is_broken)
     votes = exp.comm.vote(NONFINITE if is_broken else 0) & NONFINITE
-    if is_broken and not any(kind == "nonfinite" for kind, _ in record.events):
+    # A shared model's gradient is everybody's, and rank 0 speaks of it.
+    speaks = exp.optimizer is None or exp.comm.rank == 0
+    if is_broken and speaks and not any(kind == "nonfinite" for kind, _ in record.events):
         record.events.append(("nonfinite", _nonfinite_text(exp, "a gradient at or before this step")))
     return votes
 
