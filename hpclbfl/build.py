@@ -18,6 +18,7 @@ from hpclbfl.batching.dynamic import Dynamic
 from hpclbfl.batching.fixed import Fixed
 from hpclbfl.batching.noise_scale import NoiseScalePolicy
 from hpclbfl.batching.proportional import Proportional
+from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator, launched_size
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.comm.reducer import GradientReducer
@@ -69,12 +70,8 @@ def _under_mpi(environ: Mapping[str, str]) -> bool:
 
 
 def device(comm: Communicator) -> torch.device:
-    """A GPU of the rank's own, or the CPU; ranks beyond the node's GPUs share them in turn."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    index = comm.local_rank % torch.cuda.device_count()
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+    """See `hpclbfl.comm.devices.choose`; a collective."""
+    return devices.choose(comm)
 
 
 def dtype(job: JobConfig) -> torch.dtype:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from hpclbfl.children import module_command, tethered
 from hpclbfl.core.text import cell, make_console
 from hpclbfl.errors import EnvironmentFault
-from hpclbfl.launch import available_cores, environment_without_job, find_mpirun, mpirun_command
+from hpclbfl.launch import available_cores, environment_without_job, find_mpirun, has_gpu, mpirun_command
 from hpclbfl.launcher_words import find_start_failure
 from hpclbfl.mpi_probe import MARK
 from hpclbfl.mpi_runtime import bundled_environment, bundled_libmpi
@@ -90,6 +90,9 @@ def check_horovod() -> list[Check]:
     built = ", ".join(name for name in ("mpi", "nccl") if probe[name]).upper() or "nothing"
     found = f"{probe['horovod']}, built with {built}"
     horovod = Check("Horovod", "ok", found)
+    if probe["mpi"] and not probe["nccl"] and has_gpu():
+        remedy = "gradients of GPUs travel through the host: make clean install HOROVOD_GPU_OPERATIONS=NCCL"
+        horovod = Check("Horovod", "warn", found, remedy)
     if not probe["mpi"]:
         horovod = Check("Horovod", "missing", found, "needs a build with MPI: make clean install")
     found = f"{probe['mpi4py']}, {', '.join(probe['libraries']) or 'MPI library unknown'}"

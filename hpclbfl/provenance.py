@@ -48,6 +48,7 @@ def collect(engine: str, num_ranks: int, extra: dict[str, Any] | None = None) ->
         "versions": {name: _version(name) for name in _PACKAGES},
         "cpu": {"model": _cpu_model(), "cores": _cores(), "threads": os.cpu_count(), "usable": _usable()},
         "gpus": _gpus(),
+        "tf32": _tf32(),
         "environment": environment(dict(os.environ)),
         "argv": list(sys.argv),
         **(extra or {}),
@@ -122,3 +123,14 @@ def _gpus() -> list[str]:
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _tf32() -> dict[str, bool] | None:
+    """Whether float32 products round their factors to 10 bits on a GPU; None where there is none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return {
+        "convolutions": bool(torch.backends.cudnn.allow_tf32),
+        "matrix_products": bool(torch.backends.cuda.matmul.allow_tf32),
+    }

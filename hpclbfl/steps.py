@@ -43,6 +43,7 @@ def shared_step(exp: Experiment, record: StepRecord, votes: int) -> int:
     if optimizer is None or reducer is None:
         raise RuntimeError("a shared step needs the shared model's optimizer and reducer")
     counts = exp.sampler.counts(exp.sizes_now)
+    loss_scale = _loss_scale(exp)
     # sum over samples / B, then a sum over clients: the mean over all B samples, whatever each client's share.
     divisors = counts.sum() / _client_factors(exp, counts)
     reducer.begin_step(votes, exp.times.outgoing())
@@ -55,14 +56,14 @@ def shared_step(exp: Experiment, record: StepRecord, votes: int) -> int:
             forward_backward(exp, client, record, divisor)
             own = reducer.end_pass()
         if own is not None and counts[client.id]:
-            record.clients[-1].columns["local_grad_sq_norm"] = own / share**2
+            record.clients[-1].columns["local_grad_sq_norm"] = own / (share * loss_scale) ** 2
     begin = exp.clock.mark()
     votes = reducer.finish()
     if exp.emulation is not None:
         exp.emulation.transfer(reducer.flat.nbytes)
     synced, host_begin = exp.clock.mark(), time.perf_counter()
     exp.loss_scaler.unscale_(optimizer)
-    multiplier = _measure_shared(exp, record, reducer, counts)
+    multiplier = _measure_shared(exp, record, reducer, counts, loss_scale)
     if _is_broken(exp, record.columns.get("grad_sq_norm")):
         # All ranks see it in the sum.
         votes |= NONFINITE
@@ -150,6 +151,30 @@ def forward_backward(exp: Experiment, client: Client, record: StepRecord, diviso
     record.clients.append(ClientRecord(client.id, len(samples), (begin, loaded), (loaded, clock.mark()), columns))
 
 
+def look_for_nonfinite(exp: Experiment, record: StepRecord) -> int:
+    """NONFINITE where a rank's GPU saw a gradient that was not finite; a collective, before the state is relied on.
+
+    Between two looks a GPU's host knows nothing of them; a CPU's has looked in every step.
+    """
+    if not _looks_late(exp) or exp.job.on_nonfinite not in ("stop", "restore"):
+        return 0
+    is_broken = exp.is_broken is not None and bool(exp.is_broken)
+    votes = exp.comm.vote(NONFINITE if is_broken else 0) & NONFINITE
+    # A shared model's gradient is everybody's, and rank 0 speaks of it.
+    speaks = exp.optimizer is None or exp.comm.rank == 0
+    if is_broken and speaks and not any(kind == "nonfinite" for kind, _ in record.events):
+        record.events.append(("nonfinite", _nonfinite_text(exp, "a gradient at or before this step")))
+    return votes
+
+
+def _loss_scale(exp: Experiment) -> Tensor | float:
+    """By how much the gradients of the shared model are too large until they are unscaled; 0-d, on the device."""
+    if not exp.loss_scaler.is_enabled():
+        return 1.0
+    one: Tensor = exp.loss_scaler.scale(torch.ones((), dtype=torch.float64, device=exp.device))
+    return one
+
+
 def _client_factors(exp: Experiment, counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """[C] what each client's weight is multiplied with."""
     noise = exp.job.gradients.weight_noise
@@ -159,7 +184,11 @@ def _client_factors(exp: Experiment, counts: NDArray[np.int64]) -> NDArray[np.fl
 
 
 def _measure_shared(
-    exp: Experiment, record: StepRecord, reducer: GradientReducer, counts: NDArray[np.int64]
+    exp: Experiment,
+    record: StepRecord,
+    reducer: GradientReducer,
+    counts: NDArray[np.int64],
+    loss_scale: Tensor | float,
 ) -> Tensor | None:
     """Log the reduced, unscaled gradient and return its multiplier."""
     every = exp.job.gradients.layers_every
@@ -173,8 +202,10 @@ def _measure_shared(
     sq_norm = reducer.sq_norm if reducer.sq_norm is not None else squared_norm([reducer.flat])
     multiplier, record.columns = exp.pipeline.update(sq_norm, exp.counters.step, SHARED, layers)
     num_clients = int((counts > 0).sum())
-    if num_clients > 1:
-        record.columns |= exp.pipeline.estimate_noise(reducer.noise, sq_norm, num_clients, int(counts.sum()))
+    if num_clients > 1 and exp.pipeline.noise_scale is not None:
+        # The clients' own norms were taken before the loss scaling was undone.
+        local = reducer.noise / loss_scale**2
+        record.columns |= exp.pipeline.estimate_noise(local, sq_norm, num_clients, int(counts.sum()))
     return multiplier
 
 
@@ -203,12 +234,17 @@ def _is_broken(exp: Experiment, sq_norm: Tensor | None) -> bool:
     mode = exp.job.on_nonfinite
     if mode == "ignore" or sq_norm is None or exp.loss_scaler.is_enabled():
         return False
-    if not sq_norm.is_cuda or mode == "skip":
+    if not _looks_late(exp) or mode == "skip":
         return not bool(torch.isfinite(sq_norm))
-    # Looking makes the host wait for the device; a run that is to end may end a little later.
+    # A run that is to end may end a little later.
     broken = ~torch.isfinite(sq_norm)
     exp.is_broken = broken if exp.is_broken is None else exp.is_broken | broken
     return exp.counters.step % _LOOK_EVERY == 0 and bool(exp.is_broken)
+
+
+def _looks_late(exp: Experiment) -> bool:
+    """Whether looking at a number makes the host wait for the device."""
+    return exp.device.type == "cuda"
 
 
 def _nonfinite_text(exp: Experiment, whose: str) -> str:

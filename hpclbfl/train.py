@@ -15,7 +15,17 @@ from hpclbfl.runlog.writer import RunLog
 from hpclbfl.saving import Saver
 from hpclbfl.signals import StopRequest
 from hpclbfl.steplog import StepLog, StepRecord
-from hpclbfl.steps import CHANGED, NONFINITE, SAVE, STOP, TIME_UP, average_clients, local_step, shared_step
+from hpclbfl.steps import (
+    CHANGED,
+    NONFINITE,
+    SAVE,
+    STOP,
+    TIME_UP,
+    average_clients,
+    local_step,
+    look_for_nonfinite,
+    shared_step,
+)
 from hpclbfl.stopping import reason_to_stop
 from hpclbfl.watchdog import Watchdog
 
@@ -104,6 +114,9 @@ def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
 
         # 4. The log; on a GPU this is where the host waits for the device.
         evaluates = bool(reason) or _evaluation_is_due(exp, record)
+        saves = not reason and (bool(votes & STOP) or saver.is_due(bool(votes & SAVE)))
+        if evaluates or saves:
+            votes |= look_for_nonfinite(exp, record)
         steps.add(record)
         if evaluates:
             exp.times.settle()
@@ -122,7 +135,7 @@ def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
             reason = reason or ("top1" if top1 is not None and score.top1 >= top1 else "")
 
         # 6. The state on disk, with the log that belongs to it; the last one, too, from which a run may go on later.
-        if reason or votes & STOP or saver.is_due(bool(votes & SAVE)):
+        if saves or reason:
             exp.times.settle()
             steps.flush()
             log.flush(fsync=True)

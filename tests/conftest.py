@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -67,6 +68,8 @@ def make_job(toy_set: Path, **sections: Any) -> JobConfig:
         "name": "toy",
         "clients": 4,
         "precision": "float64",
+        # A GPU's fastest kernels give other bits each time.
+        "deterministic": torch.cuda.is_available(),
         "data": {"name": "packed", "path": str(toy_set), "augment": "crop_flip"},
         "model": {"name": "resnet8"},
         "optimizer": {"lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4},

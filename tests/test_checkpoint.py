@@ -127,8 +127,9 @@ def test_asked_to_stop_it_saves_and_goes_on_later(
         patch.setattr(hpclbfl.steps, "forward_backward", asking)
         outcome = run_job(job, tmp_path / "cut")
     assert outcome.reason == STOPPED
-    # The next step carries the vote; in local training it is taken every fourth step, here just then.
-    assert outcome.step == 8
+    # The next step carries the vote; in local training it is taken every fourth step, here just then. With a shared
+    # model on a GPU the answer is read a step later.
+    assert outcome.step == 8 + (name == "bsp" and torch.cuda.is_available())
     folder = RunFolder(tmp_path / "cut")
     status = folder.status()
     assert status is not None and status.state == "requeue" and folder.done() is None

@@ -66,3 +66,18 @@ def test_hdf5_on_a_folder_that_takes_no_files(monkeypatch: pytest.MonkeyPatch) -
 def test_libraries_of_a_process() -> None:
     maps = "7f r-xp 00 00 1 /a/lib/libmpi.so.40\n7f r--p 00 00 1 /a/lib/libmpi.so.40\n7f r--p 0 0 1 /b/libmpich.so.12\n"
     assert loaded_mpi_libraries(maps) == ["/a/lib/libmpi.so.40", "/b/libmpich.so.12"]
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "nccl", "state"), [(True, False, "warn"), (True, True, "ok"), (False, False, "ok")]
+)
+def test_a_gpu_without_nccl_is_told(monkeypatch: pytest.MonkeyPatch, has_gpu: bool, nccl: bool, state: str) -> None:
+    found = {"horovod": "0.28.1", "mpi": True, "nccl": nccl, "mpi4py": "4.1.2", "libraries": [], "shared": True}
+    monkeypatch.setattr(doctor, "_probe", lambda argv: found)
+    monkeypatch.setattr(doctor, "has_gpu", lambda: has_gpu)
+    check = doctor.check_horovod()[0]
+    assert check.state == state
+    if state == "warn":
+        assert check.remedy == (
+            "gradients of GPUs travel through the host: make clean install HOROVOD_GPU_OPERATIONS=NCCL"
+        )

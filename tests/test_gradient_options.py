@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hpclbfl import build
 from hpclbfl.assemble import make_experiment
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.config import parse_job
@@ -145,3 +147,18 @@ def test_options_that_do_not_fit(toy_set: Path, sections: dict[str, Any], error:
     values = {"data": {"name": "packed", "path": str(toy_set)}, "model": {"name": "resnet8"}, **sections}
     with pytest.raises(ConfigError, match=error):
         parse_job(values, "job.yaml")
+
+
+def test_loss_scaling_leaves_the_noise_scale_alone(
+    tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for precision in ("float32", "fp16"):
+        if precision == "fp16":
+            # The scaling without the half precision, which a CPU does not have.
+            monkeypatch.setattr(build, "autocast", lambda job, on: nullcontext)
+        job = make_job(toy_set, precision=precision, gradients={"noise_scale": {}}, stop={"steps": 4})
+        run_job(job, tmp_path / precision)
+        found[precision] = read_run(tmp_path / precision).tables["steps"]
+    for column in ("loss", "grad_sq_norm", "local_grad_sq_norm", "tr_sigma", "true_grad_sq_norm", "b_simple"):
+        np.testing.assert_allclose(found["fp16"][column], found["float32"][column], rtol=1e-4, err_msg=column)

@@ -126,3 +126,34 @@ def test_ignore_trains_on(tmp_path: Path, toy_set: Path, monkeypatch: pytest.Mon
     poison(monkeypatch, times=1)
     assert run_job(make_job(toy_set, on_nonfinite="ignore", **FEW), tmp_path).step == 9
     assert np.isnan(read_run(tmp_path).tables["steps"]["loss"][-1])
+
+
+@pytest.mark.parametrize("sync", SYNCS, ids=["bsp", "fedavg"])
+@pytest.mark.parametrize("checkpoint", [{"every_steps": 6}, {"every_s": 1000}], ids=["a checkpoint", "the end"])
+def test_a_host_that_looks_late_looks_before(
+    tmp_path: Path,
+    toy_set: Path,
+    sync: dict[str, Any],
+    checkpoint: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(hpclbfl.steps, "_looks_late", lambda exp: True)
+    poison(monkeypatch, times=1)
+    few = {"stop": {"steps": 9}, "evaluate": {"every_steps": 9}, "checkpoint": checkpoint}
+    with pytest.raises(SystemExit) as ended:
+        run_job(make_job(toy_set, sync=sync, **few), tmp_path)
+    assert ended.value.code == 1
+    assert "is not finite" in capfd.readouterr().err
+    assert not (tmp_path / "model.pt").exists()
+    assert not list((tmp_path / "checkpoints").glob("step-*"))
+    assert [bytes(kind) for kind in read_run(tmp_path).tables["events"]["kind"]] == [b"nonfinite"]
+
+
+def test_a_host_that_looks_late_goes_back_to_a_finite_checkpoint(
+    tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hpclbfl.steps, "_looks_late", lambda exp: True)
+    poison(monkeypatch, times=1)
+    outcome = run_job(make_job(toy_set, on_nonfinite="restore", **FEW), tmp_path)
+    assert outcome.step == 9 and np.isfinite(outcome.loss)

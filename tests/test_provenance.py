@@ -6,6 +6,7 @@ import sys
 
 import h5py
 import numpy as np
+import torch
 
 import hpclbfl
 from hpclbfl import provenance
@@ -78,3 +79,11 @@ def test_nothing_heavy_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] []"
+
+
+def test_a_gpus_rounding_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert provenance._tf32() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert provenance._tf32() == {"convolutions": False, "matrix_products": False}

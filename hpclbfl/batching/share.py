@@ -52,7 +52,8 @@ def _level(total: int, fixed_s: FloatArray, per_sample_s: FloatArray, low: Seque
     """
     begins, ends = (fixed_s + per_sample_s * np.asarray(bound, dtype=np.float64) for bound in (low, high))
     times = np.concatenate([begins, ends])
-    order = np.argsort(times)
+    # Stable: equal times must give one plan on machines whose sorts differ.
+    order = np.argsort(times, kind="stable")
     times, rates = times[order], np.cumsum(np.concatenate([1 / per_sample_s, -1 / per_sample_s])[order])
     done = sum(low) + np.concatenate([[0.0], np.cumsum(rates[:-1] * np.diff(times))])
     last = int(np.searchsorted(done, total, side="right")) - 1

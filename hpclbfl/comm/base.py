@@ -31,6 +31,8 @@ class Communicator(Protocol):
     size: int
     local_rank: int
     local_size: int
+    shares_gpus: bool
+    """Whether two ranks may compute on one GPU."""
 
     def reduce_(self, flat: Tensor, name: str, on_chunk: Callable[[Tensor], None] | None = None) -> Handle:
         """Sum `flat` (1-d, contiguous) over ranks, in place; `on_chunk(view)` once a piece is reduced.

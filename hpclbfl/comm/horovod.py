@@ -14,6 +14,20 @@ from hpclbfl import mpi_runtime
 from hpclbfl.comm.base import VOTE_BITS
 from hpclbfl.errors import EnvironmentFault
 
+SETTINGS = {
+    # Horovod alone only warns of a stall. Evaluation's or a download's minutes on one rank must fit below the limit.
+    "HOROVOD_STALL_CHECK_TIME_SECONDS": "60",
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800",
+    # Which reductions meet in one cycle depends on timing, and with it the order of additions on three ranks and more.
+    # Ours are as large as they should be.
+    "HOROVOD_FUSION_THRESHOLD": "0",
+}
+"""What ranks find set however they were started; what the user has set stays."""
+GPU_SETTINGS = {"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"}
+"""Waiting for a reduction then orders the GPU's stream behind it instead of holding the host."""
+CPU_SETTINGS = {"HOROVOD_CYCLE_TIME": "5"}
+"""A longer cycle leaves the cores of a CPU node to the computation."""
+
 
 class _Reduction:
     """A Horovod handle; runs `on_chunk` when the result is there."""
@@ -23,8 +37,21 @@ class _Reduction:
 
     def wait(self) -> None:
         self._hvd.synchronize(self._handle)
+        _order_after(self._flat)
         if self._on_chunk is not None:
             self._on_chunk(self._flat)
+
+
+def _order_after(result: Tensor) -> None:
+    """Let what comes next on the GPU wait for a result; Horovod has put that on the default stream, not on ours."""
+    if result.is_cuda:
+        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+
+
+def set_defaults(is_gpu: bool) -> None:
+    """Horovod's settings for this process, before it is initialised."""
+    for name, value in {**SETTINGS, **(GPU_SETTINGS if is_gpu else CPU_SETTINGS)}.items():
+        os.environ.setdefault(name, value)
 
 
 class HorovodCommunicator:
@@ -44,12 +71,14 @@ class HorovodCommunicator:
             raise EnvironmentFault(
                 f"comm.engine horovod: Horovod cannot be loaded ({error}); run 'make install', then 'hpclbfl doctor'"
             ) from error
+        set_defaults(torch.cuda.is_available())
         hvd.init()
         if not hvd.mpi_enabled():
             raise EnvironmentFault("comm.engine horovod: this Horovod runs without MPI; run 'hpclbfl doctor'")
         self._hvd = hvd
         self.rank, self.size = int(hvd.rank()), int(hvd.size())
         self.local_rank, self.local_size = int(hvd.local_rank()), int(hvd.local_size())
+        self.shares_gpus = not hvd.nccl_built()
         from horovod import __version__ as horovod_version
 
         self.library = f"Horovod {horovod_version}, {_mpi().Get_library_version().splitlines()[0].split(',')[0]}"
@@ -72,8 +101,9 @@ class HorovodCommunicator:
     def broadcast_(self, tensors: Sequence[Tensor], root: int = 0) -> None:
         """One broadcast after the other, under way together."""
         handles = [self._hvd.broadcast_async_(t, root, name=f"broadcast.{k}") for k, t in enumerate(tensors)]
-        for handle in handles:
+        for handle, tensor in zip(handles, tensors, strict=True):
             self._hvd.synchronize(handle)
+            _order_after(tensor)
 
     def barrier(self) -> None:
         """Through Horovod, so that it is ordered with the reductions."""

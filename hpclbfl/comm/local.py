@@ -22,6 +22,7 @@ class LocalCommunicator:
     size = 1
     local_rank = 0
     local_size = 1
+    shares_gpus = True
 
     def reduce_(self, flat: Tensor, name: str, on_chunk: Callable[[Tensor], None] | None = None) -> _Done:
         """The sum over one rank is what is there."""

@@ -46,6 +46,7 @@ class MpiCommunicator:
     """
 
     engine = "mpi"
+    shares_gpus = True
 
     def __init__(self, chunk_mb: float) -> None:
         mpi_runtime.prepare()

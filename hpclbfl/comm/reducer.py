@@ -26,11 +26,15 @@ class _Bucket:
         self.flat, self.wire, self.name = flat, wire, name
         """`wire` is what travels: `flat` itself, or its compressed form."""
         self.num_parameters = self.num_waiting = 0
+        self.gathered: dict[nn.Parameter, Tensor] = {}
+        """On a GPU: the pass's gradients that are not in `flat` yet."""
         self.handle: Handle | None = None
 
 
 class GradientReducer:
     """Sums the gradients of `parameters` over all clients and ranks.
+
+    On a CPU each gradient is copied while it is in the cache; on a GPU a bucket's all at once, as launches take time.
 
     A step is `begin_step`, then for each client of the rank `begin_pass`, its backward pass and `end_pass`, then
     `finish`.
@@ -55,8 +59,9 @@ class GradientReducer:
     ) -> None:
         self._comm = comm
         self._parameters = [p for p in reversed(parameters) if p.requires_grad]
-        self._total = sum(p.numel() for p in self._parameters)
         like = self._parameters[0]
+        self._gathers = like.is_cuda
+        self._total = sum(p.numel() for p in self._parameters)
         # Votes, ranks' times and the clients' part of the noise scale travel behind the gradients of the last bucket.
         size = self._total + VOTE_BITS + 2 * comm.size + 1
         self._storage = flat_zeros(size, like.dtype, like.device)
@@ -80,6 +85,7 @@ class GradientReducer:
         self._kept: dict[nn.Parameter, Tensor] | None = None
         self._noise_weight = 0.0
         self._late = _LateCopy(self._told) if like.is_cuda else None
+        self._answered = 0
         self._hooks = [p.register_post_accumulate_grad_hook(self._on_gradient) for p in self._parameters]
 
     def _lay_out(self, bucket_elements: int) -> None:
@@ -129,7 +135,12 @@ class GradientReducer:
         if not self._in_pass or not isinstance(parameter, nn.Parameter) or parameter.grad is None:
             return
         gradient, parameter.grad = parameter.grad, None
-        if parameter in self._filled:
+        bucket = self._bucket_of[parameter]
+        if self._gathers:
+            bucket.gathered[parameter] = gradient
+            if len(bucket.gathered) == bucket.num_parameters:
+                self._take_gathered(bucket)
+        elif parameter in self._filled:
             self._views[parameter].add_(gradient)
         else:
             self._views[parameter].copy_(gradient)
@@ -139,15 +150,29 @@ class GradientReducer:
         if self._kept is not None:
             self._kept[parameter] = gradient
         if self._is_last:
-            bucket = self._bucket_of[parameter]
             bucket.num_waiting -= 1
             # What travels with the last bucket is known only at the end of the pass.
             if bucket.num_waiting == 0 and bucket is not self._buckets[-1]:
                 self._start(bucket)
 
+    @torch.no_grad()
+    def _take_gathered(self, bucket: _Bucket) -> None:
+        first = {p: g for p, g in bucket.gathered.items() if p not in self._filled}
+        further = {p: g for p, g in bucket.gathered.items() if p in self._filled}
+        if first:
+            torch._foreach_copy_([self._views[p] for p in first], list(first.values()))
+            self._filled.update(first)
+        if further:
+            torch._foreach_add_([self._views[p] for p in further], list(further.values()))
+        bucket.gathered.clear()
+
     def end_pass(self) -> Tensor | None:
         """Squared norm of the pass's own gradient, 0-d float64; None unless clients are measured."""
         self._in_pass = False
+        for bucket in self._buckets:
+            # Of parameters that the pass reached in a bucket that it did not fill.
+            if bucket.gathered:
+                self._take_gathered(bucket)
         if self._own_norm is None:
             return None
         own = self._own_norm.take()
@@ -199,7 +224,12 @@ class GradientReducer:
             return 0
         told = np.array(values)
         self.times = told[VOTE_BITS:].reshape(-1, 2)
-        return sum(1 << k for k, count in enumerate(told[:VOTE_BITS]) if count > 0)
+        votes = sum(1 << k for k, count in enumerate(told[:VOTE_BITS]) if count > 0)
+        if self._late is not None:
+            # A vote that was answered a step ago was cast once more before its answer was there.
+            votes &= ~self._answered
+            self._answered = votes
+        return votes
 
     @property
     def noise(self) -> Tensor:

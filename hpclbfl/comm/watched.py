@@ -34,6 +34,7 @@ class WatchedCommunicator:
         self.engine, self.library = comm.engine, comm.library
         self.rank, self.size = comm.rank, comm.size
         self.local_rank, self.local_size = comm.local_rank, comm.local_size
+        self.shares_gpus = comm.shares_gpus
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Batches on the device: decoded, augmented, normalised; of any size at every call.
 
 Images on the fly are decoded by threads (PIL releases the interpreter's lock), never by forked processes, which MPI
-does not survive. Batches travel to the device as uint8 and become floating point there.
+does not survive. Batches travel to the device as uint8 and become floating point there; a set in memory for which a
+GPU has room lies there whole.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from hpclbfl.data.augment import PixelArray, crop_flip
 from hpclbfl.data.datasets import Dataset
 from hpclbfl.data.frames import Frames, Shape, Statistics, statistics
+from hpclbfl.data.on_device import DeviceImages, has_room
 from hpclbfl.data.packed import IntArray
 from hpclbfl.data.splits import Split
 from hpclbfl.sections import DataConfig
@@ -127,6 +129,10 @@ class Loader:
         spread = 1.0 / torch.tensor(std, dtype=torch.float64).view(3, 1, 1)
         self._scale = (spread / 255.0).to(device, exact)
         self._shift = (-torch.tensor(mean, dtype=torch.float64).view(3, 1, 1) * spread).to(device, exact)
+        store = self._frames.store
+        self._on_device: DeviceImages | None = None
+        if store is not None and has_room(store.nbytes, device):
+            self._on_device = DeviceImages(store, np.asarray(split.labels), device)
         self._stagings = [_Staging(self.image_shape, device) for _ in range(2)]
         self._pool: ThreadPoolExecutor | None = None
         self._num_parts = 1
@@ -162,6 +168,16 @@ class Loader:
         Raises:
             DataError: an image cannot be read.
         """
+        pixels, labels = self._pixels(samples, passes, augment)
+        images = pixels.to(self._scale.dtype).mul_(self._scale).add_(self._shift)
+        return images.to(self._dtype), labels
+
+    def _pixels(self, samples: IntArray, passes: IntArray, augment: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented images, uint8 [b, 3, H, W], and labels, int64 [b], on the device."""
+        if self._on_device is not None:
+            if augment and self._augment == "crop_flip":
+                return self._on_device.pick_crop_flip(samples, passes, self._seed)
+            return self._on_device.pick(samples)
         pending, self._pending = self._pending, None
         if pending is not None and not pending.is_for(samples, passes, augment):
             pending.discard()
@@ -173,9 +189,7 @@ class Loader:
         except BaseException:
             pending.discard()
             raise
-        pixels, labels = pending.staging.send(self.split.labels[samples])
-        images = pixels.to(self._scale.dtype).mul_(self._scale).add_(self._shift)
-        return images.to(self._dtype), labels
+        return pending.staging.send(self.split.labels[samples])
 
     def prefetch(self, samples: IntArray, passes: IntArray, augment: bool = True) -> None:
         """Begin to decode the batch that is asked for next; in memory there is nothing to begin."""

@@ -80,6 +80,8 @@ class SmoothedChange:
         before = state.windows
         if before is None:
             before = now.new_full((2, WINDOW), torch.nan)
+        # A checkpoint's lie on the host.
+        before = before.to(now.device)
         previous = state.previous.to(now.device)
         sums = _push(before[0], now)
         smoothed = _weighted_mean(sums)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from hpclbfl.errors import ConfigError
+from hpclbfl.models.pooling import with_deterministic_pooling
 from hpclbfl.models.resnet_cifar import resnet8, resnet8_gn, resnet20
 from hpclbfl.models.small_plain import alexnet_small, vgg_small
 
@@ -47,7 +48,7 @@ def _plain(name: str) -> Make:
     def make(num_classes: int, image_size: int, stem: str, dropout: float | None) -> nn.Module:
         options = {} if dropout is None else {"dropout": dropout}
         net: nn.Module = _torchvision_net(name, num_classes, **options)
-        return net
+        return with_deterministic_pooling(net)
 
     return make
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from hpclbfl.models.pooling import AdaptiveAvgPool2d
+
 DROPOUT = 0.5
 """Of both nets, as in the large ones."""
 
@@ -32,7 +34,7 @@ def alexnet_small(num_classes: int, image_size: int, stem: str, dropout: float |
         nn.MaxPool2d(2),
         nn.Conv2d(24, 48, 3, padding=1),
         nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
+        AdaptiveAvgPool2d(2),
     ]
     return _initialised(nn.Sequential(*layers, *_classifier(48 * 4, num_classes, dropout)))
 

@@ -33,7 +33,17 @@ _ROOM = 1.5
 """Peak of a step over what it saves for the backward pass, at most; for guesses that must not run out of memory."""
 _BUFFER_IMAGES = 256
 _MOST_ROUNDS = 8
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "could not create a mem")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "could not create a mem",
+    # A GPU's libraries, whose work space is not torch's.
+    "cudnn_status_alloc_failed",
+    "cublas_status_alloc_failed",
+    "unable to find an engine",
+)
 
 Say = Callable[[str], None]
 

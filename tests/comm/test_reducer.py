@@ -156,3 +156,57 @@ def test_after_close_gradients_stay_with_their_parameters() -> None:
     reducer.close()
     module(torch.ones(1, 4)).sum().backward()
     assert all(p.grad is not None for p in module.parameters())
+
+
+class _Late:
+    """Stands for a GPU's copy: what was told in a step is read in the next one."""
+
+    def __init__(self, source: Tensor) -> None:
+        self._source = source
+        self._last: list[float] | None = None
+
+    def exchange(self) -> list[float] | None:
+        last, self._last = self._last, self._source.tolist()
+        return last
+
+
+def test_a_vote_whose_answer_comes_late_is_answered_once() -> None:
+    module = net()
+    reducer = GradientReducer(list(module.parameters()), Doubling(), 25.0)
+    reducer._late = _Late(reducer._told)  # type: ignore[assignment]
+    answers: list[int] = []
+    # The voter asks until it is answered, as one that wants a checkpoint does, and again a while later.
+    for wants in (0, 0b1000, 0b1000, 0, 0, 0b1000, 0b1000, 0):
+        reducer.begin_step(wants)
+        reducer.begin_pass(is_last=True)
+        module(torch.ones(1, 4)).sum().backward()
+        reducer.end_pass()
+        answers.append(reducer.finish())
+        reducer.zero_grad()
+    assert answers == [0, 0, 0b1000, 0, 0, 0, 0b1000, 0]
+
+
+@pytest.mark.parametrize("bucket_mb", [25.0, 1e-4, 1e-9])
+def test_gradients_copied_by_the_bucket_are_the_same(bucket_mb: float) -> None:
+    module = net()
+    batches = [torch.randn(3, 4), torch.randn(5, 4)]
+    found = []
+    for gathers in (False, True):
+        comm = Doubling()
+        reducer = GradientReducer(list(module.parameters()), comm, bucket_mb, measure=True, measure_clients=True)
+        reducer._gathers = gathers
+        reducer.begin_step()
+        for number, batch in enumerate((*batches, batches[0])):
+            # The middle pass reaches the last layers alone.
+            reducer.begin_pass(is_last=number == 2)
+            (
+                module[2:](torch.tanh(module[0](batch)).detach()) if number == 1 else module(batch)
+            ).square().sum().backward()
+            reducer.end_pass()
+        reducer.finish()
+        assert reducer.sq_norm is not None
+        found.append(([p.grad.clone() for p in module.parameters()], reducer.sq_norm.item(), comm.calls))
+        reducer.zero_grad()
+        reducer.close()
+    assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
+    assert found[0][1:] == found[1][1:]

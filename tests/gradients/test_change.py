@@ -55,3 +55,12 @@ def test_selsync_forgets_after_its_window_and_skips_what_is_not_finite() -> None
     assert math.isnan(broken.change.item())
     after, without = (metric.observe(of(0.0), of(9.0), s) for s in (broken, state))
     assert after.change == without.change and after.previous == without.previous
+
+
+def test_windows_from_a_checkpoint_follow_the_gradients_device() -> None:
+    """`meta` stands for a GPU: a device that is not the checkpoint's."""
+    state = ChangeState(torch.zeros((), dtype=torch.float64), torch.zeros(()), torch.zeros(2, WINDOW))
+    norms = torch.ones(3, dtype=torch.float64, device="meta")
+    after = SmoothedChange().observe(norms.sum(), norms, state)
+    assert after.windows is not None
+    assert {t.device.type for t in (after.windows, after.previous, after.change)} == {"meta"}

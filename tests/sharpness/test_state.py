@@ -67,7 +67,7 @@ def test_a_checkpoint_is_averaged_as_for_an_evaluation(tmp_path: Path, toy_set: 
         exp.mean.state.copy_(exp.clients[0].replica.state)
     for name, expected in exp.mean.module.state_dict().items():
         if expected.is_floating_point():
-            torch.testing.assert_close(state[name], expected, atol=1e-14, rtol=1e-12, msg=name)
+            torch.testing.assert_close(state[name], expected.cpu(), atol=1e-14, rtol=1e-12, msg=name)
 
 
 def test_a_finished_run_has_its_last_state(tmp_path: Path, toy_set: Path) -> None:

@@ -1,0 +1,65 @@
+"""The device that a rank computes on, and whether the ranks' devices go together."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from hpclbfl.comm.base import Communicator
+from hpclbfl.errors import ConfigError, EnvironmentFault
+
+
+class Seat(NamedTuple):
+    """Where a rank computes."""
+
+    host: str
+    gpu: str
+    """Its UUID, whatever number the rank knows it by; empty: the processor."""
+
+
+def choose(comm: Communicator) -> torch.device:
+    """A GPU of the rank's own, or the CPU; a collective. Ranks beyond the node's GPUs share them in turn.
+
+    Raises:
+        EnvironmentFault: some ranks have a GPU and others none, or two share one that the engine cannot share.
+        ConfigError: the engine moves host memory alone.
+    """
+    if not torch.cuda.is_available():
+        check(comm.allgather(Seat(socket.gethostname(), "")), shares_gpus=True)
+        return torch.device("cpu")
+    index = comm.local_rank % torch.cuda.device_count()
+    uuid = str(torch.cuda.get_device_properties(index).uuid)
+    check(comm.allgather(Seat(socket.gethostname(), uuid)), comm.shares_gpus)
+    if comm.engine == "mpi":
+        raise ConfigError("comm.engine: mpi moves host memory; on GPUs leave it 'auto' (Horovod)")
+    torch.cuda.set_device(index)
+    if comm.engine == "horovod" and torch.cuda.current_stream() == torch.cuda.default_stream():
+        # Horovod makes the default stream wait for a reduction as soon as that has begun: what is computed there would
+        # wait in the middle of the backward pass.
+        torch.cuda.set_stream(torch.cuda.Stream())
+    return torch.device("cuda", index)
+
+
+def check(seats: Sequence[Seat], shares_gpus: bool) -> None:
+    """Refuse seats that do not go together; every rank gives the same and comes to the same.
+
+    Args:
+        seats: by rank.
+        shares_gpus: whether two ranks may use one GPU.
+    """
+    for rank, seat in enumerate(seats):
+        if bool(seat.gpu) != bool(seats[0].gpu):
+            have, lack = (0, rank) if seats[0].gpu else (rank, 0)
+            raise EnvironmentFault(
+                f"rank {have} ({seats[have].host}) has a GPU and rank {lack} ({seats[lack].host}) none: start ranks "
+                "where all have one, or hide the GPUs from all (CUDA_VISIBLE_DEVICES=)"
+            )
+        first = seats.index(seat)
+        if seat.gpu and first != rank and not shares_gpus:
+            raise EnvironmentFault(
+                f"ranks {first} and {rank} share a GPU of {seat.host}, which NCCL cannot: start one rank for each GPU "
+                "(its clients take turns), or hide the GPUs (CUDA_VISIBLE_DEVICES=)"
+            )

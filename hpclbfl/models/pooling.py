@@ -1,0 +1,48 @@
+"""Adaptive average pooling whose backward pass has deterministic kernels on a GPU, too: two matrix products there."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """torch's own, and its matrix form where a GPU is to be deterministic, for which torch has no kernel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[b, c, h, w] to [b, c, *output_size]."""
+        if input.is_cuda and torch.are_deterministic_algorithms_enabled():
+            return by_matrices(input, self.output_size)
+        return super().forward(input)
+
+
+def by_matrices(images: Tensor, output_size: int | tuple[int | None, int | None] | None) -> Tensor:
+    """The same means as products of [b, c, h, w] with a matrix from each side."""
+    height, width = output_size if isinstance(output_size, tuple) else (output_size, output_size)
+    h, w = images.shape[-2:]
+    # Only the matrices are new, so autocast's types are those of the images.
+    rows = _means(h, h if height is None else height, images.dtype, images.device)
+    columns = _means(w, w if width is None else width, images.dtype, images.device)
+    return rows @ images @ columns.T
+
+
+@lru_cache(maxsize=16)
+def _means(size: int, output_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[output_size, size] weights: row i takes the mean from floor(i n / m) to ceil((i + 1) n / m)."""
+    weights = torch.zeros(output_size, size, dtype=dtype)
+    for row in range(output_size):
+        begin, end = row * size // output_size, -(-(row + 1) * size // output_size)
+        weights[row, begin:end] = 1.0 / (end - begin)
+    return weights.to(device)
+
+
+def with_deterministic_pooling(net: nn.Module) -> nn.Module:
+    """Put our pooling in the place of torch's, in a net whose layers somebody else has chosen."""
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            # To a single pixel torch takes a plain mean.
+            if type(child) is nn.AdaptiveAvgPool2d and child.output_size not in (1, (1, 1)):
+                setattr(module, name, AdaptiveAvgPool2d(child.output_size))
+    return net

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from hpclbfl.comm import horovod
+
+
+class _Stream:
+    def __init__(self, name: str, calls: list[str]) -> None:
+        self.name, self._calls = name, calls
+
+    def wait_stream(self, other: _Stream) -> None:
+        self._calls.append(f"{self.name} waits for {other.name}")
+
+
+class _OnGpu:
+    """A tensor, as far as a reduction asks."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("is_cuda", [True, False])
+def test_a_result_is_read_after_the_stream_that_horovod_put_it_on(
+    monkeypatch: pytest.MonkeyPatch, is_cuda: bool
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: _Stream("ours", calls))
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda: _Stream("the default one", calls))
+
+    class Hvd:
+        @staticmethod
+        def synchronize(handle: int) -> None:
+            calls.append(f"synchronize {handle}")
+
+    flat: Any = _OnGpu() if is_cuda else torch.zeros(1)
+    horovod._Reduction(Hvd, 7, flat, lambda piece: calls.append("read")).wait()
+    waits = ["ours waits for the default one"] if is_cuda else []
+    assert calls == ["synchronize 7", *waits, "read"]
+
+
+@pytest.mark.parametrize("is_gpu", [True, False])
+def test_settings_are_there_however_a_rank_was_started(monkeypatch: pytest.MonkeyPatch, is_gpu: bool) -> None:
+    monkeypatch.setattr(os, "environ", {"HOROVOD_STALL_CHECK_TIME_SECONDS": "7"})
+    horovod.set_defaults(is_gpu)
+    own = {"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"} if is_gpu else {"HOROVOD_CYCLE_TIME": "5"}
+    assert os.environ == {
+        "HOROVOD_STALL_CHECK_TIME_SECONDS": "7",
+        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800",
+        "HOROVOD_FUSION_THRESHOLD": "0",
+        **own,
+    }
