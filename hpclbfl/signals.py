@@ -116,6 +116,9 @@ def orderly_end(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
             interrupted = cause if isinstance(cause, Interrupted) else Interrupted(signal.SIGINT)
             with suppress(OSError):
                 say(f"hpclbfl: error: {interrupted}")
+            if threading.current_thread() is threading.main_thread():
+                # What is left is Python's own end, in which another Ctrl-C would be a signal's death.
+                signal.signal(signal.SIGINT, lambda signum, frame: os._exit(128 + interrupted.signum))
             raise interrupted from None
 
 
