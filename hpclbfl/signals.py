@@ -116,9 +116,6 @@ def orderly_end(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
             interrupted = cause if isinstance(cause, Interrupted) else Interrupted(signal.SIGINT)
             with suppress(OSError):
                 say(f"hpclbfl: error: {interrupted}")
-            if threading.current_thread() is threading.main_thread():
-                # What is left is Python's own end, in which another Ctrl-C would be a signal's death.
-                signal.signal(signal.SIGINT, lambda signum, frame: os._exit(128 + interrupted.signum))
             raise interrupted from None
 
 
@@ -153,12 +150,17 @@ class _Ending:
             again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), signum))
             again.daemon = True
             again.start()
+            waiting.append(again)
 
+        waiting: list[threading.Timer] = []
         sys.unraisablehook = hook
         try:
             yield
         finally:
             sys.unraisablehook = before
+            # The command ends; a signal that came now would meet Python's own end.
+            for timer in waiting:
+                timer.cancel()
 
 
 def _cause(error: BaseException) -> BrokenPipeError | KeyboardInterrupt | Interrupted | None:
