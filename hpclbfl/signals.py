@@ -22,7 +22,7 @@ from hpclbfl.unheard import lead_nowhere, open_closed_streams
 ASKING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 """Slurm, the shell, a terminal that goes away and a limit of processor time say that a run is to stop."""
 ENDING = (*ASKING, signal.SIGUSR1)
-"""These end a command that has no state to save; Ctrl-C does so by Python's own handler."""
+"""These, and Ctrl-C, end a command that has no state to save."""
 REPEATED = (signal.SIGHUP, signal.SIGXCPU)
 """Come more than once by themselves (of a closing terminal and its shell; every second): never a second wish."""
 
@@ -41,6 +41,17 @@ class Interrupted(SystemExit):
 
     def __str__(self) -> str:
         return f"interrupted by {signal_name(self.signum)}"
+
+
+class CtrlC(Interrupted, KeyboardInterrupt):
+    """Ctrl-C, for those who wait for a KeyboardInterrupt, too.
+
+    One of Python's own that passes through code which an extension runs makes Python die of SIGINT at its end, whoever
+    caught it.
+    """
+
+    def __init__(self, signum: int = signal.SIGINT) -> None:
+        super().__init__(signum)
 
 
 def signal_name(number: int) -> str:
@@ -99,7 +110,8 @@ def orderly_end(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
     """
     open_closed_streams()
     ending = _Ending()
-    with handling(ENDING if launched_size(environ) == 1 else (), ending.handle), ending.insisting():
+    alone = launched_size(environ) == 1
+    with handling((*ENDING, signal.SIGINT) if alone else (), ending.handle), ending.insisting():
         try:
             try:
                 yield
@@ -129,7 +141,7 @@ class _Ending:
         """For `signal.signal`."""
         if not self._is_under_way:
             self._is_under_way = True
-            raise Interrupted(signum)
+            raise CtrlC() if signum == signal.SIGINT else Interrupted(signum)
         if signum not in REPEATED:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)

@@ -177,7 +177,7 @@ def test_commands_end_with_128_and_the_signal(
     if command == "train" and process.returncode == 75:
         return
     assert process.returncode == 128 + getattr(signal, name), said
-    assert said.splitlines()[-1] == f"hpclbfl: error: interrupted by {name}"
+    assert said.splitlines()[-1:] == [f"hpclbfl: error: interrupted by {name}"], said
     assert "Traceback" not in said
 
 
