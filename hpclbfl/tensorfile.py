@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from hpclbfl.core.files import read_bytes
+from hpclbfl.core.text import MAX_SHOWN, printable
 from hpclbfl.errors import DataError
 
 MAX_BYTES = 1 << 40
@@ -63,9 +64,9 @@ def read_tensors(path: Path, sha256: str | None, classes: Sequence[Any] = ()) ->
         if sha256 is None:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 if (torn := archive.testzip()) is not None:
-                    raise DataError(f"{path}: is damaged: {torn} in it does not fit its checksum")
+                    raise DataError(f"{path}: is damaged: {printable(torn)} in it does not fit its checksum")
         with torch.serialization.safe_globals(list(classes)):
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: is damaged: {reason}") from error
+        raise DataError(f"{path}: is damaged: {printable(reason, MAX_SHOWN)}") from error

@@ -19,7 +19,7 @@ def fuzz(strategy: SearchStrategy[Any], check: Callable[[Any], None], at_once: i
     Args:
         at_once: examples between two looks at the clock; few where each takes long.
     """
-    end = time.monotonic() + float(os.environ.get("HPCLBFL_FUZZ_S", "6"))
+    end = time.monotonic() + float(os.environ.get("HPCLBFL_FUZZ_S", "4"))
     count = 0
 
     def counted(example: Any) -> None:
