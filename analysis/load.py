@@ -29,7 +29,7 @@ from hpclbfl.core.text import printable
 from hpclbfl.core.userkey import KEY_BYTES, user_key
 from hpclbfl.errors import EnvironmentFault, HpclbflError
 from hpclbfl.lease import LOST, find_lost
-from hpclbfl.runlog.coverage import Attempt, LogSpan, Problem, find_limits, find_problems
+from hpclbfl.runlog.coverage import NO_LIMIT, Attempt, LogSpan, Problem, find_limits, find_problems, row_limit
 from hpclbfl.runlog.reader import TornFile, read_file
 
 CACHE_FOLDER = ".hpclbfl-cache"
@@ -222,10 +222,17 @@ def _runs_frame(rows: list[dict[str, Any]], keys: pl.Enum) -> pl.DataFrame:
     return with_arms(pl.DataFrame([run, *about, *config_columns([row["config"] for row in rows], RUN_COLUMNS)]))
 
 
+def _row_limit(table: str) -> pl.Expr:
+    """See `coverage.row_limit`."""
+    limit = pl.col("limit")
+    more = pl.when(limit.is_between(1, NO_LIMIT - 1)).then(row_limit(table, 1) - 1).otherwise(0)
+    return limit + more
+
+
 def _merged(cache: Cache, table: str, logs: pl.DataFrame) -> pl.LazyFrame:
     return (
         cache.scan(table)
         .join(logs.lazy(), on="file", how="inner")
-        .filter(pl.col("step") < pl.col("limit"))
+        .filter(pl.col("step") < _row_limit(table))
         .select("run", "rank", "attempt", *polars_schema(table))
     )

@@ -40,7 +40,6 @@ def adapt(exp: Experiment, log: RunLog, told: list[StepTimes], record: StepRecor
         plan, exp.policy_state = exp.policy.update(observation, exp.policy_state)
         if plan is not None:
             exp.plan = plan
-            exp.check_memory()
             log_plan(exp, log)
 
 

@@ -157,7 +157,7 @@ def check_batches(job: JobConfig, num_train: int) -> None:
     total = job.batching.global_batch_size
     key, largest = ("local_batch_size", max(job.local_batch_sizes())) if total is None else ("global_batch_size", total)
     if largest > num_train:
-        raise ConfigError(f"batching.{key}: a batch of {largest} is more than all {num_train} training images")
+        raise ConfigError(f"batching.{key}: a batch of {largest} exceeds the {num_train} training images")
 
 
 def start_sizes(job: JobConfig, sampler: Sampler) -> tuple[int, ...]:

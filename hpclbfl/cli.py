@@ -18,7 +18,7 @@ from hpclbfl import __version__
 from hpclbfl.children import module_command
 from hpclbfl.core.text import make_streams_safe, say, say_traceback
 from hpclbfl.errors import REQUEUE_CODE, ConfigError, HpclbflError
-from hpclbfl.signals import Interrupted, orderly_end
+from hpclbfl.signals import Interrupted
 from hpclbfl.unheard import go_on_unheard
 
 
@@ -433,7 +433,6 @@ def _say_usage(error: Any) -> int:
     return int(error.exit_code)
 
 
-@orderly_end()
 def main() -> None:
     """Entry point: errors of ours are one line on stderr and an exit code."""
     from hpclbfl.comm.base import launched_rank

@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, model_validator
 
+from hpclbfl.core.files import read_bytes
 from hpclbfl.core.text import printable, shown
 from hpclbfl.core.yamlfile import parse_value, read_mapping, refuse_undone, set_value
 from hpclbfl.core.yamltext import dump
-from hpclbfl.errors import ConfigError
+from hpclbfl.errors import ConfigError, DataError
 from hpclbfl.sections import (
     BatchingConfig,
     BspConfig,
@@ -43,6 +44,8 @@ from hpclbfl.sections.base import Name, Seed, Whole
 from hpclbfl.validation import validated
 
 MAX_CLIENTS = 1_000_000
+MAX_PLAN_BYTES = 16_000_000
+"""Of a plan file; each rank takes about 1,500."""
 JOB = "a job file is a mapping with 'data' and 'model'"
 
 
@@ -132,9 +135,11 @@ class JobConfig(Section):
         source = self.batching.source
         if source is not None and source != "warmup":
             try:
-                job["batching"]["from"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-            except OSError as error:
+                job["batching"]["from"] = hashlib.sha256(read_bytes(Path(source), MAX_PLAN_BYTES)).hexdigest()
+            except FileNotFoundError as error:
                 raise ConfigError(f"batching.from: {source} cannot be read: {error.strerror}") from error
+            except DataError as error:
+                raise ConfigError(f"batching.from: {error}") from error
         return job
 
     def digest(self, data_fingerprint: str) -> str:

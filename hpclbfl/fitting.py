@@ -128,7 +128,9 @@ def _check_client(exp: Experiment, client: Client, part: Any, is_local: bool) ->
     if exp.extrapolation is not None and "extrapolation" in part:
         found = part["extrapolation"]
         parameters = exp.mean.parameters
-        if not isinstance(found, tuple) or len(found) != 2 or len(found[1]) != len(parameters):
+        if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], list):
+            raise DataError("extrapolation is not a factor and a list of gradients")
+        if len(found[1]) != len(parameters):
             raise DataError("extrapolation is not a factor and a gradient for each parameter")
         _check_like(1.0, found[0], "extrapolation")
         for parameter, gradient in zip(parameters, found[1], strict=True):

@@ -53,7 +53,7 @@ def held_experiment(folder: RunFolder) -> Identity | None:
     except HpclbflError as error:
         raise DataError(
             f"{folder.path}: which experiment this run folder holds cannot be told: {error}; give another --run-dir, "
-            "or --resume never, which sets it aside"
+            "or '--resume never', which sets it aside"
         ) from error
 
 

@@ -42,6 +42,8 @@ _IN_INIT = re.compile(
     r"MPI_INIT failed for some reason(?:(?:.*\n){1,9}? {2}(\w+\(\) failed)$)?|An error occurred in MPI_Init",
     re.MULTILINE,
 )
+# Open MPI may lose the notice that names the rank.
+_RAN = re.compile(r"Primary job\s+terminated normally")
 _NO_DAEMON = "unable to reliably start one or more daemons"
 _FIELD = re.compile(r"^\s*(Executable|Node|Host|Framework|Component|Directory|Error):\s*(\S.*?)\s*$", re.MULTILINE)
 
@@ -97,7 +99,13 @@ def find_death(said: str) -> Death | None:
 
 def find_start_failure(said: str) -> str | None:
     """Return why mpirun started no rank, in its own words, short; None: it does not say so, or ranks have spoken."""
-    if OWN_ERROR in said or _ABORT in said or find_death(said) is not None or _MPIRUN_SIGNAL.search(said):
+    if (
+        OWN_ERROR in said
+        or _ABORT in said
+        or _RAN.search(said)
+        or find_death(said) is not None
+        or _MPIRUN_SIGNAL.search(said)
+    ):
         return None
     if found := _MPIRUN_USAGE.search(said):
         return f"mpirun: {_short(found[1])}"

@@ -25,7 +25,7 @@ from hpclbfl.core.files import explained_writes, make_folder
 from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.errors import DataError, EnvironmentFault, HpclbflError
 from hpclbfl.process import Process, this_process
-from hpclbfl.runfolder import numbers_in, utc_now
+from hpclbfl.runfolder import RunFolder, numbers_in, utc_now
 from hpclbfl.squeue import ENDED, Job, Queue, SlurmSilent, cluster_name, live_jobs
 
 TOKEN = "HPCLBFL_LEASE"
@@ -153,17 +153,22 @@ def is_live(folder: Path, query: Query = live_jobs) -> bool:
 
 
 def find_lost(folders: Iterable[Path]) -> set[Path]:
-    """Those of these folders that nobody alive owns: what their status calls "running" has ended without a word.
+    """Run folders among these whose status says that they train while nobody alive owns them.
 
     Where it cannot be known, as on another machine, the owner counts as alive. Slurm is asked once for all.
     """
     owners: dict[Path, Owner | None] = {}
     for folder in folders:
-        # A lock that cannot be looked at says nothing.
+        # A lock that cannot be looked at, or is just being written, says nothing.
         with suppress(EnvironmentFault):
-            owners[folder] = holder(folder)
+            number, owner = _newest(folder / "lease")
+            if owner is not None or not number or not _is_fresh(_file(folder / "lease", number)):
+                owners[folder] = None if owner is None or owner.released else owner
     queue = Queue(owner.slurm for owner in owners.values() if owner is not None and owner.slurm is not None)
-    return {folder for folder, owner in owners.items() if owner is None or not judge(owner, queue).live}
+    lost = {folder for folder, owner in owners.items() if owner is None or not judge(owner, queue).live}
+    # One that has ended meanwhile released its lock after it had said so.
+    states = {folder: RunFolder(folder).status() for folder in lost}
+    return {folder for folder, status in states.items() if status is not None and status.state == "running"}
 
 
 def judge(owner: Owner, query: Query = live_jobs, me: Owner | None = None) -> Verdict:

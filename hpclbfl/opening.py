@@ -49,19 +49,23 @@ def find_done(folder: RunFolder, exp: Experiment, mode: Resume) -> tuple[Done | 
     held = held_experiment(folder)
     if held is not None and (other := differences_from(exp, held)):
         raise ConfigError(
-            f"{folder.path}: holds another experiment: {other}; give another --run-dir, or --resume never, which sets "
-            "it aside"
+            f"{folder.path}: holds another experiment: {other}; give another --run-dir, or '--resume never', which "
+            "sets it aside"
         )
     try:
         done = folder.done()
     except DataError as error:
+        if not checkpoint_steps(folder.checkpoints):
+            raise DataError(
+                f"{error}; there is no checkpoint from which the run could go on; '--resume never' sets it aside"
+            ) from error
         return None, str(error)
     if done is not None and is_finished(done, exp.job.stop):
         return done, ""
     if done is not None and not checkpoint_steps(folder.checkpoints):
         raise ConfigError(
-            f"{folder.path}: is done at step {done.step} and kept no checkpoint from which it could go on; --resume "
-            "never sets it aside and starts anew"
+            f"{folder.path}: is done at step {done.step} and kept no checkpoint from which it could go on; '--resume "
+            "never' sets it aside and starts anew"
         )
     return None, ""
 

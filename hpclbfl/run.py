@@ -177,7 +177,10 @@ class Session:
 
     def _skip(self, folder: RunFolder, done: Done) -> Outcome:
         if self._comm.rank == 0:
-            say(f"{folder.path}: done already, at step {done.step}; a larger stop goes on, --resume never starts anew")
+            say(
+                f"{folder.path}: already done, at step {done.step}; a larger stop continues it, '--resume never' "
+                "starts over"
+            )
         scores = (math.nan if score is None else score for score in (done.top1, done.top5, done.loss))
         return Outcome(done.reason, done.step, done.epoch, done.num_samples, done.elapsed_s, *scores)
 

@@ -65,7 +65,7 @@ def resume(exp: Experiment, store: CheckpointStore) -> tuple[Found | None, list[
     found, problems = store.load([client.id for client in exp.clients], check)
     if found is None and problems:
         raise DataError(
-            f"{store.folder}: no checkpoint can be used: {'; '.join(problems)}; --resume never sets them aside and "
+            f"{store.folder}: no checkpoint can be used: {'; '.join(problems)}; '--resume never' sets them aside and "
             "starts anew"
         )
     if found is None:
@@ -73,7 +73,7 @@ def resume(exp: Experiment, store: CheckpointStore) -> tuple[Found | None, list[
     if other := differences_from(exp, found.identity):
         raise ConfigError(
             f"{store.folder}: the checkpoint at step {found.step} belongs to another experiment: {other}; give "
-            "another --run-dir, or --resume never to start anew"
+            "another --run-dir, or '--resume never' to start anew"
         )
     restore(exp, found.shared, found.clients)
     return found, problems

@@ -24,7 +24,7 @@ ASKING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 ENDING = (*ASKING, signal.SIGUSR1)
 """These, and Ctrl-C, end a command that has no state to save."""
 REPEATED = (signal.SIGHUP, signal.SIGXCPU)
-"""Come more than once by themselves (of a closing terminal and its shell; every second): never a second wish."""
+"""Sent repeatedly without a second request: HUP by terminal and shell, XCPU every second."""
 
 AGAIN_S = 0.02
 """So long after an interruption was dropped it comes again."""
@@ -46,8 +46,8 @@ class Interrupted(SystemExit):
 class CtrlC(Interrupted, KeyboardInterrupt):
     """Ctrl-C, for those who wait for a KeyboardInterrupt, too.
 
-    One of Python's own that passes through code which an extension runs makes Python die of SIGINT at its end, whoever
-    caught it.
+    If a plain KeyboardInterrupt passes through code that an extension runs, CPython kills itself with SIGINT at its
+    end, even if it was caught.
     """
 
     def __init__(self, signum: int = signal.SIGINT) -> None:

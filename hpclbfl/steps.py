@@ -152,15 +152,18 @@ def forward_backward(exp: Experiment, client: Client, record: StepRecord, diviso
 
 
 def look_for_nonfinite(exp: Experiment, record: StepRecord) -> int:
-    """NONFINITE where a rank's GPU saw a gradient that was not finite; a collective, before the state is relied on.
+    """NONFINITE where a rank saw a gradient that was not finite; a collective, before the state is relied on.
 
-    Between two looks a GPU's host knows nothing of them; a CPU's has looked in every step.
+    Between two looks a GPU's host knows nothing of them. A CPU's looks in every step, but while clients train alone it
+    tells the other ranks at the next vote.
     """
-    if not _looks_late(exp) or exp.job.on_nonfinite not in ("stop", "restore"):
+    tells_at_once = not _looks_late(exp) and exp.optimizer is not None
+    if tells_at_once or exp.job.on_nonfinite not in ("stop", "restore"):
         return 0
     is_broken = exp.is_broken is not None and bool(exp.is_broken)
-    votes = exp.comm.vote(NONFINITE if is_broken else 0) & NONFINITE
-    # A shared model's gradient is everybody's, and rank 0 speaks of it.
+    seen = NONFINITE if is_broken else exp.pending_votes & NONFINITE
+    votes = exp.comm.vote(seen) & NONFINITE
+    # All ranks see a shared model's gradient; rank 0 logs it.
     speaks = exp.optimizer is None or exp.comm.rank == 0
     if is_broken and speaks and not any(kind == "nonfinite" for kind, _ in record.events):
         record.events.append(("nonfinite", _nonfinite_text(exp, "a gradient at or before this step")))

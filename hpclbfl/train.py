@@ -78,6 +78,8 @@ def train(exp: Experiment, services: Services) -> Outcome:
 def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
     log, progress, saver = services.log, services.progress, services.saver
     counters = exp.counters
+    checked = exp.start_sizes
+    """Batch sizes whose memory has been looked at."""
     # A run may have been killed between its last checkpoint and the word that it is done.
     reason = _reason_at_start(exp)
     if reason and (exp.score is None or exp.score[0] != counters.step):
@@ -87,6 +89,9 @@ def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
     while not reason:
         begin = time.perf_counter()
         services.watchdog.step = counters.step
+        if exp.sizes != checked:
+            exp.check_memory()
+            checked = exp.sizes
         # 1. Every client's forward and backward pass, and the update, alone or with the summed gradient.
         record = begin_record(exp)
         is_shared = exp.sync.shared(counters.step + 1)
@@ -108,9 +113,9 @@ def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
         # 3. Ranks' times, and the batch sizes that follow from them.
         record.epoch, record.num_samples = exp.epoch, counters.num_samples
         told = observe(exp, record, is_shared, averages)
+        # Also at the end: a run that goes on later has the plan of one that never ended.
+        adapt(exp, log, told, record, ends_epoch=_is_new_multiple(exp, record, exp.num_train))
         reason = _reason_to_stop(exp) or ("seconds" if votes & TIME_UP else "")
-        if not reason:
-            adapt(exp, log, told, record, ends_epoch=_is_new_multiple(exp, record, exp.num_train))
 
         # 4. The log; on a GPU this is where the host waits for the device.
         evaluates = bool(reason) or _evaluation_is_due(exp, record)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import re
 import sys
 import threading
 import time
@@ -32,7 +31,7 @@ from hpclbfl.runfolder import numbers_in
 NOTE_EVERY_S = 10.0
 """Longest time between two notes."""
 NOTE_BYTES = 4096
-_RANK = re.compile("[0-9]{5,9}")
+"""A longer one is none of ours."""
 
 
 @contextmanager
@@ -50,15 +49,6 @@ def start_limit(timeout_s: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-@dataclass(frozen=True)
-class _Told:
-    """A note's file."""
-
-    step: int
-    waits: bool
-    time: float
 
 
 @dataclass(frozen=True)
@@ -154,7 +144,7 @@ def note_path(folder: Path, rank: int) -> Path:
 def read_note(folder: Path, rank: int) -> Note | None:
     """A rank's note in an attempt's folder; None where there is none that can be read."""
     try:
-        return read_json(note_path(folder, rank), Note)
+        return read_json(note_path(folder, rank), Note, NOTE_BYTES)
     except DataError:
         return None
 

@@ -106,10 +106,7 @@ class SweepFolder:
         """Write the job files and the list of runs; runs that are no longer in the sweep file stay, marked so."""
         make_folder(self.path / "jobs")
         for run in runs:
-            text = run.job.to_yaml()
-            path = self.job_file(run.id)
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
-                write_text(path, text)
+            write_text(self.job_file(run.id), run.job.to_yaml())
         listed = {run.id: Entry(run.id, run.digest, run.ranks, run.overrides) for run in runs}
         earlier = [] if not self.manifest.exists() else self.entries()
         entries = [*listed.values(), *(entry for entry in earlier if entry.id not in listed)]

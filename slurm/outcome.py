@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -52,8 +53,11 @@ def settle(
     Raises:
         EnvironmentFault: the folder cannot be written.
     """
-    status = run.status()
-    if code == 0 and (done := run.done()) is not None:
+    status, done = run.status(), None
+    # One that is damaged is none.
+    with suppress(DataError):
+        done = run.done()
+    if code == 0 and done is not None:
         text = f"top-1 {100 * done.top1:.1f} %" if done.top1 is not None else "done"
         return Outcome("done", code, text, done.step)
     step, _, _ = progress(run)

@@ -153,7 +153,7 @@ class ResourcesConfig(_Wanted):
     def _runs_nothing(cls, values: Any) -> Any:
         for key in _PROFILE_ALONE:
             if isinstance(values, dict) and key in values:
-                raise ValueError(f"'{key}' runs programs: a profile may say it (--cluster), a sweep may not")
+                raise ValueError(f"'{key}' runs programs, so only a cluster profile (--cluster) may set it")
         return values
 
     @field_validator("sbatch")
@@ -161,8 +161,9 @@ class ResourcesConfig(_Wanted):
     def _are_harmless(cls, flags: dict[str, Any]) -> dict[str, Any]:
         for key in flags:
             if key not in _HARMLESS_FLAGS:
+                harmless = ", ".join(sorted(_HARMLESS_FLAGS))
                 raise ValueError(
-                    f"'{key}' is for a profile to say (--cluster); a sweep may say {', '.join(sorted(_HARMLESS_FLAGS))}"
+                    f"'{key}' may only be set in a cluster profile (--cluster); a sweep may set {harmless}"
                 )
         return flags
 

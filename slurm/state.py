@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from hpclbfl.errors import DataError
+from hpclbfl.core.files import read_end
+from hpclbfl.errors import DataError, EnvironmentFault
 from hpclbfl.lease import LOST, Owner, holder, judge
 from hpclbfl.runfolder import Done, RunFolder
 from hpclbfl.slurm.folder import Entry, SweepFolder
@@ -45,7 +46,11 @@ class RunState:
 def run_states(folder: SweepFolder, entries: Sequence[Entry]) -> list[RunState]:
     """Return the state of each run; Slurm is asked once for all of them."""
     jobs = folder.jobs()
-    owners = {entry.id: holder(folder.run(entry.id).path) for entry in entries}
+    owners: dict[str, Owner | None] = dict.fromkeys(entry.id for entry in entries)
+    for entry in entries:
+        # A lock that cannot be looked at says nothing.
+        with suppress(EnvironmentFault):
+            owners[entry.id] = holder(folder.run(entry.id).path)
     asked = [job for entry in entries for job in jobs.get(entry.id, [])]
     asked += [owner.slurm for owner in owners.values() if owner is not None and owner.slurm is not None]
     queue = Queue(asked)
@@ -53,30 +58,50 @@ def run_states(folder: SweepFolder, entries: Sequence[Entry]) -> list[RunState]:
 
 
 def _state(folder: SweepFolder, entry: Entry, jobs: list[str], owner: Owner | None, queue: Queue) -> RunState:
+    """Of one run; what cannot be looked at is its own failure, not that of the others."""
+    try:
+        return _judged(folder, entry, jobs, owner, queue)
+    except EnvironmentFault as error:
+        return RunState(entry, "failed", str(error))
+
+
+def _judged(folder: SweepFolder, entry: Entry, jobs: list[str], owner: Owner | None, queue: Queue) -> RunState:
     run = folder.run(entry.id)
     done, problem = _done(run)
     if done is not None and entry.names(done.hash):
-        return RunState(entry, "done", "", step=done.step, epoch=done.epoch, top1=done.top1, done=done)
+        state = RunState(entry, "done", "", step=done.step, epoch=done.epoch, top1=done.top1, done=done)
+        # It may be queued again, to go on where `stop` has grown.
+        again = _owned(entry, jobs, owner, queue, state)
+        return state if again is None else replace(again, word="done")
     step, epoch, top1 = progress(run)
+    state = RunState(entry, "failed", problem, step=step, epoch=epoch, top1=top1)
+    if (owned := _owned(entry, jobs, owner, queue, state)) is not None:
+        return owned
+    if problem:
+        return state
+    word, text = _unowned(folder, run, jobs, step)
+    return replace(state, word=word, text=text)
+
+
+def _owned(entry: Entry, jobs: list[str], owner: Owner | None, queue: Queue, state: RunState) -> RunState | None:
+    """The state of a run that somebody is at, or will be; None: nobody."""
     live = judge(owner, queue) if owner is not None else None
     if owner is not None and live is not None and live.live:
         job = queue(jobs).get(owner.slurm or "") if queue.silence is None else None
+        state = replace(state, is_owned=True, owner=owner)
         if job is not None and job.state in WAITING:
-            return RunState(entry, "waiting", f"requeued as {job.id}", True, job.id, owner, step, epoch, top1)
-        return RunState(entry, "running", str(owner), True, owner.slurm, owner, step, epoch, top1)
+            return replace(state, word="waiting", text=f"requeued as {job.id}", job=job.id)
+        return replace(state, word="running", text=str(owner), job=owner.slurm)
+    state = replace(state, is_owned=True)
     if queue.silence is not None and jobs:
         text = f"its job {jobs[-1]} may be alive: {queue.silence}"
-        return RunState(entry, "waiting", text, True, jobs[-1], None, step, epoch, top1)
+        return replace(state, word="waiting", text=text, job=jobs[-1])
     for job in reversed(list(queue(jobs).values())):
         if job.state in WAITING:
             reason = "" if job.reason in ("None", "") else f", {job.reason}"
-            return RunState(entry, "waiting", f"queued as {job.id}{reason}", True, job.id, None, step, epoch, top1)
-        text = f"Slurm job {job.id}, {job.state.lower()}"
-        return RunState(entry, "running", text, True, job.id, None, step, epoch, top1)
-    if problem:
-        return RunState(entry, "failed", problem, step=step, epoch=epoch, top1=top1)
-    word, text = _unowned(folder, run, jobs, step)
-    return RunState(entry, word, text, False, None, None, step, epoch, top1)
+            return replace(state, word="waiting", text=f"queued as {job.id}{reason}", job=job.id)
+        return replace(state, word="running", text=f"Slurm job {job.id}, {job.state.lower()}", job=job.id)
+    return None
 
 
 def _done(run: RunFolder) -> tuple[Done | None, str]:
@@ -96,7 +121,7 @@ def _unowned(folder: SweepFolder, run: RunFolder, jobs: list[str], step: int | N
     if status is not None and status.state == "requeue":
         return "waiting", f"stopped{where}"
     if status is not None or step is not None:
-        return "failed", f"{LOST}{where}"
+        return "failed", LOST.replace(":", f"{where}:", 1)
     if jobs and not folder.job_log(jobs[-1]).exists():
         return "waiting", f"job {jobs[-1]} left the queue before it began"
     if jobs:
@@ -127,11 +152,8 @@ def progress(run: RunFolder) -> tuple[int | None, float | None, float | None]:
 def last_line(path: Path) -> str:
     """Return the last error in a log, or else the last line that says something."""
     try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - 8192))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
+        lines = read_end(path, 8192).decode(errors="replace").splitlines()
+    except (FileNotFoundError, DataError):
         return "it left no log"
     own = [line for line in lines if "hpclbfl: error:" in line]
     said = own or [line for line in lines if line.strip(" -\t*")]

@@ -47,14 +47,14 @@ class Todo:
     """In the order of the runs."""
     runs: list[Run]
     """Those to be started, or to go on."""
+    num_done: int
+    """Those that have all that they are to have."""
 
     def count(self) -> str:
         """In one line."""
-        owned = sum(state.is_owned for state in self.states)
         runs = f"{len(self.states)} run{'' if len(self.states) == 1 else 's'}"
-        return (
-            f"{runs}: {len(self.states) - owned - len(self.runs)} done, {owned} in other hands, {len(self.runs)} to do"
-        )
+        others = len(self.states) - self.num_done - len(self.runs)
+        return f"{runs}: {self.num_done} done, {others} running or queued elsewhere, {len(self.runs)} to do"
 
 
 def sweep(path: Path, cluster: str | None, dry_run: bool, directory: Path | None) -> int:
@@ -144,8 +144,8 @@ def adopted(run: Run, folder: SweepFolder) -> Run:
 def find_todo(runs: Sequence[Run], folder: SweepFolder) -> Todo:
     """Sort runs by what is to be done: what is done or somebody is at, is left alone."""
     states = run_states(folder, [Entry(run.id, run.digest, run.ranks, run.overrides) for run in runs])
-    left = [run for run, state in zip(runs, states, strict=True) if not _has_all(run, state) and not state.is_owned]
-    return Todo(states, left)
+    left = [(run, state) for run, state in zip(runs, states, strict=True) if not _has_all(run, state)]
+    return Todo(states, [run for run, state in left if not state.is_owned], len(runs) - len(left))
 
 
 def _has_all(run: Run, state: RunState) -> bool:

@@ -10,12 +10,14 @@ import os
 import re
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpclbfl.config import load_job
+from hpclbfl.core.files import read_end
 from hpclbfl.core.text import say
-from hpclbfl.errors import REQUEUE_CODE, HpclbflError
+from hpclbfl.errors import REQUEUE_CODE, DataError, HpclbflError
 from hpclbfl.lease import LeaseHeld, acquire, slurm_job
 from hpclbfl.relay import SAID_BYTES
 from hpclbfl.runfolder import RunFolder
@@ -57,9 +59,12 @@ def _run(task: Task) -> int:
     run = RunFolder(task.launch.run_dir)
     job = slurm_job(os.environ) or "?"
     with Stop() as stop:
-        done = run.done()
+        done = None
+        # Of one that is damaged, training tells.
+        with suppress(DataError):
+            done = run.done()
         if done is not None and is_finished(done, load_job(task.launch.job_file).stop):
-            _say(f"{run.path}: done already")
+            _say(f"{run.path}: already done")
             return 0
         try:
             lease = acquire(run.path)
@@ -89,17 +94,16 @@ def _run(task: Task) -> int:
                 time.sleep(0.1)
             return REQUEUE_CODE
         if not tally.wants_more(outcome, task.retries):
-            _say(f"{run.path}: {tally.idle} in a row came to nothing, not started again; hpclbfl sweep does")
+            again = "not restarted (hpclbfl sweep restarts it)"
+            _say(f"{run.path}: {tally.idle} attempts in a row made no progress; {again}")
         return REQUEUE_CODE if outcome.word == "stopped" else outcome.code or 1
 
 
 def _end_of(log: Path, begin: int) -> str:
     """What was written to a log from this byte on, or the end of it: attempts before have written to it, too."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(begin, file.seek(0, os.SEEK_END) - SAID_BYTES))
-            return file.read().decode(errors="replace")
-    except OSError:
+        return read_end(log, SAID_BYTES, begin).decode(errors="replace")
+    except (FileNotFoundError, DataError):
         return ""
 
 

@@ -104,11 +104,11 @@ def test_batches_of_1_7_and_24_are_one_of_32(toy_set: Path) -> None:
         ),
         (
             {"batching": {"local_batch_size": 10**6}},
-            "batching.local_batch_size: a batch of 1000000 is more than all 96 training images",
+            "batching.local_batch_size: a batch of 1000000 exceeds the 96 training images",
         ),
         (
             {"batching": {"global_batch_size": 97}},
-            "batching.global_batch_size: a batch of 97 is more than all 96 training images",
+            "batching.global_batch_size: a batch of 97 exceeds the 96 training images",
         ),
         (
             {

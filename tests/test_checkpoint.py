@@ -191,7 +191,7 @@ def test_must_and_never(tmp_path: Path, toy_set: Path, capfd: pytest.CaptureFixt
         run_job(job, tmp_path, resume="must")
     assert "holds no checkpoint" in capfd.readouterr().err
     run_job(job, tmp_path)
-    assert run_job(job, tmp_path).reason == "steps" and "done already" in capfd.readouterr().err
+    assert run_job(job, tmp_path).reason == "steps" and "already done" in capfd.readouterr().err
     run_job(job, tmp_path, resume="never")
     steps = read_run(tmp_path).tables["steps"]
     assert steps["step"].tolist() == np.repeat(np.arange(12), 4).tolist()

@@ -12,7 +12,7 @@ import torch
 import hpclbfl.steps
 from hpclbfl.experiment import Experiment
 from hpclbfl.run import run_job
-from hpclbfl.runfolder import RunFolder
+from hpclbfl.runfolder import RunFolder, checkpoint_steps
 from hpclbfl.runlog.reader import read_run
 from hpclbfl.snapshot import take
 from tests.conftest import make_job
@@ -107,6 +107,20 @@ def test_restore_goes_back_once(
     with pytest.raises(SystemExit) as ended:
         run_job(job, tmp_path / "again")
     assert ended.value.code == 1 and read_run(tmp_path / "again").num_attempts == 2
+
+
+@pytest.mark.parametrize("end", [{"stop": {"steps": 15}}, {"stop": {"steps": 30}, "checkpoint": {"every_steps": 13}}])
+def test_a_client_that_trains_alone_tells_before_the_state_is_relied_on(
+    tmp_path: Path, toy_set: Path, end: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Votes are taken every tenth step; the end, or a checkpoint, comes before the next.
+    poison(monkeypatch, times=1, step=11)
+    job = make_job(toy_set, sync={"kind": "fedavg", "local_steps": 10}, **{**FEW, **end})
+    with pytest.raises(SystemExit) as ended:
+        run_job(job, tmp_path)
+    assert ended.value.code == 1
+    assert RunFolder(tmp_path).done() is None
+    assert not [step for step in checkpoint_steps(tmp_path / "checkpoints") if step > 11]
 
 
 def test_restore_needs_a_checkpoint(

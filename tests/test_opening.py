@@ -8,15 +8,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 
+from hpclbfl.analysis.load import load
 from hpclbfl.config import parse_job
 from hpclbfl.run import run_job
 from hpclbfl.runfolder import RunFolder
 from hpclbfl.runlog.reader import read_run
 from tests.conftest import make_job
 from tests.test_checkpoint import cut_at, untimed
+from tests.test_checkpoint import job_of as checkpoint_job
 
 FEW = {"stop": {"steps": 6}, "evaluate": {"every_steps": 4}, "checkpoint": {"every_steps": 100}}
 
@@ -64,7 +67,7 @@ def test_another_job_is_refused_whatever_the_state(
         assert refused(other, tmp_path, capfd, resume=resume) == (
             2,
             f"hpclbfl: error: step 0: {tmp_path}: holds another experiment: optimizer.lr was 0.02, now 0.5; seed was "
-            "0, now 3; give another --run-dir, or --resume never, which sets it aside",
+            "0, now 3; give another --run-dir, or '--resume never', which sets it aside",
         )
         assert files(tmp_path) == before
     # Set aside, nothing is lost.
@@ -112,13 +115,45 @@ def test_a_finished_run_goes_on_where_stop_has_grown(
     assert (found.num_attempts, found.torn, found.config["stop"]["steps"]) == (2, [], more.get("steps"))
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "more"),
+    [
+        # 96 images at B = 8: epochs, after which the policy may let B grow, end after 12 steps.
+        ("growing", {"steps": 12}, {"steps": 30}),
+        ("growing", {"epochs": 1}, {"epochs": 3}),
+        ("post-local", {"steps": 6}, {"steps": 14}),
+        ("post-local", {"steps": 7}, {"steps": 14}),
+        ("selsync", {"steps": 7}, {"steps": 14}),
+        ("fedavg-skewed", {"steps": 7}, {"steps": 14}),
+        ("extrapolated", {"steps": 7}, {"steps": 14}),
+    ],
+)
+def test_a_grown_run_is_one_that_never_ended(
+    tmp_path: Path, toy_set: Path, name: str, first: dict[str, Any], more: dict[str, Any]
+) -> None:
+    sections = {"evaluate": {"every_steps": 4}, "checkpoint": {"every_steps": 100}}
+    run_job(checkpoint_job(toy_set, name, stop=first, **sections), tmp_path / "grown")
+    run_job(checkpoint_job(toy_set, name, stop=more, **sections), tmp_path / "grown")
+    run_job(checkpoint_job(toy_set, name, stop=more, **sections), tmp_path / "whole")
+    grown, whole = (untimed(read_run(tmp_path / which)) for which in ("grown", "whole"))
+    # The end of the first part has an evaluation of its own.
+    assert all(grown[key] == value for key, value in whole.items() if key[0] != "evals")
+    assert weights_of(tmp_path / "grown") == weights_of(tmp_path / "whole")
+    frames = load(tmp_path)
+    assert (
+        frames.plans.filter(pl.col("run") == "grown")
+        .drop("run")
+        .equals(frames.plans.filter(pl.col("run") == "whole").drop("run"))
+    )
+
+
 def test_a_finished_run_is_left_alone(tmp_path: Path, toy_set: Path, capfd: pytest.CaptureFixture[str]) -> None:
     outcome = run_job(job_of(toy_set), tmp_path)
     before = files(tmp_path)
     met = (("auto", {"steps": 6}), ("must", {"steps": 6}), ("auto", {"steps": 4}), ("must", {"epochs": 1}))
     for resume, stop in met:
         assert run_job(job_of(toy_set, stop=stop), tmp_path, resume=resume) == outcome
-        assert "done already, at step 6" in capfd.readouterr().err
+        assert "already done, at step 6" in capfd.readouterr().err
     assert files(tmp_path) == before
 
 
@@ -202,7 +237,7 @@ def test_folders_of_older_versions_are_recognised(
     former = Path("runs") / f"toy-{job.former_digest(fingerprint)}"
     Path("new").rename(former)
     assert run_job(job).step == 6
-    assert f"{former}: done already" in capfd.readouterr().err
+    assert f"{former}: already done" in capfd.readouterr().err
     # More steps than before would have bent the cosine; as many epochs as it had do not.
     code, line = refused(job_of(toy_set, schedule={"kind": "cosine"}, stop={"steps": 9}), former, capfd)
     assert code == 2 and "schedule.total_epochs was 1.0, now 1.5" in line

@@ -48,6 +48,22 @@ def read_begin(path: Path, count: int) -> bytes:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def read_end(path: Path, count: int, begin: int = 0) -> bytes:
+    """Read the last `count` bytes of a regular file, or what there is from byte `begin` on; see `read_bytes`."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    with os.fdopen(handle, "rb", buffering=0) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise DataError(f"{path}: is no regular file")
+        file.seek(max(begin, about.st_size - count))
+        return file.read(count) or b""
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file (UTF-8); see `write_bytes`."""
     write_bytes(path, text.encode())

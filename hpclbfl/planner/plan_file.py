@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from hpclbfl.comm.base import launched_rank
-from hpclbfl.config import JobConfig
+from hpclbfl.config import MAX_PLAN_BYTES, JobConfig
 from hpclbfl.core.files import prepare_output
 from hpclbfl.core.text import printable, shown
 from hpclbfl.core.yamlfile import read_mapping, write_sealed
@@ -24,8 +24,6 @@ from hpclbfl.sections.base import NonNegativeFloat, NonNegativeInt, Number, Posi
 from hpclbfl.validation import validated
 
 VERSION = 1
-MAX_BYTES = 16_000_000
-"""Of a plan; each rank takes about 1,500."""
 _HEADER = "# Written by `hpclbfl plan`. Read by a job that says  batching: {policy: proportional, from: THIS FILE}\n"
 _LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID")
 
@@ -183,7 +181,7 @@ def load_plan(path: Path) -> Plan:
         ConfigError: the file cannot be read, was changed, or is no plan of this version; one line that names it.
     """
     try:
-        values = read_mapping(path, "not a plan", MAX_BYTES)
+        values = read_mapping(path, "not a plan", MAX_PLAN_BYTES)
     except ConfigError as error:
         raise ConfigError(f"{error}; make one: hpclbfl plan JOB.yaml") from error
     if "ranks" not in values:

@@ -65,6 +65,15 @@ def find_limits(attempts: Sequence[Attempt]) -> list[int]:
     return found[::-1]
 
 
+def row_limit(table: str, limit: int) -> int:
+    """Below which step rows of a table count, of an attempt whose rows of steps count below `limit`.
+
+    A plan, and the local steps that go with it, hold from the coming step on: made at the end of step limit - 1, they
+    are in the checkpoint from which the next attempt resumed at `limit`.
+    """
+    return limit + 1 if table == "plans" and 0 < limit < NO_LIMIT else limit
+
+
 def find_problems(folder: str, attempts: Sequence[Attempt], done: Mapping[str, Any] | None) -> list[Problem]:
     """All that is missing from a run's logs, by attempt.
 

@@ -19,7 +19,7 @@ from hpclbfl.core.h5object import DamagedFile
 from hpclbfl.core.jsonfile import read_json
 from hpclbfl.core.yamlfile import read_mapping
 from hpclbfl.errors import ConfigError, DataError
-from hpclbfl.runlog.coverage import Attempt, LogSpan, find_limits, find_problems
+from hpclbfl.runlog.coverage import Attempt, LogSpan, find_limits, find_problems, row_limit
 from hpclbfl.runlog.schema import DTYPES, SCHEMA_VERSION, TABLES, LogAttributes, LogTexts, find_wrong_number
 
 Table = np.ndarray[Any, np.dtype[Any]]
@@ -219,7 +219,7 @@ def _merge(attempts: list[list[RankLog]], limits: list[int]) -> dict[str, Table]
         for log in logs:
             for name, table in log.tables.items():
                 if name in ("steps", "events") or log.attributes.rank == 0:
-                    parts[name].append(table[table["step"] < limit])
+                    parts[name].append(table[table["step"] < row_limit(name, limit)])
     merged = {name: np.concatenate(tables) for name, tables in parts.items()}
     merged["events"] = np.unique(merged["events"])
     for name, table in merged.items():

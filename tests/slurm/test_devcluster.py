@@ -108,7 +108,7 @@ def test_array_of_two_rank_runs_one_cancelled_one_killed_and_finished(
     cluster = profile(tmp_path, launcher="srun", launcher_args=["--mpi=pmix"], max_parallel=3)
     command = ("sweep", path, "--cluster", cluster, "--dir", out)
     assert "3 runs, 2 ranks each" in hpclbfl(*command).stderr
-    assert "3 runs: 0 done, 3 in other hands, 0 to do" in hpclbfl(*command).stderr
+    assert "3 runs: 0 done, 3 running or queued elsewhere, 0 to do" in hpclbfl(*command).stderr
 
     jobs = {seed: row["job"] for seed, row in rows(out).items()}
     ends = {1: kill_all_of, 2: lambda run: subprocess.run(["scancel", jobs[2]], check=True)}
@@ -128,7 +128,7 @@ def test_array_of_two_rank_runs_one_cancelled_one_killed_and_finished(
     assert f"job {jobs[2]} is being ended from outside: not requeued" in logs_of(out)
     assert found[2]["text"] == f"stopped at step {found[2]['step']}"
 
-    assert "3 runs: 1 done, 0 in other hands, 2 to do" in hpclbfl(*command).stderr
+    assert "3 runs: 1 done, 0 running or queued elsewhere, 2 to do" in hpclbfl(*command).stderr
     wait_for(lambda: not queue())
     for seed in (1, 2):
         assert_every_step_once(rows(out)[seed]["path"])
@@ -192,7 +192,7 @@ def test_racing_submitters_and_arrays_above_the_limit(tmp_path: Path, toy_set: P
     assert len({row["job"].split("_")[0] for row in found.values()}) == 2
     hpclbfl("cancel", out)
     wait_for(lambda: not queue())
-    assert "5 runs: 0 done, 0 in other hands, 5 to do" in hpclbfl(*command[3:], "--dry-run").stdout
+    assert "5 runs: 0 done, 0 running or queued elsewhere, 5 to do" in hpclbfl(*command[3:], "--dry-run").stdout
 
 
 @pytest.mark.slurm

@@ -23,6 +23,7 @@ from hpclbfl import lease as lease_module
 from hpclbfl.errors import EnvironmentFault
 from hpclbfl.lease import Lease, LeaseHeld, Owner, acquire, holder, is_live, judge, this_owner
 from hpclbfl.process import Process, process_of, this_process
+from hpclbfl.runfolder import RunFolder
 from hpclbfl.squeue import Job, SlurmSilent
 from tests.slurm.conftest import FakeSlurm
 
@@ -49,7 +50,12 @@ def test_who_is_lost(tmp_path: Path) -> None:
         if who is not None:
             acquire(tmp_path / name, {}, me=who)
     acquire(tmp_path / "mine", {})
-    lost = lease_module.find_lost(tmp_path / name for name in cases)
+    for name in cases:
+        RunFolder(tmp_path / name).write_status("running")
+    # Ended between the look at its status and the one at its lock.
+    (tmp_path / "ended").mkdir()
+    RunFolder(tmp_path / "ended").write_status("done")
+    lost = lease_module.find_lost(tmp_path / name for name in [*cases, "ended"])
     # Without a Slurm nobody can say what became of its jobs.
     assert lost == {tmp_path / "gone", tmp_path / "nobody"}
 

@@ -216,7 +216,7 @@ def test_a_failing_run_is_requeued_so_often_and_no_more(
         codes.append(ended.value.code)
     assert codes == [75, 75, 9]
     assert told(fake_slurm).count("requeue 12_3") == 2
-    assert "3 in a row came to nothing, not started again" in capsys.readouterr().err
+    assert "3 attempts in a row made no progress; not restarted" in capsys.readouterr().err
     assert run.status().state == "failed"
 
 
@@ -232,8 +232,16 @@ def test_a_run_that_is_done_or_owned_is_left_alone(
     task(run).launch.job_file.write_text(json.dumps(job))
     mark_done(run, step=9)
     run_task(task(run))
-    assert "done already" in capsys.readouterr().err
+    assert "already done" in capsys.readouterr().err
     assert not (fake_slurm.folder / "started").exists()
+    # Damaged, it is left to training, which goes on from the checkpoint and tells.
+    (run.path / "DONE.json").write_text("{")
+    with pytest.raises(SystemExit):
+        run_task(task(run))
+    assert (fake_slurm.folder / "started").exists()
+    assert "ended without finishing the run" in capsys.readouterr().err
+    (fake_slurm.folder / "started").unlink()
+    mark_done(run, step=9)
     # It has been given more steps.
     task(run).launch.job_file.write_text(json.dumps({**job, "stop": {"steps": 10}}))
     run_task(task(run))

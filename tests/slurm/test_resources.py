@@ -123,22 +123,31 @@ WORD = "should be one word of letters, digits and _.,:;?!+@=&|*^/()[]-"
         ({"sbatch": {"comment": "$(touch X)"}}, f"sbatch: 'comment' {WORD}"),
         ({"sbatch": {"gres": ["gpu"]}}, f"sbatch: 'gres' {WORD}"),
         ({"sbatch": ["qos"]}, "sbatch: should be a mapping of sbatch's flags, such as {qos: long, exclusive: true}"),
-        ({"sbatch": {"wrap": "touch"}}, "sbatch: 'wrap' is for a profile to say (--cluster); a sweep may say begin, "),
+        (
+            {"sbatch": {"wrap": "touch"}},
+            "sbatch: 'wrap' may only be set in a cluster profile (--cluster); a sweep may set begin, ",
+        ),
         (
             {"sbatch": {"export": "BASH_ENV=x"}},
-            "sbatch: 'export' is for a profile to say (--cluster); a sweep may say ",
+            "sbatch: 'export' may only be set in a cluster profile (--cluster); a sweep may set ",
         ),
-        ({"sbatch": {"chdir": "/tmp"}}, "sbatch: 'chdir' is for a profile to say (--cluster); a sweep may say begin, "),
+        (
+            {"sbatch": {"chdir": "/tmp"}},
+            "sbatch: 'chdir' may only be set in a cluster profile (--cluster); a sweep may set begin, ",
+        ),
         # sbatch takes the beginning of a flag for the flag.
         ({"sbatch": {"arr": 5}}, "sbatch: 'arr' is set from the other keys (nodes, memory, time, signal_s ...)"),
-        ({"sbatch": {"expor": "A=x"}}, "sbatch: 'expor' is for a profile to say (--cluster); a sweep may say begin, "),
+        (
+            {"sbatch": {"expor": "A=x"}},
+            "sbatch: 'expor' may only be set in a cluster profile (--cluster); a sweep may set begin, ",
+        ),
         (
             {"launcher_args": ["--x"]},
-            "'launcher_args' runs programs: a profile may say it (--cluster), a sweep may not",
+            "'launcher_args' runs programs, so only a cluster profile (--cluster) may set it",
         ),
-        ({"modules": ["gcc"]}, "'modules' runs programs: a profile may say it (--cluster), a sweep may not"),
-        ({"setup": ["touch X"]}, "'setup' runs programs: a profile may say it (--cluster), a sweep may not"),
-        ({"launcher": "mpirun"}, "'launcher' runs programs: a profile may say it (--cluster), a sweep may not"),
+        ({"modules": ["gcc"]}, "'modules' runs programs, so only a cluster profile (--cluster) may set it"),
+        ({"setup": ["touch X"]}, "'setup' runs programs, so only a cluster profile (--cluster) may set it"),
+        ({"launcher": "mpirun"}, "'launcher' runs programs, so only a cluster profile (--cluster) may set it"),
         ({"nodes": "2"}, "nodes: should be a whole number, not '2'"),
     ],
 )

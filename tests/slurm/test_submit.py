@@ -16,6 +16,7 @@ import submitit.core.utils as submitit_utils
 
 from hpclbfl.errors import EnvironmentFault, RunFailed
 from hpclbfl.lease import acquire
+from hpclbfl.slurm.cancel import cancel
 from hpclbfl.slurm.expand import expand, read_sweep
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.status import status_rows
@@ -67,7 +68,7 @@ def test_arrays_of_the_clusters_size_and_a_record_of_them(
     # Again: all are in the queue.
     assert sweep(path, "slurm-srun", False, tmp_path / "out") == 0
     assert len(fake_slurm.scripts()) == 3
-    assert "10 runs: 0 done, 10 in other hands, 0 to do" in capsys.readouterr().err
+    assert "10 runs: 0 done, 10 running or queued elsewhere, 0 to do" in capsys.readouterr().err
     assert not (fake_slurm.folder / "sacct").exists()
 
 
@@ -100,7 +101,7 @@ def test_dry_run_prints_all_and_touches_nothing(
     assert lines[:3] == ["skip: done", "again (failed: step 3: no luck)", "skip: Slurm job 1_2, running"]
     assert lines[3].startswith(f"skip: process {os.getpid()}")
     assert lines[4] == "start (job 2_1 left the queue before it began)"
-    assert "6 runs: 1 done, 2 in other hands, 3 to do" in shown
+    assert "6 runs: 1 done, 2 running or queued elsewhere, 3 to do" in shown
     lease.release()
 
 
@@ -254,7 +255,7 @@ def test_a_finished_run_whose_stop_has_grown_is_to_do_again(
     said = capsys.readouterr().out
     assert f"{runs[0].id}  seed=0  skip: done" in said
     assert f"{runs[1].id}  seed=1  again (done at step 3, stop has grown)" in said
-    assert "2 runs: 1 done, 0 in other hands, 1 to do" in said
+    assert "2 runs: 1 done, 0 running or queued elsewhere, 1 to do" in said
 
 
 def test_the_end_of_a_schedule_that_comes_from_stop_is_part_of_the_id(tmp_path: Path) -> None:
@@ -268,3 +269,31 @@ def test_the_end_of_a_schedule_that_comes_from_stop_is_part_of_the_id(tmp_path: 
     assert ids(stop={"epochs": 2}, schedule=cosine) == ids(
         stop={"epochs": 9}, schedule={"kind": "cosine", "total_epochs": 2}
     )
+
+
+def test_a_grown_run_that_is_queued_is_left_alone_and_can_be_cancelled(
+    tmp_path: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_sweep(tmp_path, base={**BASE, "stop": {"steps": 4}, "data": {"name": "digits"}})
+    (run,) = expand(read_sweep(path), path, DataSets(download=False)).runs
+    folder = SweepFolder(tmp_path / "out").run(run.id)
+    folder.create()
+    mark_done(folder, hash=run.digest, step=3)
+    sweep(path, "slurm-srun", False, tmp_path / "out")
+    assert "1 run: 0 done, 0 running or queued elsewhere, 1 to do" in capsys.readouterr().err
+    ((job,),) = SweepFolder(tmp_path / "out").jobs().values()
+    fake_slurm.queue(f"{job}|{job}|N/A|PENDING|Priority")
+    sweep(path, "slurm-srun", False, tmp_path / "out")
+    assert "1 run: 0 done, 1 running or queued elsewhere, 0 to do" in capsys.readouterr().err
+    cancel(tmp_path / "out")
+    assert (fake_slurm.folder / "cancelled").read_text().split() == [job]
+
+
+def test_a_pipe_in_place_of_a_log_blocks_nobody(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
+    path = write_sweep(tmp_path)
+    sweep(path, "slurm-srun", False, tmp_path / "out")
+    folder = SweepFolder(tmp_path / "out")
+    fake_slurm.queue()
+    ((job, _),) = ((job, run) for run, jobs in folder.jobs().items() for job in jobs)
+    os.mkfifo(folder.job_log(job))
+    assert status_rows(tmp_path / "out")[0]["text"].endswith("ended before the training began: it left no log")
