@@ -24,13 +24,6 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "67108864",
 }
-# Horovod alone only warns of a stall. Evaluation's or a download's minutes on one rank must fit below the limit.
-STALL = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "60", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800"}
-# A longer cycle leaves the cores of a CPU node to the computation.
-CPU_CYCLE = {"HOROVOD_CYCLE_TIME": "5"}
-# Waiting for a reduction then orders the GPU's stream behind it instead of holding the host.
-GPU_ASYNC = {"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"}
-
 # mpirun hands the environment to ranks of other nodes by name alone.
 FORWARDED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "OPAL_PREFIX")
 FORWARDED_PREFIXES = ("HOROVOD_", "NCCL_", "OMP_", "MKL_", "MALLOC_", "HPCLBFL_")
@@ -69,10 +62,9 @@ def ranks_per_node(np: int, environ: Mapping[str, str], hosts: Mapping[str, int]
     return math.ceil(np / max(1, int(nodes) if nodes.isdecimal() else 1))
 
 
-def rank_environment(environ: Mapping[str, str], threads: int, has_gpu: bool) -> dict[str, str]:
+def rank_environment(environ: Mapping[str, str], threads: int) -> dict[str, str]:
     """Return what ranks should find set; what the user has set stays."""
-    wanted = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **ALLOCATOR, **STALL}
-    wanted |= GPU_ASYNC if has_gpu else CPU_CYCLE
+    wanted = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **ALLOCATOR}
     if "OMP_NUM_THREADS" in environ:
         wanted["MKL_NUM_THREADS"] = environ["OMP_NUM_THREADS"]
     return {name: value for name, value in wanted.items() if name not in environ}
@@ -85,7 +77,6 @@ def mpirun_command(
     *,
     cores: int,
     is_root: bool = False,
-    has_gpu: bool = False,
     mpirun: str = "mpirun",
     hosts: str | None = None,
     bundled: Mapping[str, str] | None = None,
@@ -97,7 +88,7 @@ def mpirun_command(
     if slots and np > sum(slots.values()):
         raise ConfigError(f"-np {np}: --hosts {hosts} has {sum(slots.values())} slots")
     local = ranks_per_node(np, environ, slots)
-    env = {**environ, **rank_environment(environ, max(1, cores // local), has_gpu), **(bundled or {})}
+    env = {**environ, **rank_environment(environ, max(1, cores // local)), **(bundled or {})}
 
     argv = [mpirun, "-np", str(np), "--bind-to", "none", "--map-by", "slot"]
     for name, value in MCA_DEFAULTS.items():
@@ -180,7 +171,6 @@ def run_mpirun(
         environ,
         cores=available_cores(),
         is_root=os.geteuid() == 0,
-        has_gpu=has_gpu(),
         mpirun=find_mpirun(),
         hosts=hosts,
         bundled=bundled_environment(environ),

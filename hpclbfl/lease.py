@@ -9,7 +9,6 @@ An owner may start others that work for him (the ranks of a run): they find his 
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import uuid
@@ -21,12 +20,12 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from hpclbfl.core.files import explained_writes, make_folder
-from hpclbfl.core.jsonfile import read_json, write_json
+from hpclbfl.core.files import create, explained_writes, make_folder
+from hpclbfl.core.jsonfile import read_json, to_bytes, write_json
 from hpclbfl.errors import DataError, EnvironmentFault, HpclbflError
 from hpclbfl.process import Process, this_process
 from hpclbfl.runfolder import RunFolder, numbers_in, utc_now
-from hpclbfl.squeue import ENDED, Job, Queue, SlurmSilent, cluster_name, live_jobs
+from hpclbfl.squeue import ENDED, Job, JobId, Queue, SlurmSilent, cluster_name, live_jobs
 
 TOKEN = "HPCLBFL_LEASE"
 """Environment variable: the token of the lease that this process works under."""
@@ -53,7 +52,7 @@ class Owner:
     time: str
     processes: tuple[Process, ...]
     """Any of them alive: the owner lives."""
-    slurm: Annotated[str, Field(pattern=r"^[0-9]{1,12}(_[0-9]{1,12})?$")] | None = None
+    slurm: JobId | None = None
     """The job, `12` or `12_3`."""
     restart: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """How often Slurm has requeued the job so far."""
@@ -263,12 +262,12 @@ def _create(path: Path, owner: Owner) -> bool:
     """Make the file; False: another one has."""
     with explained_writes(path):
         try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            file = create(path)
         except FileExistsError:
             return False
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(asdict(owner), file)
+            with file:
+                file.write(to_bytes(asdict(owner)))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:

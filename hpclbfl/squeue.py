@@ -7,12 +7,17 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
 
 from hpclbfl.errors import EnvironmentFault
 
 TIMEOUT_S = 60.0
 """An overloaded controller answers late; later than this, it does not answer."""
+
+JobId = Annotated[str, Field(pattern=r"^[0-9]{1,12}(_[0-9]{1,12})?$")]
+"""Of a job, `12`, or of a task of an array, `12_3`: what becomes a word of one of Slurm's command lines."""
 
 ENDED = frozenset(
     (

@@ -19,11 +19,10 @@ from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.errors import ConfigError, DataError, EnvironmentFault
 from hpclbfl.runfolder import RunFolder, numbers_in, utc_now
 from hpclbfl.slurm.expand import Overrides, Run, describe
+from hpclbfl.squeue import JobId
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}$")]
 """Fit for the name of a folder."""
-JobId = Annotated[str, Field(pattern=r"^[0-9]{1,12}(_[0-9]{1,12})?$")]
-"""Of a Slurm job, `12`, or of an array `12_3`."""
 
 
 @dataclass(frozen=True)

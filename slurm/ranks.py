@@ -18,7 +18,6 @@ from hpclbfl.launch import (
     available_cores,
     environment_without_job,
     find_mpirun,
-    has_gpu,
     mpirun_command,
     rank_environment,
 )
@@ -60,14 +59,14 @@ def launch_command(
     cores = available_cores() if cores is None else cores
     threads = launch.cpus_per_rank or 1
     if launch.launcher == "srun":
-        env = {**environ, **rank_environment(environ, threads, has_gpu()), **bundled_environment(environ)}
+        env = {**environ, **rank_environment(environ, threads), **bundled_environment(environ)}
         # One rank's end ends all; and what the allocation has per task, a step does not take over.
         argv = ["srun", "--kill-on-bad-exit=1", f"--ntasks={launch.ranks}", f"--cpus-per-task={threads}"]
         return [*argv, *launch.args, *train], env
     if launch.launcher == "local":
         environ = clean_environment(environment_without_job(environ))
         if launch.ranks == 1:
-            return train, {**environ, **rank_environment(environ, cores, has_gpu()), **bundled_environment(environ)}
+            return train, {**environ, **rank_environment(environ, cores), **bundled_environment(environ)}
     elif "OMP_NUM_THREADS" not in environ:
         environ = {**environ, "OMP_NUM_THREADS": str(threads)}
     argv, env = mpirun_command(
@@ -76,7 +75,6 @@ def launch_command(
         environ,
         cores=cores,
         is_root=os.geteuid() == 0,
-        has_gpu=has_gpu(),
         mpirun=find_mpirun(),
         bundled=bundled_environment(environ),
     )

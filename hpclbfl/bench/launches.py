@@ -24,7 +24,11 @@ from hpclbfl.supervise import run_forwarding_signals
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-HOROVOD_DEFAULTS = {"HOROVOD_CYCLE_TIME": "1", "HOROVOD_ENABLE_ASYNC_COMPLETION": "0"}
+HOROVOD_DEFAULTS = {
+    "HOROVOD_CYCLE_TIME": "1",
+    "HOROVOD_ENABLE_ASYNC_COMPLETION": "0",
+    "HOROVOD_FUSION_THRESHOLD": str(128 << 20),
+}
 """Horovod's own values of the variables that a launch sets for it."""
 TASK, RESULT, ERROR = "task.json", "result.json", "rank{}.error"
 """Names of files in a launch's folder: what to do, what rank 0 measured, why a rank failed."""
@@ -83,7 +87,6 @@ class Launcher:
             environ,
             cores=available_cores(),
             is_root=os.geteuid() == 0,
-            has_gpu=has_gpu(),
             mpirun=find_mpirun(),
             bundled=bundled_environment(environ),
         )

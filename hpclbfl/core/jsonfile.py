@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from hpclbfl.core.files import read_bytes, write_text
+from hpclbfl.core.files import read_bytes, write_bytes
 from hpclbfl.errors import DataError
 
 Kind = TypeVar("Kind")
@@ -32,10 +32,16 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     Raises:
         EnvironmentFault: the file cannot be written; one line that names it.
     """
+    write_bytes(path, to_bytes(value))
+
+
+def to_bytes(value: dict[str, Any]) -> bytes:
+    """The content of the file that `write_json` writes."""
     plain = _without_nan({key: item for key, item in value.items() if key != SEAL})
     # As a reader will see it: keys are texts, tuples are lists.
     plain = json.loads(json.dumps(plain, allow_nan=False))
-    write_text(path, json.dumps({**plain, SEAL: _checksum(_canonical(plain))}, indent=2, allow_nan=False) + "\n")
+    sealed = {**plain, SEAL: _checksum(_canonical(plain))}
+    return f"{json.dumps(sealed, indent=2, allow_nan=False)}\n".encode()
 
 
 def read_json(path: Path, kind: type[Kind], limit: int = MAX_BYTES) -> Kind | None:
