@@ -17,7 +17,7 @@ from hpclbfl.analysis.paper_compare import HOLDS, REVERSED, Comparison, Measured
 from hpclbfl.analysis.paper_rows import PaperTable, paper_table
 from hpclbfl.analysis.report import Format, load_some
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS
-from hpclbfl.core.text import make_console
+from hpclbfl.core.console import make_console
 
 _WIDTH = 200
 

@@ -20,7 +20,8 @@ from hpclbfl.analysis.metrics import AXES, to_target
 from hpclbfl.analysis.scan import unstarted
 from hpclbfl.analysis.summary import summarise
 from hpclbfl.analysis.tables import arms_table, comparison_table, is_same, runs_table
-from hpclbfl.core.text import make_console, printable, say
+from hpclbfl.core.console import make_console
+from hpclbfl.core.text import printable, say
 from hpclbfl.errors import DataError
 
 WIDTH = 100

@@ -25,7 +25,8 @@ from rich.text import Text
 
 from hpclbfl.analysis.records import Done, Status, read_record
 from hpclbfl.analysis.scan import find_runs, run_keys, unstarted
-from hpclbfl.core.text import cell, make_console
+from hpclbfl.core.console import make_console
+from hpclbfl.core.text import cell
 from hpclbfl.errors import DataError
 from hpclbfl.lease import LOST, find_lost
 from hpclbfl.runlog.reader import Table, TornFile, read_last_rows

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpclbfl.children import module_command, tethered
-from hpclbfl.core.text import cell, make_console
+from hpclbfl.core.console import make_console
+from hpclbfl.core.text import cell
 from hpclbfl.errors import EnvironmentFault
 from hpclbfl.launch import available_cores, environment_without_job, find_mpirun, has_gpu, mpirun_command
 from hpclbfl.launcher_words import find_start_failure

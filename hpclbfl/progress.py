@@ -8,7 +8,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from hpclbfl.core.text import make_console, printable, say
+from hpclbfl.core.console import make_console
+from hpclbfl.core.text import printable, say
 from hpclbfl.errors import RunFailed
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpclbfl.core.text import cell, make_console
+from hpclbfl.core.console import make_console
+from hpclbfl.core.text import cell
 from hpclbfl.runlog.coverage import NO_LIMIT
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.state import RunState, run_states

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.statistics import spread
-from hpclbfl.core.text import cell, make_console
+from hpclbfl.core.console import make_console
+from hpclbfl.core.text import cell
 from hpclbfl.provenance import collect
 
 SCHEMA_VERSION = 1

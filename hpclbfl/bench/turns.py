@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
-from hpclbfl.core.text import make_console, say
+from hpclbfl.core.console import make_console
+from hpclbfl.core.text import say
 
 LINE_EVERY_S = 30.0
 

@@ -11,10 +11,9 @@ import threading
 import traceback
 import warnings
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.text import Text
 
 MAX_SHOWN = 200
@@ -65,16 +64,6 @@ def cell(value: object, style: str = "") -> Text:
     from rich.text import Text
 
     return Text(printable(value), style=style)
-
-
-def make_console(**options: Any) -> Console:
-    """Return a rich console that takes a string as it is: one line, no markup, no emoji codes, no highlighting.
-
-    What is to have several lines or styles is given as a rich `Text`.
-    """
-    from hpclbfl.core.plainconsole import PlainConsole
-
-    return PlainConsole(**options)
 
 
 def make_streams_safe() -> None:

@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hpclbfl.config import JobConfig
+from hpclbfl.core.console import make_console
 from hpclbfl.core.files import write_output
-from hpclbfl.core.text import MAX_SHOWN, cell, make_console, printable, say
+from hpclbfl.core.text import MAX_SHOWN, cell, printable, say
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.images import decode
 from hpclbfl.data.packed import IntArray, PackedFile

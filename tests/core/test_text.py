@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from hpclbfl.core.text import MAX_LINE, cell, make_console, printable, say, say_traceback, shown
+from hpclbfl.core.console import make_console
+from hpclbfl.core.text import MAX_LINE, cell, printable, say, say_traceback, shown
 
 
 def test_control_characters_are_escaped():

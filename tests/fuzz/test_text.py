@@ -8,7 +8,8 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from hpclbfl.analysis.markup import TextTable, to_html, to_latex, to_markdown, to_rich
-from hpclbfl.core.text import MAX_LINE, cell, make_console, printable, say, shown
+from hpclbfl.core.console import make_console
+from hpclbfl.core.text import MAX_LINE, cell, printable, say, shown
 from tests.fuzz.budget import fuzz
 
 _SIGNS = st.characters(exclude_categories=()) | st.sampled_from(

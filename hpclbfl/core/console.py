@@ -1,4 +1,4 @@
-"""The rich console that `core.text.make_console` gives: a module of its own, as not all that prints needs rich."""
+"""rich's console, for text of strangers: apart from `core.text`, as not all that prints needs rich."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a string as it is, in one line."""
         return super().render_str(printable(text), **{**options, "markup": False, "emoji": False, "highlight": False})
+
+
+def make_console(**options: Any) -> Console:
+    """Return a rich console that takes a string as it is: one line, no markup, no emoji codes, no highlighting.
+
+    What is to have several lines or styles is given as a rich `Text`.
+    """
+    return PlainConsole(**options)
