@@ -30,7 +30,7 @@ from hpclbfl.core.userkey import KEY_BYTES, user_key
 from hpclbfl.errors import EnvironmentFault, HpclbflError
 from hpclbfl.lease import LOST, find_lost
 from hpclbfl.runlog.coverage import NO_LIMIT, Attempt, LogSpan, Problem, find_limits, find_problems, row_limit
-from hpclbfl.runlog.reader import TornFile, read_file
+from hpclbfl.runlog.reader import TornFile, read_attempt_log
 
 CACHE_FOLDER = ".hpclbfl-cache"
 """Where a folder of runs keeps what was read of it; may be deleted at any time."""
@@ -123,7 +123,7 @@ def _read(root: Path, file: Found, cache: Cache) -> None:
         elif not file.is_regular:
             cache.add(file, None, "is no regular file")
         else:
-            cache.add_log(file, read_file(path))
+            cache.add_log(file, read_attempt_log(path))
     except TornFile as error:
         cache.add(file, None, error.reason)
     except FileNotFoundError:

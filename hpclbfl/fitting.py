@@ -25,7 +25,7 @@ from hpclbfl.replicas import Client
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
 _COUNT: TypeAdapter[int] = TypeAdapter(_Count)
 _COUNTS: TypeAdapter[list[int]] = TypeAdapter(list[_Count])
-_SECONDS: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(ge=0, allow_inf_nan=False)])
+_SECONDS: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(ge=0, lt=1e10, allow_inf_nan=False)])
 
 _SCORE: TypeAdapter[tuple[int, float, float, float]] = TypeAdapter(tuple[_Count, float, float, float])
 
@@ -96,7 +96,11 @@ def _check_plan(exp: Experiment, shared: dict[str, Any]) -> None:
         if is_dataclass(found) and not isinstance(found, type):
             _check_fields(type(like), found, key)
     plan: Plan = shared["plan"]
-    if len(plan.sizes) != len(exp.sizes) or min(plan.sizes) < 0:
+    total, most = sum(plan.sizes), max(exp.num_train, exp.job.batching.max_global_batch_size or 0)
+    if exp.job.batching.policy != "noise_scale":
+        # The others keep the global batch.
+        most = sum(exp.sizes)
+    if len(plan.sizes) != len(exp.sizes) or min(plan.sizes) < 0 or not 0 < total <= most:
         raise DataError(f"plan has the sizes {shown(plan.sizes)} for {len(exp.sizes)} clients")
     steps = shared.get("local_steps")
     if (steps is None) != (exp.local_steps is None):
@@ -145,40 +149,42 @@ def _check_states(fresh: tuple[Any, ...], found: Any, key: str) -> None:
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, found: Any) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    """A fresh optimizer has all of its state, as zeros (see `optim.slots`), and the options of the job."""
     fresh = optimizer.state_dict()
-    if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
+    if not isinstance(found, dict):
         raise DataError("optimizer has no state")
+    _check_like(fresh["state"], found.get("state"), "optimizer.state")
     groups = found.get("param_groups")
     if not isinstance(groups, list) or len(groups) != len(fresh["param_groups"]):
         raise DataError("optimizer.param_groups does not have the groups of this job")
     for number, (like, group) in enumerate(zip(fresh["param_groups"], groups, strict=True)):
         _check_group(like, group, f"optimizer.param_groups.{number}")
-    for number, state in found["state"].items():
-        if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(state, dict):
-            raise DataError(f"optimizer.state has an entry {shown(number)} for {len(parameters)} parameters")
-        shape = parameters[number].shape
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != shape:
-                raise DataError(f"optimizer.state.{number}.{name} has shape {list(value.shape)}, not {list(shape)}")
-            if not isinstance(value, Tensor | int | float | type(None)):
-                raise DataError(f"optimizer.state.{number}.{name} is a {type(value).__name__}")
+
+
+_MOVING = ("lr", "step")
+"""Options of a group that change in training."""
+_OF_DEVICE = ("fused", "foreach", "capturable")
+"""Options that follow from the device."""
 
 
 def _check_group(like: dict[str, Any], found: Any, key: str) -> None:
-    if not isinstance(found, dict) or found.keys() != like.keys() or found["params"] != like["params"]:
-        raise DataError(f"{key} has other options or parameters than this job's")
+    if not isinstance(found, dict) or found.keys() != like.keys():
+        raise DataError(f"{key} has other options than this job's")
     for name, value in like.items():
-        # What is None or a truth value may follow from the device.
-        if isinstance(value, int | float | tuple) and not isinstance(value, bool):
+        if name in _MOVING:
             _check_like(value, found[name], f"{key}.{name}")
+        elif name in _OF_DEVICE:
+            if not isinstance(found[name], bool | None):
+                raise DataError(f"{key}.{name} is {shown(found[name])}, not a truth value")
+        elif type(found[name]) is not type(value) or found[name] != value:
+            raise DataError(f"{key}.{name} is {shown(found[name])}, not {shown(value)}")
 
 
 def _check_like(like: Any, found: Any, key: str) -> None:
     """Compare types, keys, lengths, and the shapes of tensors, all the way down."""
     if isinstance(like, Tensor):
-        if not isinstance(found, Tensor):
-            raise DataError(f"{key} is a {type(found).__name__}, not a tensor")
+        if type(found) is not Tensor or found.layout != torch.strided or found.is_meta:
+            raise DataError(f"{key} is a {type(found).__name__} without plain values, not a tensor")
         if found.shape != like.shape or found.dtype != like.dtype:
             raise DataError(
                 f"{key} has shape {list(found.shape)} and type {found.dtype}, not {list(like.shape)} and {like.dtype}"

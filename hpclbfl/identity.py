@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
+
+from pydantic import ValidationError
 
 from hpclbfl.config import JobConfig, parse_job
 from hpclbfl.core.jsonfile import read_json
@@ -42,8 +45,9 @@ def held_experiment(folder: RunFolder) -> Identity | None:
             provenance = read_json(attempt.provenance, dict) or {}
         except DataError:
             continue
-        if isinstance(found := provenance.get("identity"), dict):
-            return found
+        with suppress(DataError):
+            if (found := provenance.get("identity")) is not None:
+                return checked_identity(found)
         fingerprint = fingerprint or str(provenance.get("data_fingerprint", ""))
     try:
         if not folder.config.exists():
@@ -55,6 +59,23 @@ def held_experiment(folder: RunFolder) -> Identity | None:
             f"{folder.path}: which experiment this run folder holds cannot be told: {error}; give another --run-dir, "
             "or '--resume never', which sets it aside"
         ) from error
+
+
+def checked_identity(found: Any) -> Identity:
+    """What a file says of an experiment, if it can be compared with another.
+
+    Raises:
+        DataError: it is none.
+    """
+    sections = ("data", "schedule")
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in sections):
+        raise DataError("its identity is no experiment's")
+    if "stop" in found:
+        try:
+            StopConfig.model_validate(found["stop"])
+        except ValidationError as error:
+            raise DataError("its identity is no experiment's: its stop is none") from error
+    return found
 
 
 def differences(old: Identity, new: Identity, job: JobConfig, global_batch_size: int, num_train: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -101,6 +102,9 @@ class Progress:
         if self._log is not None:
             try:
                 say(line, self._log)
+                # A log in memory, as tests have it, cannot be removed.
+                if (name := getattr(self._log, "name", "")) and not Path(name).exists():
+                    raise RunFailed(f"{self._log.name}: was removed while it was written")
             except OSError as error:
                 raise RunFailed(f"{self._log.name}: cannot be written: {error.strerror}") from error
 

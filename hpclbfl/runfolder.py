@@ -55,7 +55,7 @@ class Done:
     reason: str
     """Which stop condition was met."""
     step: Count
-    epoch: float
+    epoch: Annotated[float, Field(ge=0, lt=1e9)]
     num_samples: Count
     hash: str
     """Digest of the experiment."""
@@ -68,7 +68,7 @@ class Done:
     num_train: Count | None = None
     """N, size of the training set; None: of an older version."""
     files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of model.pt and config.yaml; empty: of an older version."""
+    """SHA-256 of model.pt; empty: of an older version."""
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,13 @@ class RunFolder:
             return None
         earlier = self.path / "earlier"
         make_folder(earlier)
-        target = earlier / f"{max(numbers_in(earlier, 3), default=-1) + 1:03d}"
+        number = max(numbers_in(earlier, 3), default=-1)
+        target = earlier / f"{number:03d}"
+        # config.yaml goes last: without it the one before was interrupted, and this is the rest of it.
+        if number < 0 or (target / "config.yaml").exists() or any((target / path.name).exists() for path in there):
+            target = earlier / f"{number + 1:03d}"
         with explained_writes(target):
-            target.mkdir()
+            target.mkdir(exist_ok=True)
             for path in there:
                 path.rename(target / path.name)
         return target

@@ -8,7 +8,7 @@ from hpclbfl.checkpoint import CheckpointStore, Found
 from hpclbfl.errors import ConfigError, DataError
 from hpclbfl.experiment import Experiment
 from hpclbfl.fitting import check_fits
-from hpclbfl.identity import Identity, differences, identity
+from hpclbfl.identity import Identity, checked_identity, differences, identity
 from hpclbfl.snapshot import restore, take
 
 
@@ -57,12 +57,14 @@ def resume(exp: Experiment, store: CheckpointStore) -> tuple[Found | None, list[
         DataError: there are checkpoints, and none can be used.
     """
 
-    def check(found: Found) -> None:
+    def take_up(found: Found) -> None:
         # Another experiment's is not damaged; an older one would not be this one's, either.
         if not differences_from(exp, found.identity):
             check_fits(exp, found.step, found.shared, found.clients)
+            # Whatever it changed, an older one puts in its place.
+            restore(exp, found.shared, found.clients)
 
-    found, problems = store.load([client.id for client in exp.clients], check)
+    found, problems = store.load([client.id for client in exp.clients], take_up)
     if found is None and problems:
         raise DataError(
             f"{store.folder}: no checkpoint can be used: {'; '.join(problems)}; '--resume never' sets them aside and "
@@ -75,11 +77,11 @@ def resume(exp: Experiment, store: CheckpointStore) -> tuple[Found | None, list[
             f"{store.folder}: the checkpoint at step {found.step} belongs to another experiment: {other}; give "
             "another --run-dir, or '--resume never' to start anew"
         )
-    restore(exp, found.shared, found.clients)
     return found, problems
 
 
 def differences_from(exp: Experiment, other: Identity) -> str:
-    """Which keys tell this experiment from another one; see `identity.differences`."""
+    """Which keys tell this experiment from another one; see `identity.differences` and `identity.checked_identity`."""
+    other = checked_identity(other)
     own = identity(exp.job, exp.dataset.fingerprint)
     return differences(other, own, exp.job, exp.global_batch_size, exp.num_train)

@@ -43,5 +43,5 @@ def is_finished(done: Done, stop: StopConfig) -> bool:
     num_train = done.num_train
     if num_train is None:
         # Older versions did not say.
-        num_train = round(done.num_samples / done.epoch) if done.epoch > 0 else 1
+        num_train = round(min(done.num_samples / max(done.epoch, 1e-6), 2.0**53)) or 1
     return bool(reason_to_stop(stop, done.step, done.num_samples, num_train, done.elapsed_s, done.top1))

@@ -52,6 +52,9 @@ SHARED: dict[str, tuple[Change, str]] = {
     "averaged in the future": (setting(averaged_at=[10**6] * 4), "averaged_at is ahead of positions"),
     "no plan": (setting(plan=None), "plan is a NoneType, not a Plan"),
     "a plan for others": (setting(plan=Plan((4, 4), "x")), "plan has the sizes (4, 4) for 4 clients"),
+    "a plan of nothing": (setting(plan=Plan((0,) * 4, "x")), "plan has the sizes (0, 0, 0, 0) for 4 clients"),
+    "a plan of far too many": (setting(plan=Plan((2**70,) * 4, "x")), "for 4 clients"),
+    "an age": (setting(elapsed_s=1e308), "elapsed_s is 1e+308"),
     "a plan of texts": (setting(plan=Plan(("a",) * 4, "x")), "plan has a field of another type"),
     "a policy": (setting(policy={"a": 1}), "policy is a dict, not a NoneType"),
     "local steps": (setting(local_steps=[1] * 4), "local_steps does not go with this job"),
@@ -60,17 +63,40 @@ SHARED: dict[str, tuple[Change, str]] = {
 BSP: dict[str, tuple[Change, str]] = {
     "a smaller model": (setting(model=torch.zeros(3, dtype=torch.float64)), "model has shape [3]"),
     "no model": (setting(model=None), "model is missing"),
-    "a model of text": (setting(model="x"), "model is a str, not a tensor"),
+    "a model of text": (setting(model="x"), "model is a str without plain values, not a tensor"),
     "no optimizer": (setting(optimizer=None), "optimizer has no state"),
     "a momentum of another shape": (
         in_optimizer("momentum_buffer", torch.zeros(2, 2)),
-        "optimizer.state.0.momentum_buffer has shape [2, 2], not [16, 3, 3, 3]",
+        "optimizer.state.0.momentum_buffer has shape [2, 2] and type torch.float32, not [16, 3, 3, 3]",
     ),
     "a rate of text": (
         lambda part: part["optimizer"]["param_groups"][0].update(lr="x"),
         "optimizer.param_groups.0.lr is 'x', not a number",
     ),
-    "a parameter too many": (lambda part: part["optimizer"]["state"].update({999: {}}), "has an entry 999 for"),
+    "a parameter too many": (lambda part: part["optimizer"]["state"].update({999: {}}), "optimizer.state has the keys"),
+    "no state": (lambda part: part["optimizer"].update(state={}), "optimizer.state has the keys []"),
+    "a momentum of one number": (in_optimizer("momentum_buffer", torch.zeros(1)), "momentum_buffer has shape [1]"),
+    "no momentum": (in_optimizer("momentum_buffer", None), "momentum_buffer is a NoneType without plain values"),
+    "a sparse momentum": (
+        in_optimizer("momentum_buffer", torch.zeros(16, 3, 3, 3, dtype=torch.float64).to_sparse()),
+        "momentum_buffer is a Tensor without plain values",
+    ),
+    "a momentum without storage": (
+        in_optimizer("momentum_buffer", torch.zeros(16, 3, 3, 3, dtype=torch.float64, device="meta")),
+        "momentum_buffer is a Tensor without plain values",
+    ),
+    "a model that learns": (
+        lambda part: part.update(model=torch.nn.Parameter(part["model"])),
+        "model is a Parameter without plain values",
+    ),
+    "another momentum": (
+        lambda part: part["optimizer"]["param_groups"][0].update(momentum=0.5),
+        "param_groups.0.momentum is 0.5, not 0.9",
+    ),
+    "an option of text": (
+        lambda part: part["optimizer"]["param_groups"][0].update(nesterov="x"),
+        "param_groups.0.nesterov is 'x', not False",
+    ),
     "a gate of another shape": (with_state, "pipeline.0.detector.previous has shape [3]"),
     "a chain of one": (setting(pipeline=()), "pipeline has 0 entries, not 1"),
 }

@@ -14,6 +14,7 @@ import torch
 
 from hpclbfl.analysis.load import load
 from hpclbfl.config import parse_job
+from hpclbfl.core.jsonfile import write_json
 from hpclbfl.run import run_job
 from hpclbfl.runfolder import RunFolder
 from hpclbfl.runlog.reader import read_run
@@ -325,3 +326,54 @@ def test_digest_without_stop() -> None:
     long = parse_job({**values, "stop": {"steps": 4}}, "a")
     assert short.digest("f" * 64) == long.digest("f" * 64)
     assert short.former_digest("f" * 64) != long.former_digest("f" * 64)
+
+
+@pytest.mark.parametrize("data", [5, [], "x", None])
+@pytest.mark.parametrize("where", ["provenance", "manifest"])
+def test_an_identity_that_is_none_is_passed_over(
+    tmp_path: Path, toy_set: Path, where: str, data: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_job(job_of(toy_set, checkpoint={"every_steps": 4}), tmp_path)
+    name = "attempts/000/provenance.json" if where == "provenance" else "checkpoints/step-000000006/MANIFEST.json"
+    values = json.loads((tmp_path / name).read_text())
+    write_json(tmp_path / name, {**values, "identity": {**values["identity"], "data": data}})
+    assert run_job(job_of(toy_set, stop={"steps": 9}), tmp_path).step == 9
+    told = capfd.readouterr().err
+    assert f"resumes after step {6 if where == 'provenance' else 4}" in told
+    assert where == "provenance" or "passed over: its identity is no experiment's" in told
+
+
+@pytest.mark.parametrize("epoch", [5e-324, 1e-300, 1e308, -1.0])
+def test_a_done_of_impossible_numbers_is_no_traceback(tmp_path: Path, toy_set: Path, epoch: float) -> None:
+    run_job(job_of(toy_set), tmp_path)
+    done = json.loads((tmp_path / "DONE.json").read_text())
+    write_json(tmp_path / "DONE.json", {**done, "num_train": None, "epoch": epoch, "num_samples": 2**52})
+    assert run_job(job_of(toy_set, stop={"steps": 9}), tmp_path).step == 9
+
+
+def test_what_a_kill_left_of_a_set_aside_is_set_aside_to_the_same_place(tmp_path: Path, toy_set: Path) -> None:
+    run_job(job_of(toy_set), tmp_path)
+    before = files(tmp_path)
+    (tmp_path / "earlier" / "000").mkdir(parents=True)
+    for name in ("DONE.json", "model.pt", "status.json", "checkpoints"):
+        (tmp_path / name).rename(tmp_path / "earlier" / "000" / name)
+    run_job(job_of(toy_set), tmp_path, resume="never")
+    assert files(tmp_path / "earlier" / "000") == before
+    assert [path.name for path in (tmp_path / "earlier").iterdir()] == ["000"]
+
+
+def test_a_text_log_that_is_removed_in_training_fails_the_run(
+    tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import hpclbfl.steps
+
+    taken = hpclbfl.steps.forward_backward
+
+    def removing(exp: Any, *rest: Any) -> None:
+        (tmp_path / "attempts" / "000" / "log").unlink(missing_ok=True)
+        taken(exp, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hpclbfl.steps, "forward_backward", removing)
+        code, line = refused(job_of(toy_set), tmp_path, capfd)
+    assert (code, "attempts/000/log: was removed while it was written" in line) == (1, True)

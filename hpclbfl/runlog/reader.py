@@ -200,12 +200,25 @@ def read_run(run_dir: str | Path) -> RunLogs:
     )
 
 
+def read_attempt_log(path: Path) -> RankLog:
+    """Read a log in its place, `attempts/<attempt>/rank<rank>.h5`; see `read_file`.
+
+    Raises:
+        TornFile: also where it is another rank's or attempt's, whose rows would count twice.
+    """
+    log = read_file(path)
+    rank, attempt = log.attributes.rank, log.attributes.attempt
+    if (path.parent.name, path.name) != (f"{attempt:03d}", f"rank{rank:05d}.h5"):
+        raise TornFile(path, f"is the log of rank {rank} in attempt {attempt}, not that of its place")
+    return log
+
+
 def _read_logs(folder: Path) -> tuple[list[LogSpan], list[RankLog]]:
     """What all logs of an attempt cover, and those that can be read."""
     spans, logs = [], []
     for file in sorted(folder.glob("rank*.h5")):
         try:
-            logs.append(read_file(file))
+            logs.append(read_attempt_log(file))
             spans.append(logs[-1].span)
         except TornFile as error:
             spans.append(LogSpan(str(file), problem=error.reason))

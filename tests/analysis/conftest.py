@@ -66,11 +66,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from hpclbfl.analysis import load as module
 
     seen: list[str] = []
-    original = module.read_file
+    original = module.read_attempt_log
 
     def counted(path: Path):
         seen.append(f"{path.parts[-4]}/{path.name}")
         return original(path)
 
-    monkeypatch.setattr(module, "read_file", counted)
+    monkeypatch.setattr(module, "read_attempt_log", counted)
     return seen

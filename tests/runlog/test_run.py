@@ -135,3 +135,19 @@ def test_not_a_run_folder(tmp_path, text):
     with pytest.raises(DataError, match="not a run folder") as caught:
         read_run(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rank00001.h5", "rank999999999999.h5"])
+def test_a_log_under_another_name_does_not_count_twice(tmp_path, name):
+    folder = RunFolder(tmp_path)
+    folder.write_config("name: a\n")
+    attempt = add_attempt(folder, 0, [range(4)])
+    shutil.copy(attempt.rank_log(0), attempt.path / name)
+    (tmp_path / "attempts" / "001").mkdir()
+    shutil.copy(attempt.rank_log(0), tmp_path / "attempts" / "001" / "rank00000.h5")
+    run = read_run(tmp_path)
+    assert run.tables["steps"]["step"].tolist() == [0, 1, 2, 3]
+    assert {torn.path.name: torn.reason for torn in run.torn if "is the log of" in torn.reason} == {
+        name: "is the log of rank 0 in attempt 0, not that of its place",
+        "rank00000.h5": "is the log of rank 0 in attempt 0, not that of its place",
+    }
