@@ -34,6 +34,12 @@ class Launched:
                 [*command, "--run-dir", str(folder)], stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr
             )
 
+    def wait_for_ranks(self) -> None:
+        end = time.monotonic() + START_S
+        while not self.ranks():
+            assert time.monotonic() < end and self.process.poll() is None
+            time.sleep(0.01)
+
     def wait_for_training(self) -> None:
         end = time.monotonic() + START_S
         while b"global batch" not in self.stderr.read_bytes():
@@ -100,10 +106,7 @@ def test_asked_to_stop_it_saves_its_state(launched: Launched, name: str) -> None
 
 @pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGXCPU", 152), ("SIGTERM", 143)])
 def test_before_the_ranks_can_save_anything_the_signal_is_its_code(launched: Launched, name: str, code: int) -> None:
-    end = time.monotonic() + START_S
-    while not launched.ranks():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    launched.wait_for_ranks()
     launched.process.send_signal(getattr(signal, name))
     found, said = launched.end()
     assert (found, said) == (code, [f"hpclbfl: error: interrupted by {name}"])
@@ -113,8 +116,7 @@ def test_before_the_ranks_can_save_anything_the_signal_is_its_code(launched: Lau
 def test_a_killed_launch_takes_all_with_it(launched: Launched, training: bool) -> None:
     if training:
         launched.wait_for_training()
-    while not launched.ranks():
-        time.sleep(0.01)
+    launched.wait_for_ranks()
     launched.process.kill()
     assert launched.end()[0] == -signal.SIGKILL
 
@@ -143,8 +145,13 @@ def test_under_nohup_it_goes_on(tmp_path: Path) -> None:
     try:
         launched.wait_for_training()
         launched.process.send_signal(signal.SIGHUP)
-        time.sleep(2.0)
-        assert launched.process.poll() is None and len(launched.ranks()) == 2
+        log = launched.folder / "attempts" / "000" / "rank00000.h5"
+        size, end = log.stat().st_size, time.monotonic() + START_S
+        # Rows are written on for longer than a stop would take.
+        while log.stat().st_size < size + 40_000:
+            assert time.monotonic() < end and launched.process.poll() is None
+            time.sleep(0.1)
+        assert len(launched.ranks()) == 2
         launched.process.send_signal(signal.SIGTERM)
         assert launched.end()[0] == 75
     finally:
