@@ -176,8 +176,11 @@ def _check_group(like: dict[str, Any], found: Any, key: str) -> None:
         elif name in _OF_DEVICE:
             if not isinstance(found[name], bool | None):
                 raise DataError(f"{key}.{name} is {shown(found[name])}, not a truth value")
-        elif type(found[name]) is not type(value) or found[name] != value:
-            raise DataError(f"{key}.{name} is {shown(found[name])}, not {shown(value)}")
+        else:
+            # Plain values, of the same types all the way down: they can be compared.
+            _check_like(value, found[name], f"{key}.{name}")
+            if found[name] != value:
+                raise DataError(f"{key}.{name} is {shown(found[name])}, not {shown(value)}")
 
 
 def _check_like(like: Any, found: Any, key: str) -> None:

@@ -93,9 +93,13 @@ BSP: dict[str, tuple[Change, str]] = {
         lambda part: part["optimizer"]["param_groups"][0].update(momentum=0.5),
         "param_groups.0.momentum is 0.5, not 0.9",
     ),
+    "a momentum that is a tensor": (
+        lambda part: part["optimizer"]["param_groups"][0].update(momentum=torch.zeros(0)),
+        "param_groups.0.momentum is tensor([]), not a number",
+    ),
     "an option of text": (
         lambda part: part["optimizer"]["param_groups"][0].update(nesterov="x"),
-        "param_groups.0.nesterov is 'x', not False",
+        "param_groups.0.nesterov is a str, not a bool",
     ),
     "a gate of another shape": (with_state, "pipeline.0.detector.previous has shape [3]"),
     "a chain of one": (setting(pipeline=()), "pipeline has 0 entries, not 1"),

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ENDLESS = 2**31
+"""More samples than any batch has."""
 STRAIGHT = 0.03
 """Largest relative distance from a line of measurements that lie on it."""
 
@@ -29,7 +31,9 @@ class Line:
         return self.fixed + self.per_sample * batch
 
     def batch_of(self, value: float) -> int:
-        """Largest whole batch size at which the line does not exceed a value."""
+        """Largest whole batch size at which the line does not exceed a value; ENDLESS where it does not rise."""
+        if self.per_sample <= 0:
+            return ENDLESS if self.fixed <= value else 0
         # A line that was fitted meets a whole number to rounding alone.
         return int(np.floor((value - self.fixed) / self.per_sample * (1 + 1e-9)))
 

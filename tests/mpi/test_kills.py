@@ -197,4 +197,6 @@ def test_our_error_is_the_last_line(tmp_path: Path) -> None:
     )
     assert done.stderr.splitlines() == [error]
     done = subprocess.run([*command, "--debug"], capture_output=True, text=True, timeout=120)
-    assert "MPI_ABORT was invoked" in done.stderr and done.stderr.splitlines()[-1] == error
+    # Open MPI may be ended before it can say so; then it says that it cannot.
+    assert "MPI_ABORT was invoked" in done.stderr or "show_help.c" in done.stderr
+    assert done.stderr.splitlines()[-1] == error

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpclbfl.planner.compute import TimeRow, batch_ladder, best_batch, fit_times
-from hpclbfl.planner.fits import BentLine, Line, errors, fit_bent_line, fit_line, medians, plain_line, standard_error
+from hpclbfl.planner.fits import (
+    ENDLESS,
+    BentLine,
+    Line,
+    errors,
+    fit_bent_line,
+    fit_line,
+    medians,
+    plain_line,
+    standard_error,
+)
 
 LADDER = [4, 8, 16, 32, 64, 128, 256]
 
@@ -105,3 +115,10 @@ def test_epochs_and_parts() -> None:
     assert fit.t_mov(64) == pytest.approx(0.1 * fit.step(64))
     assert fit.t_c(64) == pytest.approx(0.9 * fit.step(64))
     assert fit.epoch_s(100, 5000) == pytest.approx(50 * 0.35)
+
+
+def test_a_line_that_does_not_rise_has_no_largest_batch() -> None:
+    # Under noise, larger batches may seem no slower.
+    flat = fit_line({10: 3.0, 20: 2.0})
+    assert flat.per_sample == 0.0
+    assert flat.batch_of(5.0) == ENDLESS and flat.batch_of(1.0) == 0
