@@ -8,13 +8,13 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     "learning_curves": (
         "Test accuracy",
         "Top-1 on the test split, mean over n seeds of complete runs. Bands: "
-        f"{100 * LEVEL:.0f} % bootstrap interval of the mean, from {MIN_SEEDS} seeds up. Equal steps give a larger "
+        f"{100 * LEVEL:.0f} % Student's t interval of the mean, from {MIN_SEEDS} seeds up. Equal steps give a larger "
         "batch more samples; compare along samples and seconds, too.",
     ),
     "final_accuracy": (
         "Final accuracy by arm",
         "Top-1 on the test split at the end of the run. Dots: mean over n seeds, with its "
-        f"{100 * LEVEL:.0f} % bootstrap interval from {MIN_SEEDS} seeds up. Open circles: single runs.",
+        f"{100 * LEVEL:.0f} % Student's t interval from {MIN_SEEDS} seeds up. Open circles: single runs.",
     ),
     "sharpness": (
         "Sharpness and accuracy",

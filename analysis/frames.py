@@ -18,6 +18,7 @@ RUN_COLUMNS: dict[str, str] = {
     "hash": "of the experiment, ten hexadecimal digits",
     "num_attempts": "how often it was started",
     "num_ranks": "MPI processes of the last attempt",
+    "num_test": "samples of the test split; null in runs of older versions",
     "engine": "who carried the messages: horovod, mpi, local",
     "elapsed_s": "training time, seconds; null while it is not done",
     "time": "start of the last attempt, UTC",
@@ -41,7 +42,7 @@ RUN_COLUMNS: dict[str, str] = {
 
 RUN_TYPES: dict[str, pl.DataType] = {
     **dict.fromkeys(("complete", "dirty"), pl.Boolean()),
-    **dict.fromkeys(("num_attempts", "num_ranks"), pl.Int64()),
+    **dict.fromkeys(("num_attempts", "num_ranks", "num_test"), pl.Int64()),
     "elapsed_s": pl.Float64(),
 }
 """Of those that are no texts."""

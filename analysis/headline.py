@@ -34,7 +34,8 @@ class Headline:
     baseline: str | None
     """The arm that others are compared with; None where there is but one."""
     comparisons: dict[str, pl.DataFrame]
-    """By measure (at_steps, at_samples, at_seconds, top1): every arm against the baseline, see `stats.compare`."""
+    """By measure (at_steps, at_samples, at_seconds, top1): every arm against the baseline, see `stats.compare` and
+    `stats.judged`."""
     target: float | None
     size: str | None = None
     """What speed_up is over: clients or num_ranks; None where no arm has one of them and another has more."""
@@ -128,13 +129,21 @@ def _headline(
     if baseline is None and len(arms) > 1:
         baseline = next(iter(arms.filter(pl.col("n") > 0)["arm"].cast(pl.String)), None)
     measures = (*at_points, "top1")
-    comparisons = {} if baseline is None else {m: _compared(table, m, baseline) for m in measures}
+    rounding = _rounding(runs)
+    compared = {} if baseline is None else {m: _compared(table, m, baseline, rounding) for m in measures}
+    comparisons = stats.judged(compared)
     return Headline(title, arms, points, baseline, comparisons, target, size)
 
 
-def _compared(table: pl.DataFrame, measure: str, baseline: str) -> pl.DataFrame:
+def _rounding(runs: pl.DataFrame) -> float | None:
+    """Step between two accuracies, 1 / N for a test split of N samples; None: not known, or not equal in all runs."""
+    counts = runs["num_test"].drop_nulls().unique().to_list()
+    return 1 / counts[0] if len(counts) == 1 and counts[0] > 0 and not runs["num_test"].has_nulls() else None
+
+
+def _compared(table: pl.DataFrame, measure: str, baseline: str, rounding: float | None) -> pl.DataFrame:
     """See `stats.compare`; without rows where the baseline itself has no number, whatever the number of seeds."""
-    compared = stats.compare(table, measure, baseline)
+    compared = stats.compare(table, measure, baseline, rounding)
     has_base = table.filter(pl.col("arm") == baseline)[measure].drop_nulls().len() > 0
     return compared if has_base else compared.clear()
 

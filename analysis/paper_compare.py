@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -33,7 +33,7 @@ class Measured:
     """top1 - the paper's."""
     low: float | None = None
     high: float | None = None
-    """Bootstrap interval of the difference over seeds; None for fewer than stats.MIN_SEEDS."""
+    """Student's t interval of the difference over seeds; None for fewer than stats.MIN_SEEDS."""
     run_as: str | None = None
     """Net, data, synchroniser with its H, partition, clients, batch, and X where there is one, of the complete runs or,
     where there is none, of another."""
@@ -52,8 +52,10 @@ class Pair:
     """Ours, higher - lower, points; None: a row has no runs, or they share no seed."""
     low: float | None = None
     high: float | None = None
+    p_holm: float | None = None
+    """Of Student's paired test, corrected by Holm for all pairs of the table; None: nothing to test."""
     verdict: str = "-"
-    """HOLDS or REVERSED where the interval leaves out zero, otherwise `stats.NO_DIFFERENCE` or `stats.TOO_FEW`."""
+    """HOLDS or REVERSED where p_holm is at most 0.05, otherwise that of `stats.judged`."""
 
     @property
     def printed(self) -> float:
@@ -106,7 +108,7 @@ def compare_with_paper(frames: Frames, name: str) -> Comparison:
     for row in table.rows:
         _refuse_mixtures(row, table, seeds, frames)
     measured = [_measure(row, seeds.filter(pl.col("row") == row.key), run_as.get(row.key)) for row in table.rows]
-    pairs = [pair for model in table.models for pair in _pairs(model, table, seeds)]
+    pairs = _pairs(table, seeds)
     return Comparison(name, table, measured, pairs, len(runs) - len(mine), int((~mine["complete"]).sum()))
 
 
@@ -164,26 +166,28 @@ def _measure(row: PaperRow, seeds: pl.DataFrame, run_as: str | None) -> Measured
     )
 
 
-def _pairs(model: str, table: PaperTable, seeds: pl.DataFrame) -> Iterator[Pair]:
-    rows = sorted((row for row in table.rows if row.model == model), key=lambda row: -row.accuracy)
+def _pairs(table: PaperTable, seeds: pl.DataFrame) -> list[Pair]:
     # `stats.compare` knows its sides as arms.
     sides = seeds.drop("arm").rename({"row": "arm"})
-    for higher, lower in combinations(rows, 2):
-        if higher.accuracy == lower.accuracy:
-            continue
-        both = sides.filter(pl.col("arm").is_in([higher.key, lower.key]))
-        compared = stats.compare(both, "top1", lower.key).rows(named=True)
-        if not compared or not compared[0]["n"]:
-            yield Pair(model, higher, lower, 0)
-            continue
-        (found,) = compared
-        yield Pair(
-            model,
-            higher,
-            lower,
-            n=found["n"],
-            difference=found["difference"],
-            low=found["low"],
-            high=found["high"],
-            verdict={"higher": HOLDS, "lower": REVERSED}.get(found["verdict"], found["verdict"]),
-        )
+    pairs: list[Pair] = []
+    compared: dict[str, pl.DataFrame] = {}
+    for model in table.models:
+        rows = sorted((row for row in table.rows if row.model == model), key=lambda row: -row.accuracy)
+        for higher, lower in combinations(rows, 2):
+            if higher.accuracy != lower.accuracy:
+                both = sides.filter(pl.col("arm").is_in([higher.key, lower.key]))
+                compared[str(len(pairs))] = stats.compare(both, "top1", lower.key)
+                pairs.append(Pair(model, higher, lower, 0))
+    judged = stats.judged(compared)
+    return [_with_result(pair, judged[str(place)]) for place, pair in enumerate(pairs)]
+
+
+def _with_result(pair: Pair, compared: pl.DataFrame) -> Pair:
+    if compared.is_empty() or not compared["n"][0]:
+        return pair
+    (found,) = compared.rows(named=True)
+    return replace(
+        pair,
+        **{name: found[name] for name in ("n", "difference", "low", "high", "p_holm")},
+        verdict={"higher": HOLDS, "lower": REVERSED}.get(found["verdict"], found["verdict"]),
+    )

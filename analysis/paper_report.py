@@ -114,7 +114,12 @@ def order_table(compared: Comparison) -> TextTable:
         head=head,
         rows=rows,
         left=frozenset({"net", "higher", "lower", "order"}),
-        notes=(*notes, "Ours: n pairs by seed. " + _intervals() + " Not corrected for the number of pairs."),
+        notes=(
+            *notes,
+            "Ours: n pairs by seed. "
+            + _intervals()
+            + " The order is told by Student's paired test, corrected by Holm for all pairs.",
+        ),
     )
 
 
@@ -173,4 +178,4 @@ def _interval(found: Measured | Pair) -> str:
 
 
 def _intervals() -> str:
-    return f"In brackets: {100 * LEVEL:.0f} % bootstrap interval over seeds."
+    return f"In brackets: {100 * LEVEL:.0f} % Student's t interval over seeds."

@@ -1,17 +1,19 @@
-"""Statistics over seeds: intervals, paired comparisons with effect sizes, and when there is nothing to say.
+"""Statistics over seeds: intervals, paired comparisons, their correction for number, and the seeds that one would need.
 
-The interval of a mean over n seeds is the percentile bootstrap's, its two arms stretched by
-sqrt(n / (n - 1)) t(n - 1) / z, the ratio of Student's interval to the one that the percentile bootstrap amounts to in
-large samples (Hesterberg 2015, "What teachers should know about the bootstrap", widens the quantiles to the
-same end). Unstretched it is the range of the values for n = 3 and holds the mean in 75 % of cases, not in 95 %.
+The interval of a mean over n seeds is Student's, mean +- t(n - 1) sd / sqrt(n). Comparisons are paired by seed, and
+judged together with all others of their table: by Holm's step-down procedure (S. Holm, "A simple sequentially rejective
+multiple test procedure", Scandinavian Journal of Statistics 6, 1979) the chance that any verdict of a table is wrong is
+at most 5 %, whatever their number.
+
+Three equal differences have no spread to judge them by, and are no proof: an accuracy over N test samples comes in
+steps of 1 / N. Where N is known, the spread is taken to be at least that of rounding to such steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import combinations_with_replacement
-from math import factorial, sqrt
+from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
@@ -19,22 +21,26 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
-"""Of all intervals."""
+"""Of all intervals, and 1 minus that of a table's verdicts."""
 MIN_SEEDS = 3
 """Below it there is no interval and no verdict."""
+POWER = 0.8
+"""Chance of a verdict for which `seeds_needed` asks."""
+MOST_SEEDS = 1000
+"""Nobody runs more, so that nobody needs to know."""
 TOO_FEW = "not enough seeds to say"
+NO_SPREAD = "no spread to judge by"
 NO_DIFFERENCE = "no difference seen"
-RESAMPLES = 2000
-"""Of the bootstrap, for n above 6; up to there all resamples are counted, with their probabilities."""
 
 Floats = NDArray[np.float64]
 
 
-def bootstrap_interval(values: ArrayLike, level: float = LEVEL) -> tuple[Floats, Floats]:
-    """Interval of the mean over the last axis (see the module).
+def mean_interval(values: ArrayLike, level: float = LEVEL, least_sd: float = 0.0) -> tuple[Floats, Floats]:
+    """Student's interval of the mean over the last axis.
 
     Args:
         values: [..., n], one per seed.
+        least_sd: the standard deviation is taken to be at least that.
 
     Returns:
         Lower and upper end, [...]; NaN for fewer than MIN_SEEDS values.
@@ -44,12 +50,9 @@ def bootstrap_interval(values: ArrayLike, level: float = LEVEL) -> tuple[Floats,
     if n < MIN_SEEDS:
         nothing = np.full(samples.shape[:-1], np.nan)
         return nothing, nothing
-    flat = samples.reshape(-1, n)
-    mean = flat.mean(axis=1)
-    stretch = _stretch(n, level)
-    low = mean - stretch * (mean - _bootstrap_quantile(flat, (1 - level) / 2))
-    high = mean + stretch * (-_bootstrap_quantile(-flat, (1 - level) / 2) - mean)
-    return low.reshape(samples.shape[:-1]), high.reshape(samples.shape[:-1])
+    mean = samples.mean(axis=-1)
+    half = _t_quantile(n - 1, (1 + level) / 2) * np.maximum(samples.std(axis=-1, ddof=1), least_sd) / sqrt(n)
+    return mean - half, mean + half
 
 
 def over_seeds(
@@ -75,7 +78,7 @@ def over_seeds(
     for n in np.unique(counts):
         places = np.flatnonzero(counts == n)
         values = groups["values"].gather(places).explode().to_numpy().reshape(-1, n)
-        low[places], high[places] = bootstrap_interval(values)
+        low[places], high[places] = mean_interval(values)
     if bounds is not None:
         low, high = np.clip(low, *bounds), np.clip(high, *bounds)
     return groups.drop("values").with_columns(
@@ -83,43 +86,96 @@ def over_seeds(
     )
 
 
-def compare(table: pl.DataFrame, column: str, baseline: str) -> pl.DataFrame:
+def compare(table: pl.DataFrame, column: str, baseline: str, rounding: float | None = None) -> pl.DataFrame:
     """Every arm against a baseline, paired by seed: seeds that only one of the two has are left out.
 
     Args:
         table: one row per run: arm, seed, `column`.
         baseline: an arm.
+        rounding: step between two values of the column, 1 / N for an accuracy over N samples; None: not known.
 
     Returns:
-        arm, n (pairs), difference (arm minus baseline, mean), sd of the differences, low, high, effect_size
-        (`effect_size`) and verdict: higher, lower, NO_DIFFERENCE or TOO_FEW. A verdict is that of one interval; it is
-        not corrected for the number of comparisons. By arm; the baseline has no row.
+        arm, n (pairs), difference (arm minus baseline, mean), sd of the differences, low, high (95 %, not corrected),
+        effect_size (see there), p (two-sided, of Student's paired test; null where there is nothing to test),
+        seeds_needed (see there, for a difference as large as this one), pairing (share of the variance that pairing
+        took away: 0 none, negative: it added some; null where the arms have no spread). By arm; the baseline has no
+        row. `judged` adds the verdicts.
     """
+    # A difference of two values that are rounded to steps has this standard deviation from the rounding alone.
+    least_sd = 0.0 if rounding is None else rounding / sqrt(6)
     seeds = _one_per_seed(table, column, ("arm",))
     base = seeds.filter(pl.col("arm") == baseline).select("seed", base=column)
     pairs = seeds.filter(pl.col("arm") != baseline).join(base, on="seed", how="left", maintain_order="left")
     rows: list[dict[str, Any]] = []
     for (arm,), group in pairs.group_by("arm", maintain_order=True):
         paired = group.drop_nulls("base")
-        differences = (paired[column] - paired["base"]).to_numpy()
-        low, high = (float(end) for end in bootstrap_interval(differences))
-        n = len(differences)
-        rows.append(
-            {
-                "arm": arm,
-                "n": n,
-                "difference": float(differences.mean()) if n else None,
-                "sd": float(differences.std(ddof=1)) if n > 1 else None,
-                "low": low if n >= MIN_SEEDS else None,
-                "high": high if n >= MIN_SEEDS else None,
-                "effect_size": effect_size(differences),
-                "verdict": _verdict(n, low, high),
-            }
+        own, other = paired[column].to_numpy(), paired["base"].to_numpy()
+        rows.append({"arm": arm, **_paired(own, other, least_sd)})
+    numbers = dict.fromkeys(("difference", "sd", "low", "high", "effect_size", "p"), pl.Float64())
+    schema = {
+        "arm": seeds.schema["arm"],
+        "n": pl.Int64(),
+        **numbers,
+        "seeds_needed": pl.Int64(),
+        "pairing": pl.Float64(),
+    }
+    return pl.DataFrame(rows, schema=schema, orient="row").sort("arm")
+
+
+def _paired(own: Floats, other: Floats, least_sd: float) -> dict[str, Any]:
+    differences = own - other
+    n = len(differences)
+    found: dict[str, Any] = {"n": n, "difference": float(differences.mean()) if n else None}
+    if n < 2:
+        return found
+    found["sd"] = float(differences.std(ddof=1))
+    spread = max(_true_sd(differences), least_sd)
+    apart = float(own.var(ddof=1) + other.var(ddof=1))
+    found["pairing"] = 1 - found["sd"] ** 2 / apart if apart > 0 else None
+    if n >= MIN_SEEDS:
+        low, high = mean_interval(differences, least_sd=least_sd)
+        found |= {"low": float(low), "high": float(high), "effect_size": effect_size(differences)}
+    if n >= MIN_SEEDS and spread > 0:
+        found["p"] = _p_value(found["difference"] / spread * sqrt(n), n - 1)
+        found["seeds_needed"] = seeds_needed(found["difference"] / spread)
+    return found
+
+
+def judged(tables: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    """Comparisons with their verdicts, corrected for the number of all of them together.
+
+    Args:
+        tables: results of `compare` that are shown as one table, by any name.
+
+    Returns:
+        The same with the columns p_holm (p corrected by Holm's procedure) and verdict: higher, lower, NO_DIFFERENCE,
+        NO_SPREAD or TOO_FEW.
+    """
+    # The same numbers under two names are one comparison, such as those at equal steps and at equal samples.
+    firsts: dict[tuple[float | None, ...], None] = dict.fromkeys(tuple(table["p"]) for table in tables.values())
+    corrected = iter(holm([p for first in firsts for p in first]))
+    by_first = {first: [next(corrected) for _ in first] for first in firsts}
+    found = {}
+    for name, table in tables.items():
+        p_holm = by_first[tuple(table["p"])]
+        verdicts = [
+            _verdict(n, difference, p) for n, difference, p in zip(table["n"], table["difference"], p_holm, strict=True)
+        ]
+        found[name] = table.with_columns(
+            pl.Series("p_holm", p_holm, dtype=pl.Float64), pl.Series("verdict", verdicts, dtype=pl.String)
         )
-    numbers = dict.fromkeys(("difference", "sd", "low", "high", "effect_size"), pl.Float64())
-    return pl.DataFrame(
-        rows, schema={"arm": seeds.schema["arm"], "n": pl.Int64(), **numbers, "verdict": pl.String()}, orient="row"
-    ).sort("arm")
+    return found
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p values corrected for their number by Holm's procedure; None stays, and does not count."""
+    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, place) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        corrected[place] = largest
+    return corrected
 
 
 def effect_size(differences: ArrayLike) -> float | None:
@@ -129,9 +185,38 @@ def effect_size(differences: ArrayLike) -> float | None:
     """
     values = np.asarray(differences, np.float64)
     n = len(values)
-    if n < MIN_SEEDS or not (sd := float(values.std(ddof=1))) > 0:
+    if n < MIN_SEEDS or not (sd := _true_sd(values)) > 0:
         return None
     return float((1 - 3 / (4 * (n - 1) - 1)) * values.mean() / sd)
+
+
+def seeds_needed(effect: float, power: float = POWER) -> int | None:
+    """Seeds with which a paired test at 5 % tells a difference of this size with the given chance; at least MIN_SEEDS.
+
+    Args:
+        effect: mean of the differences in units of their standard deviation.
+
+    Returns:
+        None: more than MOST_SEEDS.
+    """
+    if not isfinite(effect) or effect == 0:
+        return None
+    low, high = MIN_SEEDS - 1, MOST_SEEDS
+    if _power(abs(effect), high) < power:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _power(abs(effect), middle) >= power else (middle, high)
+    return high
+
+
+def _power(effect: float, n: int) -> float:
+    """Chance that Student's paired test at 5 % finds an effect with n pairs, in the right direction."""
+    from scipy.special import nctdtr
+
+    found = 1 - float(nctdtr(n - 1, effect * sqrt(n), _t_quantile(n - 1, (1 + LEVEL) / 2)))
+    # Far out in the tail scipy gives NaN, where all is found.
+    return found if isfinite(found) else 1.0
 
 
 def _one_per_seed(table: pl.DataFrame, column: str, by: Sequence[str]) -> pl.DataFrame:
@@ -139,40 +224,33 @@ def _one_per_seed(table: pl.DataFrame, column: str, by: Sequence[str]) -> pl.Dat
     return found.group_by(*by, "seed", maintain_order=True).agg(pl.col(column).mean())
 
 
-def _verdict(n: int, low: float, high: float) -> str:
-    if n < MIN_SEEDS:
+def _true_sd(values: Floats) -> float:
+    """Standard deviation (n - 1), 0 where it is the rounding of double precision alone."""
+    sd = float(values.std(ddof=1))
+    return sd if sd > 1e-12 * float(np.abs(values).max(initial=1.0)) else 0.0
+
+
+def _verdict(n: int, difference: float | None, p: float | None) -> str:
+    if n < MIN_SEEDS or difference is None:
         return TOO_FEW
-    return "higher" if low > 0 else "lower" if high < 0 else NO_DIFFERENCE
+    if difference == 0:
+        return NO_DIFFERENCE
+    if p is None:
+        return NO_SPREAD
+    if p > 1 - LEVEL:
+        return NO_DIFFERENCE
+    return "higher" if difference > 0 else "lower"
 
 
-def _stretch(n: int, level: float) -> float:
-    # The two functions that are needed; scipy.stats takes a second to import.
-    from scipy.special import ndtri, stdtrit
+def _p_value(t: float, df: int) -> float:
+    from scipy.special import stdtr
 
-    tail = (1 + level) / 2
-    return float(sqrt(n / (n - 1)) * stdtrit(n - 1, tail) / ndtri(tail))
-
-
-def _bootstrap_quantile(values: Floats, tail: float) -> Floats:
-    """Smallest bootstrap mean at or below which a share `tail` of the resamples lies; values [m, n], result [m]."""
-    weights, chances = _resamples(values.shape[1])
-    quantiles = np.empty(len(values))
-    block = max(1, 2_000_000 // len(weights))
-    for begin in range(0, len(values), block):
-        means = values[begin : begin + block] @ weights.T
-        order = np.argsort(means, axis=1)
-        reached = np.cumsum(chances[order], axis=1) >= tail - 1e-12
-        first = np.take_along_axis(order, reached.argmax(axis=1)[:, None], axis=1)
-        quantiles[begin : begin + block] = np.take_along_axis(means, first, axis=1)[:, 0]
-    return quantiles
+    return float(2 * stdtr(df, -abs(t)))
 
 
 @cache
-def _resamples(n: int) -> tuple[Floats, Floats]:
-    """Weights [r, n] of the values in r resamples, each row with sum 1, and the resamples' probabilities [r]."""
-    if n > 6:
-        counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)
-        return counts / n, np.full(RESAMPLES, 1 / RESAMPLES)
-    counts = np.array([np.bincount(pick, minlength=n) for pick in combinations_with_replacement(range(n), n)])
-    ways = np.array([factorial(n) / np.prod([factorial(int(k)) for k in row]) for row in counts])
-    return counts / n, ways / n**n
+def _t_quantile(df: int, probability: float) -> float:
+    # The functions that are needed; scipy.stats takes a second to import.
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, probability))

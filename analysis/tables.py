@@ -10,15 +10,20 @@ import polars as pl
 from hpclbfl.analysis.headline import Headline
 from hpclbfl.analysis.markup import TextTable, signed
 from hpclbfl.analysis.metrics import AXES
-from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS, TOO_FEW
+from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS, MOST_SEEDS, POWER, TOO_FEW
 
-_INTERVALS = f"In brackets: {100 * LEVEL:.0f} % bootstrap interval of the mean over seeds, from {MIN_SEEDS} seeds up."
+_INTERVALS = (
+    f"In brackets: {100 * LEVEL:.0f} % interval of the mean over seeds (Student's t), from {MIN_SEEDS} seeds up; "
+    "about 1 in 20 of such intervals leaves out the true mean by chance."
+)
 _APART = ("sync", "partition")
 _SOME_WAIT = 0.1
 """Share of steps' time spent waiting for slower ranks, from which on the terminal speaks of it."""
 _DIFFERENCES = (
-    "Differences are paired by seed, in percentage points; effect: Hedges' g of the pairs. Each verdict is that of one "
-    "interval, not corrected for their number."
+    "Differences are paired by seed, in percentage points; effect: Hedges' g of the pairs; p: of Student's paired "
+    "test, corrected by Holm for all comparisons of this table, so that at most 1 table in 20 has a wrong verdict; "
+    f"seeds needed: to tell a difference as large as this one in {100 * POWER:.0f} % of studies, without the "
+    "correction; pairing: share of the variance that pairing by seed took away."
 )
 
 
@@ -89,16 +94,32 @@ def comparison_table(head: Headline) -> TextTable:
                 effect = "-" if row["effect_size"] is None else signed(row["effect_size"], 2)
                 ends = {"difference_low": row["low"], "difference_high": row["high"]}
                 difference = _interval({**row, **ends}, "difference", is_signed=True)
-                rows.append((arm, measure.removeprefix("at_"), str(row["n"]), difference, effect, row["verdict"]))
+                p = "-" if row["p_holm"] is None else f"{row['p_holm']:.2g}"
+                rows.append(
+                    (
+                        *(arm, measure.removeprefix("at_"), str(row["n"]), difference, effect, p),
+                        *(_seeds_needed(row), _pairing(row), row["verdict"]),
+                    )
+                )
                 marks.append({"arm": str(place)})
     return TextTable(
         title=title,
-        head=("arm", "at equal", "pairs", "difference", "effect", "verdict"),
+        head=("arm", "at equal", "pairs", "difference", "effect", "p", "seeds needed", "pairing", "verdict"),
         rows=rows,
         left=frozenset({"arm", "at equal", "verdict"}),
         notes=(_DIFFERENCES, _INTERVALS),
         marks=marks,
     )
+
+
+def _seeds_needed(row: dict[str, Any]) -> str:
+    if row["p"] is None:
+        return "-"
+    return f"over {MOST_SEEDS:,}" if row["seeds_needed"] is None else f"{row['seeds_needed']}"
+
+
+def _pairing(row: dict[str, Any]) -> str:
+    return "-" if row["pairing"] is None else f"{100 * row['pairing']:.0f} %"
 
 
 def runs_table(runs: pl.DataFrame, title: str) -> TextTable:

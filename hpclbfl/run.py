@@ -202,6 +202,7 @@ class Session:
                 "torch_threads": torch.get_num_threads(),
                 "data_fingerprint": exp.dataset.fingerprint,
                 "resumed_from_step": exp.counters.step,
+                "num_test": len(exp.dataset.test),
                 "clients_per_rank": [len(clients_of_rank(len(exp.sizes), r, comm.size)) for r in range(comm.size)],
             }
             attempt.write_provenance(collect(comm.engine, comm.size, extra))

@@ -178,9 +178,9 @@ def test_differences_from_the_paper(tmp_path: Path) -> None:
     assert bsp.n == 3
     assert bsp.top1 == pytest.approx(82.0) and bsp.top5 == pytest.approx(87.0)
     assert bsp.difference == pytest.approx(82.0 - 82.54)
-    # The lowest and the highest 2.5 % of 27 resamples begin at the ends, 2 points off; sqrt(3 / 2) t(2) / z = 2.6886.
-    assert bsp.low == pytest.approx(-0.54 - 2.6886 * 2, abs=1e-3)
-    assert bsp.high == pytest.approx(-0.54 + 2.6886 * 2, abs=1e-3)
+    # Three values 2 points apart, t(2) = 4.3027.
+    assert bsp.low == pytest.approx(-0.54 - 4.3027 * 2 / 3**0.5, abs=1e-3)
+    assert bsp.high == pytest.approx(-0.54 + 4.3027 * 2 / 3**0.5, abs=1e-3)
     assert bsp.run_as == "resnet50, cifar10, bsp, iid, 10 clients, b=32"
     vgg = measured(compared, "vgg11/non-iid/fa")
     assert (vgg.n, vgg.low, vgg.high) == (2, None, None)
@@ -209,8 +209,9 @@ def test_order_of_the_rows(tmp_path: Path) -> None:
     reversed_ = pair(compared, "resnet50/iid/bsp", "resnet50/iid/fa")
     assert reversed_.printed == pytest.approx(1.53)
     assert reversed_.n == 3 and reversed_.difference == pytest.approx(-6.0)
-    assert reversed_.high == pytest.approx(-6 + 2.6886, abs=1e-3)
-    assert reversed_.verdict == "reversed"
+    assert reversed_.high == pytest.approx(-6 + 4.3027 / 3**0.5, abs=1e-3)
+    # p = 0.0091 alone, of three pairs that can be tested.
+    assert reversed_.verdict == "reversed" and reversed_.p_holm == pytest.approx(3 * 0.009134, rel=1e-3)
     assert pair(compared, "resnet50/iid/bsp", "resnet50/non-iid/bsp").verdict == "no difference seen"
     absent = pair(compared, "resnet50/iid/fa", "resnet50/non-iid/fa")
     assert (absent.n, absent.difference, absent.verdict) == (0, None, "-")
@@ -300,7 +301,7 @@ def test_tables_fit_into_100_columns(tmp_path: Path) -> None:
     rows = at_100_columns(rows_table(compared))
     # A title of two lines, heads of two with a rule, and the rows; numbers as printed.
     assert len(rows) == 5 + 12
-    assert "AlexNet CalTech101   Non-IID 1000    24.1 (2)   33.33   38.33     +9.23 [−53.50, +80.93]" in rows[-1]
+    assert "AlexNet CalTech101   Non-IID 1000    24.1 (2)   33.33   38.33     +9.23 [−53.28, +71.75]" in rows[-1]
     assert "VGG11 CIFAR100       Non-IID 1000        12.0   33.33" in rows[12]
     order = at_100_columns(order_table(compared), fold="order")
     assert len(order) == 3 + 18 and order[-1].rstrip().endswith("no difference seen")
