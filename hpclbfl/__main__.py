@@ -6,12 +6,17 @@ import sys
 
 def main() -> None:
     """Run the command line; Ctrl-C while it is being loaded is no traceback, either."""
-    from hpclbfl.signals import orderly_end
+    from hpclbfl.signals import Interrupted, orderly_end
 
-    with orderly_end():
-        from hpclbfl.cli import main as run
+    try:
+        with orderly_end():
+            from hpclbfl.cli import main as run
 
-        run()
+            run()
+    except Interrupted as interrupted:
+        # All has been said and closed; Python's own end may crash over a module that was half loaded, such as torch.
+        sys.stderr.flush()
+        os._exit(128 + interrupted.signum)
 
 
 def _drop_working_folder() -> None:
