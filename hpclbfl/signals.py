@@ -26,6 +26,8 @@ ENDING = (*ASKING, signal.SIGUSR1)
 REPEATED = (signal.SIGHUP, signal.SIGXCPU)
 """Sent repeatedly without a second request: HUP by terminal and shell, XCPU every second."""
 
+LOOK_EVERY_S, SWALLOWED_AFTER = 0.2, 5
+"""An interruption that is in nobody's hands at so many looks in a row has been swallowed."""
 AGAIN_S = 0.02
 """So long after an interruption was dropped it comes again."""
 
@@ -136,15 +138,27 @@ class _Ending:
 
     def __init__(self) -> None:
         self._is_under_way = False
+        self._is_over = threading.Event()
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         """For `signal.signal`."""
         if not self._is_under_way:
             self._is_under_way = True
+            threading.Thread(target=self._persist, args=(signum,), name="ending", daemon=True).start()
             raise CtrlC() if signum == signal.SIGINT else Interrupted(signum)
         if signum not in REPEATED:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
+
+    def _persist(self, signum: int) -> None:
+        """Interrupt again where the interruption was swallowed, as by a bare `except` in a module being imported."""
+        unseen = 0
+        while unseen < SWALLOWED_AFTER:
+            if self._is_over.wait(LOOK_EVERY_S):
+                return
+            unseen = 0 if _is_in_hand() else unseen + 1
+        self._is_under_way = False
+        os.kill(os.getpid(), signum)
 
     @contextmanager
     def insisting(self) -> Iterator[None]:
@@ -170,9 +184,20 @@ class _Ending:
             yield
         finally:
             sys.unraisablehook = before
+            self._is_over.set()
             # The command ends; a signal that came now would meet Python's own end.
             for timer in waiting:
                 timer.cancel()
+
+
+def _is_in_hand() -> bool:
+    """Whether the main thread is in a `finally` or `except` on an interruption's way out."""
+    found: Any = sys._current_exceptions().get(threading.main_thread().ident or 0)
+    # A triple before Python 3.12.
+    error = found[1] if isinstance(found, tuple) else found
+    while error is not None and not isinstance(error, Interrupted | KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _cause(error: BaseException) -> BrokenPipeError | KeyboardInterrupt | Interrupted | None:

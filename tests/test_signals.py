@@ -228,3 +228,28 @@ def test_a_terminal_that_closes_lets_a_run_save_its_state(tmp_path: Path) -> Non
     os.close(leader)
     assert process.wait(60) == 75
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "requeue"
+
+
+SWALLOWING = """
+import os, signal, sys, time
+from hpclbfl.signals import orderly_end
+
+with orderly_end():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    except BaseException:
+        pass
+    try:
+        time.sleep(60)
+    finally:
+        # Longer than it takes to find an interruption swallowed.
+        time.sleep(1.5)
+        print("cleaned up", file=sys.stderr)
+"""
+
+
+def test_an_interruption_that_is_swallowed_comes_again_and_leaves_cleaning_up_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", SWALLOWING], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 143
+    assert done.stderr.splitlines() == ["cleaned up", "hpclbfl: error: interrupted by SIGTERM"]
