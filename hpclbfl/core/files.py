@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +29,16 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 def read_begin(path: Path, count: int) -> bytes:
     """Read the first `count` bytes of a regular file, or all of a shorter one; raises as `read_bytes` does."""
+    return _read(path, count, lambda size: 0)
+
+
+def read_end(path: Path, count: int, begin: int = 0) -> bytes:
+    """Read the last `count` bytes of a regular file, or what there is from byte `begin` on; see `read_bytes`."""
+    return _read(path, count, lambda size: max(begin, size - count))
+
+
+def _read(path: Path, count: int, place: Callable[[int], int]) -> bytes:
+    """Read at most `count` bytes of a regular file, from the place that follows from its size."""
     try:
         # Opening a pipe that nobody writes to would never return.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -42,26 +52,11 @@ def read_begin(path: Path, count: int) -> bytes:
         raise DataError(f"{path}: is no regular file")
     with os.fdopen(handle, "rb") as file:
         try:
+            file.seek(place(about.st_size))
             # Memory is taken for as much as is asked for; a file may still grow a little.
             return file.read(min(count, about.st_size + (1 << 20)))
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def read_end(path: Path, count: int, begin: int = 0) -> bytes:
-    """Read the last `count` bytes of a regular file, or what there is from byte `begin` on; see `read_bytes`."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    with os.fdopen(handle, "rb", buffering=0) as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise DataError(f"{path}: is no regular file")
-        file.seek(max(begin, about.st_size - count))
-        return file.read(count) or b""
 
 
 def write_text(path: Path, text: str) -> None:

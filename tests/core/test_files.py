@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hpclbfl.core.files import create, make_folder, prepare_output, write_output, write_text
-from hpclbfl.errors import EnvironmentFault
+from hpclbfl.core.files import create, make_folder, prepare_output, read_begin, read_end, write_output, write_text
+from hpclbfl.errors import DataError, EnvironmentFault
 
 
 def test_a_link_is_replaced_not_followed(tmp_path):
@@ -53,3 +53,16 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
         with pytest.raises(EnvironmentFault, match="something else than a file"):
             write_text(tmp_path / name, "x")
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+
+
+def test_the_end_of_a_file_and_of_what_is_none(tmp_path):
+    (tmp_path / "log").write_bytes(b"0123456789")
+    assert read_end(tmp_path / "log", 4) == b"6789"
+    assert read_end(tmp_path / "log", 4, begin=8) == b"89"
+    assert read_end(tmp_path / "log", 40) == b"0123456789" and read_end(tmp_path / "log", 4, begin=20) == b""
+    assert read_begin(tmp_path / "log", 3) == b"012"
+    for read in (read_begin, read_end):
+        with pytest.raises(DataError, match="is no regular file"):
+            read(tmp_path, 4)
+        with pytest.raises(FileNotFoundError):
+            read(tmp_path / "none", 4)
