@@ -68,6 +68,9 @@ if is_hit:
         # The other rank waits in MPI's start.
         wrap(hpclbfl.run.build, "communicator", before=lambda *_: die())
     elif fault == "absent":
+        wrap(hpclbfl.run.build, "communicator", before=lambda *_: (note(), time.sleep(300)))
+    elif fault == "leaves":
+        # What is said depends on whether the other rank has come to MPI's start before.
         wrap(hpclbfl.run.build, "communicator", before=lambda *_: (note(), os._exit(0)))
     elif fault == "kill":
         in_step(die)
@@ -94,6 +97,6 @@ if is_hit:
         in_step(note)
 if fault in ("USR2", "TERM"):
     wrap(hpclbfl.steps, "forward_backward", before=lambda *_: time.sleep(0.05))
-overrides = ["comm.start_timeout_s=10"] if fault == "absent" else None
+overrides = ["comm.start_timeout_s=10"] if fault in ("absent", "leaves") else None
 outcome = run_job(load_job(Path(job_file), overrides), Path(run_folder))
 sys.exit(75 if outcome.reason == "asked to stop" else 0)

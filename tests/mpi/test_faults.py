@@ -57,10 +57,11 @@ class Fault(NamedTuple):
     """The line that it ends with, a regular expression."""
 
 
+WAITED = r"rank 0 waited 0:00:10 for all ranks to start \(comm.start_timeout_s\): some never did"
+LEFT = r"rank 1 on [^ ]+ ended too early, with exit code 0, before the training began"
 FAULTS = {
-    "absent": Fault(
-        "bsp", "absent", 1, 1, r"rank 0 waited 0:00:10 for all ranks to start \(comm.start_timeout_s\): some never did"
-    ),
+    "absent": Fault("bsp", "absent", 1, 1, WAITED),
+    "leaves": Fault("bsp", "leaves", 1, 1, f"({WAITED}|{LEFT})"),
     "early": Fault("bsp", "kill-early", 1, 137, f"rank 1 on [^ ]+ {KILL}, before the training began"),
     "kill-0": Fault("bsp", "kill", 0, 137, f"rank 0 on [^ ]+ {KILL}, last heard of at step [67]{FROM_6}"),
     "kill-1": Fault("fedavg", "kill", 1, 137, f"rank 1 on [^ ]+ {KILL}, last heard of at step [67]{FROM_6}"),
