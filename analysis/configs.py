@@ -113,10 +113,12 @@ def describe_sync(config: Config) -> str:
 
 
 def describe_partition(config: Config) -> str:
-    """The partition in a few words: `iid`, `1 label/client`, `dirichlet 0.1`."""
+    """The partition in a few words: `iid`, `iid reshuffled`, `1 label/client`, `dirichlet 0.1`."""
     kind = str(config.get("partition.kind") or "iid")
     if kind == "labels_per_client":
         labels = config.get("partition.labels")
         return f"{as_text(labels)} label{'' if labels == 1 else 's'}/client"
+    if config.get("partition.reshuffle") is True:
+        return f"{kind} reshuffled"
     alpha = config.get("partition.alpha")
     return kind if alpha is None else f"{kind} {as_text(alpha)}"

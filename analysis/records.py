@@ -19,6 +19,7 @@ from hpclbfl.core.jsonfile import parse_json
 from hpclbfl.core.text import printable, shown
 from hpclbfl.core.yamlfile import parse_mapping
 from hpclbfl.errors import DataError
+from hpclbfl.migrate import migrated
 from hpclbfl.runlog.coverage import NO_LIMIT
 
 MAX_BYTES = 1 << 20
@@ -146,7 +147,7 @@ def flat_job(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         if key in SECTIONS and not isinstance(value, Mapping | None):
             raise DataError(f"{source}: {key}: is {shown(value)}, a section is a mapping of keys to values")
     try:
-        job = flatten(config)
+        job = flatten(migrated(config))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source}: has a value that is part of itself, or lists within lists without end") from error
     if len(job) > MAX_KEYS:

@@ -18,6 +18,7 @@ from hpclbfl.errors import ConfigError, DataError, HpclbflError
 from hpclbfl.launch import run_mpirun
 from hpclbfl.launcher_words import explain_end
 from hpclbfl.lease import holder
+from hpclbfl.migrate import migrated
 from hpclbfl.runfolder import Attempt, RunFolder, checkpoint_steps
 from hpclbfl.watchdog import read_note
 
@@ -118,7 +119,7 @@ class LaunchedRun:
     def _is_of_job(self, folder: RunFolder) -> bool:
         """Whether a folder's config.yaml is this job, but for the end of its schedule, which only the ranks know."""
         with suppress(ConfigError):
-            found = read_mapping(folder.config, "no job")
+            found = migrated(read_mapping(folder.config, "no job"))
             if self._job.schedule.total_epochs is None and isinstance(found.get("schedule"), dict):
                 found["schedule"]["total_epochs"] = None
             return bool(found == parse(self._job.to_yaml()))

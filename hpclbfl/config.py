@@ -147,8 +147,14 @@ class JobConfig(Section):
         return _hash(self.scientific(data_fingerprint))
 
     def former_digest(self, data_fingerprint: str) -> str:
-        """The digest of version 0.1, which covered `stop`: run folders of that time are named after it."""
-        return _hash(self._scientific(data_fingerprint, {"name", "comm", "checkpoint"}))
+        """The digest of version 0.1, which covered `stop`: run folders of that time are named after it.
+
+        Fixed i.i.d. shards, which it did not have, have no folder of that time.
+        """
+        found = self._scientific(data_fingerprint, {"name", "comm", "checkpoint"})
+        if self.partition.reshuffle or self.partition.kind != "iid":
+            del found["partition"]["reshuffle"]
+        return _hash(found)
 
     def slug(self) -> str:
         """The name, fit for a folder."""

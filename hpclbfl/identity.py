@@ -12,6 +12,7 @@ from hpclbfl.config import JobConfig, parse_job
 from hpclbfl.core.jsonfile import read_json
 from hpclbfl.core.yamlfile import read_mapping
 from hpclbfl.errors import DataError, HpclbflError
+from hpclbfl.migrate import migrated
 from hpclbfl.optim.schedule import with_end
 from hpclbfl.runfolder import RunFolder
 from hpclbfl.sections import StopConfig
@@ -27,6 +28,15 @@ def identity(job: JobConfig, data_fingerprint: str) -> Identity:
     """What must be equal for a job to go on in another's run folder."""
     found: Identity = _plain(job.scientific(data_fingerprint))
     return found
+
+
+def read_job(folder: RunFolder) -> JobConfig:
+    """Return the job that a run folder of any version holds.
+
+    Raises:
+        ConfigError: it has none, or one that is not valid.
+    """
+    return parse_job(migrated(read_mapping(folder.config, "not a job")), str(folder.config))
 
 
 def held_experiment(folder: RunFolder) -> Identity | None:
@@ -52,7 +62,7 @@ def held_experiment(folder: RunFolder) -> Identity | None:
     try:
         if not folder.config.exists():
             raise DataError(f"{folder.path}: has no config.yaml and no attempt that tells")
-        job = parse_job(read_mapping(folder.config, "not a job"), str(folder.config))
+        job = read_job(folder)
         return {**identity(job, fingerprint), "stop": job.stop.model_dump(mode="json")}
     except HpclbflError as error:
         raise DataError(
@@ -75,7 +85,7 @@ def checked_identity(found: Any) -> Identity:
             StopConfig.model_validate(found["stop"])
         except ValidationError as error:
             raise DataError("its identity is no experiment's: its stop is none") from error
-    return found
+    return migrated(found)
 
 
 def differences(old: Identity, new: Identity, job: JobConfig, global_batch_size: int, num_train: int) -> str:

@@ -250,7 +250,7 @@ def _warn(exp: Experiment, log: RunLog, progress: Progress, kind: str, text: str
 
 def _title(job: JobConfig) -> str:
     sync = {"bsp": "BSP", "fedavg": "FA", "post_local": "post-local SGD", "selsync": "SelSync"}[job.sync.kind]
-    partition = job.partition.kind.replace("_", " ")
+    partition = f"{job.partition.kind}{' reshuffled' if job.partition.reshuffle else ''}".replace("_", " ")
     if job.partition.labels is not None:
         partition = f"{_count(job.partition.labels, 'label')} per client"
     return f"{job.name} {sync}, {partition}"

@@ -54,7 +54,8 @@ def test_a_batch_is_capped_at_the_shard_and_that_is_told(
 def test_batches_of_all_clients_are_capped_at_the_training_set(
     tmp_path: Path, toy_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = make_job(toy_set, batching={"local_batch_size": [60, 1, 7, 50]}, stop={"steps": 2})
+    anew = {"kind": "iid", "reshuffle": True}
+    job = make_job(toy_set, partition=anew, batching={"local_batch_size": [60, 1, 7, 50]}, stop={"steps": 2})
     run_job(job, tmp_path)
     steps = read_run(tmp_path).tables["steps"]
     # 96 in all: what the small ones leave is shared evenly.
@@ -64,12 +65,13 @@ def test_batches_of_all_clients_are_capped_at_the_training_set(
 
 
 def test_batches_of_1_7_and_24_are_one_of_32(toy_set: Path) -> None:
-    """Under iid the three slices are those of the one batch; the net has no BatchNorm (invariant 2)."""
+    """Reshuffled, the three slices are those of the one batch; the net has no BatchNorm (invariant 2)."""
     models = {}
     for sizes in ([1, 7, 24], [32]):
         job = make_job(
             toy_set,
             clients=len(sizes),
+            partition={"kind": "iid", "reshuffle": True},
             model={"name": "vit_cifar"},
             batching={"local_batch_size": sizes},
             stop={"steps": 3},

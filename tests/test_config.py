@@ -48,6 +48,10 @@ def test_unknown_key_names_file_key_near_miss_and_valid_keys() -> None:
         ({"schedule": {"total_epochs": 5}}, "'total_epochs' goes with kind cosine"),
         ({"schedule": {"kind": "multistep", "milestones_epochs": [5, 5]}}, "'milestones_epochs' must rise"),
         ({"partition": {"kind": "dirichlet"}}, "'alpha' goes with kind dirichlet or quantity"),
+        (
+            {"partition": {"kind": "dirichlet", "alpha": 1, "reshuffle": True}},
+            "'reshuffle: true' goes with kind iid: under dirichlet each client keeps its own shard",
+        ),
         ({"partition": {"kind": "iid", "labels": 2}}, "'labels' goes with kind labels_per_client"),
         ({"batching": {"local_batch_size": 4, "global_batch_size": 8}}, "exactly one of 'local_batch_size'"),
         ({"stop": {"top1": 0.9}}, "give at least one of 'epochs'"),

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+import yaml
 
 from hpclbfl.analysis.load import load
 from hpclbfl.config import parse_job
@@ -203,8 +204,14 @@ def test_a_damaged_done_is_told_and_written_anew(
     assert (again.step, again.top1) == (6, outcome.top1) and json.loads(path.read_text())["step"] == 6
 
 
+ANEW = {"kind": "iid", "reshuffle": True}
+
+
 def make_older(folder: Path, job: Any) -> None:
-    """Make a run folder what version 0.1 left: no checksums, no last checkpoint, digests that cover `stop`."""
+    """Make a run folder what version 0.1 left: no checksums, no last checkpoint, digests that cover `stop`.
+
+    It knew no `partition.reshuffle`; `iid` was what this means now.
+    """
     done = json.loads((folder / "DONE.json").read_text())
     fingerprint = json.loads((folder / "attempts/000/provenance.json").read_text())["data_fingerprint"]
     for key in ("checksum", "files", "num_train"):
@@ -215,12 +222,14 @@ def make_older(folder: Path, job: Any) -> None:
     del provenance["checksum"], provenance["identity"]
     provenance["hash"] = done["hash"]
     (folder / "attempts/000/provenance.json").write_text(json.dumps(provenance))
-    (folder / "config.yaml").write_text(job.to_yaml())
+    config = job.model_dump(mode="json")
+    del config["partition"]["reshuffle"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     last = RunFolder(folder).checkpoints / f"step-{done['step']:09d}"
     shutil.rmtree(last)
     for path in folder.glob("checkpoints/*/MANIFEST.json"):
         manifest = json.loads(path.read_text())
-        del manifest["checksum"]
+        del manifest["checksum"], manifest["identity"]["partition"]["reshuffle"]
         manifest["identity"]["stop"] = job.stop.model_dump(mode="json")
         manifest["identity"]["schedule"] = job.schedule.model_dump(mode="json")
         path.write_text(json.dumps(manifest))
@@ -230,7 +239,7 @@ def test_folders_of_older_versions_are_recognised(
     tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    job = job_of(toy_set, schedule={"kind": "cosine"}, checkpoint={"every_steps": 4})
+    job = job_of(toy_set, partition=ANEW, schedule={"kind": "cosine"}, checkpoint={"every_steps": 4})
     run_job(job, Path("new"))
     make_older(Path("new"), job)
     fingerprint = json.loads(Path("new/attempts/000/provenance.json").read_text())["data_fingerprint"]
@@ -240,20 +249,45 @@ def test_folders_of_older_versions_are_recognised(
     assert run_job(job).step == 6
     assert f"{former}: already done" in capfd.readouterr().err
     # More steps than before would have bent the cosine; as many epochs as it had do not.
-    code, line = refused(job_of(toy_set, schedule={"kind": "cosine"}, stop={"steps": 9}), former, capfd)
+    code, line = refused(job_of(toy_set, partition=ANEW, schedule={"kind": "cosine"}, stop={"steps": 9}), former, capfd)
     assert code == 2 and "schedule.total_epochs was 1.0, now 1.5" in line
-    grown = job_of(toy_set, schedule={"kind": "cosine", "total_epochs": 1}, stop={"steps": 9})
+    grown = job_of(toy_set, partition=ANEW, schedule={"kind": "cosine", "total_epochs": 1}, stop={"steps": 9})
     assert run_job(grown, former).step == 9
+    assert "resumes after step 4" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("told_by", ["config.yaml", "the provenance"])
+def test_older_iid_runs_dealt_all_samples_anew(
+    tmp_path: Path, toy_set: Path, told_by: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    anew, fixed = job_of(toy_set, partition=ANEW, checkpoint={"every_steps": 4}), job_of(toy_set)
+    run_job(anew, Path("run"))
+    provenance = json.loads(Path("run/attempts/000/provenance.json").read_text())
+    fingerprint = provenance["data_fingerprint"]
+    make_older(Path("run"), anew)
+    if told_by == "the provenance":
+        del provenance["checksum"], provenance["identity"]["partition"]["reshuffle"]
+        Path("run/attempts/000/provenance.json").write_text(json.dumps(provenance))
+    assert read_run("run").config["partition"]["reshuffle"] is True
+    assert load(Path("run")).runs["partition.reshuffle"].to_list() == [True]
+    assert fixed.digest(fingerprint) != anew.digest(fingerprint) and fixed.former_digest(fingerprint) != (
+        anew.former_digest(fingerprint)
+    )
+    for resume in ("auto", "must"):
+        code, line = refused(fixed, Path("run"), capfd, resume=resume)
+        assert code == 2 and "holds another experiment: partition.reshuffle was True, now False; give another" in line
+    assert run_job(job_of(toy_set, partition=ANEW, stop={"steps": 9}), Path("run")).step == 9
     assert "resumes after step 4" in capfd.readouterr().err
 
 
 def test_an_older_finished_run_without_a_checkpoint_cannot_go_on(
     tmp_path: Path, toy_set: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    job = job_of(toy_set)
+    job = job_of(toy_set, partition=ANEW)
     run_job(job, tmp_path)
     make_older(tmp_path, job)
-    code, line = refused(job_of(toy_set, stop={"steps": 9}), tmp_path, capfd)
+    code, line = refused(job_of(toy_set, partition=ANEW, stop={"steps": 9}), tmp_path, capfd)
     assert code == 2 and "is done at step 6 and kept no checkpoint from which it could go on" in line
 
 

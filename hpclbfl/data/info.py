@@ -34,7 +34,11 @@ class LabelInfo(NamedTuple):
     name: str
     classes: tuple[str, ...]
     counts: IntArray
-    """int64 [C, K]: samples of each class that each client holds."""
+    """int64 [C, K]: samples of each class that each client holds; [1, K] of the whole set where no client owns any."""
+    holders: tuple[str, ...]
+    """Whose counts they are: client numbers, or `any` where every epoch deals all samples anew."""
+    title: str
+    """The set, the partition, and over how many clients."""
     num_test: int
     fingerprint: str
     note: str
@@ -58,9 +62,14 @@ def label_info(job: JobConfig) -> LabelInfo:
     dataset = load_dataset(job.data)
     labels = dataset.train.labels
     shards = partition(job.partition, labels, job.clients, dataset.num_classes, job.seed)
+    holders = tuple(map(str, range(job.clients)))
+    title = f"{job.data.title}, {job.partition.kind}: {len(labels)} training images over {job.clients} clients"
+    if job.partition.reshuffle:
+        # The law has been checked; nobody keeps a shard.
+        shards, holders, title = [np.arange(len(labels))], ("any",), f"{title}, dealt anew in every epoch"
     counts = label_counts(shards, labels, dataset.num_classes)
-    name = job.data.title
-    return LabelInfo(name, dataset.classes, counts, len(dataset.test), dataset.fingerprint, dataset.note)
+    num_test, note = len(dataset.test), dataset.note
+    return LabelInfo(job.data.title, dataset.classes, counts, holders, title, num_test, dataset.fingerprint, note)
 
 
 def print_info(job: JobConfig, as_json: bool = False, console: Console | None = None) -> None:
@@ -68,7 +77,8 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
 
     Args:
         job: with `clients` stated.
-        as_json: print a JSON object instead: data, partition, classes, counts[client][class], num_test, fingerprint.
+        as_json: print a JSON object instead: data, partition, reshuffle, classes, counts[client][class], num_test,
+            fingerprint; where samples are reshuffled, counts has one row.
         console: where to print; None: standard output.
 
     Raises:
@@ -83,6 +93,7 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
         values = {
             "data": info.name,
             "partition": job.partition.kind,
+            "reshuffle": job.partition.reshuffle,
             "classes": info.classes,
             "counts": info.counts.tolist(),
             "num_test": info.num_test,
@@ -90,11 +101,8 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
         }
         console.file.write(json.dumps(values) + "\n")
         return
-    total = int(info.counts.sum())
-    kind = job.partition.kind
-    title = f"{info.name}, {kind}: {total} training images over {len(info.counts)} clients"
     table = Table(
-        title=cell(title, "table.title"),
+        title=cell(info.title, "table.title"),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -115,19 +123,19 @@ def _fill_by_class(table: Table, info: LabelInfo) -> None:
         # Names may fold, numbers may not.
         table.add_column(cell(name), justify="right", overflow="fold", min_width=width)
     table.add_column("total", justify="right", style="bold", no_wrap=True)
-    for client, row in enumerate(info.counts):
+    for holder, row in zip(info.holders, info.counts, strict=True):
         cells = (str(count) if count else "." for count in row)
-        table.add_row(str(client), *cells, str(row.sum()), end_section=client == len(info.counts) - 1)
+        table.add_row(holder, *cells, str(row.sum()), end_section=holder == info.holders[-1])
     table.add_row("total", *(str(count) for count in info.counts.sum(axis=0)), str(info.counts.sum()))
 
 
 def _fill_summary(table: Table, info: LabelInfo) -> None:
     for name in ("samples", "classes held", "largest class", "its share"):
         table.add_column(name, justify="right")
-    for client, row in enumerate(info.counts):
+    for holder, row in zip(info.holders, info.counts, strict=True):
         held, largest = int(np.count_nonzero(row)), int(row.argmax())
         cells = (cell(info.classes[largest]), f"{row[largest] / row.sum():.1%}") if held else ("", "")
-        table.add_row(str(client), str(row.sum()), str(held), *cells, end_section=client == len(info.counts) - 1)
+        table.add_row(holder, str(row.sum()), str(held), *cells, end_section=holder == info.holders[-1])
     table.add_row("total", str(info.counts.sum()), str(np.count_nonzero(info.counts.sum(axis=0))), "", "")
 
 
@@ -143,36 +151,34 @@ def plot(job: JobConfig, path: Path | str) -> None:
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
         raise ConfigError(f"{path}: a plot is a .png or an .svg")
-    specification = json.dumps(_heat_map(label_info(job), job.partition.kind))
+    specification = json.dumps(_heat_map(label_info(job)))
     if path.suffix == ".png":
         write_output(path, vl_convert.vegalite_to_png(specification, scale=2))
     else:
         write_output(path, vl_convert.vegalite_to_svg(specification).encode())
 
 
-def _heat_map(info: LabelInfo, kind: str) -> dict[str, Any]:
+def _heat_map(info: LabelInfo) -> dict[str, Any]:
     import altair
 
     num_clients, num_classes = info.counts.shape
     cells = [
-        {"client": client, "class": name, "samples": int(info.counts[client, label])}
-        for client in range(num_clients)
+        {"client": holder, "class": name, "samples": int(row[label])}
+        for holder, row in zip(info.holders, info.counts, strict=True)
         for label, name in enumerate(info.classes)
-        if info.counts[client, label]  # white: none at all
+        if row[label]  # white: none at all
     ]
     step_x, step_y = (int(np.clip(_PLOT_PX / count, *_CELL_PX)) for count in (num_classes, num_clients))
     # Names that would overlap are left out, at even distances.
     x_axis = altair.Axis(labelAngle=-45, labelOverlap=False, values=_thinned(info.classes, step_x))
-    y_axis = altair.Axis(labelOverlap=False, values=_thinned(range(num_clients), step_y))
-    x_scale, y_scale = altair.Scale(domain=list(info.classes)), altair.Scale(domain=list(range(num_clients)))
+    y_axis = altair.Axis(labelOverlap=False, values=_thinned(info.holders, step_y))
+    x_scale, y_scale = altair.Scale(domain=list(info.classes)), altair.Scale(domain=list(info.holders))
     chart = (
-        altair.Chart(
-            altair.InlineData(values=cells), title=f"{info.name}, {kind}: training images per client and class"
-        )
+        altair.Chart(altair.InlineData(values=cells), title=f"{info.title}, per client and class")
         .mark_rect()
         .encode(
             x=altair.X("class:N", sort=None, title="class", axis=x_axis, scale=x_scale),
-            y=altair.Y("client:O", sort=None, title="client", axis=y_axis, scale=y_scale),
+            y=altair.Y("client:N", sort=None, title="client", axis=y_axis, scale=y_scale),
             color=altair.Color("samples:Q", title="images", scale=altair.Scale(scheme="blues", domainMin=0)),
         )
         .properties(width={"step": step_x}, height={"step": step_y})

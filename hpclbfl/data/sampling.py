@@ -74,7 +74,7 @@ class _Stream:
 
 
 class GlobalSampler:
-    """i.i.d.: each step takes its slices, client after client, of one permutation of the whole set per epoch.
+    """Data-parallel: each step takes its slices, client after client, of one permutation of the whole set per epoch.
 
     A batch may straddle two epochs: global batches keep their size, and every sample still occurs once per epoch.
 
@@ -101,7 +101,7 @@ class GlobalSampler:
 
 
 class ShardSampler:
-    """Other partitions: each client cycles through its own shard, shuffled anew for every pass."""
+    """Federated: each client cycles through its own shard, shuffled anew for every pass."""
 
     def __init__(self, shards: Sequence[IntArray], seed: int) -> None:
         self._streams = [_Stream(shard, seed, (_SHARD_STREAM, client)) for client, shard in enumerate(shards)]
@@ -139,7 +139,7 @@ def make_sampler(config: PartitionConfig, labels: IntArray, num_clients: int, nu
     """
     if len(labels) == 0:
         raise ConfigError("data: the training split is empty, nothing to sample")
-    if config.kind == "iid":
+    if config.reshuffle:
         check_clients(num_clients, len(labels))
         return GlobalSampler(len(labels), num_clients, seed)
     return ShardSampler(partition(config, labels, num_clients, num_classes, seed), seed)

@@ -163,7 +163,7 @@ def probe_job(job: JobConfig, whole: Dataset, num_clients: int) -> JobConfig:
     changes = {
         "clients": num_clients,
         "data": data,
-        "partition": PartitionConfig(),
+        "partition": PartitionConfig(reshuffle=True),
         "sync": sync,
         "batching": BatchingConfig(local_batch_size=OTHERS),
         # Weights that run away would end in numbers of another speed.

@@ -144,7 +144,7 @@ def time_steps(
     most = max(IMAGES, sum(sizes))
     data = job.data.model_copy(update={"limit": min(most, job.data.limit or most), "download": False})
     batching = BatchingConfig(local_batch_size=tuple(sizes))
-    changes = {"clients": comm.size, "data": data, "batching": batching, "partition": PartitionConfig()}
+    changes = {"clients": comm.size, "data": data, "batching": batching, "partition": PartitionConfig(reshuffle=True)}
     exp = make_experiment(job.model_copy(update=changes), comm)
     is_shared = exp.optimizer is not None
     taken = []

@@ -19,6 +19,7 @@ from hpclbfl.core.h5object import DamagedFile
 from hpclbfl.core.jsonfile import read_json
 from hpclbfl.core.yamlfile import read_mapping
 from hpclbfl.errors import ConfigError, DataError
+from hpclbfl.migrate import migrated
 from hpclbfl.runlog.coverage import Attempt, LogSpan, find_limits, find_problems, row_limit
 from hpclbfl.runlog.schema import DTYPES, SCHEMA_VERSION, TABLES, LogAttributes, LogTexts, find_wrong_number
 
@@ -174,7 +175,7 @@ def read_run(run_dir: str | Path) -> RunLogs:
     """
     path = Path(run_dir)
     try:
-        config = read_mapping(path / "config.yaml", "holds no mapping")
+        config = migrated(read_mapping(path / "config.yaml", "holds no mapping"))
     except ConfigError as error:
         raise DataError(f"{path}: not a run folder: {error}") from error
     torn: list[TornFile] = []

@@ -56,9 +56,12 @@ class DataConfig(Section):
 
 
 class PartitionConfig(Section):
-    """How the training set is spread over the clients."""
+    """How the training set is spread over the clients: disjoint shards that never change hands, unless reshuffled."""
 
     kind: Literal["iid", "labels_per_client", "dirichlet", "quantity"] = "iid"
+    """iid: equal shards of a random permutation."""
+    reshuffle: StrictBool = False
+    """iid: clients own nothing; every epoch deals all samples anew over all of them, as data-parallel training does."""
     labels: PositiveInt | None = None
     """labels_per_client: how many classes each client holds (contiguous blocks, as in the paper)."""
     alpha: Annotated[Number, Field(ge=1e-6, le=1e6)] | None = None
@@ -68,6 +71,8 @@ class PartitionConfig(Section):
     def _own_keys(self) -> PartitionConfig:
         if (self.labels is not None) != (self.kind == "labels_per_client"):
             raise ValueError("'labels' goes with kind labels_per_client, and only with it")
+        if self.reshuffle and self.kind != "iid":
+            raise ValueError(f"'reshuffle: true' goes with kind iid: under {self.kind} each client keeps its own shard")
         if (self.alpha is not None) != (self.kind in ("dirichlet", "quantity")):
             raise ValueError("'alpha' goes with kind dirichlet or quantity, and only with them")
         return self

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from hpclbfl import build
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config import JobConfig, load_job
+from hpclbfl.config import JobConfig
 from hpclbfl.core.text import say as say_line
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loader import Loader
@@ -25,6 +25,7 @@ from hpclbfl.errors import ConfigError, DataError, RunFailed
 from hpclbfl.evaluate import share_of_rank
 from hpclbfl.failure import fail
 from hpclbfl.footprint import measure
+from hpclbfl.identity import read_job
 from hpclbfl.sharpness.hessian import Eigenpair, Product, Spectrum, density, lanczos, random_vector, top_eigenpairs
 from hpclbfl.sharpness.model import load_state
 from hpclbfl.sharpness.product import DistributedProduct, LossHessian, parameters_of
@@ -78,7 +79,7 @@ def run_sharpness(run: Path, options: Options, print_json: bool = False, debug: 
     if options.with_density and options.lanczos is None:
         raise ConfigError("--density: a density is drawn from the spectrum; give --lanczos M, too")
     source = find_source(run)
-    job = load_job(source.folder.config)
+    job = read_job(source.folder)
     comm = build.communicator(job.comm)
     try:
         result = _measure(source, job.resolved(comm.size), comm, options)

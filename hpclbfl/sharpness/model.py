@@ -13,6 +13,7 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
 from hpclbfl.errors import ConfigError, DataError
 from hpclbfl.fitting import check_progress
+from hpclbfl.migrate import migrated
 from hpclbfl.replicas import Replica, clients_of_rank
 from hpclbfl.sections import LocalConfig
 from hpclbfl.sharpness.source import Source
@@ -66,8 +67,9 @@ def _check_experiment(found: Found, source: Source, job: JobConfig) -> None:
     Data are compared elsewhere, plan files may be gone, and `stop` may have grown since.
     """
     own = job.model_dump(mode="json")
-    keys = [key for key in found.identity if key in own and key not in ("data", "batching", "stop")]
-    differing = [key for key in keys if found.identity[key] != own[key]]
+    identity = migrated(found.identity)
+    keys = [key for key in identity if key in own and key not in ("data", "batching", "stop")]
+    differing = [key for key in keys if identity[key] != own[key]]
     if differing:
         raise ConfigError(
             f"{source.folder.checkpoints}: the checkpoint at step {found.step} is another experiment's, its "

@@ -24,7 +24,7 @@ JOB = {
     "name": "synthetic",
     "clients": 4,
     "data": {"name": "packed", "path": "/data/cifar10.h5", "augment": "crop_flip"},
-    "partition": {"kind": "iid", "labels": None, "alpha": None},
+    "partition": {"kind": "iid", "reshuffle": False, "labels": None, "alpha": None},
     "model": {"name": "resnet18", "stem": "cifar"},
     "sync": {"kind": "bsp"},
     "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},

@@ -8,6 +8,7 @@ from hpclbfl.analysis.headline import headlines
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.page import page, provenance, write_page
 from hpclbfl.analysis.summary import summarise
+from hpclbfl.core.yamlfile import write_sealed
 from tests.analysis.browser import Browser, find_chromium
 from tests.analysis.synthetic import make_run
 
@@ -140,7 +141,7 @@ def test_tasks_and_unreadable_runs_in_a_browser(tmp_path, browser):
             path = tmp_path / "runs" / f"{net}-x{factor}"
             make_run(path, factor=factor, num_steps=8, evaluate_every=4)
             config = path / "config.yaml"
-            config.write_text(config.read_text().replace("resnet18", f"net_{net}"))
+            write_sealed(config, config.read_text().rpartition("#")[0].replace("resnet18", f"net_{net}"))
     (tmp_path / "runs" / "torn").mkdir()
     (tmp_path / "runs" / "torn" / "config.yaml").write_text("a: [")
     opened(browser, write(tmp_path, tmp_path / "report.html"))

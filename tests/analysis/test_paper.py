@@ -27,7 +27,7 @@ from tests.analysis.synthetic import PROVENANCE
 
 BSP = {"kind": "bsp"}
 EPOCH = {"kind": "fedavg", "local_steps": None, "local_epochs": 1.0}
-IID = {"kind": "iid", "labels": None}
+IID = {"kind": "iid", "reshuffle": False, "labels": None}
 CIFAR10 = {"name": "packed", "path": "/data/cifar10.h5"}
 CIFAR100 = {"name": "packed", "path": "/data/cifar100.h5"}
 JOB: dict[str, Any] = {

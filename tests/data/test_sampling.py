@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,7 +30,7 @@ def run(sampler: Sampler, steps: list[list[int]]) -> list[list[tuple[int, int]]]
 
 @settings(max_examples=150, deadline=None)
 @given(num_samples=st.integers(1, 40), seed=st.integers(0, 2**40), steps=SIZES)
-def test_iid_takes_every_sample_once_per_epoch(num_samples: int, seed: int, steps: list[list[int]]) -> None:
+def test_reshuffled_every_sample_is_taken_once_per_epoch(num_samples: int, seed: int, steps: list[list[int]]) -> None:
     sampler = GlobalSampler(num_samples, 3, seed)
     taken = [pair for stream in run(sampler, steps) for pair in stream]
     total = sum(min(num_samples, sum(sizes)) for sizes in steps)
@@ -88,10 +90,41 @@ def test_epochs_and_clients_are_shuffled_differently() -> None:
     assert not np.array_equal(shards.take(0, zero, [100, 100])[0], shards.take(1, zero, [100, 100])[0])
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"kind": "labels_per_client", "labels": 2},
+        {"kind": "dirichlet", "alpha": 0.5},
+        {"kind": "quantity", "alpha": 1},
+    ],
+)
+def test_shards_never_change_hands(config: dict[str, Any]) -> None:
+    """Invariant 8: over five passes each client sees its own shard alone, whole, once per pass, in another order."""
+    labels = np.arange(63) % 7
+    wanted = PartitionConfig(**config)
+    shards = partition(wanted, labels, 4, 7, 3)
+    streams = run(make_sampler(wanted, labels, 4, 7, 3), [[5, 5, 5, 5]] * 60)
+    assert sorted(sample for shard in shards for sample in shard.tolist()) == list(range(63))
+    for shard, stream in zip(shards, streams, strict=True):
+        passes = [[s for s, p in stream if p == number] for number in range(5)]
+        assert all(sorted(samples) == shard.tolist() for samples in passes[:-1])
+        assert len(shard) < 5 or passes[0] != passes[1]
+    if not config:
+        assert sorted(map(len, shards)) == [15, 16, 16, 16]
+
+
+def test_only_reshuffled_samples_change_hands() -> None:
+    labels = np.arange(60) % 6
+    dealt = make_sampler(PartitionConfig(reshuffle=True), labels, 3, 6, 0)
+    assert isinstance(dealt, GlobalSampler)
+    streams = run(dealt, [[5, 5, 5]] * 8)
+    first, second = ({s for s, epoch in streams[0] if epoch == number} for number in range(2))
+    assert len(first) == len(second) == 20 and first != second
+
+
 def test_make_sampler_follows_the_partition() -> None:
     labels = np.arange(60) % 6
-    iid = make_sampler(PartitionConfig(), labels, 3, 6, 0)
-    assert isinstance(iid, GlobalSampler)
     config = PartitionConfig(kind="labels_per_client", labels=2)
     sampler = make_sampler(config, labels, 3, 6, 0)
     samples, passes = sampler.take(1, np.zeros(3, np.int64), [20, 20, 20])

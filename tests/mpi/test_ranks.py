@@ -134,6 +134,10 @@ def test_ranks_together_see_every_sample_once_per_epoch(runs: dict[int, Path], s
     for epoch in range(3):
         samples = taken[taken[:, 1] // 6 == epoch][:, 2]
         assert sorted(samples) == list(range(96))
+    for client in range(4):
+        own = taken[taken[:, 0] == client]
+        held = [sorted(own[own[:, 1] // 6 == epoch][:, 2]) for epoch in range(3)]
+        assert held[0] == held[1] == held[2], "i.i.d. shards never change hands"
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

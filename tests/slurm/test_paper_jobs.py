@@ -64,6 +64,19 @@ def test_plans_are_jobs(folder: Path, name: str) -> None:
     assert job.name.removesuffix("-small") == name and job.clients == 1
 
 
+@pytest.mark.parametrize("path", sorted(PAPER.parent.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_job_says_how_its_samples_are_spread(path: Path) -> None:
+    """Federated clients keep shards; where batches are unequal, or stand for data-parallel training, none are kept."""
+    if path.stem == "two-at-a-time":
+        return
+    assert re.search(r"\bpartition: ", path.read_text()), "states no partition"
+    name, is_sweep = path.stem, "base:" in path.read_text() or "grid:" in path.read_text()
+    jobs = [run.job for run in runs_of(path)] if is_sweep else [load_job(path)]
+    iid = {job.partition.reshuffle for job in jobs if job.partition.kind == "iid"}
+    is_federated = name.startswith(("table", "cifar10", "quickstart", "sweep"))
+    assert iid <= {not is_federated}
+
+
 @pytest.mark.parametrize("folder", [PAPER, SMALL], ids=["full", "small"])
 @pytest.mark.parametrize("name", ["table1", "table2"])
 def test_every_row_of_a_table_has_three_runs_of_ten_clients(folder: Path, name: str) -> None:
