@@ -73,6 +73,11 @@ def launched_size(environ: Mapping[str, str]) -> int:
     return 1
 
 
+def launched_local_size(environ: Mapping[str, str]) -> int:
+    """The number of ranks on this node, where the launcher tells it; else of all, which is never less."""
+    return int(environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", launched_size(environ)))
+
+
 def launched_rank(environ: Mapping[str, str]) -> int:
     """The rank of this process, as the launcher tells it, before any MPI call; 0 for a lone process."""
     for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpclbfl import mpi_runtime
-from hpclbfl.comm.base import VOTE_BITS
+from hpclbfl.comm.base import VOTE_BITS, launched_local_size
 from hpclbfl.errors import EnvironmentFault
 
 SETTINGS = {
@@ -27,6 +27,8 @@ GPU_SETTINGS = {"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"}
 """Waiting for a reduction then orders the GPU's stream behind it instead of holding the host."""
 CPU_SETTINGS = {"HOROVOD_CYCLE_TIME": "5"}
 """A longer cycle leaves the cores of a CPU node to the computation."""
+SHARED_CORE_SETTINGS = {"OMPI_MCA_mpi_yield_when_idle": "1"}
+"""In every cycle Horovod's thread waits for the other ranks inside MPI; Open MPI spins there unless told to yield."""
 
 
 class _Reduction:
@@ -48,9 +50,28 @@ def _order_after(result: Tensor) -> None:
         torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
 
 
-def set_defaults(is_gpu: bool) -> None:
-    """Horovod's settings for this process, before it is initialised."""
-    for name, value in {**SETTINGS, **(GPU_SETTINGS if is_gpu else CPU_SETTINGS)}.items():
+def shares_cores(local_size: int, threads: int, cores: int) -> bool:
+    """Whether Horovod's threads, one per rank, have no cores of their own.
+
+    Args:
+        local_size: ranks on this node.
+        threads: that compute, per rank.
+        cores: that this rank may use; where ranks are bound to some, of the node's only these.
+    """
+    return local_size * (threads + 1) > cores
+
+
+def set_defaults(is_gpu: bool, is_crowded: bool) -> None:
+    """Horovod's and MPI's settings for this process, before they are initialised; what the user has set stays.
+
+    Args:
+        is_gpu: whether the computation runs on a GPU.
+        is_crowded: see `shares_cores`.
+    """
+    settings = {**SETTINGS, **(GPU_SETTINGS if is_gpu else CPU_SETTINGS)}
+    if is_crowded and not is_gpu:
+        settings |= SHARED_CORE_SETTINGS
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
 
 
@@ -71,7 +92,9 @@ class HorovodCommunicator:
             raise EnvironmentFault(
                 f"comm.engine horovod: Horovod cannot be loaded ({error}); run 'make install', then 'hpclbfl doctor'"
             ) from error
-        set_defaults(torch.cuda.is_available())
+        local_size = launched_local_size(os.environ)
+        is_crowded = shares_cores(local_size, torch.get_num_threads(), len(os.sched_getaffinity(0)))
+        set_defaults(torch.cuda.is_available(), is_crowded)
         hvd.init()
         if not hvd.mpi_enabled():
             raise EnvironmentFault("comm.engine horovod: this Horovod runs without MPI; run 'hpclbfl doctor'")

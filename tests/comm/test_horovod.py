@@ -42,14 +42,33 @@ def test_a_result_is_read_after_the_stream_that_horovod_put_it_on(
     assert calls == ["synchronize 7", *waits, "read"]
 
 
+@pytest.mark.parametrize("is_crowded", [True, False])
 @pytest.mark.parametrize("is_gpu", [True, False])
-def test_settings_are_there_however_a_rank_was_started(monkeypatch: pytest.MonkeyPatch, is_gpu: bool) -> None:
+def test_settings_are_there_however_a_rank_was_started(
+    monkeypatch: pytest.MonkeyPatch, is_gpu: bool, is_crowded: bool
+) -> None:
     monkeypatch.setattr(os, "environ", {"HOROVOD_STALL_CHECK_TIME_SECONDS": "7"})
-    horovod.set_defaults(is_gpu)
+    horovod.set_defaults(is_gpu, is_crowded)
     own = {"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"} if is_gpu else {"HOROVOD_CYCLE_TIME": "5"}
+    if is_crowded and not is_gpu:
+        own["OMPI_MCA_mpi_yield_when_idle"] = "1"
     assert os.environ == {
         "HOROVOD_STALL_CHECK_TIME_SECONDS": "7",
         "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800",
         "HOROVOD_FUSION_THRESHOLD": "0",
         **own,
     }
+
+
+def test_what_the_user_has_set_of_mpi_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"OMPI_MCA_mpi_yield_when_idle": "0"})
+    horovod.set_defaults(is_gpu=False, is_crowded=True)
+    assert os.environ["OMPI_MCA_mpi_yield_when_idle"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("local_size", "threads", "cores", "crowded"),
+    [(2, 1, 2, True), (2, 1, 4, False), (1, 1, 2, False), (1, 8, 8, True), (4, 3, 16, False), (4, 4, 16, True)],
+)
+def test_a_core_per_thread_and_one_for_horovod(local_size: int, threads: int, cores: int, crowded: bool) -> None:
+    assert horovod.shares_cores(local_size, threads, cores) is crowded
