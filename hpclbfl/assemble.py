@@ -16,11 +16,12 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loader import make_loaders
-from hpclbfl.data.sampling import Sampler, make_sampler
+from hpclbfl.data.sampling import make_sampler
 from hpclbfl.errors import ConfigError, RunFailed
 from hpclbfl.experiment import Experiment
 from hpclbfl.footprint import measure
 from hpclbfl.gradients.norm import arithmetic
+from hpclbfl.notices import notices_at_start
 from hpclbfl.optim.schedule import make_schedule, with_end
 from hpclbfl.replicas import Client, Replica, clients_of_rank
 from hpclbfl.stragglers import TimeExchange
@@ -95,7 +96,7 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
         loss_scaler=loss_scaler,
         clock=clock,
         footprint=footprint,
-        notes=_notes(job, sampler),
+        notes=notices_at_start(job, sampler, global_batch_size, len(labels)),
         pipeline=build.pipeline(job, _agreeing(comm, device)),
         extrapolation=build.extrapolation(job),
         times=TimeExchange(comm, clock),
@@ -103,20 +104,6 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
     )
     exp.check_memory()
     return exp
-
-
-def _notes(job: JobConfig, sampler: Sampler) -> tuple[str, ...]:
-    """A line where batches are smaller than the job asks for."""
-    asked = job.local_batch_sizes()
-    counts = sampler.counts(asked).tolist()
-    cut = [count for count, size in zip(counts, asked, strict=True) if 0 < count < size]
-    if not cut:
-        return ()
-    span = f"{min(cut)}" if min(cut) == max(cut) else f"{min(cut)} to {max(cut)}"
-    return (
-        f"note: batches are capped at what the clients hold: {len(cut)} of {len(asked)} take {span} samples a step, "
-        f"the global batch is {sum(counts)} instead of {sum(asked)}",
-    )
 
 
 def _agreeing(comm: Communicator, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -38,7 +38,7 @@ from hpclbfl.replicas import Client, Replica, key_generators
 from hpclbfl.sections import BspConfig, CommConfig, FedAvgConfig, OptimizerConfig, PostLocalConfig, SelSyncConfig
 from hpclbfl.sync import Synchroniser
 from hpclbfl.sync.bsp import BulkSynchronous
-from hpclbfl.sync.fedavg import FederatedAveraging
+from hpclbfl.sync.fedavg import FederatedAveraging, steps_of_epochs, whole_steps
 from hpclbfl.sync.post_local import PostLocal
 from hpclbfl.sync.selsync import SelectiveSynchronisation
 
@@ -260,13 +260,13 @@ def synchroniser(job: JobConfig, global_batch_size: int, num_train: int) -> Sync
     if isinstance(config, PostLocalConfig):
         return PostLocal(config.switch_step, config.local_steps)
     if isinstance(config, SelSyncConfig):
-        return SelectiveSynchronisation()
+        return SelectiveSynchronisation(config.threshold)
     if config.max_local_steps is not None:
         return FederatedAveraging(config.max_local_steps)
     if isinstance(config.local_steps, int):
         return FederatedAveraging(config.local_steps)
-    steps = (config.local_epochs or 1.0) * num_train / global_batch_size
-    return FederatedAveraging(max(1, round(steps)))
+    steps = steps_of_epochs(config.local_epochs or 1.0, num_train, global_batch_size)
+    return FederatedAveraging(whole_steps(steps))
 
 
 def net(job: JobConfig, num_classes: int, image_shape: tuple[int, int, int], on: torch.device) -> nn.Module:

@@ -32,7 +32,7 @@ from hpclbfl.replicas import Client, Replica
 from hpclbfl.sections import FedAvgConfig, LocalConfig
 from hpclbfl.stragglers import TimeExchange
 from hpclbfl.sync import Synchroniser
-from hpclbfl.sync.fedavg import average, averaging_weights
+from hpclbfl.sync.fedavg import average, averaging_weights, largest
 from hpclbfl.timing import Clock
 
 
@@ -44,6 +44,9 @@ class Counters:
     """[C] samples that each client processed so far."""
     averaged_at: NDArray[np.int64]
     """[C] the same at the last averaging."""
+    averaged_step: int = 0
+    """Optimizer steps before the last averaging; 0: there was none. Those that SelSync makes because it knows no change
+    yet are not counted."""
     step: int = 0
     """Optimizer steps taken."""
     round: int = 0
@@ -192,23 +195,30 @@ class Experiment:
     def average_replicas(self) -> NDArray[np.float64]:
         """Fill `mean` with the clients' weighted average, parameters and BatchNorm buffers.
 
-        Weighted by the samples since the last averaging (or uniformly, as the job says); while the model is shared,
-        only the buffers are the clients' own, weighted by all samples so far.
+        Weighted as the job says; while the model is shared, only the buffers are the clients' own, weighted by all
+        samples so far. Counters among the buffers are the largest that a client has (see `replicas`).
 
         Returns:
             [C] the weights; zeros where there was nothing to average.
         """
-        counters, comm = self.counters, self.comm
+        counters, comm, mean = self.counters, self.comm, self.mean
+        counts = [c.replica.counts for c in self.clients]
+        finish = largest(counts, "counts", comm, mean.counts) if counts[0].numel() else None
         if self.optimizer is not None:
             weights = averaging_weights(counters.positions, "samples")
-            if self.mean.buffers.numel():
+            if mean.buffers.numel():
                 buffers = [c.replica.buffers for c in self.clients]
-                average(buffers, [weights[c.id] for c in self.clients], comm, "buffers", self.mean.buffers)
-            return weights
-        config = self.job.sync
-        by = config.weights if isinstance(config, LocalConfig) else "samples"
-        weights = averaging_weights(counters.since_averaging, by)
-        if counters.since_averaging.any():
+                average(buffers, [weights[c.id] for c in self.clients], comm, "buffers", mean.buffers)
+        else:
+            config = self.job.sync
+            by = config.weights if isinstance(config, LocalConfig) else "samples"
+            weights = averaging_weights(counters.since_averaging, by, self.sampler.capacity)
             states = [c.replica.state for c in self.clients]
-            average(states, [weights[c.id] for c in self.clients], comm, "state", self.mean.state)
+            if counters.since_averaging.any():
+                average(states, [weights[c.id] for c in self.clients], comm, "state", mean.state)
+            else:
+                # Just averaged: all clients hold the same model.
+                mean.state.copy_(states[0])
+        if finish is not None:
+            mean.set_counts(finish())
         return weights

@@ -52,6 +52,8 @@ def check_progress(shared: Any, step: int, num_clients: int) -> None:
         for key in ("positions", "averaged_at"):
             if len(_validated(_COUNTS, shared, key)) != num_clients:
                 raise DataError(f"{key} has {len(shared[key])} clients, not {num_clients}")
+        if "averaged_step" in shared and _validated(_COUNT, shared, "averaged_step") > step:
+            raise DataError("averaged_step is ahead of step")
         if shared.get("score") is not None:
             _validated(_SCORE, shared, "score")
         if any(last > now for last, now in zip(shared["averaged_at"], shared["positions"], strict=True)):

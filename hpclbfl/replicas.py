@@ -1,4 +1,9 @@
-"""Nets whose parameters and BatchNorm buffers are views of flat tensors, and the clients that train them."""
+"""Nets whose parameters and BatchNorm buffers are views of flat tensors, and the clients that train them.
+
+Buffers of floating-point numbers are averaged. Others, such as BatchNorm's `num_batches_tracked`, cannot be: of these
+the average has the largest that a client has, which for a counter is the number of steps so far. A BatchNorm with
+`momentum=None` weighs its next batch by that counter, so clients take it over with the average.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +55,22 @@ class Replica:
     def parameters(self) -> list[nn.Parameter]:
         """In the order of the net."""
         return list(self.module.parameters())
+
+    @property
+    def counts(self) -> Tensor:
+        """[K] a copy of the buffers that are not floating-point numbers, float64 (exact up to 2^53)."""
+        flat = [b.reshape(-1).double() for b in self._count_buffers()]
+        return torch.cat(flat) if flat else torch.empty(0, dtype=torch.float64, device=self.state.device)
+
+    def set_counts(self, counts: Tensor) -> None:
+        """Overwrite these buffers."""
+        begin = 0
+        for buffer in self._count_buffers():
+            buffer.copy_(counts[begin : begin + buffer.numel()].view_as(buffer))
+            begin += buffer.numel()
+
+    def _count_buffers(self) -> list[Tensor]:
+        return [b for b in self.module.buffers() if not b.is_floating_point()]
 
     def digest(self) -> str:
         """SHA-256 of the parameters' bytes, for comparing ranks."""

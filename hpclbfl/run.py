@@ -23,6 +23,7 @@ from hpclbfl.experiment import Experiment
 from hpclbfl.failure import say_failure
 from hpclbfl.identity import identity
 from hpclbfl.lease import Lease, acquire
+from hpclbfl.notices import warning_at_end
 from hpclbfl.opening import Resume, default_folder, find_done, restore_newest
 from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.progress import Progress
@@ -122,20 +123,21 @@ class Session:
                 f"{_count(len(exp.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, "
                 f"{exp.device.type}), global batch {exp.global_batch_size}, {exp.num_train} training images"
             )
-            for note in (exp.dataset.note, *exp.notes):
-                if note:
-                    progress.say(note)
+            if exp.dataset.note:
+                progress.say(exp.dataset.note)
+            for note in exp.notes:
+                _tell(exp, log, progress, "note", note)
             if aside is not None:
                 progress.say(f"what was here is in {aside}")
             for line in [damage, *problems] if damage else problems:
-                _warn(exp, log, progress, "checkpoint", f"passed over: {line}")
+                _tell(exp, log, progress, "checkpoint", f"passed over: {line}")
             if found is not None:
                 progress.say(f"resumes after step {found.step}, epoch {exp.epoch:.2f}")
             if job.gradients.scaler is not None and job.optimizer.name != "sgd":
                 advice = (
                     f"gradients.scaler: {job.optimizer.name} divides by the gradient's size, the factor hardly acts"
                 )
-                _warn(exp, log, progress, "warning", advice)
+                _tell(exp, log, progress, "warning", advice)
             saver = Saver(exp, store)
             outcome = train(exp, Services(log, progress, saver, request, watchdog))
             progress.say(
@@ -145,6 +147,8 @@ class Session:
                 else f"{request.name or 'another rank'} asked to stop: saved after step {outcome.step}, epoch "
                 f"{outcome.epoch:.2f}; the same command resumes it; {folder.path}"
             )
+            if outcome.reason != STOPPED and (warning := warning_at_end(exp)):
+                _tell(exp, log, progress, "warning", warning)
         if comm.rank == 0:
             self._finish(exp, folder, outcome, saver)
         return outcome
@@ -242,8 +246,9 @@ class Session:
         raise SystemExit(code)
 
 
-def _warn(exp: Experiment, log: RunLog, progress: Progress, kind: str, text: str) -> None:
-    progress.say(f"warning: {text}")
+def _tell(exp: Experiment, log: RunLog, progress: Progress, kind: str, text: str) -> None:
+    """A line on rank 0's stderr, and an event."""
+    progress.say(f"{'note' if kind == 'note' else 'warning'}: {text}")
     if exp.comm.rank == 0:
         log.append("events", step=exp.counters.step, kind=kind, text=text)
 

@@ -27,6 +27,7 @@ def take(exp: Experiment) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
         "elapsed_s": counters.elapsed_s,
         "positions": counters.positions.tolist(),
         "averaged_at": counters.averaged_at.tolist(),
+        "averaged_step": counters.averaged_step,
         "plan": exp.plan,
         "policy": exp.policy_state,
         "local_steps": None if exp.local_steps is None else exp.local_steps.tolist(),
@@ -68,6 +69,8 @@ def restore(exp: Experiment, shared: Mapping[str, Any], clients: Mapping[int, Ma
         exp.counters = Counters(
             positions=np.array(shared["positions"], np.int64),
             averaged_at=np.array(shared["averaged_at"], np.int64),
+            # Older versions did not save it: nothing is said of their averagings.
+            averaged_step=shared.get("averaged_step", shared["step"]),
             step=shared["step"],
             round=shared["round"],
             elapsed_s=shared["elapsed_s"],

@@ -18,9 +18,10 @@ from hpclbfl.gradients.scaler import scale_gradients
 from hpclbfl.gradients.weight_noise import client_factors
 from hpclbfl.optim.slots import reset_slots
 from hpclbfl.replicas import Client, key_generators
-from hpclbfl.sections import LocalConfig, SelSyncConfig
+from hpclbfl.sections import LocalConfig
 from hpclbfl.steplog import ClientRecord, StepRecord
 from hpclbfl.sync.fedavg import average_optimizer_states
+from hpclbfl.sync.selsync import SelectiveSynchronisation, has_changed, is_unknown
 from hpclbfl.timing import Mark
 
 TIME_UP = 1
@@ -33,6 +34,8 @@ SAVE = 8
 """Vote of rank 0: it is time for a checkpoint."""
 NONFINITE = 16
 """Vote of a rank that saw a gradient which is not finite."""
+UNKNOWN = 32
+"""Vote of a rank one of whose clients cannot tell yet whether its gradient changes (SelSync)."""
 _LOOK_EVERY = 50
 """Steps between two looks at a GPU for a gradient that was not finite."""
 
@@ -116,8 +119,10 @@ def average_clients(exp: Experiment, record: StepRecord) -> None:
     weights = exp.average_replicas()
     if exp.emulation is not None:
         exp.emulation.transfer(exp.mean.state.nbytes)
+    counts = exp.mean.counts
     for client in exp.clients:
         client.replica.state.copy_(exp.mean.state)
+        client.replica.set_counts(counts)
     config = exp.job.sync
     if isinstance(config, LocalConfig) and config.optimizer_state == "average":
         average_optimizer_states(exp.clients, [weights[c.id] for c in exp.clients], exp.comm)
@@ -226,10 +231,12 @@ def _measure_local(exp: Experiment, client: Client, record: ClientRecord) -> Ten
 
 def _ask_for_averaging(exp: Experiment, record: ClientRecord) -> int:
     """SelSync: this client's vote."""
-    config = exp.job.sync
-    if not isinstance(config, SelSyncConfig):
+    if not isinstance(exp.sync, SelectiveSynchronisation):
         return 0
-    return CHANGED if bool(record.columns["grad_change"] >= config.threshold) else 0
+    change, sq_norm = record.columns["grad_change"], record.columns["local_grad_sq_norm"]
+    if has_changed(change, exp.sync.threshold):
+        return CHANGED
+    return UNKNOWN if is_unknown(change, sq_norm) else 0
 
 
 def _is_broken(exp: Experiment, sq_norm: Tensor | None) -> bool:

@@ -21,6 +21,7 @@ from hpclbfl.steps import (
     SAVE,
     STOP,
     TIME_UP,
+    UNKNOWN,
     average_clients,
     local_step,
     look_for_nonfinite,
@@ -84,6 +85,9 @@ def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
     reason = _reason_at_start(exp)
     if reason and (exp.score is None or exp.score[0] != counters.step):
         evaluate_all(exp, log, progress)
+    elif reason:
+        # It has been evaluated, but the average is in no checkpoint.
+        exp.average_replicas()
     if exp.job.batching.policy != "fixed" and counters.step == 0:
         log_plan(exp, log)
     while not reason:
@@ -104,9 +108,11 @@ def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
         # 2. Parameters are averaged where the synchroniser says so.
         counters.positions += exp.sampler.counts(exp.sizes_now)
         counters.step += 1
-        averages = exp.sync.averages(counters.step, fired=bool(votes & CHANGED))
+        averages = exp.sync.averages(counters.step, fired=bool(votes & (CHANGED | UNKNOWN)))
         if averages:
             average_clients(exp, record)
+            if votes & CHANGED or not votes & UNKNOWN:
+                counters.averaged_step = counters.step
         if averages or is_shared:
             counters.round += 1
 

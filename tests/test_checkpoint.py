@@ -98,6 +98,58 @@ def test_cut_and_resumed_twice_is_bit_identical(
     assert steps == ([18, 20] if name == "growing" else [9, 12])
 
 
+@pytest.mark.parametrize("cut", [14, 29], ids=["while the window fills", "after it has filled"])
+def test_selsyncs_window_goes_on_bit_for_bit(
+    tmp_path: Path, toy_set: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(
+        toy_set,
+        sync={"kind": "selsync", "threshold": 0.025},
+        stop={"steps": 34},
+        evaluate={"every_steps": 50},
+        checkpoint={"every_steps": 3},
+    )
+    run_job(job, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        cut_at(patch, cut)
+        with pytest.raises(SystemExit):
+            run_job(job, tmp_path / "cut")
+    run_job(job, tmp_path / "cut", resume="must")
+    whole, resumed = read_run(tmp_path / "whole"), read_run(tmp_path / "cut")
+    assert untimed(resumed) == untimed(whole)
+    assert 25 < whole.tables["steps"]["round"].max() < 33, "both decisions occur"
+
+
+@pytest.mark.parametrize(
+    "sync",
+    [
+        {"kind": "bsp"},
+        {"kind": "fedavg", "local_steps": 4},
+        {"kind": "fedavg", "local_steps": 5},
+        {"kind": "fedavg", "local_steps": 5, "weights": "shards"},
+        {"kind": "post_local", "switch_step": 3, "local_steps": 2},
+    ],
+    ids=["shared", "just averaged", "between two averagings", "by shards", "post-local"],
+)
+def test_killed_between_its_last_checkpoint_and_its_end_it_saves_the_same_model(
+    tmp_path: Path, toy_set: Path, sync: dict[str, Any]
+) -> None:
+    """The state and the score are there; nothing is trained or evaluated again."""
+    partition = {"kind": "quantity", "alpha": 1.0}
+    job = make_job(toy_set, sync=sync, partition=partition, stop={"steps": 8}, evaluate={"every_steps": 8})
+    run_job(job, tmp_path)
+    model = torch.load(tmp_path / "model.pt")
+    (tmp_path / "DONE.json").unlink()
+    (tmp_path / "model.pt").unlink()
+    run_job(job, tmp_path)
+    again = torch.load(tmp_path / "model.pt")
+    assert len(read_run(tmp_path).tables["steps"]) == 32
+    for key, value in model.items():
+        assert torch.equal(again[key], value), key
+        if key.endswith("num_batches_tracked"):
+            assert int(value) == 8
+
+
 def test_what_checkpoints_cost_is_told(tmp_path: Path, toy_set: Path) -> None:
     run_job(job_of(toy_set, "bsp"), tmp_path)
     done = RunFolder(tmp_path).done()

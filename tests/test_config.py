@@ -324,3 +324,48 @@ def test_a_folder_that_yaml_cannot_hold_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(ConfigError, match=r"^data\.path: 'set.h5' is no path that can be used: 'utf-8' codec"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("sections", "threshold"),
+    [
+        ({"sync": {"kind": "selsync"}}, 0.05),
+        ({"sync": {"kind": "selsync", "threshold": None}}, 0.05),
+        ({"sync": {"kind": "selsync", "change": "squared_norm"}}, 1.0),
+        ({"sync": {"kind": "selsync", "threshold": 0}}, 0.0),
+        ({"gradients": {"scaler": {"factor": 2}}}, 0.5),
+        ({"gradients": {"scaler": {"factor": 2, "change": "selsync"}}}, 0.02),
+        ({"gradients": {"scaler": {"factor": 2, "change": "selsync", "when": "always"}}}, 0.02),
+        # As older versions wrote it.
+        ({"gradients": {"scaler": {"factor": 2, "change": "selsync", "when": "always", "threshold": 0.5}}}, 0.5),
+    ],
+)
+def test_the_threshold_goes_with_the_metric(sections: dict[str, Any], threshold: float) -> None:
+    """What is filled in is written out, and read back."""
+    job = parse_job({**MINIMAL, **sections}, "job.yaml")
+    for read in (job, parse_job(yaml.safe_load(job.to_yaml()), "job.yaml")):
+        section = read.sync if "sync" in sections else read.gradients.scaler
+        assert section.threshold == threshold  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("change", ["norm", ["selsync"], 3, None])
+def test_a_metric_that_is_none_is_named(change: Any) -> None:
+    assert "sync.change: input should be 'squared_norm' or 'selsync', not " in refused(
+        sync={"kind": "selsync", "change": change}
+    )
+
+
+@pytest.mark.parametrize(
+    "sync",
+    [
+        {"kind": "fedavg", "local_steps": 2},
+        {"kind": "post_local", "switch_step": 1, "local_steps": 2},
+        {"kind": "selsync"},
+    ],
+    ids=lambda sync: sync["kind"],
+)
+def test_weights(sync: dict[str, Any]) -> None:
+    for weights in ("samples", "shards", "uniform"):
+        job = parse_job({**MINIMAL, "sync": {**sync, "weights": weights}}, "job.yaml")
+        assert job.sync.weights == weights  # type: ignore[union-attr]
+    assert "weights" in refused(sync={**sync, "weights": "shard"})

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from hpclbfl.assemble import make_experiment
+from hpclbfl.comm.local import LocalCommunicator
+from hpclbfl.data.sampling import ShardSampler
 from hpclbfl.errors import ConfigError
 from hpclbfl.run import run_job
 from hpclbfl.runlog.reader import RunLogs, read_run
+from hpclbfl.steps import average_clients
+from hpclbfl.train import begin_record
 from tests.conftest import make_job
 
 FAST = {"precision": "float32", "batching": {"local_batch_size": 8}, "evaluate": {"every_steps": 1000}}
@@ -73,6 +78,79 @@ def test_local_steps_leave_buffers_averaged_and_the_model_saved(tmp_path: Path, 
     state = torch.load(tmp_path / "model.pt")
     assert (state["bn1.running_mean"] != 0).any()
     assert logs.provenance["engine"] == "local"
+
+
+@pytest.mark.parametrize(
+    "sync",
+    [
+        {"kind": "bsp"},
+        {"kind": "fedavg", "local_steps": 2},
+        {"kind": "fedavg", "local_steps": 100},
+        {"kind": "post_local", "switch_step": 2, "local_steps": 2},
+        {"kind": "selsync"},
+    ],
+    ids=lambda sync: sync["kind"],
+)
+@pytest.mark.parametrize("partition", [{"kind": "iid"}, {"kind": "dirichlet", "alpha": 0.01}], ids=["iid", "empty"])
+def test_the_saved_model_counts_the_steps_of_its_batch_norms(
+    tmp_path: Path, toy_set: Path, sync: dict[str, Any], partition: dict[str, Any]
+) -> None:
+    """Clients without samples have taken none; the average has the largest count."""
+    run(tmp_path, toy_set, stop={"steps": 5}, sync=sync, partition=partition, clients=11)
+    state = torch.load(tmp_path / "model.pt")
+    counts = {int(value) for key, value in state.items() if key.endswith("num_batches_tracked")}
+    assert counts == {5}
+
+
+def test_clients_take_over_the_count_with_the_average(toy_set: Path) -> None:
+    """A slow client took one of four steps; a cumulative BatchNorm would weigh its next batch as the second."""
+    exp = make_experiment(make_job(toy_set, sync={"kind": "fedavg", "local_steps": 4}), LocalCommunicator())
+    for client, steps in zip(exp.clients, (4, 1, 3, 0), strict=True):
+        client.replica.set_counts(torch.full_like(client.replica.counts, steps))
+    exp.counters.positions += 4
+    average_clients(exp, begin_record(exp))
+    for client in exp.clients:
+        assert set(client.replica.counts.tolist()) == {4}
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    # Of 2, 4, 8 and 16 samples processed since the last averaging, of shards of 40, 30, 20 and 6.
+    [
+        ("samples", (2 * 1 + 4 * 2 + 8 * 3 + 16 * 4) / 30),
+        ("shards", (40 * 1 + 30 * 2 + 20 * 3 + 6 * 4) / 96),
+        ("uniform", (1 + 2 + 3 + 4) / 4),
+    ],
+)
+@pytest.mark.parametrize(
+    "sync",
+    [
+        {"kind": "fedavg", "local_steps": 100},
+        {"kind": "selsync"},
+        {"kind": "post_local", "switch_step": 1, "local_steps": 100},
+    ],
+    ids=lambda sync: sync["kind"],
+)
+def test_weights_of_averagings_and_of_evaluations_between_them(
+    toy_set: Path, sync: dict[str, Any], weights: str, expected: float
+) -> None:
+    exp = make_experiment(make_job(toy_set, sync={**sync, "weights": weights}), LocalCommunicator())
+    exp.sampler = ShardSampler([np.arange(size) for size in (40, 30, 20, 6)], seed=0)
+    if sync["kind"] == "post_local":
+        exp.counters.positions += 7
+        exp.start_local_training()
+    exp.counters.positions += [2, 4, 8, 16]
+    for client in exp.clients:
+        client.replica.state.fill_(client.id + 1)
+    exp.average_replicas()
+    torch.testing.assert_close(exp.mean.state, torch.full_like(exp.mean.state, expected))
+    average_clients(exp, begin_record(exp))
+    for client in exp.clients:
+        torch.testing.assert_close(client.replica.state, exp.mean.state)
+    # Just averaged: an evaluation sees the same.
+    exp.mean.state.zero_()
+    exp.average_replicas()
+    assert torch.equal(exp.mean.state, exp.clients[0].replica.state)
 
 
 def test_learning_rate_follows_the_schedule(tmp_path: Path, toy_set: Path) -> None:

@@ -26,11 +26,12 @@ from hpclbfl.gradients.change import ChangeState, Metric
 from hpclbfl.gradients.clip import Clip
 from hpclbfl.gradients.owned import HorovodGradients, by_kind, gradients_of, loss_scale_of, squared_norm_of
 from hpclbfl.gradients.scaler import ScalerState, StepUp, When, rides_on_step
+from hpclbfl.thresholds import SCALER
 
 NORMALISERS = frozenset({"adam", "adamw", "adamax", "nadam", "radam", "lamb", "lars"})
 """Optimizers, in lower case, that divide out a constant factor on the gradient, or nearly."""
 
-_STATE_KEYS = ("steps", "grad_sq_norm", "previous", "change", "windows", "scale")
+_STATE_KEYS = ("steps", "grad_sq_norm", "previous", "change", "window", "scale")
 _OWNER = "_hpclbfl_scaler"
 _ABSENT = object()
 
@@ -40,9 +41,9 @@ class GradientScaler:
 
     Args:
         factor: X, above 0.
-        threshold: of the change | |G_i|^2 - |G_(i-1)|^2 | / |G_(i-1)|^2.
+        threshold: of the change | |G_i|^2 - |G_(i-1)|^2 | / |G_(i-1)|^2; None: 0.5, under change="selsync" 0.02.
         when: delta_ge, delta_lt, always, never or random; see `hpclbfl.gradients.scaler`.
-        change: squared_norm (Eq. 8), or selsync (of the layers' norms, smoothed over 25 steps).
+        change: squared_norm (Eq. 8), or selsync (of the layers' norms, smoothed over 25 steps and not known before).
         duty: share of the steps that are scaled, from 0 to 1; with when="random", and only with it.
         max_norm: the gradient is clipped to this norm before X, from the norm that is measured anyway.
         seed: of when="random"; the same on all ranks.
@@ -58,7 +59,7 @@ class GradientScaler:
     def __init__(
         self,
         factor: float,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         when: When = "delta_ge",
         change: Metric = "squared_norm",
         duty: float | None = None,
@@ -67,9 +68,10 @@ class GradientScaler:
         agree: Callable[[Tensor], Tensor | None] | None = None,
     ) -> None:
         _check("factor", factor, _is_number(factor) and factor > 0, "a number above 0")
-        _check("threshold", threshold, _is_number(threshold) and threshold >= 0, "a number of at least 0")
         _check("when", when, when in get_args(When), f"one of {', '.join(get_args(When))}")
         _check("change", change, change in get_args(Metric), f"one of {', '.join(get_args(Metric))}")
+        threshold = SCALER[change] if threshold is None else threshold
+        _check("threshold", threshold, _is_number(threshold) and threshold >= 0, "a number of at least 0")
         if when == "random":
             is_share = duty is not None and _is_number(duty) and 0 <= duty <= 1
             _check("duty", duty, is_share, "a share from 0 to 1 with when='random'")
@@ -101,7 +103,7 @@ class GradientScaler:
 
     @property
     def change(self) -> Tensor | None:
-        """delta of the newest step, float64 0-d; NaN in the first one and where the gradient was not finite."""
+        """delta of the newest step, float64 0-d; NaN where it is not known yet or the gradient was not finite."""
         return self._scaler_state.detector.change if self._steps else None
 
     @property
@@ -184,14 +186,14 @@ class GradientScaler:
         return self._measured[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next steps depend on: 0-d and [2, 25] float64 tensors, numbers and None; for torch.save."""
+        """What the next steps depend on: 0-d and [25] float64 tensors, numbers and None; for torch.save."""
         detector = self._scaler_state.detector
         values = (
             self._steps,
             self._grad_sq_norm,
             detector.previous,
             detector.change,
-            detector.windows,
+            detector.window,
             self._scaler_state.scale,
         )
         return dict(zip(_STATE_KEYS, values, strict=True))
@@ -205,8 +207,11 @@ class GradientScaler:
         if not isinstance(state, dict) or set(state) != set(_STATE_KEYS):
             raise ValueError(f"not the state of a GradientScaler: expected the keys {', '.join(_STATE_KEYS)}")
         previous, change, scale = (state[key].clone() for key in ("previous", "change", "scale"))
-        windows, sq_norm = (None if state[key] is None else state[key].clone() for key in ("windows", "grad_sq_norm"))
-        self._scaler_state = ScalerState(ChangeState(previous, change, windows), scale)
+        window, sq_norm = (None if state[key] is None else state[key].clone() for key in ("window", "grad_sq_norm"))
+        own = self._scaler_state.detector.window
+        if getattr(own, "shape", None) != getattr(window, "shape", None):
+            raise ValueError("not the state of a GradientScaler with this `change`: its window is another")
+        self._scaler_state = ScalerState(ChangeState(previous, change, window), scale)
         self._steps, self._grad_sq_norm, self._measured = state["steps"], sq_norm, None
 
     @property
@@ -290,7 +295,7 @@ def _is_number(value: object) -> bool:
 
 def _moved(state: ScalerState, device: torch.device) -> ScalerState:
     detector = state.detector
-    windows = None if detector.windows is None else detector.windows.to(device)
+    window = None if detector.window is None else detector.window.to(device)
     return ScalerState(
-        ChangeState(detector.previous.to(device), detector.change.to(device), windows), state.scale.to(device)
+        ChangeState(detector.previous.to(device), detector.change.to(device), window), state.scale.to(device)
     )

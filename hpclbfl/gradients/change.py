@@ -8,9 +8,10 @@ training) with the step before:
 It is asymmetric: 0.5 is reached at a ratio of norms of 1.22 or 0.71, 0.8 at 1.34 or 0.45.
 
 SelSync (S. Tyagi, M. Swany, "Accelerating Distributed ML Training via Selective Synchronization", IEEE CLUSTER 2023)
-adds up the norms, not squared, of the layers, smooths the sum over a window, takes the relative change, and smooths
-that as well. Its public code divides by zero until the window has filled; here a mean is taken over the values there
-are.
+adds up the norms, not squared, of the layers, smooths the sum over a window of 25 steps, and takes the relative change
+of the smoothed sum. The change is known from the 26th step on, when the window has filled and moved once. One step
+moves the mean by about a twentieth of what it moves the sum: a sum that becomes ten times as large gives 0.41. The
+authors' public code smooths the change over another 25 steps, which leaves 0.095 of that; this is not done here.
 """
 
 from __future__ import annotations
@@ -36,17 +37,20 @@ class ChangeState:
     """What the next change depends on."""
 
     previous: Tensor = _UNKNOWN
-    """Squared norm of the last finite gradient, or SelSync's smoothed sum; NaN before the first one."""
+    """Squared norm of the last finite gradient, or SelSync's smoothed sum; NaN where there is none yet."""
     change: Tensor = _UNKNOWN
-    """delta of the newest step; NaN in the first one and where the gradient is not finite."""
-    windows: Tensor | None = None
-    """SelSync: [2, WINDOW] newest sums of norms and newest changes, the newest first, NaN where there is none."""
+    """delta of the newest step; NaN where it is not known yet and where the gradient is not finite."""
+    window: Tensor | None = None
+    """SelSync: [WINDOW] newest sums of norms, the newest first, NaN where there is none yet."""
 
 
 class ChangeMetric(Protocol):
     """A rule that turns norms into a relative change."""
 
     needs_layers: bool
+
+    def init(self) -> ChangeState:
+        """Before the first step."""
 
     def observe(self, grad_sq_norm: Tensor, layer_sq_norms: Tensor | None, state: ChangeState) -> ChangeState:
         """Take a step's norms; a gradient that is not finite does not become the predecessor."""
@@ -56,6 +60,10 @@ class SquaredNormChange:
     """Eq. 8; see the module."""
 
     needs_layers = False
+
+    def init(self) -> ChangeState:
+        """No predecessor."""
+        return ChangeState()
 
     def observe(self, grad_sq_norm: Tensor, layer_sq_norms: Tensor | None, state: ChangeState) -> ChangeState:
         """Needs the squared norm alone, 0-d."""
@@ -71,38 +79,31 @@ class SmoothedChange:
 
     needs_layers = True
 
+    def init(self) -> ChangeState:
+        """An empty window."""
+        return ChangeState(window=torch.full((WINDOW,), torch.nan, dtype=torch.float64))
+
     def observe(self, grad_sq_norm: Tensor, layer_sq_norms: Tensor | None, state: ChangeState) -> ChangeState:
         """Needs the layers' squared norms, [L]."""
-        if layer_sq_norms is None:
-            raise ValueError("SelSync's change needs the layers' norms")
+        if layer_sq_norms is None or state.window is None:
+            raise ValueError("SelSync's change needs the layers' norms and a window")
         now = layer_sq_norms.double().sqrt().sum()
         is_finite = torch.isfinite(now)
-        before = state.windows
-        if before is None:
-            before = now.new_full((2, WINDOW), torch.nan)
         # A checkpoint's lie on the host.
-        before = before.to(now.device)
-        previous = state.previous.to(now.device)
-        sums = _push(before[0], now)
-        smoothed = _weighted_mean(sums)
-        relative = (smoothed - previous).abs() / previous
-        changes = torch.where(torch.isfinite(relative), _push(before[1], relative), before[1])
+        before, previous = state.window.to(now.device), state.previous.to(now.device)
+        window = torch.cat([now.reshape(1), before[:-1]])
+        # NaN until the window has filled.
+        smoothed = _weighted_mean(window)
         return ChangeState(
             previous=torch.where(is_finite, smoothed, previous),
-            change=torch.where(is_finite, _weighted_mean(changes), torch.nan),
-            windows=torch.where(is_finite, torch.stack([sums, changes]), before),
+            change=torch.where(is_finite, (smoothed - previous).abs() / previous, torch.nan),
+            window=torch.where(is_finite, window, before),
         )
 
 
 METRICS: dict[str, ChangeMetric] = {"squared_norm": SquaredNormChange(), "selsync": SmoothedChange()}
 
 
-def _push(window: Tensor, value: Tensor) -> Tensor:
-    return torch.cat([value.reshape(1), window[:-1]])
-
-
 def _weighted_mean(window: Tensor) -> Tensor:
-    """Over what is known; NaN when nothing is."""
     weights = DECAY ** torch.arange(WINDOW, dtype=torch.float64, device=window.device)
-    known = torch.isfinite(window)
-    return (weights * window.where(known, 0.0)).sum() / (weights * known).sum()
+    return (weights * window).sum() / weights.sum()

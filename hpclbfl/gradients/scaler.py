@@ -44,7 +44,7 @@ class ScalerState:
 class StepUp:
     """A `hpclbfl.gradients.GradientTransform`.
 
-    In the first step, whose change is not known, the delta gates give 1.
+    Where the change is not known (in the first step, or the first 25 under SelSync's), the delta gates give 1.
     """
 
     factor: float
@@ -67,7 +67,7 @@ class StepUp:
 
     def init(self) -> ScalerState:
         """No predecessor yet."""
-        return ScalerState()
+        return ScalerState(METRICS[self.change].init())
 
     def update(self, grad_sq_norm: Tensor, state: ScalerState, ctx: Context) -> tuple[Tensor, ScalerState]:
         """X or 1, float64 0-d, and the state with this step's change."""

@@ -19,6 +19,7 @@ from hpclbfl.planner.study import DeviceStudy, Options, Place, Study
 from hpclbfl.replicas import clients_of_rank
 from hpclbfl.runfolder import utc_now
 from hpclbfl.sections import BspConfig, FedAvgConfig, PostLocalConfig
+from hpclbfl.sync.fedavg import steps_of_epochs, whole_steps
 
 REDUCTIONS = 7
 STEPS = 8
@@ -87,7 +88,7 @@ def averaging_period(job: JobConfig, num_train: int, global_batch_size: int) -> 
     sync = job.sync
     if isinstance(sync, FedAvgConfig):
         if sync.local_epochs is not None:
-            return max(1, round(sync.local_epochs * num_train / global_batch_size))
+            return whole_steps(steps_of_epochs(sync.local_epochs, num_train, global_batch_size))
         return sync.max_local_steps or int(sync.local_steps or 1)
     return sync.local_steps if isinstance(sync, PostLocalConfig) else 1
 

@@ -19,6 +19,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
 
 
+def with_threshold(values: Any, thresholds: dict[str, float], change: str) -> Any:
+    """A section's values with the threshold that goes with its `change`, unless they state one.
+
+    Args:
+        values: as the file gives them.
+        thresholds: by `change`.
+        change: where the values do not name it.
+    """
+    if not isinstance(values, dict) or values.get("threshold") is not None:
+        return values
+    named = values.get("change", change)
+    found = thresholds.get(named) if isinstance(named, str) else None
+    return values if found is None else {**values, "threshold": found}
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

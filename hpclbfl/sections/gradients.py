@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, model_validator
 
-from hpclbfl.sections.base import Fraction, NonNegativeFloat, Number, PositiveFloat, PositiveInt, Section, Share
+from hpclbfl.sections.base import (
+    Fraction,
+    NonNegativeFloat,
+    Number,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+    with_threshold,
+)
+from hpclbfl.thresholds import SCALER
 
 
 class ScalerConfig(Section):
@@ -15,20 +25,26 @@ class ScalerConfig(Section):
     factor: PositiveFloat
     """X; 1 changes nothing."""
     threshold: NonNegativeFloat = 0.5
-    """Of the relative change of the squared gradient norm (Eq. 8)."""
+    """Of the relative change of the squared gradient norm (Eq. 8); default 0.5, under change selsync 0.02."""
     when: Literal["delta_ge", "delta_lt", "always", "never", "random"] = "delta_ge"
     """delta_ge: where the change reaches the threshold, as the paper evaluated it; delta_lt: where it stays below, as
     its Eq. 6 reads (the two contradict each other); always, never, random: controls."""
     duty: Share | None = None
     """random: share of the steps that are scaled."""
     change: Literal["squared_norm", "selsync"] = "squared_norm"
-    """squared_norm: Eq. 8; selsync: of the layers' norms, smoothed over 25 steps (its usual threshold is 0.3)."""
+    """squared_norm: Eq. 8; selsync: of the layers' norms, smoothed over 25 steps, in which it is not known."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_threshold(cls, values: Any) -> Any:
+        return with_threshold(values, SCALER, "squared_norm")
 
     @model_validator(mode="after")
     def _own_keys(self) -> ScalerConfig:
         if (self.duty is not None) != (self.when == "random"):
             raise ValueError("'duty' goes with when: random, and only with it")
-        if self.threshold != 0.5 and self.when not in ("delta_ge", "delta_lt"):
+        # Whatever `change` is, older versions filled in 0.5.
+        if self.threshold not in (0.5, SCALER[self.change]) and self.when not in ("delta_ge", "delta_lt"):
             raise ValueError(f"'threshold' goes with when: delta_ge or delta_lt, not {self.when}")
         return self
 

@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hpclbfl.sections.base import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from hpclbfl.sections.base import NonNegativeFloat, PositiveFloat, PositiveInt, Section, with_threshold
+from hpclbfl.thresholds import SELSYNC
+
+Weights = Literal["samples", "shards", "uniform"]
+"""Of the clients in an averaging. samples: by those that each processed since the last averaging, whatever it owns;
+shards: by those that it owns, n_k / n as in federated averaging by McMahan et al. (equal where nobody owns any, under
+`partition: iid` with all samples dealt out anew in every pass); uniform: equal among those that processed any. An
+evaluation between two averagings, and model.pt, weigh the clients in the same way."""
 
 
 class BspConfig(Section):
@@ -25,9 +32,9 @@ class FedAvgConfig(Section):
     max_local_steps: PositiveInt | None = None
     """local_steps proportional: H of the fastest client."""
     local_epochs: PositiveFloat | None = None
-    """Instead of local_steps: passes over the training set (the clients' global count) between two averagings."""
-    weights: Literal["samples", "uniform"] = "samples"
-    """samples: by the samples that each client processed since the last averaging."""
+    """Instead of local_steps: passes over the training set (the clients' global count) between two averagings, rounded
+    to whole steps, one at least."""
+    weights: Weights = "samples"
     optimizer_state: Literal["keep", "average", "reset"] = "keep"
     """What becomes of momentum and the like at an averaging."""
 
@@ -55,20 +62,29 @@ class PostLocalConfig(Section):
     """Steps with a shared model."""
     local_steps: PositiveInt
     """H, afterwards."""
-    weights: Literal["samples", "uniform"] = "samples"
+    weights: Weights = "samples"
     optimizer_state: Literal["keep", "average", "reset"] = "keep"
 
 
 class SelSyncConfig(Section):
-    """Selective synchronisation: clients train alone until one of them sees its gradient change."""
+    """Selective synchronisation: clients train alone until one of them sees its gradient change.
+
+    While no change is known, in the first 25 steps (under squared_norm: in the first one), every step averages.
+    """
 
     kind: Literal["selsync"]
-    threshold: NonNegativeFloat = 0.3
-    """Of the change of a client's own gradient, from which on all average."""
+    threshold: NonNegativeFloat = 0.0
+    """Of the change of a client's own gradient, from which on all average; default 0.05, under squared_norm 1 (see
+    `hpclbfl.thresholds`)."""
     change: Literal["squared_norm", "selsync"] = "selsync"
     """selsync: of the layers' norms, smoothed over 25 steps; squared_norm: Eq. 8."""
-    weights: Literal["samples", "uniform"] = "samples"
+    weights: Weights = "samples"
     optimizer_state: Literal["keep", "average", "reset"] = "keep"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_threshold(cls, values: Any) -> Any:
+        return with_threshold(values, SELSYNC, "selsync")
 
 
 LocalConfig = FedAvgConfig | PostLocalConfig | SelSyncConfig

@@ -21,6 +21,7 @@ from hpclbfl.config import JobConfig
 from hpclbfl.core.text import say as say_line
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loader import Loader
+from hpclbfl.data.sampling import make_sampler
 from hpclbfl.errors import ConfigError, DataError, RunFailed
 from hpclbfl.evaluate import share_of_rank
 from hpclbfl.failure import fail
@@ -163,7 +164,9 @@ def _problem(
         raise DataError(f"{where}: no longer holds the data that {source.folder.path} was trained on")
     images = Loader(dataset.train, job.data, train=True, seed=job.seed, device=device, dtype=dtype)
     net = build.net(job, len(dataset.classes), images.image_shape, device)
-    net, step, problems = load_state(net, source, job, comm)
+    labels, num_clients = np.asarray(dataset.train.labels), len(job.local_batch_sizes())
+    sampler = make_sampler(job.partition, labels, num_clients, len(dataset.classes), job.seed)
+    net, step, problems = load_state(net, source, job, sampler.capacity, comm)
     for line in problems:
         say(f"warning: passed over: {line}")
     samples = choose_samples(len(dataset.train), options.samples, options.seed)

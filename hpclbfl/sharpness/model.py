@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpclbfl.checkpoint import CheckpointStore, Found
@@ -17,11 +18,13 @@ from hpclbfl.migrate import migrated
 from hpclbfl.replicas import Replica, clients_of_rank
 from hpclbfl.sections import LocalConfig
 from hpclbfl.sharpness.source import Source
-from hpclbfl.sync.fedavg import average, averaging_weights
+from hpclbfl.sync.fedavg import average, averaging_weights, largest
 from hpclbfl.tensorfile import read_tensors
 
 
-def load_state(net: nn.Module, source: Source, job: JobConfig, comm: Communicator) -> tuple[nn.Module, int, list[str]]:
+def load_state(
+    net: nn.Module, source: Source, job: JobConfig, shards: NDArray[np.int64], comm: Communicator
+) -> tuple[nn.Module, int, list[str]]:
     """The net with the run's newest state, as an evaluation would see it; a collective.
 
     While clients train alone, that is their average, weighted as an averaging would be at that step; while the model
@@ -30,6 +33,7 @@ def load_state(net: nn.Module, source: Source, job: JobConfig, comm: Communicato
     Args:
         net: freshly built, on its device.
         job: of the run, its clients resolved.
+        shards: [C] samples that each client owns.
 
     Returns:
         The net, the optimizer steps that it has taken, and a line about each damaged checkpoint that was passed over.
@@ -52,7 +56,7 @@ def load_state(net: nn.Module, source: Source, job: JobConfig, comm: Communicato
     _check_experiment(found, source, job)
     replica = Replica(net)
     try:
-        _fill(replica, found, job, comm)
+        _fill(replica, found, job, shards, comm)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise DataError(
             f"{source.folder.checkpoints}: the checkpoint at step {found.step} does not fit the run's config.yaml: "
@@ -85,11 +89,15 @@ def _read_model(net: nn.Module, source: Source) -> None:
         raise DataError(f"{source.model}: does not fit the run's config.yaml: {reason}") from error
 
 
-def _fill(replica: Replica, found: Found, job: JobConfig, comm: Communicator) -> None:
+def _fill(replica: Replica, found: Found, job: JobConfig, shards: NDArray[np.int64], comm: Communicator) -> None:
     """As `Experiment.average_replicas` does, without the optimizers and policies of an experiment."""
     state, shared, config = replica.state, found.shared, job.sync
     positions = np.array(shared["positions"], np.int64)
     parts = {client: found.clients[client] for client in sorted(found.clients)}
+    if replica.counts.numel():
+        names = [name for name, buffer in replica.module.named_buffers() if not buffer.is_floating_point()]
+        counts = [_flat([part["buffers"][name] for name in names], replica.counts) for part in parts.values()]
+        replica.set_counts(largest(counts, "counts", comm, replica.counts)())
     if shared["model"] is not None:
         state.copy_(shared["model"])
         if replica.buffers.numel():
@@ -99,7 +107,7 @@ def _fill(replica: Replica, found: Found, job: JobConfig, comm: Communicator) ->
             average(flats, [float(weights[c]) for c in parts], comm, "buffers", replica.buffers)
         return
     since = positions - np.array(shared["averaged_at"], np.int64)
-    weights = averaging_weights(since, config.weights if isinstance(config, LocalConfig) else "samples")
+    weights = averaging_weights(since, config.weights if isinstance(config, LocalConfig) else "samples", shards)
     if not since.any():
         # Just averaged: all clients hold the same model, and one of them says it without rounding.
         weights = np.eye(1, len(positions))[0]

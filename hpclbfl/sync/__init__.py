@@ -19,3 +19,9 @@ class Synchroniser(Protocol):
 
     def averages(self, step: int, fired: bool) -> bool:
         """Parameters are averaged after this step; `fired`: some rank's detector asked for it."""
+
+    def why_never(self, step: int, num_averagings: int) -> str:
+        """Why clients that train alone have not been averaged in so many steps; empty: they did not train alone.
+
+        `num_averagings`: those that were not asked for by a change.
+        """

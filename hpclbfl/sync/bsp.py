@@ -21,3 +21,7 @@ class BulkSynchronous:
     def averages(self, step: int, fired: bool) -> bool:
         """Never: there is one model."""
         return False
+
+    def why_never(self, step: int, num_averagings: int) -> str:
+        """Nobody trains alone."""
+        return ""

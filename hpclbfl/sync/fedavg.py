@@ -7,7 +7,7 @@ survives an averaging unless asked otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -43,16 +43,59 @@ class FederatedAveraging:
         """Every H steps."""
         return step % self.local_steps == 0
 
+    def why_never(self, step: int, num_averagings: int) -> str:
+        """The first round has not ended."""
+        return f"a round has {self.local_steps} steps, the run {step}"
 
-def averaging_weights(samples: NDArray[np.int64], weights: str) -> NDArray[np.float64]:
+
+def steps_of_epochs(epochs: float, num_train: int, global_batch_size: int) -> float:
+    """So many passes over the training set in steps, not rounded."""
+    return epochs * num_train / global_batch_size
+
+
+def whole_steps(steps: float) -> int:
+    """H where it is given in epochs: rounded, at least 1."""
+    return max(1, round(steps))
+
+
+def averaging_weights(
+    samples: NDArray[np.int64], weights: str, shards: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
     """[C] weight of every client, summing to 1; zeros where nobody processed any samples.
 
     Args:
         samples: [C] samples that each client processed since the last averaging.
-        weights: samples (n_c / sum n) or uniform over the clients that processed any (1 / C').
+        weights: samples (n_c / sum n); shards (n_k / n of the paper by McMahan et al., whatever was processed); or
+            uniform over the clients that processed any (1 / C').
+        shards: [C] samples that each client owns; for `shards`.
     """
-    mass: NDArray[np.float64] = (samples if weights == "samples" else samples > 0).astype(np.float64)
+    if weights == "shards":
+        if shards is None:
+            raise ValueError("weights by shards need the shards' sizes")
+        samples = shards if samples.any() else samples
+    mass: NDArray[np.float64] = (samples > 0 if weights == "uniform" else samples).astype(np.float64)
     return mass / mass.sum() if mass.any() else mass
+
+
+def largest(rows: Sequence[Tensor], name: str, comm: Communicator, like: Tensor) -> Callable[[], Tensor]:
+    """Begin to take the elementwise maximum over all clients of all ranks; the same on any number of ranks.
+
+    Args:
+        rows: one flat float64 tensor per client of this rank, of `like`'s length.
+        like: tells length and device.
+
+    Returns:
+        What waits for the maximum, and returns it. Other reductions may be begun before.
+    """
+    by_rank = torch.zeros(comm.size, len(like), dtype=torch.float64, device=like.device)
+    by_rank[comm.rank] = torch.stack(list(rows)).amax(0) if rows else -torch.inf
+    handle = comm.reduce_(by_rank.view(-1), name)
+
+    def finish() -> Tensor:
+        handle.wait()
+        return by_rank.amax(0)
+
+    return finish
 
 
 def average(

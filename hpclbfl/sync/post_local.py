@@ -32,3 +32,11 @@ class PostLocal:
     def averages(self, step: int, fired: bool) -> bool:
         """Every H local steps."""
         return not self.shared(step) and (step - self.switch_step) % self.local_steps == 0
+
+    def why_never(self, step: int, num_averagings: int) -> str:
+        """The first round after the switch has not ended."""
+        return (
+            ""
+            if self.shared(step)
+            else (f"a round has {self.local_steps} steps, the run {step - self.switch_step} after sync.switch_step")
+        )

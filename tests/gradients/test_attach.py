@@ -307,10 +307,11 @@ def test_resumed_run_is_bit_identical(case: dict[str, Any]) -> None:
             optimizer.step()
             yield read(scaler)
 
+    # The window is not full when the run is cut.
     list(go_on(scaler, optimizer, model, range(STEPS)))
     file = io.BytesIO()
     torch.save((model.state_dict(), optimizer.state_dict(), scaler.state_dict()), file)
-    expected = list(go_on(scaler, optimizer, model, range(STEPS, 3 * STEPS)))
+    expected = list(go_on(scaler, optimizer, model, range(STEPS, 4 * STEPS)))
     file.seek(0)
     states = torch.load(file, weights_only=True)
 
@@ -320,21 +321,33 @@ def test_resumed_run_is_bit_identical(case: dict[str, Any]) -> None:
     for part, state in zip((again, second, resumed), states, strict=True):
         part.load_state_dict(state)
     assert resumed.steps == STEPS and resumed.scale is not None and resumed.grad_sq_norm is not None
-    assert list(go_on(resumed, second, again, range(STEPS, 3 * STEPS))) == expected
+    # A change that is not known is NaN, which equals nothing.
+    assert repr(list(go_on(resumed, second, again, range(STEPS, 4 * STEPS)))) == repr(expected)
     assert torch.equal(flat(again), flat(model))
     assert {row[2] for row in expected} == {1.0, 3.0}
 
 
 def test_selsync_sees_every_parameter() -> None:
-    """Sums of the layers' norms 3 + 4 and 6 + 8: smoothed with weights 1 and 0.99, 14 and 7 give a change of 0.5025."""
+    """Sums of the layers' norms: 3 + 4 for as long as the window takes to fill, then 6 + 8."""
     parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.SGD(parameters, lr=1.0)
-    scaler = GradientScaler(2.0, 0.3, change="selsync").attach(optimizer)
-    for times in (1.0, 2.0):
+    scaler = GradientScaler(2.0, change="selsync").attach(optimizer)
+    for times in (1.0,) * 25 + (2.0,):
+        if times == 2.0:
+            assert math.isnan(read(scaler)[1]) and read(scaler)[2] == 1.0, "not known, not scaled"
         for parameter, norm in zip(parameters, (3.0, 4.0), strict=True):
             parameter.grad = torch.tensor([norm * times])
         optimizer.step()
-    assert read(scaler) == pytest.approx((100.0, ((14 + 0.99 * 7) / 1.99 - 7) / 7, 2.0))
+    # From 7 to (14 + 7 (0.99 + ... + 0.99^24)) / (1 + ... + 0.99^24), which is above the threshold of 0.02.
+    assert read(scaler) == pytest.approx((100.0, 0.01 / (1 - 0.99**25), 2.0))
+
+
+def test_a_state_with_another_window_is_refused() -> None:
+    plain, smooth = GradientScaler(2.0), GradientScaler(2.0, change="selsync")
+    longer = smooth.state_dict() | {"window": torch.zeros(2, 25)}
+    for scaler, state in ((plain, smooth.state_dict()), (smooth, plain.state_dict()), (smooth, longer)):
+        with pytest.raises(ValueError, match="not the state of a GradientScaler with this `change`"):
+            scaler.load_state_dict(state)
 
 
 def test_the_norm_is_what_the_ranks_agree_on() -> None:
@@ -474,12 +487,12 @@ def test_random_gate_is_the_seeds() -> None:
 def test_import_loads_only_what_is_needed() -> None:
     program = (
         "import sys, hpclbfl; first = 'torch' in sys.modules; hpclbfl.GradientScaler(4.0)\n"
-        "own = {n.split('.')[1] for n in sys.modules if n.startswith('hpclbfl.')}\n"
+        "own = sorted({n.split('.')[1] for n in sys.modules if n.startswith('hpclbfl.')})\n"
         "others = [n for n in ('pydantic', 'h5py', 'typer', 'horovod', 'torchvision', 'timm') if n in sys.modules]\n"
         "print(first, own, others)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False {'gradients'} []"
+    assert done.stdout.strip() == "False ['gradients', 'thresholds'] []"
     assert hpclbfl.__all__ == ["GradientScaler", "__version__"]
     with pytest.raises(AttributeError, match="no attribute 'GradientScalar'"):
         hpclbfl.GradientScalar  # type: ignore[attr-defined] # noqa: B018

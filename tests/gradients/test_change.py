@@ -31,36 +31,60 @@ def test_a_gradient_that_is_not_finite_has_no_change_and_is_no_predecessor() -> 
     assert metric.observe(of(5.0), None, state).change.item() == 0.25
 
 
-def test_selsync_smooths_sums_of_norms_and_their_changes() -> None:
-    """Layers of norms (1, 2), (2, 4), (1, 1): sums 3, 6, 2."""
-    metric, state, changes = SmoothedChange(), ChangeState(), []
-    for norms in ((1.0, 2.0), (2.0, 4.0), (1.0, 1.0)):
-        state = metric.observe(of(0.0), of(*norms).square(), state)
+def smoothed(sums: list[float]) -> float:
+    """Of the newest 25 sums, the newest last."""
+    weights = [DECAY**age for age in range(WINDOW)]
+    return sum(w * s for w, s in zip(weights, reversed(sums[-WINDOW:]), strict=True)) / sum(weights)
+
+
+def test_selsync_smooths_sums_of_norms_once() -> None:
+    """Two layers of norms k and 2 k: sums 3 k, k from 1 to 28; 24 steps fill the window but for one."""
+    metric = SmoothedChange()
+    state, changes, sums = metric.init(), [], []
+    for k in range(1, WINDOW + 4):
+        state = metric.observe(of(0.0), of(k, 2 * k).square(), state)
         changes.append(state.change.item())
-    first, second = 3.0, (6 + DECAY * 3) / (1 + DECAY)
-    third = (2 + DECAY * 6 + DECAY**2 * 3) / (1 + DECAY + DECAY**2)
-    one, two = (second - first) / first, (second - third) / second
-    assert math.isnan(changes[0])
-    assert changes[1:] == pytest.approx([one, (two + DECAY * one) / (1 + DECAY)], rel=1e-12)
+        sums.append(3.0 * k)
+    assert all(math.isnan(change) for change in changes[:WINDOW])
+    expected = [(smoothed(sums[: k + 1]) - smoothed(sums[:k])) / smoothed(sums[:k]) for k in range(WINDOW, WINDOW + 3)]
+    assert changes[WINDOW:] == pytest.approx(expected, rel=1e-12)
+
+
+def test_selsync_sees_a_jump_at_once() -> None:
+    """A norm that becomes ten times as large: 9 / (1 + 0.99 + ... + 0.99^24) = 0.405."""
+    metric = SmoothedChange()
+    state = metric.init()
+    for norm in (1.0,) * WINDOW + (10.0,):
+        state = metric.observe(of(0.0), of(norm * norm), state)
+    assert state.change.item() == pytest.approx(9 * (1 - DECAY) / (1 - DECAY**WINDOW), rel=1e-12)
+    assert 0.40 < state.change.item() < 0.41
 
 
 def test_selsync_forgets_after_its_window_and_skips_what_is_not_finite() -> None:
-    metric, state = SmoothedChange(), ChangeState()
-    state = metric.observe(of(0.0), of(1e12), state)
-    for _ in range(2 * WINDOW + 1):
+    metric = SmoothedChange()
+    state = metric.observe(of(0.0), of(1e12), metric.init())
+    for _ in range(WINDOW + 1):
         state = metric.observe(of(0.0), of(4.0), state)
     assert state.previous.item() == pytest.approx(2.0, rel=1e-12)
-    assert state.change.item() == pytest.approx(0.0, abs=1e-12)
+    assert metric.observe(of(0.0), of(4.0), state).change.item() == pytest.approx(0.0, abs=1e-12)
     broken = metric.observe(of(0.0), of(math.inf), state)
     assert math.isnan(broken.change.item())
     after, without = (metric.observe(of(0.0), of(9.0), s) for s in (broken, state))
     assert after.change == without.change and after.previous == without.previous
 
 
-def test_windows_from_a_checkpoint_follow_the_gradients_device() -> None:
+def test_a_gradient_that_is_not_finite_does_not_fill_the_window() -> None:
+    metric = SmoothedChange()
+    state = metric.init()
+    for step in range(WINDOW + 3):
+        # Two of the steps are lost, so the change is known two steps later.
+        state = metric.observe(of(0.0), of(math.nan if step in (0, 7) else 4.0), state)
+        assert math.isnan(state.change.item()) == (step < WINDOW + 2), step
+
+
+def test_a_window_from_a_checkpoint_follows_the_gradients_device() -> None:
     """`meta` stands for a GPU: a device that is not the checkpoint's."""
-    state = ChangeState(torch.zeros((), dtype=torch.float64), torch.zeros(()), torch.zeros(2, WINDOW))
     norms = torch.ones(3, dtype=torch.float64, device="meta")
-    after = SmoothedChange().observe(norms.sum(), norms, state)
-    assert after.windows is not None
-    assert {t.device.type for t in (after.windows, after.previous, after.change)} == {"meta"}
+    after = SmoothedChange().observe(norms.sum(), norms, SmoothedChange().init())
+    assert after.window is not None
+    assert {t.device.type for t in (after.window, after.previous, after.change)} == {"meta"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hpclbfl.launch import run_mpirun
 from hpclbfl.run import run_job
@@ -21,10 +22,15 @@ UNEQUAL = {"batching": {"local_batch_size": [2, 7, 3, 12]}}
 SCALER = {"factor": 2.0, "threshold": 0.2}
 JOBS: dict[str, dict[str, Any]] = {
     "scaled": {**UNEQUAL, "gradients": {"scaler": SCALER, "noise_scale": {}, "clip_norm": 2.0}},
-    "selsync-metric": {**UNEQUAL, "gradients": {"scaler": {**SCALER, "threshold": 0.0185, "change": "selsync"}}},
+    # SelSync's change is known after 25 steps.
+    "selsync-metric": {
+        **UNEQUAL,
+        "gradients": {"scaler": {**SCALER, "threshold": 0.0185, "change": "selsync"}},
+        "stop": {"steps": 34},
+    },
     "noisy": {**UNEQUAL, "gradients": {"weight_noise": 0.5, "extrapolation_lr": 0.1}},
     "fedavg": {"sync": {"kind": "fedavg", "local_steps": 4, "optimizer_state": "average"}},
-    "selsync": {"sync": {"kind": "selsync", "threshold": 0.1}},
+    "selsync": {"sync": {"kind": "selsync", "threshold": 0.025}, "stop": {"steps": 34}},
     "post-local": {"sync": {"kind": "post_local", "switch_step": 4, "local_steps": 3}, "gradients": {"scaler": SCALER}},
     "lars": {"optimizer": {"name": "lars", "lr": 1.0, "momentum": 0.9, "weight_decay": 5e-4}},
 }
@@ -37,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, toy_set: Path) -> Path:
     """Folder of finished runs: <engine><ranks>/<job>, and alone/<job> in one process."""
     base = tmp_path_factory.mktemp("engines")
     for name, sections in JOBS.items():
-        job = make_job(toy_set, stop={"steps": 10}, **sections)
+        job = make_job(toy_set, **{"stop": {"steps": 10}, **sections})
         (base / f"{name}.yaml").write_text(job.to_yaml())
         run_job(job, base / "alone" / name)
     program = str(Path(__file__).with_name("jobs_program.py"))
@@ -57,7 +63,7 @@ def rows(folder: Path) -> np.ndarray:
 @pytest.mark.parametrize("name", list(JOBS))
 def test_engines_agree(runs: Path, name: str, engine: str, size: int) -> None:
     alone, many = rows(runs / "alone" / name), rows(runs / f"{engine}{size}" / name)
-    assert len(alone) == 40
+    assert len(alone) == 4 * JOBS[name].get("stop", {"steps": 10})["steps"]
     for column in MEASURED:
         np.testing.assert_allclose(many[column], alone[column], rtol=1e-6, atol=1e-9, err_msg=column)
     assert many["scale"].tobytes() == alone["scale"].tobytes()
@@ -75,7 +81,18 @@ def test_decisions_are_the_same_on_all_ranks(runs: Path, engine: str, size: int)
             per_rank.append([first[column].tobytes() for column in ("grad_sq_norm", "grad_change", "scale")])
         assert all(found == per_rank[0] for found in per_rank)
         assert set(rows(runs / "alone" / name)["scale"]) == {1.0, 2.0}, "both decisions must occur"
-    assert len(set(rows(runs / f"{engine}{size}" / "selsync")["round"])) > 1
+    alone, many = (rows(runs / which / "selsync")["round"] for which in ("alone", f"{engine}{size}"))
+    assert many.tolist() == alone.tolist()
+    assert 25 < many.max() < 33, "averaged, after the window has filled, in some steps"
+
+
+@pytest.mark.parametrize(("engine", "size"), ENGINES)
+@pytest.mark.parametrize("name", list(JOBS))
+def test_the_saved_model_counts_the_steps_on_any_number_of_ranks(runs: Path, name: str, engine: str, size: int) -> None:
+    steps = JOBS[name].get("stop", {"steps": 10})["steps"]
+    state = torch.load(runs / f"{engine}{size}" / name / "model.pt")
+    counts = {key: int(value) for key, value in state.items() if key.endswith("num_batches_tracked")}
+    assert counts and set(counts.values()) == {steps}
 
 
 def test_mpi_alone_does_not_load_horovod(runs: Path) -> None:

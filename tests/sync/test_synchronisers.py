@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from hpclbfl.config import parse_job
 from hpclbfl.run import run_job
 from hpclbfl.runlog.reader import read_run
+from hpclbfl.sync.bsp import BulkSynchronous
+from hpclbfl.sync.fedavg import FederatedAveraging
 from hpclbfl.sync.post_local import PostLocal
-from hpclbfl.sync.selsync import SelectiveSynchronisation
+from hpclbfl.sync.selsync import SelectiveSynchronisation, has_changed, is_unknown
 from tests.conftest import make_job
 
 FEW = {"stop": {"steps": 8}, "evaluate": {"every_steps": 8}}
@@ -32,9 +36,30 @@ def test_post_local_by_hand() -> None:
 
 
 def test_selsync_averages_where_a_client_asks() -> None:
-    sync = SelectiveSynchronisation()
+    sync = SelectiveSynchronisation(threshold=0.5)
     assert not sync.shared(1) and sync.needs_vote(1)
     assert sync.averages(1, fired=True) and not sync.averages(1, fired=False)
+
+
+def test_a_client_asks_where_its_change_is_large_or_not_known() -> None:
+    known, unknown, norm = torch.tensor(0.5), torch.tensor(math.nan), torch.tensor(4.0)
+    assert has_changed(known, 0.5) and not has_changed(known, 0.51) and not has_changed(unknown, 0.0)
+    assert is_unknown(unknown, norm) and not is_unknown(known, norm)
+    for broken in (math.inf, math.nan):
+        assert not is_unknown(unknown, torch.tensor(broken)), "skipped: nothing to average"
+
+
+def test_why_clients_were_never_averaged() -> None:
+    assert BulkSynchronous().why_never(9, 0) == ""
+    assert FederatedAveraging(30).why_never(20, 0) == "a round has 30 steps, the run 20"
+    post = PostLocal(switch_step=12, local_steps=9)
+    assert post.why_never(20, 12) == "a round has 9 steps, the run 8 after sync.switch_step"
+    assert post.why_never(12, 12) == ""
+    selsync = SelectiveSynchronisation(0.25)
+    told = "no change of a client's gradient reached sync.threshold 0.25"
+    assert selsync.why_never(40, 25) == f"{told} after the first 25 steps"
+    assert selsync.why_never(40, 0) == told
+    assert selsync.why_never(25, 25) == ""
 
 
 def test_post_local_is_bsp_before_its_switch(tmp_path: Path, toy_set: Path) -> None:
@@ -66,17 +91,56 @@ def test_post_local_averages_after_the_switch(tmp_path: Path, toy_set: Path) -> 
     assert steps["round"].tolist() == steps["step"].tolist()
 
 
-@pytest.mark.parametrize("change", ["selsync", "squared_norm"])
-def test_selsync_between_its_limits(tmp_path: Path, toy_set: Path, change: str) -> None:
-    never = {"kind": "selsync", "threshold": 1e9, "change": change}
-    alone = trained(tmp_path / "alone", toy_set, sync={"kind": "fedavg", "local_steps": 100})
-    lazy = trained(tmp_path / "lazy", toy_set, sync=never)
-    assert all(torch.equal(lazy[key], value) for key, value in alone.items())
-    trained(tmp_path / "some", toy_set, sync={"kind": "selsync", "threshold": 0.1, "change": change})
-    steps = read_run(tmp_path / "some").tables["steps"]
-    changes = steps["grad_change"].reshape(-1, 4)
-    asked = (changes >= 0.1).any(1)
-    assert not asked[0] and asked.sum() > 0
+@pytest.mark.parametrize(("change", "unknown"), [("selsync", 25), ("squared_norm", 1)])
+def test_selsync_between_its_limits(tmp_path: Path, toy_set: Path, change: str, unknown: int) -> None:
+    """As long as no change is known, every step averages, whatever the threshold."""
+    few = {"stop": {"steps": unknown}, "evaluate": {"every_steps": unknown}}
+    often = trained(tmp_path / "often", toy_set, sync={"kind": "fedavg", "local_steps": 1}, **few)
+    lazy = trained(tmp_path / "lazy", toy_set, sync={"kind": "selsync", "threshold": 1e9, "change": change}, **few)
+    assert all(torch.equal(lazy[key], value) for key, value in often.items())
+
+    steps = unknown + 9
+    threshold = {"selsync": 0.025, "squared_norm": 0.4}[change]
+    sync = {"kind": "selsync", "threshold": threshold, "change": change}
+    trained(tmp_path / "some", toy_set, sync=sync, stop={"steps": steps}, evaluate={"every_steps": steps})
+    rows = read_run(tmp_path / "some").tables["steps"]
+    changes = rows["grad_change"].reshape(-1, 4)
+    assert np.isnan(changes[:unknown]).all() and np.isfinite(changes[unknown:]).all()
+    asked = np.isnan(changes).all(1) | (changes >= threshold).any(1)
+    assert 0 < asked[unknown:].sum() < 9
     # A round ends with the step in which a client asked.
     expected = np.concatenate([[0], np.cumsum(asked)[:-1]])
-    assert steps["round"].reshape(-1, 4)[:, 0].tolist() == expected.tolist()
+    assert rows["round"].reshape(-1, 4)[:, 0].tolist() == expected.tolist()
+
+
+def test_selsync_averages_by_default_on_real_images(tmp_path: Path) -> None:
+    """The digits, as the first job of the manual has them; later steps average because a client saw a change."""
+    values: dict[str, Any] = {
+        "name": "digits",
+        "clients": 4,
+        "data": {"name": "digits", "limit": 400},
+        "model": {"name": "resnet8"},
+    }
+    values |= {"optimizer": {"lr": 0.1, "momentum": 0.9}, "batching": {"local_batch_size": 8}, "stop": {"steps": 40}}
+    job = {**values, "sync": {"kind": "selsync"}}
+    run_job(parse_job(job, "job.yaml"), tmp_path)
+    rows = read_run(tmp_path).tables["steps"]
+    assert rows["round"].max() > 25
+    known = rows["grad_change"][rows["step"] > 25]
+    assert (known >= 0.05).any()
+
+
+def test_a_gradient_that_is_not_finite_is_no_reason_to_average(
+    tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hpclbfl.steps
+
+    taken = hpclbfl.steps.squared_norm
+
+    def broken(gradients: Any) -> torch.Tensor:
+        return taken(gradients) * math.nan
+
+    monkeypatch.setattr(hpclbfl.steps, "squared_norm", broken)
+    sync = {"kind": "selsync", "threshold": 0.0, "change": "squared_norm"}
+    trained(tmp_path, toy_set, sync=sync, on_nonfinite="skip")
+    assert set(read_run(tmp_path).tables["steps"]["round"].tolist()) == {0}
