@@ -76,9 +76,10 @@ _ADDED: dict[str, dict[str, float]] = {
     "density": {"error": float("nan")},
 }
 """Columns that version 1 lacks, and what they are in its files; of one start vector, without `weights` and `trace`."""
-_VERSION_1 = {
+VERSION_1 = {
     table: row_type([column for column in COLUMNS[table] if column[0] not in added]) for table, added in _ADDED.items()
 }
+"""What the tables of its files hold."""
 
 Tables = dict[str, NDArray[Any]]
 """By name: structured arrays of DTYPES."""
@@ -111,7 +112,7 @@ def read_sharpness(path: Path) -> tuple[Tables, dict[str, Any]]:
             version = file.integer("schema_version")
         if not 1 <= version <= SCHEMA_VERSION:
             raise DataError(f"{path}: has version {version}, this program reads 1 to {SCHEMA_VERSION}; {again}")
-        tables, attributes = read_tables(path, DTYPES if version == SCHEMA_VERSION else _VERSION_1)
+        tables, attributes = read_tables(path, DTYPES if version == SCHEMA_VERSION else VERSION_1)
         tables = tables if version == SCHEMA_VERSION else _upgraded(tables)
     except DamagedFile as error:
         raise DataError(f"{error}; {again}") from error

@@ -18,10 +18,10 @@ from hpclbfl.cli import app
 from hpclbfl.core.jsonfile import write_json
 from hpclbfl.errors import ConfigError, DataError, EnvironmentFault, RunFailed
 from hpclbfl.run import run_job
-from hpclbfl.runlog.tables import row_type, save_tables
+from hpclbfl.runlog.tables import save_tables
 from hpclbfl.sharpness.command import choose_samples, run_sharpness
 from hpclbfl.sharpness.options import Options
-from hpclbfl.sharpness.store import COLUMNS, read_sharpness
+from hpclbfl.sharpness.store import COLUMNS, VERSION_1, read_sharpness
 from tests.conftest import make_job, write_toy_set
 from tests.test_cli import hpclbfl
 
@@ -111,13 +111,10 @@ def test_what_has_not_settled_is_told(run: Path) -> None:
 
 def version_1(path: Path) -> None:
     """A file as the first version wrote it, of step 5 and the run's own experiment."""
-    known = {
-        "eigenvalues": ["step", "index", "eigenvalue", "residual", "iterations", "num_samples", "seed"],
-        "spectrum": ["step", "index", "eigenvalue", "weight", "residual"],
-        "density": ["step", "eigenvalue", "density"],
-    }
-    columns = {name: [c for c in COLUMNS[name] if c[0] in names] for name, names in known.items()}
-    rows = {name: np.ones(2, row_type(columns[name])) for name in columns}
+    names = ("step", "index", "eigenvalue", "residual", "iterations", "num_samples", "seed")
+    assert VERSION_1["eigenvalues"].names == names
+    columns = {name: [c for c in COLUMNS[name] if c[0] in (dtype.names or ())] for name, dtype in VERSION_1.items()}
+    rows = {name: np.ones(2, dtype) for name, dtype in VERSION_1.items()}
     for table in rows.values():
         table["step"] = 5
     attributes = read_sharpness(path)[1]
