@@ -20,8 +20,8 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         "Sharpness and accuracy",
         "One mark per run. Top eigenvalue (the largest in magnitude) of the Hessian of the mean training loss, at the "
         "last state that 'hpclbfl sharpness' looked at, and top-1 on the test split at that step. Bars: the "
-        "eigenvalue's residual, where it is wide enough to be seen. Small eigenvalues are flat minima; where the top "
-        "one is negative, the net is at no minimum.",
+        "eigenvalue's residual, where it is wide enough to be seen; a pale mark's has not settled. Small eigenvalues "
+        "are flat minima; where the top one is negative, the net is at no minimum.",
     ),
     "gradient_norm": (
         "Gradient norm and its change",

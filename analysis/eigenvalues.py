@@ -30,8 +30,9 @@ def read_all(frames: Frames) -> tuple[pl.DataFrame, list[Problem]]:
     the folder was used anew. A run whose hash is not known takes the file as its own.
 
     Columns: run, step (optimizer steps taken), index (0: the largest in magnitude), eigenvalue and residual (nats),
-    iterations, num_samples, seed (of the images and start vectors), top1 (share; test accuracy at that step, on the
-    line between two evaluations), gap_top1 (train - test accuracy at that step). Null: not measured there.
+    iterations, num_samples, seed (of the images and start vectors), has_settled (null: not known), top1 (share; test
+    accuracy at that step, on the line between two evaluations), gap_top1 (train - test accuracy at that step). Null:
+    not measured there.
     """
     keys = frames.runs.schema["run"]
     parts: list[pl.DataFrame] = []
@@ -50,6 +51,8 @@ def read_all(frames: Frames) -> tuple[pl.DataFrame, list[Problem]]:
         parts.append(pl.DataFrame({"run": pl.Series([run] * len(table), dtype=keys), **columns}))
     types = {name: pl.Float64 if _COLUMNS[name].kind == "f" else pl.Int64 for name in _COLUMNS.names or ()}
     found = pl.concat([pl.DataFrame(schema={"run": keys, **types}), *parts])
+    settled = pl.col("has_settled")
+    found = found.with_columns(has_settled=pl.when(settled.is_in([0, 1])).then(settled == 1))
     evals = frames.evals.join(found.select("run").unique(), on="run", how="semi")
     steps = found["step"].unique().sort()
     accuracy = metrics.accuracy_at(evals, "steps", [float(step) for step in steps])

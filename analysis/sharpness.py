@@ -10,7 +10,8 @@ from hpclbfl.analysis.style import SHAPES, Chart, color, finish, legend, loose, 
 def accuracy_by_sharpness(width: int = 520, height: int = 300) -> Chart:
     """Test accuracy against the Hessian's top eigenvalue, a mark per run (Fig. 3); bars are residuals.
 
-    On a logarithmic axis; how many runs it has no place for is written into the figure.
+    A pale mark's eigenvalue has not settled. On a logarithmic axis; how many runs it has no place for is written into
+    the figure.
     """
     y = alt.Y("top1:Q", title="test accuracy (%)", scale=loose())
     title = "top eigenvalue of the training loss's Hessian (log scale)"
@@ -21,10 +22,11 @@ def accuracy_by_sharpness(width: int = 520, height: int = 300) -> Chart:
         axis=alt.Axis(format="~g", labelOverlap=True),
     )
     shape = alt.Shape("label:N", title=None, scale=alt.Scale(range=list(SHAPES)), legend=legend())
-    about = tips("label:N", "run:N", "step:Q", "eigenvalue:Q", "residual:Q", "top1:Q")
+    about = tips("label:N", "run:N", "step:Q", "eigenvalue:Q", "residual:Q", "has_settled:N", "top1:Q")
     positive = rows().transform_filter("datum.eigenvalue > 0")
     bars = positive.mark_rule(strokeWidth=1.2).encode(alt.X("low:Q", title=title), alt.X2("high:Q"), y, color())
-    marks = positive.mark_point(size=64, filled=True, opacity=0.9).encode(x, y, color(), shape, tooltip=about)
+    opacity = alt.condition("datum.has_settled === false", alt.value(0.3), alt.value(0.9))
+    marks = positive.mark_point(size=64, filled=True).encode(x, y, color(), shape, opacity=opacity, tooltip=about)
     left_out = (
         rows()
         .transform_filter("datum.eigenvalue <= 0")

@@ -63,8 +63,8 @@ def final_accuracy(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
 def sharpness_points(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     """Sharpness and accuracy (Fig. 3), a row per run, at the last step whose Hessian was looked at.
 
-    arm, seed, label, run, step, eigenvalue (the top one), residual, low, high (the eigenvalue, less and more the
-    residual; no less than a tenth of it, for a logarithmic axis), top1 (%).
+    arm, seed, label, run, step, eigenvalue (the top one), residual, has_settled, low, high (the eigenvalue, less
+    and more the residual; no less than a tenth of it, for a logarithmic axis), top1 (%).
     """
     last = read_all(frames)[0].filter(pl.col("index") == 0).group_by("run", maintain_order=True).last()
     table = runs.join(last.drop("seed"), on="run", maintain_order="left").with_columns(
@@ -73,7 +73,7 @@ def sharpness_points(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
         low=pl.max_horizontal(pl.col("eigenvalue") - pl.col("residual"), pl.col("eigenvalue") / 10),
         high=pl.col("eigenvalue") + pl.col("residual"),
     )
-    columns = ("run", "step", "eigenvalue", "residual", "low", "high", "top1")
+    columns = ("run", "step", "eigenvalue", "residual", "has_settled", "low", "high", "top1")
     table = table.select("arm", "seed", "label", *columns).drop_nulls("top1")
     return pl.concat([table.with_columns(seed=pl.lit(None, table.schema["seed"])), _per_seed(table, runs)])
 

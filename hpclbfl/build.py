@@ -212,7 +212,8 @@ def policy(job: JobConfig, num_ranks: int, sizes: Sequence[int], capacity: Seque
     if plan is not None:
         fixed_s = np.array([rank.t_fixed_s for rank in plan.ranks])
         per_sample_s = np.array([rank.t_per_sample_s for rank in plan.ranks])
-        return Proportional(fixed_s, per_sample_s, low, high)
+        doubts = (f"{plan.doubts()}: the shares may not follow the speeds ({plan.path})",) if plan.warnings else ()
+        return Proportional(fixed_s, per_sample_s, low, high, doubts)
     window = config.window or 5
     if config.policy == "proportional":
         return Dynamic(low, high, window, min_gain=0.01, max_changes=2)

@@ -254,6 +254,10 @@ def sharpness(
     lanczos: Annotated[
         int | None, typer.Option("--lanczos", min=2, metavar="M", help="Find the spectrum, too, by M Lanczos steps.")
     ] = None,
+    vectors: Annotated[
+        int | None,
+        typer.Option("--vectors", min=1, metavar="V", help="With --lanczos: start vectors to average over [10]."),
+    ] = None,
     density: Annotated[bool, typer.Option("--density", help="With --lanczos: write the spectrum's density, too.")] = (
         False
     ),
@@ -262,13 +266,17 @@ def sharpness(
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="Residual over eigenvalue that is small enough.")
     ] = 1e-3,
-    iterations: Annotated[int, typer.Option("--iterations", min=1, help="Of each eigenvalue, at most.")] = 100,
+    iterations: Annotated[int, typer.Option("--iterations", min=1, help="Products for an eigenvalue, at most.")] = 100,
+    basis: Annotated[int, typer.Option("--basis", min=6, help="Lanczos vectors of an eigenvalue held in memory.")] = 20,
     num_ranks: Annotated[int | None, typer.Option("-np", "-n", min=1, help="Number of ranks, through mpirun.")] = None,
     hosts: Annotated[str | None, typer.Option("--hosts", metavar="H1:N,H2:N", help="Nodes and ranks on each.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Find the top eigenvalues of a trained net's Hessian and write them into its run folder: how sharp its minimum."""
+    from hpclbfl.sharpness.options import Options
+
+    options = Options(samples, top, lanczos, vectors, density, seed, batch, tolerance, iterations, basis)
     if num_ranks is not None:
         from hpclbfl.launch import run_mpirun
         from hpclbfl.sharpness.source import find_source
@@ -277,12 +285,12 @@ def sharpness(
         find_source(run)
         command = module_command("hpclbfl", "sharpness", str(run))
         valued = {"--samples": samples, "--top": top, "--lanczos": lanczos, "--seed": seed, "--batch": batch}
+        ends = {"--vectors": vectors, "--tolerance": tolerance, "--iterations": iterations, "--basis": basis}
         flags = {"--density": density, "--json": as_json, "--debug": debug}
-        command += _words({**valued, "--tolerance": tolerance, "--iterations": iterations, **flags})
+        command += _words({**valued, **ends, **flags})
         raise typer.Exit(run_mpirun(num_ranks, command, hosts=hosts, debug=debug))
-    from hpclbfl.sharpness.command import Options, run_sharpness
+    from hpclbfl.sharpness.command import run_sharpness
 
-    options = Options(samples, top, lanczos, density, seed, batch, tolerance, iterations)
     run_sharpness(run, options, as_json, debug)
 
 

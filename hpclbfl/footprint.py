@@ -63,11 +63,33 @@ class Footprint:
         free = self._free()
         return wanted if free is None else max(1, min(wanted, int(EVALUATION_PART * free / self.per_evaluated)))
 
-    def product_batch(self, wanted: int) -> int:
-        """The largest batch, up to the one that is wanted, that a product with the Hessian has memory for."""
+    def product_batch(self, wanted: int, reserved: int = 0) -> int:
+        """The largest batch, up to the one that is wanted, that a product with the Hessian has memory for.
+
+        Args:
+            reserved: bytes of the node's memory that something else will take.
+        """
         free = self._free()
-        need = PRODUCT * self.per_sample
-        return wanted if free is None else max(1, min(wanted, (free - PRODUCT * self.fixed) // need))
+        if free is None:
+            return wanted
+        left = free - reserved // self.local_size - PRODUCT * self.fixed
+        return max(1, min(wanted, left // (PRODUCT * self.per_sample)))
+
+    def check_vectors(self, count: int, size: int) -> None:
+        """Refuse to hold so many vectors of `size` bytes each on one rank where the node's memory cannot.
+
+        Raises:
+            EnvironmentFault: one line with what they need, what there is, and how many fit.
+        """
+        free = self._free()
+        if free is None or count * size <= free * self.local_size:
+            return
+        free *= self.local_size
+        raise EnvironmentFault(
+            f"sharpness: {count} vectors as long as the net has parameters need about {size_text(count * size)} of "
+            f"memory, {size_text(free)} are free, which {free // size} fit into: give a smaller --basis, --lanczos or "
+            "--top"
+        )
 
     def _free(self) -> int | None:
         """What a batch may take; None: unknown."""

@@ -47,10 +47,15 @@ def validated(model: type[Model], values: dict[str, Any], source: str) -> Model:
         source = printable(source)
         # A value that may be of several types has errors for each: the one that got furthest tells most.
         best: dict[str, tuple[int, str]] = {}
-        for one in islice(error.errors(include_url=False), _LOOKED_AT):
-            place = _locate(one["loc"], model)
-            if place.group not in best or len(one["loc"]) > best[place.group][0]:
-                best[place.group] = len(one["loc"]), _explain(one, place)
+        found = list(islice(error.errors(include_url=False), _LOOKED_AT))
+        for one in found:
+            # Pydantic counts what is left of a list once it has dropped the items that are wrong.
+            loc = one["loc"]
+            if one["type"] == "too_short" and any(o["loc"][: len(loc)] == loc for o in found if o is not one):
+                continue
+            place = _locate(loc, model)
+            if place.group not in best or len(loc) > best[place.group][0]:
+                best[place.group] = len(loc), _explain(one, place)
         lines = [f"{source}: {line}" for _, line in islice(best.values(), _SHOWN)]
         raise ConfigError("; ".join(lines)) from error
 

@@ -14,6 +14,7 @@ from hpclbfl.assemble import make_experiment
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.config import load_job, parse_job
 from hpclbfl.errors import ConfigError
+from hpclbfl.planner.plan_file import Plan, RankPlan, device_name, identity, save_plan
 from hpclbfl.run import run_job
 from hpclbfl.runlog.reader import read_run
 from hpclbfl.steps import shared_step
@@ -176,3 +177,35 @@ def test_a_plan_lies_beside_the_job_file_and_its_content_counts(tmp_path: Path, 
     (tmp_path / "plan.yaml").unlink()
     with pytest.raises(ConfigError, match=r"batching.from: .*plan.yaml cannot be read"):
         job.digest("")
+
+
+def test_a_run_that_shares_by_a_plan_repeats_its_warnings(
+    tmp_path: Path, toy_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batching = {"global_batch_size": 8, "policy": "proportional", "from": str(tmp_path / "plan.yaml")}
+    job = make_job(toy_set, clients=1, batching=batching, stop={"steps": 1})
+    rank = RankPlan(device=device_name(), max_batch=64, t_fixed_s=0.1, t_per_sample_s=0.01)
+    for warnings in ((), ("t_local_s 35 %",)):
+        save_plan(Plan(ranks=(rank,), job=identity(job), warnings=warnings), tmp_path / "plan.yaml")
+        run_job(job, run := tmp_path / f"run{len(warnings)}")
+        events = [row for row in read_run(run).tables["events"] if row["kind"] == b"plan"]
+        told = [line for line in capsys.readouterr().err.splitlines() if "held-out" in line]
+        assert len(events) == len(told) == len(warnings)
+    text = (
+        f"held-out errors above 20 %: t_local_s 35 %: the shares may not follow the speeds ({tmp_path / 'plan.yaml'})"
+    )
+    assert told[0].endswith(f"warning: {text}")
+    assert events[0]["text"].decode() == text[:256]
+    assert text in (run / "attempts" / "000" / "log").read_text()
+
+
+def test_a_plan_with_a_negative_time_is_refused(tmp_path: Path, toy_set: Path) -> None:
+    batching = {"global_batch_size": 8, "policy": "proportional", "from": str(tmp_path / "plan.yaml")}
+    job = make_job(toy_set, clients=1, batching=batching, stop={"steps": 1})
+    (tmp_path / "plan.yaml").write_text(
+        "ranks: [{device: x, max_batch: 8, t_fixed_s: -1.7, t_per_sample_s: 0.01}]\njob: {}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        make_experiment(job, LocalCommunicator())
+    reason = "ranks.0.t_fixed_s: should be 0 or more (run hpclbfl plan again), not -1.7"
+    assert str(caught.value) == f"{tmp_path / 'plan.yaml'}: {reason}"

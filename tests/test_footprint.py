@@ -17,7 +17,7 @@ from hpclbfl.assemble import make_experiment
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.errors import EnvironmentFault
 from hpclbfl.evaluate import evaluate
-from hpclbfl.footprint import Footprint, measure, size_text
+from hpclbfl.footprint import PRODUCT, Footprint, measure, size_text
 from hpclbfl.run import run_job
 from tests.conftest import make_job
 
@@ -58,6 +58,9 @@ def test_a_step_that_does_not_fit_is_refused_with_both_numbers(monkeypatch: pyte
         replace(found, fixed=10**12).check_step(1)
     assert (found.evaluation_batch(256), found.evaluation_batch(10**6)) == (256, 460)
     assert (found.product_batch(100), found.product_batch(10**6)) == (100, 210)
+    # What something else will hold is left to it.
+    assert found.product_batch(10**6, reserved=10**12) == 1
+    assert found.product_batch(10**6, reserved=PRODUCT * found.per_sample * 10 * found.local_size) == 200
 
 
 def test_a_run_whose_first_step_does_not_fit_ends_before_it(

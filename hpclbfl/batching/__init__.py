@@ -44,6 +44,8 @@ class BatchPolicy(Protocol):
 
     needs_seconds: bool
     """Whether ranks must tell each other their times."""
+    warnings: tuple[str, ...]
+    """What is to be told as the run begins, a line each."""
 
     def init(self, sizes: tuple[int, ...]) -> tuple[Plan, Any]:
         """The first plan, from the job's sizes, and the state."""

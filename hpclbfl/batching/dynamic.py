@@ -51,6 +51,7 @@ class Dynamic:
     """
 
     needs_seconds = True
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self, low: Sequence[int], high: Sequence[int], window: int, min_gain: float, max_changes: int | None = None
@@ -122,4 +123,5 @@ def _lines(state: ControllerState, now: FloatArray) -> tuple[FloatArray, FloatAr
             slope = (now[rank] - seconds) / (sizes[rank] - batch)
             # Noise on two near points may tell any slope; a fixed part of four fifths is more than is seen.
             per_sample_s[rank] = np.clip(slope, 0.2 * per_sample_s[rank], per_sample_s[rank])
-    return now - per_sample_s * sizes, per_sample_s
+    # What rounding leaves below nothing is none.
+    return np.maximum(now - per_sample_s * sizes, 0.0), per_sample_s

@@ -9,6 +9,7 @@ class Fixed:
     """See `hpclbfl.batching.BatchPolicy`."""
 
     needs_seconds = False
+    warnings: tuple[str, ...] = ()
 
     def init(self, sizes: tuple[int, ...]) -> tuple[Plan, None]:
         """The job's."""

@@ -33,6 +33,7 @@ class NoiseScalePolicy:
     """
 
     needs_seconds = False
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, max_local: int, max_total: int) -> None:
         self._max_local, self._max_total = max_local, max_total

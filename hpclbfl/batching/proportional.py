@@ -14,11 +14,20 @@ class Proportional:
     Args:
         fixed_s, per_sample_s: [R] time model of every rank: t = fixed_s + per_sample_s * batch.
         low, high: [R] bounds, samples.
+        warnings: why the time model may be wrong.
     """
 
     needs_seconds = False
 
-    def __init__(self, fixed_s: FloatArray, per_sample_s: FloatArray, low: Sequence[int], high: Sequence[int]) -> None:
+    def __init__(
+        self,
+        fixed_s: FloatArray,
+        per_sample_s: FloatArray,
+        low: Sequence[int],
+        high: Sequence[int],
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        self.warnings = warnings
         self._fixed_s, self._per_sample_s, self._low, self._high = fixed_s, per_sample_s, low, high
 
     def init(self, sizes: tuple[int, ...]) -> tuple[Plan, None]:

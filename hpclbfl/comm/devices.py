@@ -27,12 +27,11 @@ def choose(comm: Communicator) -> torch.device:
         EnvironmentFault: some ranks have a GPU and others none, or two share one that the engine cannot share.
         ConfigError: the engine moves host memory alone.
     """
-    if not torch.cuda.is_available():
-        check(comm.allgather(Seat(socket.gethostname(), "")), shares_gpus=True)
+    seat = seat_of(comm)
+    check(comm.allgather(seat), comm.shares_gpus if seat.gpu else True)
+    if not seat.gpu:
         return torch.device("cpu")
     index = comm.local_rank % torch.cuda.device_count()
-    uuid = str(torch.cuda.get_device_properties(index).uuid)
-    check(comm.allgather(Seat(socket.gethostname(), uuid)), comm.shares_gpus)
     if comm.engine == "mpi":
         raise ConfigError("comm.engine: mpi moves host memory; on GPUs leave it 'auto' (Horovod)")
     torch.cuda.set_device(index)
@@ -41,6 +40,14 @@ def choose(comm: Communicator) -> torch.device:
         # wait in the middle of the backward pass.
         torch.cuda.set_stream(torch.cuda.Stream())
     return torch.device("cuda", index)
+
+
+def seat_of(comm: Communicator) -> Seat:
+    """Where this rank computes."""
+    if not torch.cuda.is_available():
+        return Seat(socket.gethostname(), "")
+    index = comm.local_rank % torch.cuda.device_count()
+    return Seat(socket.gethostname(), str(torch.cuda.get_device_properties(index).uuid))
 
 
 def check(seats: Sequence[Seat], shares_gpus: bool) -> None:

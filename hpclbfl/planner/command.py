@@ -57,6 +57,8 @@ def run_plan(
                 sys.stdout.write(plan_json(plan, rows, files) + "\n")
             else:
                 print_plan(plan, rows, _title(job, plan), files, result_console(comm.size))
+            if plan.warnings:
+                say_line(f"warning: {plan.doubts()}; plan again while nothing else runs here, and without --quick")
     # A rank that ended by itself would leave the others waiting for it, whatever the reason.
     except BaseException as error:
         fail(comm, error, debug)

@@ -4,6 +4,9 @@ S. Tyagi, "On Using Large-Batches in Federated Learning", section III-A: activat
 are proportional to the batch size. Not everywhere: small batches leave a device idle, and the moment of a step at
 which memory peaks moves from the parameters to the activations. So a line is fitted to the largest batches that lie on
 one, and where it begins to hold is part of the answer.
+
+Neither part of a line is ever below 0: no step takes less than no time, whatever a free fit makes of measurements that
+bend upwards.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ class Line:
         if self.per_sample <= 0:
             return ENDLESS if self.fixed <= value else 0
         # A line that was fitted meets a whole number to rounding alone.
-        return int(np.floor((value - self.fixed) / self.per_sample * (1 + 1e-9)))
+        return max(0, int(np.floor((value - self.fixed) / self.per_sample * (1 + 1e-9))))
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,21 @@ def medians(rows: Iterable[tuple[int, float]]) -> dict[int, float]:
 
 
 def fit_line(points: Mapping[int, float]) -> Line:
-    """Least squares of relative errors, so that small batches count like large ones; a line never falls.
+    """Least squares of relative errors with both parts at least 0, so that small batches count like large ones.
 
     Args:
-        points: positive value of each of at least two batch sizes.
+        points: positive value of each of at least one batch size; one alone is taken as proportional to its batch.
     """
     batches = np.array(list(points), dtype=np.float64)
-    values = np.array(list(points.values()), dtype=np.float64)
-    design = np.stack([1.0 / values, batches / values], axis=1)
-    (fixed, per_sample), *_ = np.linalg.lstsq(design, np.ones(len(values)), rcond=None)
+    inverse = 1.0 / np.array(list(points.values()), dtype=np.float64)
+    design = np.stack([inverse, batches * inverse], axis=1)
+    (fixed, per_sample), *_ = np.linalg.lstsq(design, np.ones(len(batches)), rcond=None)
+    # With two unknowns, where one of them would be negative it is 0, and the other has the least sum of squares alone.
     if per_sample < 0:
-        # The constant with the least sum of (fixed / value - 1)^2.
-        fixed, per_sample = (1.0 / values).sum() / (1.0 / values**2).sum(), 0.0
+        fixed, per_sample = inverse.sum() / (inverse**2).sum(), 0.0
+    elif fixed < 0 or len(batches) == 1:
+        ratios = batches * inverse
+        fixed, per_sample = 0.0, ratios.sum() / (ratios**2).sum()
     return Line(float(fixed), float(per_sample))
 
 
@@ -95,7 +101,10 @@ def plain_line(points: Mapping[int, float]) -> Line:
 
 
 def fit_bent_line(points: Mapping[int, float], noise: float = 0.0) -> BentLine:
-    """A line through the largest batches that lie on one (the two largest do), and what was measured below it.
+    """A line through the largest batches that lie on one, and what was measured below it.
+
+    Where not even the two largest do, as the value grows faster than the batch or falls, the line begins at the largest
+    batch: it is proportional from there on, or flat.
 
     Args:
         points: positive value of each of at least two batch sizes.
@@ -108,6 +117,10 @@ def fit_bent_line(points: Mapping[int, float], noise: float = 0.0) -> BentLine:
         line = fit_line(rest)
         if max(errors(line, rest)) <= tolerance:
             break
+    else:
+        begin = len(batches) - 1
+        before, last = points[batches[-2]], points[batches[-1]]
+        line = Line(0.0, last / batches[-1]) if last > before else Line(last, 0.0)
     return BentLine(line, batches[begin], tuple((batch, points[batch]) for batch in batches[:begin]))
 
 

@@ -19,7 +19,7 @@ from hpclbfl import build
 from hpclbfl.assemble import make_experiment
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config import JobConfig
-from hpclbfl.planner.fits import Line, fit_bent_line, medians
+from hpclbfl.planner.fits import Line, fit_bent_line, fit_line, medians
 from hpclbfl.planner.measure import IMAGES
 from hpclbfl.planner.plan_file import NetworkPlan, Plan, RankPlan
 from hpclbfl.sections import BatchingConfig, BspConfig, PartitionConfig
@@ -91,12 +91,9 @@ def fit_ring(rows: Sequence[SyncRow], num_ranks: int, engine: str, num_bytes: in
         num_bytes: what the job reduces at once.
     """
     found = medians((row.size_bytes, row.seconds) for row in rows)
-    bent = fit_bent_line(found)
-    line = bent.line
-    if line.fixed < 0:
-        # No latency is less than nothing: the line through the origin with the least relative errors.
-        ratios = [size / seconds for size, seconds in found.items() if size >= bent.straight_from]
-        line = Line(0.0, sum(ratios) / sum(ratio**2 for ratio in ratios))
+    # From no less than the two largest sizes, between which the job's own lies.
+    from_size = min(fit_bent_line(found).straight_from, sorted(found)[-2])
+    line = fit_line({size: seconds for size, seconds in found.items() if size >= from_size})
     return ring_of(line, num_ranks, engine, num_bytes)
 
 

@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 from hpclbfl.comm.base import launched_rank
 from hpclbfl.config import MAX_PLAN_BYTES, JobConfig
@@ -20,19 +20,32 @@ from hpclbfl.errors import ConfigError
 from hpclbfl.planner.fits import BentLine, Line
 from hpclbfl.provenance import collect
 from hpclbfl.sections import BspConfig, Section
-from hpclbfl.sections.base import NonNegativeFloat, NonNegativeInt, Number, PositiveFloat, PositiveInt
+from hpclbfl.sections.base import LARGEST, NonNegativeFloat, NonNegativeInt, Number, PositiveFloat, PositiveInt
 from hpclbfl.validation import validated
 
 VERSION = 1
+TOLERATED = 0.2
+"""Largest relative error of a prediction, at sizes that the fit has not seen, that needs no warning."""
 _HEADER = "# Written by `hpclbfl plan`. Read by a job that says  batching: {policy: proportional, from: THIS FILE}\n"
 _LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID")
+
+
+def _not_negative(value: float) -> float:
+    if not 0.0 <= value <= LARGEST:
+        raise ValueError("should be 0 or more (run hpclbfl plan again)")
+    return value
+
+
+Fitted = Annotated[Number, AfterValidator(_not_negative)]
+"""A part of a line. Older versions fitted negative ones, too, by which no work can be shared."""
+WarningText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class LineFit(Section):
     """A straight line: value = fixed + per_sample * batch."""
 
-    fixed: Number
-    per_sample: Number
+    fixed: Fitted
+    per_sample: Fitted
 
 
 class MemoryPlan(Section):
@@ -64,7 +77,7 @@ class RankPlan(Section):
     """Its name, which training must find again."""
     max_batch: PositiveInt
     """Largest permissible batch, samples."""
-    t_fixed_s: Number
+    t_fixed_s: Fitted
     t_per_sample_s: PositiveFloat
     """t = t_fixed_s + t_per_sample_s * batch: loading, forward, backward and update (Eq. 2 without t_sync)."""
     rank: NonNegativeInt = 0
@@ -132,11 +145,19 @@ class Plan(Section):
     """Only from a plan of several ranks."""
     fits: dict[str, Any] = Field(default_factory=dict)
     """Errors of the predictions at batch sizes that the fits have not seen: by quantity, median and worst, relative."""
+    warnings: tuple[WarningText, ...] = Field(default=(), max_length=100)
+    """Quantities with an error above TOLERATED; a run that shares its work by the plan repeats them."""
     made: dict[str, Any] = Field(default_factory=dict)
     """When, where and with what."""
     version: NonNegativeInt = VERSION
     path: str = Field(default="plan.yaml", exclude=True)
     """Where it was read from; for errors."""
+
+    def doubts(self) -> str:
+        """Its warnings in one line; empty without any."""
+        if not self.warnings:
+            return ""
+        return f"held-out errors above {100 * TOLERATED:.0f} %: {', '.join(self.warnings)}"
 
 
 def identity(job: JobConfig) -> dict[str, Any]:

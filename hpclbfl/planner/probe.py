@@ -52,7 +52,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Carry out a request in this process.
 
     Args:
-        request: `kind` (times, peak or batches), `job`, `local_rank`, `local_size`, and what the kind takes.
+        request: `kind` (times, peak or batches), `job`, `local_rank`, `local_size`, `sharing` (ranks that compute on
+            its GPU), and what the kind takes.
 
     Returns:
         The answer, or `out_of_memory: true`.
@@ -79,7 +80,7 @@ def times(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
     bench = Bench(job, request["local_rank"], request["local_size"])
     is_gpu = bench.device.type == "cuda"
     host_bytes = resident()
-    free_bytes = _free(bench.device, request["local_size"]) if is_gpu else 0
+    free_bytes = _free(bench.device, request["sharing"]) if is_gpu else 0
     limit_bytes = int(request["limit_bytes"] or free_bytes)
     _limit_gpu(bench.device, limit_bytes)
     budget_s = request["budget_s"]
@@ -199,10 +200,9 @@ def _limit_gpu(device: torch.device, limit_bytes: int) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
 
 
-def _free(device: torch.device, local_size: int) -> int:
-    """What a GPU has left for this rank, what this process holds already included, bytes."""
-    ranks_per_gpu = -(-local_size // torch.cuda.device_count())
-    return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) // ranks_per_gpu
+def _free(device: torch.device, sharing: int) -> int:
+    """What a GPU has left for each of the ranks that share it, what this process holds already included, bytes."""
+    return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) // sharing
 
 
 def _in_use(device: torch.device) -> int:

@@ -10,11 +10,12 @@ import numpy as np
 import hpclbfl
 from hpclbfl.batching.share import balance
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.devices import seat_of
 from hpclbfl.config import JobConfig
 from hpclbfl.planner.network import FITTED, fit_ring, message_bytes, step_seconds, time_reductions, time_steps
-from hpclbfl.planner.plan_file import NetworkPlan, Plan, RankPlan, identity
+from hpclbfl.planner.plan_file import TOLERATED, NetworkPlan, Plan, RankPlan, identity
 from hpclbfl.planner.runner import Probe
-from hpclbfl.planner.store import ProbeRow, Role, prediction_errors
+from hpclbfl.planner.store import ProbeRow, Role, errors_above, prediction_errors
 from hpclbfl.planner.study import DeviceStudy, Options, Place, Study
 from hpclbfl.replicas import clients_of_rank
 from hpclbfl.runfolder import utc_now
@@ -39,7 +40,9 @@ def make_plan(
     Returns:
         The plan, all probes, and what was found out about rank 0.
     """
-    place = Place(comm.rank, comm.size, comm.local_rank, comm.local_size, comm.engine, is_gpu)
+    seat = seat_of(comm)
+    sharing = comm.allgather(seat).count(seat) if is_gpu else 1
+    place = Place(comm.rank, comm.size, comm.local_rank, comm.local_size, comm.engine, is_gpu, sharing)
     own = DeviceStudy(job, place, probe, options, say).run()
     studies: list[Study] = comm.allgather(own)
     first = studies[0]
@@ -70,7 +73,7 @@ def make_plan(
             say("timing steps on all ranks")
             rows += _whole_steps(job, comm, plan, sizes)
     errors = {e.quantity: asdict(e) for e in prediction_errors(rows)}
-    return plan.model_copy(update={"fits": errors}), rows, first
+    return plan.model_copy(update={"fits": errors, "warnings": errors_above(TOLERATED, rows)}), rows, first
 
 
 def shares(total: int, ranks: Sequence[RankPlan], low: int = 1) -> tuple[int, ...] | None:

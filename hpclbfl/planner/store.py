@@ -14,6 +14,9 @@ from hpclbfl.runlog.tables import row_type, save_tables
 
 Role = Literal["fit", "held_out", "failed"]
 
+_PAGES_BYTES = 2**16
+"""Memory comes in whole pages: a batch of little more is no measure of its images."""
+
 # (column, type, unit, meaning)
 COLUMNS = [
     ("model", "S32", "", "net"),
@@ -70,6 +73,12 @@ def prediction_errors(rows: Iterable[ProbeRow]) -> list[Errors]:
             shares.append(abs(repetitions[0].predicted - measured) / measured if measured else 0.0)
         found.append(Errors(quantity, float(np.median(shares)), max(shares), len(shares)))
     return found
+
+
+def errors_above(tolerated: float, rows: Iterable[ProbeRow]) -> tuple[str, ...]:
+    """Each quantity whose worst held-out error is above `tolerated`, relative, with that error in per cent."""
+    seen = [row for row in rows if row.quantity != "m_batch_bytes" or abs(row.predicted - row.measured) > _PAGES_BYTES]
+    return tuple(f"{e.quantity} {100 * e.worst:.0f} %" for e in prediction_errors(seen) if not e.worst <= tolerated)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class Place:
     local_size: int = 1
     engine: str = "local"
     is_gpu: bool = False
+    sharing: int = 1
+    """Ranks that compute on this rank's GPU."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class DeviceStudy:
             self.say(f"the memory of a batch of {batch} is too little to be seen")
             rows = [row for row in rows if row[0] != batch]
         fitted = [batch for batch in fitted_sizes(loaded) if sizes[batch] > 0]
-        line = fit_line({batch: sizes[batch] for batch in fitted})
+        line = fit_line({batch: sizes[batch] for batch in fitted}) if fitted else Line(0.0, float(sample_bytes))
         self._add("m_batch_bytes", rows, line, fitted)
         return line
 
@@ -242,6 +244,7 @@ class DeviceStudy:
             "job": self.job.model_dump(mode="json"),
             "local_rank": place.local_rank,
             "local_size": place.local_size,
+            "sharing": place.sharing,
             "limit_bytes": self.wanted if place.is_gpu else self.watched,
         }
 

@@ -25,40 +25,21 @@ from hpclbfl.data.sampling import make_sampler
 from hpclbfl.errors import ConfigError, DataError, RunFailed
 from hpclbfl.evaluate import share_of_rank
 from hpclbfl.failure import fail
-from hpclbfl.footprint import measure
+from hpclbfl.footprint import Footprint, measure
 from hpclbfl.identity import read_job
-from hpclbfl.sharpness.hessian import Eigenpair, Product, Spectrum, density, lanczos, random_vector, top_eigenpairs
+from hpclbfl.sharpness.eigenpairs import Eigenpair, top_eigenpairs
+from hpclbfl.sharpness.lanczos import Product, random_vector
 from hpclbfl.sharpness.model import load_state
+from hpclbfl.sharpness.options import VECTORS, Options
 from hpclbfl.sharpness.product import DistributedProduct, LossHessian, parameters_of
 from hpclbfl.sharpness.report import Result, as_json, print_result
 from hpclbfl.sharpness.source import Source, find_source
+from hpclbfl.sharpness.spectrum import Spectrum, mean_and_error, quadrature, resolution
 from hpclbfl.sharpness.store import FILE_NAME, Tables, empty_tables, rows_of, save_sharpness
 
-_SAMPLES, _POWER, _LANCZOS = 0, 1, 2
+_SAMPLES, _EIGENPAIRS, _SPECTRUM = 0, 1, 2
 """What random numbers are drawn for; keys them with the seed."""
 _SAY_EVERY_S = 10.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is looked at, and how closely."""
-
-    samples: int = 1024
-    """Training images that the loss is the mean of; no more than there are."""
-    top: int = 1
-    """Eigenvalues by power iteration."""
-    lanczos: int | None = None
-    """M: products for the spectrum; None: no spectrum."""
-    with_density: bool = False
-    """Also write the spectrum as a curve."""
-    seed: int = 0
-    """Chooses images and start vectors: the same in all runs of a set, whatever the job's seed."""
-    batch: int = 128
-    """Images at a time on a rank."""
-    tolerance: float = 1e-3
-    """Residual over eigenvalue at which a power iteration ends."""
-    iterations: int = 100
-    """Of a power iteration, at most."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +48,7 @@ class _Problem:
 
     product: DistributedProduct
     like: Tensor
+    footprint: Footprint
     step: int
     num_samples: int
     num_train: int
@@ -77,8 +59,6 @@ def run_sharpness(run: Path, options: Options, print_json: bool = False, debug: 
 
     Does not return if this rank fails.
     """
-    if options.with_density and options.lanczos is None:
-        raise ConfigError("--density: a density is drawn from the spectrum; give --lanczos M, too")
     source = find_source(run)
     job = read_job(source.folder)
     comm = build.communicator(job.comm)
@@ -115,15 +95,18 @@ def _measure(source: Source, job: JobConfig, comm: Communicator, options: Option
     say(f"step {problem.step}: {len(problem.like):,} parameters, {problem.num_samples} training images")
     if options.top > len(problem.like):
         raise ConfigError(f"--top {options.top}: the Hessian has {len(problem.like)} eigenvalues, one per parameter")
-    progress = _Progress(say)
+    held, size = options.held_vectors(len(problem.like)), len(problem.like) * problem.like.element_size()
+    problem.footprint.check_vectors(held, size)
+    product = _Progress(say).counting(problem.product)
     start = partial(_start, problem.like, options.seed)
     pairs = top_eigenpairs(
-        progress.counting(problem.product),
-        lambda index: start(_POWER, index),
+        product,
+        lambda index: start(_EIGENPAIRS, index),
         options.top,
         options.tolerance,
         options.iterations,
-        lambda pair: say(f"eigenvalue {pair.value:.4g}, residual {pair.residual:.2g}, {pair.iterations} products"),
+        options.basis,
+        lambda value, count: say(f"eigenvalue {value:.4g}, {count} products"),
     )
     for index, pair in enumerate(pairs):
         if not pair.has_settled:
@@ -133,8 +116,11 @@ def _measure(source: Source, job: JobConfig, comm: Communicator, options: Option
             )
     spectrum = None
     if options.lanczos is not None:
-        spectrum = lanczos(progress.counting(problem.product), start(_LANCZOS), options.lanczos)
-        say(f"spectrum: {len(spectrum.values)} Ritz values")
+        count, seen = options.vectors or VECTORS, []
+        for vector in range(count):
+            seen.append(quadrature(product, start(_SPECTRUM, vector), options.lanczos))
+            say(f"spectrum: {vector + 1} of {count} start vectors, {len(seen[-1].values)} Ritz values")
+        spectrum = Spectrum(tuple(seen), len(problem.like), resolution(problem.like.dtype))
     problem.product.close()
     path = source.folder.path / FILE_NAME
     save_sharpness(path, _tables(problem, options, pairs, spectrum), problem.step, _attributes(source, job))
@@ -172,16 +158,17 @@ def _problem(
     samples = choose_samples(len(dataset.train), options.samples, options.seed)
     share = samples[share_of_rank(len(samples), comm)]
     footprint = replace(measure(net, images.image_shape, build.autocast(job, device)), local_size=comm.local_size)
-    batch = footprint.product_batch(min(options.batch, max(1, len(share))))
+    like = torch.zeros(sum(p.numel() for p in parameters_of(net)), dtype=dtype, device=device)
+    reserved = options.held_vectors(len(like)) * len(like) * like.element_size()
+    batch = footprint.product_batch(min(options.batch, max(1, len(share))), reserved)
     batches = []
     for first in range(0, len(share), batch):
         places = share[first : first + batch]
         batches.append(images.batch(places, np.zeros_like(places), augment=False))
     images.close()
     loss = partial(functional.cross_entropy, reduction="sum", label_smoothing=job.loss.label_smoothing)
-    like = torch.zeros(sum(p.numel() for p in parameters_of(net)), dtype=dtype, device=device)
     product = DistributedProduct(LossHessian(net, batches, len(samples), loss), comm, like)
-    return _Problem(product, like, step, len(samples), len(dataset.train))
+    return _Problem(product, like, footprint, step, len(samples), len(dataset.train))
 
 
 def _start(like: Tensor, seed: int, *key: int) -> Tensor:
@@ -219,20 +206,32 @@ def _tables(problem: _Problem, options: Options, pairs: list[Eigenpair], spectru
         eigenvalue=[pair.value for pair in pairs],
         residual=[pair.residual for pair in pairs],
         iterations=[pair.iterations for pair in pairs],
+        has_settled=[pair.has_settled for pair in pairs],
         num_samples=problem.num_samples,
         seed=options.seed,
     )
     if spectrum is not None:
-        tables["spectrum"] = rows_of(
-            "spectrum",
-            problem.step,
-            index=range(len(spectrum.values)),
-            eigenvalue=spectrum.values,
-            weight=spectrum.weights,
-            residual=spectrum.residuals,
+        for vector, one in enumerate(spectrum.quadratures):
+            rows = rows_of(
+                "spectrum",
+                problem.step,
+                vector=vector,
+                index=range(len(one.values)),
+                eigenvalue=one.values,
+                weight=one.weights,
+                residual=one.residuals,
+            )
+            tables["spectrum"] = np.concatenate([tables["spectrum"], rows])
+        parts = spectrum.weights()
+        weight, error = mean_and_error(parts.shares)
+        places = {"eigenvalue": parts.values, "low": parts.low, "high": parts.high}
+        tables["weights"] = rows_of("weights", problem.step, **places, weight=weight, error=error)
+        trace, error_of_trace = spectrum.trace()
+        tables["trace"] = rows_of(
+            "trace", problem.step, trace=trace, error=error_of_trace, vectors=len(spectrum.quadratures)
         )
         if options.with_density:
-            tables["density"] = rows_of("density", problem.step, **density(spectrum))
+            tables["density"] = rows_of("density", problem.step, **spectrum.density())
     return tables
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hpclbfl.comm.base import Communicator
-from hpclbfl.sharpness.hessian import Product
+from hpclbfl.sharpness.lanczos import Product
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(scores [b, classes], labels [b]) -> the sum of the losses."""

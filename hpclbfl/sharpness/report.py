@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich import box
 from rich.table import Table
 
 from hpclbfl.progress import result_console
-from hpclbfl.sharpness.hessian import Eigenpair, Spectrum
+from hpclbfl.sharpness.eigenpairs import Eigenpair
+from hpclbfl.sharpness.spectrum import Spectrum, mean_and_error
 
 _ENDS = 4
-"""Ritz values that the table shows at either end of the spectrum."""
+"""Parts that the table shows at either end of the spectrum."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,27 @@ def as_json(result: Result) -> str:
         "num_samples": result.num_samples,
         "seed": result.seed,
         "eigenvalues": [
-            {"index": i, "eigenvalue": _plain(p.value), "residual": _plain(p.residual), "iterations": p.iterations}
-            for i, p in enumerate(result.pairs)
+            {
+                "index": index,
+                "eigenvalue": _plain(pair.value),
+                "residual": _plain(pair.residual),
+                "iterations": pair.iterations,
+                "has_settled": pair.has_settled,
+            }
+            for index, pair in enumerate(result.pairs)
         ],
         "seconds": round(result.seconds, 1),
         "file": str(result.path),
     }
     if result.spectrum is not None:
-        columns = zip(result.spectrum.values, result.spectrum.weights, result.spectrum.residuals, strict=True)
-        values["spectrum"] = [
-            {"eigenvalue": _plain(value), "weight": _plain(weight), "residual": _plain(residual)}
-            for value, weight, residual in columns
-        ]
+        parts = result.spectrum.weights()
+        weights, errors = mean_and_error(parts.shares)
+        columns = zip(parts.values, parts.low, parts.high, weights, errors, strict=True)
+        names = ("eigenvalue", "low", "high", "weight", "error")
+        values["spectrum"] = [dict(zip(names, map(_plain, row), strict=True)) for row in columns]
+        trace, error = result.spectrum.trace()
+        values["trace"] = {"value": _plain(trace), "error": _plain(error)}
+        values["vectors"] = len(result.spectrum.quadratures)
     return json.dumps(values)
 
 
@@ -70,12 +79,16 @@ def print_result(result: Result, num_ranks: int) -> None:
         f"{result.num_parameters:,} parameters; {ranks}, {result.seconds:.1f} s",
         soft_wrap=True,
     )
-    table = Table("index", "eigenvalue", "residual", "products", title="Top eigenvalues of the Hessian", **_STYLE)
+    columns = ("index", "eigenvalue", "residual", "products", "settled")
+    table = Table(*columns, title="Top eigenvalues of the Hessian", **_STYLE)
     for index, pair in enumerate(result.pairs):
-        table.add_row(str(index), f"{pair.value:.5g}", f"{pair.residual:.2g}", str(pair.iterations))
+        numbers = (str(index), f"{pair.value:.5g}", f"{pair.residual:.2g}", str(pair.iterations))
+        table.add_row(*numbers, "yes" if pair.has_settled else "no")
     console.print(table)
     if result.spectrum is not None:
         console.print(_spectrum(result.spectrum))
+        trace, error = result.spectrum.trace()
+        console.print(f"trace {trace:.4g}{_plus_minus(error)}", soft_wrap=True)
     console.print(str(result.path), soft_wrap=True)
 
 
@@ -83,21 +96,28 @@ _STYLE: dict[str, Any] = {"box": box.SIMPLE, "title_justify": "left"}
 
 
 def _spectrum(spectrum: Spectrum) -> Table:
-    count = len(spectrum.values)
-    table = Table("Ritz value", "weight", "residual", title=f"Spectrum, {count} Lanczos steps", **_STYLE)
-    places = range(count - 1, -1, -1)
+    parts, vectors = spectrum.weights(), len(spectrum.quadratures)
+    count, steps = len(parts.values), max(len(one.values) for one in spectrum.quadratures)
+    title = f"Spectrum, {vectors} start vector{'s' * (vectors > 1)} of {steps} Lanczos steps"
+    table = Table("eigenvalue", "from", "to", "weight", "error", title=title, **_STYLE)
     if count > 2 * _ENDS + 1:
-        places_shown: list[int | None] = [*places[:_ENDS], None, *places[-_ENDS:]]
+        between = slice(_ENDS, count - _ENDS)
+        groups = [*range(_ENDS), between, *range(count - _ENDS, count)]
     else:
-        places_shown = [*places]
-    for place in places_shown:
-        if place is None:
-            between = np.sum(spectrum.weights[_ENDS:-_ENDS])
-            table.add_row(f"{count - 2 * _ENDS} between", f"{between:.2g}", "")
-            continue
-        numbers = (spectrum.weights[place], spectrum.residuals[place])
-        table.add_row(f"{spectrum.values[place]:.5g}", *(f"{number:.2g}" for number in numbers))
+        groups = [*range(count)]
+    for group in groups[::-1]:
+        weight, error = mean_and_error(parts.shares[:, group].reshape(vectors, -1).sum(axis=1))
+        shares = f"{weight:.3g}", f"{error:.1g}" if math.isfinite(error) else "-"
+        if isinstance(group, slice):
+            table.add_row(f"{count - 2 * _ENDS} between", "", "", *shares)
+        else:
+            places = (parts.values[group], parts.low[group], parts.high[group])
+            table.add_row(*(f"{place:.5g}" for place in places), *shares)
     return table
+
+
+def _plus_minus(error: float) -> str:
+    return f" ± {error:.2g}" if math.isfinite(error) else ""
 
 
 def _plain(value: float) -> float | None:

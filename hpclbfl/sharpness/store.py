@@ -18,7 +18,7 @@ from hpclbfl.runlog.schema import MAX_NUMBER
 from hpclbfl.runlog.tables import Column, read_tables, row_type, save_tables
 
 FILE_NAME = "sharpness.h5"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Root attribute `schema_version`; rises when a column changes its name, type or meaning."""
 
 _INT, _FLOAT = "<i8", "<f8"
@@ -30,24 +30,56 @@ COLUMNS: dict[str, list[Column]] = {
         ("index", _INT, "1", "place among the eigenvalues, from 0, the largest in magnitude first"),
         ("eigenvalue", _FLOAT, "nat", "of the Hessian of the mean training loss, with its sign"),
         ("residual", _FLOAT, "nat", "|Hv - eigenvalue v| of the unit vector v that it was found with"),
-        ("iterations", _INT, "1", "Hessian-vector products of its power iteration"),
+        ("iterations", _INT, "1", "Hessian-vector products that it took"),
         ("num_samples", _INT, "sample", "training images that the loss is the mean of"),
         ("seed", _INT, "1", "chose the images and the start vectors"),
+        ("has_settled", _INT, "1", "1: the residual is within the tolerance, 0: it is not, -1: not known"),
     ],
     "spectrum": [
         _STEP,
-        ("index", _INT, "1", "place among the Ritz values, from 0, the smallest first"),
+        ("vector", _INT, "1", "start vector, from 0"),
+        ("index", _INT, "1", "place among the start vector's Ritz values, from 0, the smallest first"),
         ("eigenvalue", _FLOAT, "nat", "Ritz value (Lanczos)"),
-        ("weight", _FLOAT, "1", "share of the spectrum that it stands for, seen from the start vector; sums to 1"),
+        (
+            "weight",
+            _FLOAT,
+            "1",
+            "share of the spectrum, seen from its start vector; sums to 1 for each vector",
+        ),
         ("residual", _FLOAT, "nat", "|Hy - eigenvalue y| of its Ritz vector y"),
+    ],
+    "weights": [
+        _STEP,
+        ("eigenvalue", _FLOAT, "nat", "mean of the Ritz values between low and high, by their weights"),
+        ("low", _FLOAT, "nat", "where a part of the axis begins, residuals included, that no other part touches"),
+        ("high", _FLOAT, "nat", "where it ends"),
+        ("weight", _FLOAT, "1", "share of the spectrum that lies there, mean over start vectors; sums to 1"),
+        ("error", _FLOAT, "1", "its standard error; NaN from one start vector"),
+    ],
+    "trace": [
+        _STEP,
+        ("trace", _FLOAT, "nat", "sum of all eigenvalues, mean over start vectors"),
+        ("error", _FLOAT, "nat", "its standard error; NaN from one start vector"),
+        ("vectors", _INT, "1", "start vectors"),
     ],
     "density": [
         _STEP,
         ("eigenvalue", _FLOAT, "nat", "point on the axis"),
-        ("density", _FLOAT, "1/nat", "of eigenvalues there; integrates to 1"),
+        ("density", _FLOAT, "1/nat", "of eigenvalues there, mean over start vectors; integrates to 1"),
+        ("error", _FLOAT, "1/nat", "its standard error; NaN from one start vector"),
     ],
 }
 DTYPES = {table: row_type(columns) for table, columns in COLUMNS.items()}
+_ADDED: dict[str, dict[str, float]] = {
+    "eigenvalues": {"has_settled": -1},
+    "spectrum": {"vector": 0},
+    "density": {"error": float("nan")},
+}
+"""Columns that version 1 lacks, and what they are in its files; of one start vector, without `weights` and `trace`."""
+VERSION_1 = {
+    table: row_type([column for column in COLUMNS[table] if column[0] not in added]) for table, added in _ADDED.items()
+}
+"""What the tables of its files hold."""
 
 Tables = dict[str, NDArray[Any]]
 """By name: structured arrays of DTYPES."""
@@ -78,15 +110,28 @@ def read_sharpness(path: Path) -> tuple[Tables, dict[str, Any]]:
     try:
         with H5File(path) as file:
             version = file.integer("schema_version")
-        if version != SCHEMA_VERSION:
-            raise DataError(f"{path}: has version {version}, this program reads {SCHEMA_VERSION}; {again}")
-        tables, attributes = read_tables(path, DTYPES)
+        if not 1 <= version <= SCHEMA_VERSION:
+            raise DataError(f"{path}: has version {version}, this program reads 1 to {SCHEMA_VERSION}; {again}")
+        tables, attributes = read_tables(path, DTYPES if version == SCHEMA_VERSION else VERSION_1)
+        tables = tables if version == SCHEMA_VERSION else _upgraded(tables)
     except DamagedFile as error:
         raise DataError(f"{error}; {again}") from error
     for name, rows in tables.items():
         if len(rows) and not 0 <= int(rows["step"].min()) <= int(rows["step"].max()) < MAX_NUMBER:
             raise DataError(f"{path}: '{name}' has steps below 0 or above {MAX_NUMBER - 1}; {again}")
     return tables, attributes
+
+
+def _upgraded(old: Tables) -> Tables:
+    """The tables of version 1 as this one has them."""
+    tables = empty_tables()
+    for name, rows in old.items():
+        tables[name] = np.zeros(len(rows), DTYPES[name])
+        for column in rows.dtype.names or ():
+            tables[name][column] = rows[column]
+        for column, value in _ADDED[name].items():
+            tables[name][column] = value
+    return tables
 
 
 def save_sharpness(path: Path, new: Tables, step: int, attributes: dict[str, Any]) -> None:

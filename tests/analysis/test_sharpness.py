@@ -15,7 +15,7 @@ from hpclbfl.sharpness.store import empty_tables, rows_of, save_sharpness
 from tests.analysis.conftest import two_client_run
 
 
-def add_sharpness(run, step, values, residual=0.5, run_hash="ab"):
+def add_sharpness(run, step, values, residual=0.5, run_hash="ab", has_settled=1):
     table = rows_of(
         "eigenvalues",
         step,
@@ -25,6 +25,7 @@ def add_sharpness(run, step, values, residual=0.5, run_hash="ab"):
         iterations=7,
         num_samples=64,
         seed=0,
+        has_settled=has_settled,
     )
     save_sharpness(run / "sharpness.h5", {**empty_tables(), "eigenvalues": table}, step, {"hash": run_hash})
 
@@ -61,6 +62,18 @@ def test_the_frame_has_a_row_per_eigenvalue_with_the_accuracy_of_its_step(root):
     # Train minus test at the last step that was evaluated on both.
     assert found["gap_top1"].to_list() == [None, None, *[pytest.approx(0.99 - 0.71234)] * 2, None]
     assert found["iterations"].unique().to_list() == [7]
+
+
+def test_whether_it_has_settled_is_known_or_not(root, tmp_path):
+    for name, value in (("bsp-0", 1), ("bsp-1", 0), ("fedavg-1", -1)):
+        add_sharpness(root / name, 20, [12.0], has_settled=value)
+    frames = load(root)
+    found = read_all(frames)[0]
+    assert found["has_settled"].to_list() == [True, False, None]
+    list(write_figures(frames, headlines(frames, summarise(frames)), tmp_path / "out", ["svg"]))
+    drawn = (tmp_path / "out" / "sharpness.svg").read_text()
+    # The run that failed has no end to be drawn at.
+    assert drawn.count('opacity="0.3"') == 1
 
 
 def test_without_files_there_is_no_row_and_no_figure(root):
@@ -135,7 +148,7 @@ def of_another_version(path):
     ("spoil", "reason"),
     [
         (lambda path: path.write_bytes(b"torn"), TORN),
-        (of_another_version, "has version 99, this program reads 1; delete it and run 'hpclbfl sharpness' again"),
+        (of_another_version, "has version 99, this program reads 1 to 2; delete it and run 'hpclbfl sharpness' again"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_left_out_and_told(root, spoil, reason):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpclbfl.batching import Observation
-from hpclbfl.batching.dynamic import Dynamic
+from hpclbfl.batching.dynamic import ControllerState, Dynamic, _lines
 from hpclbfl.batching.fixed import Fixed
 from hpclbfl.batching.noise_scale import NoiseScalePolicy
 from hpclbfl.batching.proportional import Proportional
@@ -162,3 +162,16 @@ def test_batch_grows_with_the_noise_scale_at_the_ends_of_epochs() -> None:
         37,
         37,
     )
+
+
+@given(
+    st.tuples(st.integers(1, 4096), st.integers(1, 4096)),
+    st.lists(st.tuples(st.tuples(*[st.integers(1, 4096)] * 2), st.tuples(*[st.floats(1e-6, 1e3)] * 2)), max_size=2),
+    st.tuples(st.floats(1e-6, 1e3), st.floats(1e-6, 1e3)),
+)
+def test_no_time_that_the_controller_fits_is_negative(
+    sizes: tuple[int, int], history: list[Any], now: tuple[float, float]
+) -> None:
+    fixed_s, per_sample_s = _lines(ControllerState(sizes, history=tuple(history)), np.array(now))
+    assert (fixed_s >= 0).all() and (per_sample_s > 0).all()
+    np.testing.assert_allclose(fixed_s + per_sample_s * np.array(sizes), now, rtol=1e-12)

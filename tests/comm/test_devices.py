@@ -69,6 +69,18 @@ class _Rank(LocalCommunicator):
         return [row, Seat(row.host, "GPU-of-the-other")]
 
 
+def test_ranks_that_see_one_gpu_each_have_unlike_seats(monkeypatch: pytest.MonkeyPatch) -> None:
+    seats = []
+    for number in range(2):
+        _Gpus(monkeypatch, visible=[number])
+        seats.append(devices.seat_of(_Rank("horovod", local_rank=number)))
+    assert [seat.gpu for seat in seats] == ["GPU-0", "GPU-1"]
+    # Two ranks that see both share none either; three do.
+    _Gpus(monkeypatch, visible=[0, 1])
+    seats = [devices.seat_of(_Rank("horovod", local_rank=number)) for number in range(3)]
+    assert seats.count(seats[1]) == 1 and seats.count(seats[0]) == 2
+
+
 def test_a_rank_that_sees_one_gpu_alone_does_not_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
     _Gpus(monkeypatch, visible=[1])
     rank = _Rank("horovod", local_rank=1)

@@ -17,7 +17,7 @@ from hpclbfl.data.packed import write_packed
 from hpclbfl.planner.store import ProbeRow, save_probes
 from hpclbfl.runlog.schema import DTYPES
 from hpclbfl.runlog.writer import RunLog
-from hpclbfl.sharpness.store import empty_tables, rows_of, save_sharpness
+from hpclbfl.sharpness.store import VERSION_1, empty_tables, rows_of, save_sharpness
 from tests.fuzz.budget import fuzz
 
 HANG_S = 20.0
@@ -68,8 +68,8 @@ def write_files(folder):
             file[f"{split}/offsets"], file[f"{split}/labels"] = np.array([0, 3, 9]), np.array([0, 1])
     with h5py.File(folder / "sharpness.old", "w") as file:
         file.attrs.update({"schema_version": 1, "hash": "abc"})
-        for name, table in {**empty_tables(), "eigenvalues": values}.items():
-            file[name] = table
+        for name, dtype in VERSION_1.items():
+            file[name] = np.ones(2 if name == "eigenvalues" else 0, dtype)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -85,7 +85,7 @@ _TYPES = st.sampled_from(
 )  # fmt: skip
 _SHAPES = st.sampled_from([(), (0,), (1,), (2,), (5, 2), (2, 5), (1000,), (10**6,), (10**12,), (3, 4, 5), (1,) * 32])
 _PLACES = st.sampled_from(
-    ["committed", "steps", "events", "probes", "eigenvalues", "density", "train", "test"]
+    ["committed", "steps", "events", "probes", "eigenvalues", "density", "weights", "trace", "train", "test"]
     + [f"train/{name}" for name in ("encoded", "offsets", "labels")]
 )
 _LINKS = st.sampled_from(["soft", "external", "group", "type", "virtual", "outside", "gone"])

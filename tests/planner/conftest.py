@@ -44,6 +44,19 @@ def with_peaks(probe: Probe, fixed: float, per_sample: float) -> Probe:
     return run
 
 
+def with_times(probe: Probe, fixed_s: float, per_sample_s: float) -> Probe:
+    """The probe, but a step takes fixed_s + per_sample_s * batch, a tenth of it for loading."""
+
+    def run(request: dict[str, Any], limit_bytes: int | None, plain_allocator: bool) -> Outcome:
+        outcome = probe(request, limit_bytes, plain_allocator)
+        if request["kind"] != "times" or outcome.answer is None:
+            return outcome
+        taken = [(b, r, fixed_s + per_sample_s * b) for b, r, _, _ in outcome.answer["rows"]]
+        return Outcome({**outcome.answer, "rows": [(b, r, 0.1 * s, 0.9 * s) for b, r, s in taken]})
+
+    return run
+
+
 def replay(recorded: dict[str, Outcome]) -> Probe:
     """Asks in this process once, and gives the same answers ever after."""
 

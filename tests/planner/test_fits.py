@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.optimize import nnls
 
 from hpclbfl.planner.compute import TimeRow, batch_ladder, best_batch, fit_times
 from hpclbfl.planner.fits import (
@@ -41,6 +42,64 @@ def test_small_batches_count_like_large_ones() -> None:
     # 1 % too much at every second size; absolute errors would let 256 alone decide.
     points = {batch: (0.05 + 0.003 * batch) * (1.01 if batch in (8, 32, 128) else 1.0) for batch in LADDER}
     assert max(errors(fit_line(points), points)) < 0.01
+
+
+POINTS = st.dictionaries(st.sampled_from([1, 2, 3, *LADDER, 8192]), st.floats(1e-6, 1e3), min_size=2)
+
+
+@given(POINTS)
+def test_no_part_of_a_line_is_negative_and_none_fits_better(points: dict[int, float]) -> None:
+    line = fit_line(points)
+    assert line.fixed >= 0 and line.per_sample >= 0
+    values = np.array(list(points.values()))
+    design = np.stack([1 / values, np.array(list(points)) / values], axis=1)
+    # Columns of one length, for the solver's tolerances are absolute.
+    scale = np.linalg.norm(design, axis=0)
+    _, best = nnls(design / scale, np.ones(len(values)))
+    assert np.linalg.norm(design @ [line.fixed, line.per_sample] - 1) <= best * (1 + 1e-6) + 1e-9
+
+
+@given(POINTS)
+def test_where_least_squares_is_not_negative_it_is_taken(points: dict[int, float]) -> None:
+    values = np.array(list(points.values()))
+    design = np.stack([1 / values, np.array(list(points)) / values], axis=1)
+    free = np.linalg.lstsq(design, np.ones(len(values)), rcond=None)[0]
+    assume((free > 0).all())
+    predicted = [fit_line(points)(batch) for batch in points]
+    np.testing.assert_allclose(predicted, design @ free * values, rtol=1e-9)
+
+
+@given(st.floats(1e-3, 10), st.floats(1e-6, 1), st.lists(st.sampled_from(LADDER), min_size=2, unique=True))
+def test_an_exact_line_is_found_exactly(fixed: float, per_sample: float, batches: list[int]) -> None:
+    line = fit_line({batch: fixed + per_sample * batch for batch in batches})
+    assert line.fixed == pytest.approx(fixed, rel=1e-6)
+    assert line.per_sample == pytest.approx(per_sample, rel=1e-6)
+
+
+def test_what_grows_faster_than_the_batch_has_no_negative_time() -> None:
+    # A free line through the three has -1.70 s at batch 0, and would give a batch of 50 to a step of no time.
+    points = {100: 1.7, 200: 5.1, 300: 8.5}
+    assert plain_line(points).fixed == pytest.approx(-1.70)
+    line = fit_line(points)
+    # By hand: shares of the batch a = 100 / 1.7, b = 200 / 5.1, c = 300 / 8.5, and (a + b + c) / (a^2 + b^2 + c^2).
+    assert (line.fixed, line.per_sample) == (0.0, pytest.approx(0.0213546798))
+    bent = fit_bent_line(points)
+    # 200 and 300 do not lie on a line that starts at 0 or above; what was measured is kept, and 300 goes on.
+    assert (bent.straight_from, bent.line.fixed) == (300, 0.0)
+    assert [bent(batch) for batch in (100, 200, 250, 300, 600)] == pytest.approx([1.7, 5.1, 6.8, 8.5, 17.0])
+
+
+def test_what_falls_is_flat_from_its_last_measurement_on() -> None:
+    bent = fit_bent_line({10: 3.0, 20: 2.0})
+    assert [bent(batch) for batch in (10, 15, 20, 400)] == pytest.approx([3.0, 2.5, 2.0, 2.0])
+
+
+def test_one_batch_alone_is_proportional() -> None:
+    assert fit_line({32: 8.0}) == Line(0.0, 0.25)
+
+
+def test_no_batch_is_negative() -> None:
+    assert Line(5.0, 1.0).batch_of(2.0) == 0
 
 
 @given(st.floats(0, 1), st.floats(-1, 1), st.lists(st.sampled_from(LADDER), min_size=2, unique=True))

@@ -20,10 +20,10 @@ from hpclbfl.planner.measure import Bench
 from hpclbfl.planner.plan_file import Plan, check_plan, load_plan
 from hpclbfl.planner.recommend import predictions
 from hpclbfl.planner.runner import Outcome, Probe
-from hpclbfl.planner.store import ProbeRow, plain_line_errors, prediction_errors
+from hpclbfl.planner.store import ProbeRow, errors_above, plain_line_errors, prediction_errors
 from hpclbfl.planner.study import Options
 from hpclbfl.sections import EmulateConfig
-from tests.planner.conftest import in_process, planned_job, replay, with_peaks
+from tests.planner.conftest import in_process, planned_job, replay, with_peaks, with_times
 
 TINY = Options(budget_s=0.5, max_step_s=0.2, repetitions=1)
 
@@ -107,8 +107,8 @@ def test_a_picture_is_drawn(planned: tuple[Plan, Path]) -> None:
 
 @pytest.fixture(scope="module")
 def device(planned: tuple[Plan, Path], answers: dict[str, Outcome]) -> Probe:
-    """A device as fast as this one, with a memory that is known."""
-    return with_peaks(replay(answers), 500e6, 1e6)
+    """A device whose speed and memory are known."""
+    return with_peaks(with_times(replay(answers), 0.02, 5e-4), 500e6, 1e6)
 
 
 def test_json_for_machines(larger_set: Path, tmp_path: Path, device: Probe, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,6 +125,50 @@ def test_json_for_machines(larger_set: Path, tmp_path: Path, device: Probe, caps
     assert plan.ranks[0].slowdown == 4.0
     assert plan.ranks[0].memory is not None
     assert plan.ranks[0].memory.limit_bytes == 99 * 10**9
+
+
+def test_what_the_fit_does_not_foresee_is_a_warning(
+    larger_set: Path, tmp_path: Path, device: Probe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def probe(request: dict[str, Any], limit_bytes: int | None, plain_allocator: bool) -> Outcome:
+        if request["kind"] == "batches":
+            # In whole pages: the first one is a page too much, which is no error of the fit.
+            page = 4096
+            rows = [(batch, r, page * (1 + batch) if batch == 1 else page * batch) for batch, r in request["batches"]]
+            return Outcome({"rows": rows})
+        outcome = device(request, limit_bytes, plain_allocator)
+        if request["kind"] != "times" or outcome.answer is None:
+            return outcome
+        # A line in all that is fitted; held out, 3 times as much at one size.
+        held_out = outcome.answer["held_out"]
+        rows = [
+            (b, k, 0.001 * b, (0.05 + 0.004 * b) * (3 if b == held_out[0] else 1))
+            for b in (*outcome.answer["fitted"], *held_out)
+            for k in range(3)
+        ]
+        return Outcome({**outcome.answer, "rows": rows})
+
+    plan = run_plan(planned_job(larger_set), TINY, tmp_path, as_json=True, probe=probe)
+    t_c, t_local = plan.warnings
+    assert t_c == "t_c_s 67 %" and t_local.startswith("t_local_s 6")
+    assert load_plan(tmp_path / "plan.yaml").warnings == plan.warnings
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["warnings"] == list(plan.warnings)
+    assert [line for line in shown.err.splitlines() if "warning" in line] == [
+        f"warning: held-out errors above 20 %: {t_c}, {t_local}; plan again while nothing else runs here, and without "
+        "--quick"
+    ]
+
+
+def test_errors_that_are_worth_a_warning() -> None:
+    rows = [
+        ProbeRow("t_c_s", 8, 0, 1.0, 5.0, "fit"),
+        ProbeRow("t_c_s", 12, 0, 1.0, 1.2, "held_out"),
+        ProbeRow("t_mov_s", 12, 0, 1.0, 1.21, "held_out"),
+        ProbeRow("m_batch_bytes", 1, 0, 4096.0, 1000.0, "held_out"),
+        ProbeRow("m_batch_bytes", 64, 0, 1e6, 2e6, "held_out"),
+    ]
+    assert errors_above(0.2, rows) == ("t_mov_s 21 %", "m_batch_bytes 100 %")
 
 
 def test_slow_ranks_take_as_many_times_longer(larger_set: Path, tmp_path: Path, device: Probe) -> None:

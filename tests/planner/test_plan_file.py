@@ -78,6 +78,16 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["plan.yaml"]
 
 
+def test_warnings_come_back_and_older_plans_have_none(tmp_path: Path) -> None:
+    plan, file = full_plan(job_of(tmp_path)), tmp_path / "plan.yaml"
+    assert plan.doubts() == ""
+    save_plan(plan.model_copy(update={"warnings": ("t_c_s 35 %", "m_total_bytes 21 %")}), file)
+    assert load_plan(file).warnings == ("t_c_s 35 %", "m_total_bytes 21 %")
+    assert load_plan(file).doubts() == "held-out errors above 20 %: t_c_s 35 %, m_total_bytes 21 %"
+    file.write_text("ranks: [{device: x, max_batch: 8, t_fixed_s: 0.1, t_per_sample_s: 1}]\njob: {}")
+    assert load_plan(file).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -86,6 +96,14 @@ def test_round_trip(tmp_path: Path) -> None:
         ("name: x", "not a plan; make one"),
         ("ranks: []\njob: {}", "ranks: tuple should have at least 1 item"),
         ("version: 9\nranks: []", "a plan of version 9, not 1: run hpclbfl plan again"),
+        (
+            "ranks: [{device: x, max_batch: 8, t_fixed_s: -1.7, t_per_sample_s: 1}]\njob: {}",
+            "ranks.0.t_fixed_s: should be 0 or more (run hpclbfl plan again), not -1.7",
+        ),
+        (
+            "ranks: [{device: x, max_batch: 8, t_fixed_s: 0, t_per_sample_s: 1, t_c: {fixed: 1, per_sample: -2}}]",
+            "ranks.0.t_c.per_sample: should be 0 or more (run hpclbfl plan again), not -2",
+        ),
         ("ranks: [{device: x, max_batch: 0, t_fixed_s: 0.1, t_per_sample_s: 1}]\njob: {}", "ranks.0.max_batch: input"),
     ],
 )

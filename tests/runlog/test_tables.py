@@ -43,7 +43,7 @@ def test_what_is_written_is_read(plan, sharpness):
     assert tables["probes"]["batch"].tolist() == [1, 2, 4, 8, 16]
     tables, attributes = read_sharpness(sharpness)
     assert tables["eigenvalues"]["eigenvalue"].tolist() == [8.0, 4.0, 2.0, 1.0]
-    assert attributes == {"hash": "abc", "config": "name: ?\n", "schema_version": 1}
+    assert attributes == {"hash": "abc", "config": "name: ?\n", "schema_version": 2}
 
 
 @pytest.mark.parametrize("read", [read_plan, read_sharpness])
@@ -93,7 +93,7 @@ def test_another_number_is_refused_and_older_files_are_read(plan, sharpness):
         ),
         (
             lambda file: file.create_dataset("eigenvalues", (10**12,), DTYPES["eigenvalues"], chunks=(64,)),
-            "is torn: 'eigenvalues' declares 56,000,000,000,000 bytes, the file has ",
+            "is torn: 'eigenvalues' declares 64,000,000,000,000 bytes, the file has ",
         ),
         (
             lambda file: file.__setitem__("eigenvalues", h5py.ExternalLink("/etc/passwd", "x")),

@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 
 from hpclbfl.cli import app
 from hpclbfl.core.jsonfile import write_json
-from hpclbfl.errors import ConfigError, DataError, RunFailed
+from hpclbfl.errors import ConfigError, DataError, EnvironmentFault, RunFailed
 from hpclbfl.run import run_job
-from hpclbfl.sharpness.command import Options, choose_samples, run_sharpness
-from hpclbfl.sharpness.store import read_sharpness
+from hpclbfl.runlog.tables import save_tables
+from hpclbfl.sharpness.command import choose_samples, run_sharpness
+from hpclbfl.sharpness.options import Options
+from hpclbfl.sharpness.store import COLUMNS, VERSION_1, read_sharpness
 from tests.conftest import make_job, write_toy_set
 from tests.test_cli import hpclbfl
 
@@ -47,21 +49,32 @@ def answer(run: Path, *words: str) -> dict[str, Any]:
 
 
 def test_json_and_file_agree(run: Path) -> None:
-    found = answer(run, "--top", "2", "--lanczos", "12", "--density")
-    assert (found["step"], found["num_samples"]) == (10, 24)
+    found = answer(run, "--top", "2", "--lanczos", "12", "--vectors", "4", "--density")
+    assert (found["step"], found["num_samples"], found["vectors"]) == (10, 24, 4)
     tables, attributes = read_sharpness(run / "sharpness.h5")
     rows = tables["eigenvalues"]
     assert rows["step"].tolist() == [10, 10]
     assert rows["index"].tolist() == [0, 1]
-    assert rows["eigenvalue"].tolist() == [pair["eigenvalue"] for pair in found["eigenvalues"]]
-    assert rows["residual"].tolist() == [pair["residual"] for pair in found["eigenvalues"]]
+    for column in ("eigenvalue", "residual", "iterations", "has_settled"):
+        assert rows[column].tolist() == [pair[column] for pair in found["eigenvalues"]]
+    assert [pair["has_settled"] for pair in found["eigenvalues"]] == [True, True]
+    for column in ("eigenvalue", "low", "high", "weight", "error"):
+        assert tables["weights"][column].tolist() == [part[column] for part in found["spectrum"]]
+    assert tables["weights"]["weight"].sum() == pytest.approx(1.0)
     # The residual bounds the distance to an eigenvalue, and so does Lanczos's, by another way.
-    largest = max(found["spectrum"], key=lambda ritz: abs(ritz["eigenvalue"]))
-    bound = found["eigenvalues"][0]["residual"] + largest["residual"]
-    assert abs(largest["eigenvalue"] - found["eigenvalues"][0]["eigenvalue"]) <= bound
-    assert len(tables["spectrum"]) == 12
-    assert tables["spectrum"]["weight"].sum() == pytest.approx(1.0)
-    assert np.trapezoid(tables["density"]["density"], tables["density"]["eigenvalue"]) == pytest.approx(1.0, abs=1e-3)
+    largest = max(found["spectrum"], key=lambda part: abs(part["eigenvalue"]))
+    top = found["eigenvalues"][0]
+    assert largest["low"] - top["residual"] <= top["eigenvalue"] <= largest["high"] + top["residual"]
+    spectrum = tables["spectrum"]
+    assert spectrum["vector"].tolist() == [vector for vector in range(4) for _ in range(12)]
+    assert [spectrum["weight"][spectrum["vector"] == v].sum() for v in range(4)] == pytest.approx([1.0] * 4)
+    # By hand: P times the first moment of each vector's quadrature, their mean and its standard error.
+    moments = found["num_parameters"] * (spectrum["weight"] * spectrum["eigenvalue"]).reshape(4, 12).sum(1)
+    assert found["trace"]["value"] == tables["trace"]["trace"][0] == pytest.approx(moments.mean())
+    assert found["trace"]["error"] == tables["trace"]["error"][0] == pytest.approx(moments.std(ddof=1) / 2)
+    density = tables["density"]
+    assert np.trapezoid(density["density"], density["eigenvalue"]) == pytest.approx(1.0, abs=1e-3)
+    assert (density["error"] >= 0).all() and density["error"].max() > 0
     assert yaml.safe_load(attributes["config"])["loss"] == {"label_smoothing": 0.1}
     assert len(attributes["hash"]) == 10
     with h5py.File(run / "sharpness.h5") as file:
@@ -70,8 +83,61 @@ def test_json_and_file_agree(run: Path) -> None:
     assert [path.name for path in run.glob(".*")] == []
 
 
+def test_ten_vectors_unless_told_otherwise_and_one_has_no_error(run: Path) -> None:
+    assert answer(run, "--lanczos", "2")["vectors"] == 10
+    found = answer(run, "--lanczos", "3", "--vectors", "1")
+    assert found["vectors"] == 1
+    assert found["trace"]["error"] is None
+    assert {part["error"] for part in found["spectrum"]} == {None}
+
+
+def test_more_vectors_begin_with_the_same_ones(run: Path) -> None:
+    seen = []
+    for vectors in ("2", "3"):
+        answer(run, "--lanczos", "3", "--vectors", vectors)
+        seen.append(read_sharpness(run / "sharpness.h5")[0]["spectrum"])
+    np.testing.assert_array_equal(seen[0], seen[1][:6])
+
+
+def test_what_has_not_settled_is_told(run: Path) -> None:
+    done = CliRunner().invoke(app, ["sharpness", str(run), "--json", "--samples", "24", "--iterations", "2"])
+    assert done.exit_code == 0
+    (pair,) = json.loads(done.stdout)["eigenvalues"]
+    assert (pair["has_settled"], pair["iterations"]) == (False, 2)
+    warning = f"warning: eigenvalue 0 has not settled: residual {pair['residual']:.2g} after 2 products; give more"
+    assert warning in done.stderr
+    assert read_sharpness(run / "sharpness.h5")[0]["eigenvalues"]["has_settled"].tolist() == [0]
+
+
+def version_1(path: Path) -> None:
+    """A file as the first version wrote it, of step 5 and the run's own experiment."""
+    names = ("step", "index", "eigenvalue", "residual", "iterations", "num_samples", "seed")
+    assert VERSION_1["eigenvalues"].names == names
+    columns = {name: [c for c in COLUMNS[name] if c[0] in (dtype.names or ())] for name, dtype in VERSION_1.items()}
+    rows = {name: np.ones(2, dtype) for name, dtype in VERSION_1.items()}
+    for table in rows.values():
+        table["step"] = 5
+    attributes = read_sharpness(path)[1]
+    path.unlink()
+    save_tables(path, {name: (rows[name], columns[name]) for name in rows}, {**attributes, "schema_version": 1})
+
+
+def test_a_file_of_the_first_version_is_read_and_kept(run: Path) -> None:
+    answer(run)
+    version_1(run / "sharpness.h5")
+    tables, _ = read_sharpness(run / "sharpness.h5")
+    assert tables["eigenvalues"]["has_settled"].tolist() == [-1, -1]
+    assert tables["spectrum"][["vector", "weight"]].tolist() == [(0, 1.0)] * 2
+    assert np.isnan(tables["density"]["error"]).all() and len(tables["weights"]) == len(tables["trace"]) == 0
+    answer(run, "--lanczos", "2", "--vectors", "2")
+    tables, attributes = read_sharpness(run / "sharpness.h5")
+    assert attributes["schema_version"] == 2
+    assert tables["eigenvalues"][["step", "has_settled"]].tolist() == [(5, -1), (5, -1), (10, 1)]
+    assert tables["spectrum"]["step"].tolist() == [5] * 2 + [10] * 4
+
+
 def test_a_step_is_replaced_and_another_is_added(run: Path) -> None:
-    answer(run, "--top", "2", "--lanczos", "3")
+    answer(run, "--top", "2", "--lanczos", "3", "--vectors", "1")
     (run / "DONE.json").rename(run / "done")
     (run / "checkpoints" / "step-000000010").rename(run / "last")
     answer(run)
@@ -118,12 +184,18 @@ def test_another_seed_takes_other_images(run: Path) -> None:
 
 
 def test_the_table_as_printed(run: Path) -> None:
-    done = hpclbfl("sharpness", str(run), *QUICK, "--lanczos", "12")
+    done = hpclbfl("sharpness", str(run), *QUICK, "--lanczos", "30", "--vectors", "3")
     assert done.returncode == 0, done.stderr
-    value = read_sharpness(run / "sharpness.h5")[0]["eigenvalues"]["eigenvalue"][0]
-    assert f"{value:.5g}" in done.stdout
+    tables = read_sharpness(run / "sharpness.h5")[0]
+    value, trace = tables["eigenvalues"]["eigenvalue"][0], tables["trace"][0]
+    words = done.stdout.split()
+    assert words[words.index(f"{value:.5g}") + 3] == "yes"
     assert "step 10: loss over 24 of 96 training images" in done.stdout
-    assert "4 between" in done.stdout
+    assert "Spectrum, 3 start vectors of 30 Lanczos steps" in done.stdout
+    assert f"trace {trace['trace']:.4g} ± {trace['error']:.2g}" in done.stdout
+    last = tables["weights"][-1]
+    numbers = [f"{last[name]:.5g}" for name in ("eigenvalue", "low", "high")]
+    assert " ".join([*numbers, f"{last['weight']:.3g}", f"{last['error']:.1g}"]) in " ".join(words)
     assert str(run / "sharpness.h5") in done.stdout
 
 
@@ -138,9 +210,39 @@ def test_no_checkpoint_is_one_line_and_exit_code_2(tmp_path: Path, toy_set: Path
         ]
 
 
-def test_a_density_needs_a_spectrum(run: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--density: .* give --lanczos M, too"):
-        run_sharpness(run, Options(with_density=True))
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--density"], "--density: a density is drawn from the spectrum; give --lanczos M, too"),
+        (["--vectors", "3"], "--vectors: a spectrum is averaged over start vectors; give --lanczos M, too"),
+    ],
+)
+def test_options_of_a_spectrum_need_one(run: Path, words: list[str], line: str) -> None:
+    for ranks in ((), ("-np", "2")):
+        done = hpclbfl("sharpness", str(run), *words, *ranks)
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [f"hpclbfl: error: {line}"]
+
+
+def test_vectors_that_memory_does_not_hold_are_refused(
+    run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpclbfl.footprint.free_memory", lambda: 10**7)
+    # 20 of the basis, two of the eigenvalue and four of work, of 74,900 parameters and 8 bytes: 15.6 MB.
+    code, line = failure(run, Options(samples=8), capfd)
+    assert code == EnvironmentFault.exit_code
+    assert line == (
+        "hpclbfl: error: sharpness: 26 vectors as long as the net has parameters need about 15.6 MB of memory, 9.2 MB "
+        "are free, which 15 fit into: give a smaller --basis, --lanczos or --top"
+    )
+    run_sharpness(run, Options(samples=8, basis=6, tolerance=0.5))
+    assert len(read_sharpness(run / "sharpness.h5")[0]["eigenvalues"]) == 1
+
+
+def test_more_eigenvalues_than_parameters_are_refused(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, line = failure(run, Options(samples=8, top=10**8), capfd)
+    assert code == ConfigError.exit_code
+    assert "--top 100000000: the Hessian has" in line
 
 
 def failure(run: Path, options: Options, capfd: pytest.CaptureFixture[str]) -> tuple[Any, str]:
@@ -187,7 +289,7 @@ def test_two_ranks_are_one_rank(tmp_path: Path, toy_set: Path) -> None:
     (run / "DONE.json").unlink()
     shutil.rmtree(run / "checkpoints" / "step-000000006")
     # An odd number of images, which two ranks cannot share evenly.
-    words = ("--samples", "17", "--iterations", "6", "--top", "2", "--lanczos", "6", "--seed", "2")
+    words = ("--samples", "17", "--iterations", "12", "--top", "2", "--lanczos", "6", "--vectors", "2", "--seed", "2")
     alone = answer(run, *words)
     assert alone["step"] == 5
     (run / "sharpness.h5").unlink()
@@ -197,9 +299,9 @@ def test_two_ranks_are_one_rank(tmp_path: Path, toy_set: Path) -> None:
     for first, second in zip(alone["eigenvalues"], together["eigenvalues"], strict=True):
         assert second["eigenvalue"] == pytest.approx(first["eigenvalue"], rel=1e-6)
         assert second["residual"] == pytest.approx(first["residual"], rel=1e-2)
-    np.testing.assert_allclose(
-        [ritz["eigenvalue"] for ritz in together["spectrum"]],
-        [ritz["eigenvalue"] for ritz in alone["spectrum"]],
-        rtol=1e-6,
-    )
+    assert [p["has_settled"] for p in together["eigenvalues"]] == [p["has_settled"] for p in alone["eigenvalues"]]
+    for column, atol in (("eigenvalue", 1e-6), ("weight", 1e-6), ("error", 1e-6)):
+        found = ([part[column] for part in answered["spectrum"]] for answered in (together, alone))
+        np.testing.assert_allclose(*found, rtol=1e-6, atol=atol)
+    assert together["trace"]["value"] == pytest.approx(alone["trace"]["value"], rel=1e-6)
     assert len(read_sharpness(run / "sharpness.h5")[0]["eigenvalues"]) == 2
