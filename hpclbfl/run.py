@@ -134,7 +134,7 @@ class Session:
             if found is not None:
                 progress.say(f"resumes after step {found.step}, epoch {exp.epoch:.2f}")
             for line in exp.policy.warnings:
-                _warn(exp, log, progress, "plan", line)
+                _tell(exp, log, progress, "plan", line)
             if job.gradients.scaler is not None and job.optimizer.name != "sgd":
                 advice = (
                     f"gradients.scaler: {job.optimizer.name} divides by the gradient's size, the factor hardly acts"

@@ -61,9 +61,10 @@ def test_settings_are_there_however_a_rank_was_started(
 
 
 def test_what_the_user_has_set_of_mpi_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", {"OMPI_MCA_mpi_yield_when_idle": "0"})
+    own = {"OMPI_MCA_mpi_yield_when_idle": "0"}
+    monkeypatch.setattr(os, "environ", own)
     horovod.set_defaults(is_gpu=False, is_crowded=True)
-    assert os.environ["OMPI_MCA_mpi_yield_when_idle"] == "0"
+    assert own["OMPI_MCA_mpi_yield_when_idle"] == "0"
 
 
 @pytest.mark.parametrize(
