@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.table import Table
 
+from hpclbfl.core.table import DataTable
 from hpclbfl.progress import result_console
 from hpclbfl.sharpness.hessian import Eigenpair, Spectrum
 
@@ -70,7 +69,9 @@ def print_result(result: Result, num_ranks: int) -> None:
         f"{result.num_parameters:,} parameters; {ranks}, {result.seconds:.1f} s",
         soft_wrap=True,
     )
-    table = Table("index", "eigenvalue", "residual", "products", title="Top eigenvalues of the Hessian", **_STYLE)
+    table = DataTable(title="Top eigenvalues of the Hessian")
+    for name in ("index", "eigenvalue", "residual", "products"):
+        table.add_column(name, justify="right")
     for index, pair in enumerate(result.pairs):
         table.add_row(str(index), f"{pair.value:.5g}", f"{pair.residual:.2g}", str(pair.iterations))
     console.print(table)
@@ -79,12 +80,11 @@ def print_result(result: Result, num_ranks: int) -> None:
     console.print(str(result.path), soft_wrap=True)
 
 
-_STYLE: dict[str, Any] = {"box": box.SIMPLE, "title_justify": "left"}
-
-
-def _spectrum(spectrum: Spectrum) -> Table:
+def _spectrum(spectrum: Spectrum) -> DataTable:
     count = len(spectrum.values)
-    table = Table("Ritz value", "weight", "residual", title=f"Spectrum, {count} Lanczos steps", **_STYLE)
+    table = DataTable(title=f"Spectrum, {count} Lanczos steps")
+    for name in ("Ritz value", "weight", "residual"):
+        table.add_column(name, justify="right")
     places = range(count - 1, -1, -1)
     if count > 2 * _ENDS + 1:
         places_shown: list[int | None] = [*places[:_ENDS], None, *places[-_ENDS:]]
