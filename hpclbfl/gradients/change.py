@@ -7,6 +7,10 @@ training) with the step before:
 
 It is asymmetric: 0.5 is reached at a ratio of norms of 1.22 or 0.71, 0.8 at 1.34 or 0.45.
 
+It is not known (NaN) where |G_(i-1)| is zero up to rounding: the gradients of a mean loss are made of differences of
+numbers of order 1, as a softmax less its labels, which float32 knows to RESOLUTION. A client of one label gets there,
+and the quotient of what is left of such a gradient (1e27 and more) tells of no critical phase.
+
 SelSync (S. Tyagi, M. Swany, "Accelerating Distributed ML Training via Selective Synchronization", IEEE CLUSTER 2023)
 adds up the norms, not squared, of the layers, smooths the sum over a window, takes the relative change, and smooths
 that as well. Its public code divides by zero until the window has filled; here a mean is taken over the values there
@@ -27,6 +31,9 @@ WINDOW = 25
 """SelSync: steps that are averaged."""
 DECAY = 0.99
 """SelSync: weight of a step against the one after it, 1 - a with a = 0.01."""
+
+RESOLUTION = torch.finfo(torch.float32).eps
+"""A norm below it, or below this part of the next one, is zero up to rounding."""
 
 _UNKNOWN = torch.tensor(float("nan"), dtype=torch.float64)
 
@@ -62,7 +69,7 @@ class SquaredNormChange:
         now = grad_sq_norm.double()
         previous = state.previous.to(now.device)
         is_finite = torch.isfinite(now)
-        change = torch.where(is_finite, (now - previous).abs() / previous, torch.nan)
+        change = torch.where(is_finite, _relative(now, previous, RESOLUTION**2), torch.nan)
         return ChangeState(previous=torch.where(is_finite, now, previous), change=change)
 
 
@@ -85,16 +92,22 @@ class SmoothedChange:
         previous = state.previous.to(now.device)
         sums = _push(before[0], now)
         smoothed = _weighted_mean(sums)
-        relative = (smoothed - previous).abs() / previous
+        relative = _relative(smoothed, previous, RESOLUTION)
         changes = torch.where(torch.isfinite(relative), _push(before[1], relative), before[1])
         return ChangeState(
             previous=torch.where(is_finite, smoothed, previous),
-            change=torch.where(is_finite, _weighted_mean(changes), torch.nan),
+            change=torch.where(is_finite & relative.isfinite(), _weighted_mean(changes), torch.nan),
             windows=torch.where(is_finite, torch.stack([sums, changes]), before),
         )
 
 
 METRICS: dict[str, ChangeMetric] = {"squared_norm": SquaredNormChange(), "selsync": SmoothedChange()}
+
+
+def _relative(now: Tensor, previous: Tensor, resolution: float) -> Tensor:
+    """NaN where the predecessor is zero up to rounding, or not known."""
+    is_known = previous >= resolution * now.clamp(min=1.0)
+    return torch.where(is_known, (now - previous).abs() / previous, torch.nan)
 
 
 def _push(window: Tensor, value: Tensor) -> Tensor:
