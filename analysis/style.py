@@ -29,7 +29,7 @@ PARTS: dict[str, tuple[str, str]] = {
 ROWS = "rows"
 """Name of the data in every definition."""
 
-Chart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.FacetChart
+Chart = alt.Chart | alt.LayerChart | alt.ConcatChart | alt.FacetChart
 
 
 def fill(spec: Any, rows: list[dict[str, Any]], arms: Sequence[str]) -> Any:
@@ -97,6 +97,17 @@ def line(base: alt.Chart, x: alt.X, y: alt.Y) -> Chart:
     line = base.mark_line(strokeWidth=1.8).encode(x, y, color(), dash, detail="label:N")
     marks = base.transform_filter("datum.mark").mark_point(size=46, filled=True, opacity=1)
     return alt.layer(line, marks.encode(x, y, color(), shape, tooltip=tips("label:N", x.shorthand, y.shorthand)))
+
+
+def beyond(base: alt.Chart, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    """Triangles at the ends of the axis, where values lie outside of it: the view's `<field>_beyond` says so."""
+    name = y.shorthand.partition(":")[0]
+    return [
+        base.transform_filter(f"datum.{name}_beyond === '{side}'")
+        .mark_point(size=40, filled=True, opacity=1, shape=shape)
+        .encode(x, y, color(), tooltip=tips("label:N", x.shorthand))
+        for side, shape in (("above", "triangle-up"), ("below", "triangle-down"))
+    ]
 
 
 def part_order() -> str:

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from hpclbfl.analysis import curves, traces, views
+from hpclbfl.analysis.convert import converted
 from hpclbfl.analysis.figures import FIGURES, definition
 from hpclbfl.analysis.load import load
-from hpclbfl.analysis.render import figure_rows, filled, rendered
+from hpclbfl.analysis.render import VEGALITE, figure_rows, filled
 from hpclbfl.analysis.style import COLORS, DASHES, MAX_ARMS, PARTS, SHAPES, fill
 from hpclbfl.sharpness.store import empty_tables, rows_of, save_sharpness
 from tests.analysis.synthetic import make_run
@@ -49,7 +50,7 @@ ARMS = ["no scaler", "X=2", "X=4", "X=8"]
 def test_figure_draws(name, rows):
     spec = filled(name, rows[name], ARMS)
     json.dumps(spec, allow_nan=False)
-    picture = np.asarray(Image.open(io.BytesIO(rendered(spec, "png"))).convert("L"))
+    picture = np.asarray(Image.open(io.BytesIO(converted(spec, VEGALITE, ["png"])[0])).convert("L"))
     assert picture.shape[0] > 200
     assert picture.shape[1] > 800
     assert 0.005 < (picture < 128).mean() < 0.5
@@ -162,8 +163,8 @@ def test_time_shares_add_up(rows):
 
 
 def test_gradient_norms_are_drawn_as_they_are_and_summed(rows):
-    above, below = definition("gradient_norm")["vconcat"]
-    lines = [panel["layer"][0] for panel in (*above["hconcat"], below["layer"][1])]
+    norm, total, change = definition("gradient_norm")["concat"]
+    lines = [norm["layer"][0]["layer"][0], total["layer"][0], change["layer"][1]["layer"][0]]
     assert [line["encoding"]["y"]["field"] for line in lines] == ["norm", "cumulative_norm", "change"]
     table = rows["gradient_norm"].filter(pl.col("seed").is_null() & (pl.col("arm") == "X=2"))
     # 60 steps in 30 stretches: each adds its mean norm twice.
