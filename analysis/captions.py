@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS
-from hpclbfl.analysis.views import CHANGE_RANGE, NORM_FLOOR
+from hpclbfl.analysis.views import CHANGE_RANGE
 
 CAPTIONS: dict[str, tuple[str, str]] = {
     "learning_curves": (
@@ -29,7 +29,7 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         "First: norm of the gradient that all clients share, before it is scaled (where clients train alone: mean over "
         "clients of their own), mean over a stretch of steps. Second: its sum over all steps so far. Third: relative "
         "change of its square from step to step, |ΔG²| / G², median over a stretch. Means over n seeds. Triangles at "
-        f"the end of an axis: a norm below {NORM_FLOOR:g}, which is zero up to rounding; a change outside of "
+        "the end of an axis: a norm below 10⁻⁷, which is zero up to rounding; a change outside of "
         f"{CHANGE_RANGE[0]:g} to {CHANGE_RANGE[1]:g}.",
     ),
     "scale_factor": (

@@ -93,7 +93,13 @@ def time_shares(parts: Sequence[str] = tuple(PARTS), width: int = 480) -> Chart:
     """Where a step's time goes (Eq. 2): one bar per arm, mean over seeds."""
     base = rows().transform_calculate(order=part_order())
     y = alt.Y("label:N", title=None, axis=alt.Axis(labelLimit=260, domain=False, ticks=False))
-    x = alt.X("share:Q", title="share of the step's time (%)", stack="zero", scale=alt.Scale(domain=[0, 100]))
+    x = alt.X(
+        "share:Q",
+        title="share of the step's time (%)",
+        stack="zero",
+        scale=alt.Scale(domain=[0, 100]),
+        axis=alt.Axis(tickCount=10),
+    )
     bars = base.mark_bar(stroke="#333333", strokeWidth=0.6, height={"band": 0.7}).encode(
         x, y, part_color(parts), alt.Order("order:Q"), tooltip=tips("label:N", "part:N", "share:Q")
     )
@@ -143,7 +149,13 @@ def batches_and_waits(parts: Sequence[str] = tuple(PARTS), width: int = 300, hei
         .transform_calculate(order=part_order())
         .mark_bar(stroke="#333333", strokeWidth=0.4)
         .encode(
-            alt.X("ms:Q", title="mean time of a step (ms)", stack="zero", scale=alt.Scale(domainMin=0)),
+            alt.X(
+                "ms:Q",
+                title="mean time of a step (ms)",
+                stack="zero",
+                scale=alt.Scale(domainMin=0),
+                axis=alt.Axis(tickCount=6),
+            ),
             alt.Y("client:O", title="client", axis=alt.Axis(labelOverlap=True)),
             part_color(parts),
             alt.Order("order:Q"),
@@ -165,7 +177,7 @@ def final_accuracy(width: int = 480) -> Chart:
     """Test accuracy at the end: mean over seeds with its 95 % interval, single seeds as open dots."""
     title = "final test accuracy (%)"
     y = alt.Y("label:N", title=None, axis=alt.Axis(labelLimit=260, grid=True))
-    x = alt.X("mean:Q", title=title, scale=loose(), axis=alt.Axis(format=".3~g"))
+    x = alt.X("mean:Q", title=title, scale=loose(), axis=alt.Axis(tickCount=8))
     seeds = rows().transform_filter("datum.kind == 'seed'").mark_point(size=26, filled=False, opacity=0.7, yOffset=8)
     mean = rows().transform_filter("datum.kind == 'mean'")
     interval = mean.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=title), alt.X2("high:Q"), y)

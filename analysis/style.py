@@ -26,6 +26,11 @@ PARTS: dict[str, tuple[str, str]] = {
 }
 """Of a step's time: name in the legend and colour, from dark to light in the order of the bars."""
 
+SPREAD = ("cumulative_norm",)
+"""Fields whose linear axis becomes a logarithmic one where values are spread."""
+SPREAD_RATIO = 1000
+"""Of the largest value to the median."""
+
 ROWS = "rows"
 """Name of the data in every definition."""
 
@@ -41,15 +46,23 @@ def fill(spec: Any, rows: list[dict[str, Any]], arms: Sequence[str]) -> Any:
             in figures in which others are missing.
     """
     labels = {row["label"]: arms.index(row["arm"]) for row in rows}
-    return {**_with_domain(spec, labels), "datasets": {ROWS: rows}}
+    spread = [field for field in SPREAD if is_spread([row[field] for row in rows if field in row])]
+    return {**_with_domain(spec, labels, spread), "datasets": {ROWS: rows}}
 
 
-def _with_domain(node: Any, labels: dict[str, int]) -> Any:
+def is_spread(values: Sequence[float]) -> bool:
+    """Whether a linear axis would show little but the largest values: a run that diverged beside others."""
+    return bool(values) and max(values) > SPREAD_RATIO * sorted(values)[len(values) // 2] > 0
+
+
+def _with_domain(node: Any, labels: dict[str, int], spread: Sequence[str]) -> Any:
     if isinstance(node, list):
-        return [_with_domain(item, labels) for item in node]
+        return [_with_domain(item, labels, spread) for item in node]
     if not isinstance(node, dict):
         return node
-    found = {key: _with_domain(value, labels) for key, value in node.items()}
+    found = {key: _with_domain(value, labels, spread) for key, value in node.items()}
+    if node.get("field") in spread and "scale" in node:
+        found |= {"scale": {"type": "symlog"}, "title": f"{node['title']} (log scale)"}
     if node.get("field") == "label" and "type" in node:
         names = sorted(labels, key=labels.__getitem__)
         if "range" in node.get("scale", {}):
