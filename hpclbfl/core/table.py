@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
+from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.segment import Segment
@@ -14,6 +14,8 @@ from rich.text import Text
 
 from hpclbfl.core.text import cell
 
+_ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+"""For streams without lines; rich's own substitute has borders, too."""
 LEAST_TEXT = 12
 """Columns of the terminal that a column of texts keeps."""
 
@@ -49,6 +51,8 @@ class DataTable(Table):
         if widths is None:
             yield from self._records(options.max_width)
         else:
+            if options.ascii_only and self.box is SIMPLE_HEAD:
+                self.box = _ASCII_HEAD
             for column, width in zip(self.columns, widths, strict=True):
                 column.width = width
             yield from _without_ends(super().__rich_console__(console, options))
