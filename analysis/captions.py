@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS
+from hpclbfl.analysis.views import CHANGE_RANGE
 
 CAPTIONS: dict[str, tuple[str, str]] = {
     "learning_curves": (
@@ -25,9 +26,11 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
     "gradient_norm": (
         "Gradient norm and its change",
-        "Left: norm of the gradient that all clients share, before it is scaled (where clients train alone: mean over "
-        "clients of their own), mean over a stretch of steps. Right: its sum over all steps so far. Below: relative "
-        "change of its square from step to step, |ΔG²| / G², median over a stretch. Means over n seeds.",
+        "First: norm of the gradient that all clients share, before it is scaled (where clients train alone: mean over "
+        "clients of their own), mean over a stretch of steps. Second: its sum over all steps so far. Third: relative "
+        "change of its square from step to step, |ΔG²| / G², median over a stretch. Means over n seeds. Triangles at "
+        "the end of an axis: a norm below 10⁻⁷, which is zero up to rounding; a change outside of "
+        f"{CHANGE_RANGE[0]:g} to {CHANGE_RANGE[1]:g}.",
     ),
     "scale_factor": (
         "Scale factor",
@@ -41,8 +44,8 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
     "batches_and_waits": (
         "Batch sizes and stragglers",
-        "One run per arm. Left: samples that each client processes per step. Right: what a step takes on each client, "
-        "mean; what a rank spends once per step is shared evenly among its clients.",
+        "One run per arm. First: samples that each client processes per step. Second: what a step takes on each "
+        "client, mean; what a rank spends once per step is shared evenly among its clients.",
     ),
 }
 """By figure: title and caption. The three learning curves are one figure with a switch."""

@@ -7,6 +7,7 @@ own) puts them in, again whenever somebody filters.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import altair as alt
@@ -17,6 +18,7 @@ from hpclbfl.analysis.style import (
     PARTS,
     ROWS,
     Chart,
+    beyond,
     color,
     configured,
     dashes,
@@ -49,29 +51,28 @@ def learning_curves(axis: Axis, width: int = 520, height: int = 300) -> Chart:
     return finish(band + line(rows(), x, alt.Y("mean:Q", title=title, scale=loose())), width, height)
 
 
-def gradient_norm(width: int = 310, height: int = 230) -> Chart:
-    """Gradient norm and its sum over steps (Fig. 6), and its relative change (Eq. 8); thresholds as grey lines."""
+def gradient_norm(width: int = 280, height: int = 230) -> Chart:
+    """Gradient norm and its sum over steps (Fig. 6), and its relative change (Eq. 8); thresholds as grey lines.
+
+    What lies outside a logarithmic axis is a triangle at its end (see `views.gradients`).
+    """
     x = alt.X("x:Q", title="optimizer steps", axis=alt.Axis(tickCount=4))
-    log = alt.Y(
-        "norm:Q",
-        title="gradient norm |G|, mean (log scale)",
-        scale=alt.Scale(type="log", nice=False),
-        axis=alt.Axis(format="~g", labelOverlap=True),
-    )
-    norm = line(rows().transform_filter("datum.norm > 0"), x, log)
+    logarithmic: Any = {"scale": alt.Scale(type="log", nice=False), "axis": alt.Axis(format="~g", labelOverlap=True)}
+    norm = alt.Y("norm:Q", title="gradient norm |G|, mean (log scale)", **logarithmic)
     total = alt.Y("cumulative_norm:Q", title="cumulative gradient norm", scale=alt.Scale(zero=True))
-    cumulative = line(rows(), x, total)
-    title = "change of |G|² (grey: threshold)"
-    linear = alt.Y("change:Q", title=title, scale=alt.Scale(zero=True))
-    change = line(rows().transform_filter("isValid(datum.change)"), x, linear)
-    thresholds = rows().transform_filter("isValid(datum.threshold)").transform_aggregate(groupby=["threshold"])
-    y = alt.Y("threshold:Q", title=title)
+    title = "change of |G|² (log scale; grey: threshold)"
+    change = alt.Y("change:Q", title=title, **logarithmic)
+    changes = rows().transform_filter("isValid(datum.change)")
+    thresholds = rows().transform_filter("datum.threshold > 0").transform_aggregate(groupby=["threshold"])
+    y = alt.Y("threshold:Q", title=title, **logarithmic)
     rule = thresholds.mark_rule(color="#777777", strokeWidth=1.5).encode(y, tooltip=tips("threshold:Q"))
-    # Flush: spacing is from plot to plot, so that the wide one ends where the two above it do.
-    gap = 70
-    above = alt.hconcat(*(panel.properties(width=width, height=height) for panel in (norm, cumulative)), spacing=gap)
-    below = (rule + change).properties(width=2 * width + gap, height=height * 3 // 4)
-    return configured(alt.vconcat(above.properties(bounds="flush"), below, spacing=24))
+    panels = (
+        alt.layer(line(rows(), x, norm), *beyond(rows(), x, norm)),
+        line(rows(), x, total),
+        alt.layer(rule, line(changes, x, change), *beyond(changes, x, change)),
+    )
+    sized = (panel.properties(width=width, height=height) for panel in panels)
+    return configured(alt.concat(*sized, columns=3, spacing=24))
 
 
 def scale_factor(width: int = 520, height: int = 240) -> Chart:
@@ -92,7 +93,13 @@ def time_shares(parts: Sequence[str] = tuple(PARTS), width: int = 480) -> Chart:
     """Where a step's time goes (Eq. 2): one bar per arm, mean over seeds."""
     base = rows().transform_calculate(order=part_order())
     y = alt.Y("label:N", title=None, axis=alt.Axis(labelLimit=260, domain=False, ticks=False))
-    x = alt.X("share:Q", title="share of the step's time (%)", stack="zero", scale=alt.Scale(domain=[0, 100]))
+    x = alt.X(
+        "share:Q",
+        title="share of the step's time (%)",
+        stack="zero",
+        scale=alt.Scale(domain=[0, 100]),
+        axis=alt.Axis(tickCount=10),
+    )
     bars = base.mark_bar(stroke="#333333", strokeWidth=0.6, height={"band": 0.7}).encode(
         x, y, part_color(parts), alt.Order("order:Q"), tooltip=tips("label:N", "part:N", "share:Q")
     )
@@ -142,7 +149,13 @@ def batches_and_waits(parts: Sequence[str] = tuple(PARTS), width: int = 300, hei
         .transform_calculate(order=part_order())
         .mark_bar(stroke="#333333", strokeWidth=0.4)
         .encode(
-            alt.X("ms:Q", title="mean time of a step (ms)", stack="zero", scale=alt.Scale(domainMin=0)),
+            alt.X(
+                "ms:Q",
+                title="mean time of a step (ms)",
+                stack="zero",
+                scale=alt.Scale(domainMin=0),
+                axis=alt.Axis(tickCount=6),
+            ),
             alt.Y("client:O", title="client", axis=alt.Axis(labelOverlap=True)),
             part_color(parts),
             alt.Order("order:Q"),
@@ -156,14 +169,15 @@ def batches_and_waits(parts: Sequence[str] = tuple(PARTS), width: int = 300, hei
         .resolve_scale(y="independent")
         for panel in (batch, times)
     ]
-    return configured(alt.hconcat(*facets, spacing=40).resolve_scale(color="independent", strokeDash="independent"))
+    panels = alt.concat(*facets, columns=2, spacing=40)
+    return configured(panels.resolve_scale(color="independent", strokeDash="independent"))
 
 
 def final_accuracy(width: int = 480) -> Chart:
     """Test accuracy at the end: mean over seeds with its 95 % interval, single seeds as open dots."""
     title = "final test accuracy (%)"
     y = alt.Y("label:N", title=None, axis=alt.Axis(labelLimit=260, grid=True))
-    x = alt.X("mean:Q", title=title, scale=loose(), axis=alt.Axis(format=".3~g"))
+    x = alt.X("mean:Q", title=title, scale=loose(), axis=alt.Axis(tickCount=8))
     seeds = rows().transform_filter("datum.kind == 'seed'").mark_point(size=26, filled=False, opacity=0.7, yOffset=8)
     mean = rows().transform_filter("datum.kind == 'mean'")
     interval = mean.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=title), alt.X2("high:Q"), y)
@@ -190,8 +204,9 @@ FIGURES: tuple[str, ...] = (
 """All figures by name, in the order of the page."""
 
 
-def definition(name: str, parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:
-    """A figure's Vega-Lite definition, validated, without data.
+@cache
+def definition(name: str, parts: tuple[str, ...] = tuple(PARTS)) -> dict[str, Any]:
+    """A figure's Vega-Lite definition, validated, without data; to be read alone, as it is made once.
 
     Args:
         parts: of a step's time that the data have; others do not stand in the legend.

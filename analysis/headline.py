@@ -10,7 +10,7 @@ import polars as pl
 from hpclbfl.analysis import metrics, stats
 from hpclbfl.analysis.arms import differing_keys
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.tasks import arm_tasks
+from hpclbfl.analysis.tasks import ALONE, arm_tasks, with_few_alone
 from hpclbfl.errors import ConfigError
 
 _MEASURES = ("best_top1", "gap_top1", "share_scaled", "samples_per_s", "elapsed_s")
@@ -61,7 +61,7 @@ def headlines(
     Raises:
         ConfigError: no arm has that label.
     """
-    tasks: Mapping[str, list[str]] = arm_tasks(frames.runs)
+    tasks: Mapping[str, list[str]] = with_few_alone(arm_tasks(frames.runs))
     if baseline is not None:
         labels = [label for members in tasks.values() for label in members]
         if baseline not in labels:
@@ -101,7 +101,9 @@ def _headline(
 ) -> Headline:
     table = summary.filter("complete")
     evals = evals.join(table.select("run"), on="run", how="semi")
-    points = {axis: point for axis in metrics.AXES if (point := metrics.common_point(evals, axis)) is not None}
+    # Points that unlike tasks have in common say nothing.
+    axes = () if title == ALONE else metrics.AXES
+    points = {axis: point for axis in axes if (point := metrics.common_point(evals, axis)) is not None}
     for axis, point in points.items():
         at = metrics.accuracy_at(evals, axis, point).select("run", pl.col("top1").alias(f"at_{axis}"))
         table = table.join(at, on="run", how="left", maintain_order="left")
@@ -126,7 +128,7 @@ def _headline(
     size = next((name for name in ("clients", "num_ranks") if _scales(runs, name)), None)
     if size is not None:
         arms = _with_speed_up(arms, runs, size)
-    if baseline is None and len(arms) > 1:
+    if baseline is None and len(arms) > 1 and title != ALONE:
         baseline = next(iter(arms.filter(pl.col("n") > 0)["arm"].cast(pl.String)), None)
     measures = (*at_points, "top1")
     rounding = _rounding(runs)

@@ -6,10 +6,9 @@ import re
 from dataclasses import dataclass, field
 from html import escape as html_escape
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table as RichTable
 from rich.text import Text
 
+from hpclbfl.core.table import DataTable
 from hpclbfl.core.text import printable
 
 
@@ -43,15 +42,11 @@ def signed(value: float, digits: int) -> str:
     return text if float(text) == 0 else f"{'−' if value < 0 else '+'}{text}"
 
 
-def to_rich(table: TextTable, fold: str = "") -> RichTable:
-    """For a terminal; the column `fold` may run over several lines, units stand below the names."""
-    shown = RichTable(title=Text(table.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+def to_rich(table: TextTable) -> DataTable:
+    """For a terminal; texts may run over several lines, units stand below the names."""
+    shown = DataTable(title=table.title)
     for name in table.head:
-        if name == fold:
-            shown.add_column(Text(name), overflow="fold")
-        else:
-            head = Text(name.replace(" (", "\n("))
-            shown.add_column(head, justify="left" if name in table.left else "right", no_wrap=True)
+        shown.add_column(Text(name.replace(" (", "\n(")), justify="left" if name in table.left else "right")
     for row in table.rows:
         shown.add_row(*map(Text, row))
     return shown

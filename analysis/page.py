@@ -32,7 +32,7 @@ from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.render import BY_ROW, MAX_BARS, VEGALITE, figure_rows, parts_of
 from hpclbfl.analysis.report import problem_lines
 from hpclbfl.analysis.scan import unstarted
-from hpclbfl.analysis.style import MAX_ARMS
+from hpclbfl.analysis.style import MAX_ARMS, SPREAD, SPREAD_RATIO
 from hpclbfl.analysis.tables import arms_table, comparison_table
 from hpclbfl.core.files import explained_writes, write_text
 from hpclbfl.core.text import printable
@@ -83,6 +83,7 @@ def page(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -> str:
         "num_runs": len(runs),
         "filters": [[value["arms"] for value in key["values"]] for key in filters],
         "figures": figures,
+        "spread": {"fields": SPREAD, "ratio": SPREAD_RATIO},
     }
     environment = Environment(
         loader=PackageLoader("hpclbfl.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True

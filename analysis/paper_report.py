@@ -1,7 +1,4 @@
-"""What `hpclbfl report DIR --paper table1` prints: the paper's numbers beside ours, and whether their order holds.
-
-The tables fit into 100 columns.
-"""
+"""What `hpclbfl report DIR --paper table1` prints: the paper's numbers beside ours, and whether their order holds."""
 
 from __future__ import annotations
 
@@ -15,11 +12,9 @@ from typing import Any
 from hpclbfl.analysis.markup import TextTable, signed, to_latex, to_markdown, to_rich
 from hpclbfl.analysis.paper_compare import HOLDS, REVERSED, Comparison, Measured, Pair, compare_with_paper
 from hpclbfl.analysis.paper_rows import PaperTable, paper_table
-from hpclbfl.analysis.report import Format, load_some
+from hpclbfl.analysis.report import WIDTH, Format, load_some
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS
 from hpclbfl.core.console import make_console
-
-_WIDTH = 200
 
 
 def print_paper(directory: str | Path, name: str, as_json: bool = False, form: Format = "text") -> Comparison:
@@ -42,11 +37,11 @@ def print_paper(directory: str | Path, name: str, as_json: bool = False, form: F
         render = to_markdown if form == "markdown" else to_latex
         sys.stdout.write("\n".join(render(table) for table in tables))
         return compared
-    console = make_console() if sys.stdout.isatty() else make_console(width=_WIDTH)
+    console = make_console()
     for table in tables:
-        console.print(to_rich(table, fold=table.head[-1] if table.head[-1] in table.left else ""))
+        console.print(to_rich(table))
         for note in table.notes:
-            console.print(note)
+            console.print(note, width=WIDTH)
         console.print()
     return compared
 

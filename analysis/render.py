@@ -10,9 +10,9 @@ from typing import Any
 
 import altair as alt
 import polars as pl
-import vl_convert
 
 from hpclbfl.analysis import views
+from hpclbfl.analysis.convert import convert_all
 from hpclbfl.analysis.figures import definition
 from hpclbfl.analysis.frames import Frames
 from hpclbfl.analysis.headline import Headline, ranked_arms
@@ -21,7 +21,6 @@ from hpclbfl.analysis.style import MAX_ARMS, PARTS, ROWS, fill
 from hpclbfl.core.files import explained_writes, write_bytes
 
 FORMATS = ("png", "svg", "pdf")
-PNG_PPI = 200
 VEGALITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 """Version of Vega-Lite that altair's definitions are for."""
 MAX_BARS = 40
@@ -56,24 +55,15 @@ def filled(name: str, table: pl.DataFrame, arms: Sequence[str]) -> dict[str, Any
     return found
 
 
-def parts_of(table: pl.DataFrame) -> list[str]:
+def parts_of(table: pl.DataFrame) -> tuple[str, ...]:
     """The parts of a step's time that a view has, in their order."""
     present = set(table["part"].drop_nulls()) if "part" in table.columns else set()
-    return [part for part in PARTS if part in present]
+    return tuple(part for part in PARTS if part in present)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """Numbers that are not finite become null, and nulls go."""
     return {k: v for k, v in row.items() if v is not None and not (isinstance(v, float) and not math.isfinite(v))}
-
-
-def rendered(spec: dict[str, Any], kind: str) -> bytes:
-    """A definition with data as the bytes of a `png`, `svg` or `pdf` file."""
-    if kind == "png":
-        return bytes(vl_convert.vegalite_to_png(spec, vl_version=VEGALITE, ppi=PNG_PPI))
-    if kind == "svg":
-        return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGALITE)).encode()
-    return bytes(vl_convert.vegalite_to_pdf(spec, vl_version=VEGALITE))
 
 
 def write_figures(
@@ -87,9 +77,10 @@ def write_figures(
         Each file, and what was left out of it (empty: nothing).
 
     Raises:
-        EnvironmentFault: a file cannot be written.
+        EnvironmentFault: a file cannot be written, or a process that draws has ended.
     """
     endings = _endings([head.title for head in heads])
+    wanted = []
     for name, table in figure_rows(frames).items():
         for head in heads:
             limit = MAX_BARS if name in BY_ROW else MAX_ARMS
@@ -97,14 +88,16 @@ def write_figures(
             total = table.filter(pl.col("arm").cast(pl.String).is_in(head.labels))["arm"].n_unique()
             left_out = f"{len(chosen)} of {total} arms, the most accurate" if total > len(chosen) else ""
             spec = filled(name, table, chosen)
-            if not spec["datasets"][ROWS]:
-                continue
-            for kind in kinds:
-                path = folder / f"{name}{endings[head.title]}.{kind}"
-                with explained_writes(folder):
-                    folder.mkdir(parents=True, exist_ok=True)
-                write_bytes(path, rendered(spec, kind))
-                yield path, left_out
+            if spec["datasets"][ROWS]:
+                wanted.append((f"{name}{endings[head.title]}", left_out, spec))
+    pictures = convert_all((spec for *_, spec in wanted), VEGALITE, kinds)
+    for (name, left_out, _), contents in zip(wanted, pictures, strict=True):
+        for kind, content in zip(kinds, contents, strict=True):
+            path = folder / f"{name}.{kind}"
+            with explained_writes(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, content)
+            yield path, left_out
 
 
 def _endings(titles: Sequence[str]) -> dict[str, str]:

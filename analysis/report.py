@@ -25,7 +25,7 @@ from hpclbfl.core.text import printable, say
 from hpclbfl.errors import DataError
 
 WIDTH = 100
-"""Columns of text that tables take where there is no terminal."""
+"""Columns of text that sentences take at most."""
 MANY_RUNS = 60
 """Beyond it, where arms have several seeds, the terminal lists only those runs that are not complete."""
 Format = Literal["text", "markdown", "latex"]
@@ -110,23 +110,21 @@ def problem_lines(frames: Frames) -> dict[str, list[str]]:
 
 
 def _print_text(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -> None:
-    console = make_console(width=min(WIDTH, make_console().width) if sys.stdout.isatty() else WIDTH)
+    console = make_console()
     has_seeds = any((head.arms["n"] > 1).any() for head in heads)
-    # Wider where nobody counts columns: what is cut cannot be read.
-    wide = console if sys.stdout.isatty() else make_console(width=200)
     for head in heads if any(map(_says_more, heads)) else ():
         for table in (arms_table(head, brief=True), comparison_table(head)):
             if table.rows:
-                wide.print(to_rich(table))
+                console.print(to_rich(table))
             for note in table.notes:
-                console.print(note)
+                console.print(note, width=WIDTH)
             console.print()
     listed = runs
     if has_seeds and len(runs) > MANY_RUNS:
         listed = runs.filter(~pl.col("complete"))
     root = frames.root
     if len(listed):
-        console.print(to_rich(runs_table(listed, f"Runs in {root}"), fold="run"))
+        console.print(to_rich(runs_table(listed, f"Runs in {root}")))
     if len(listed) < len(runs):
         console.print(f"{len(runs) - len(listed)} complete runs are not listed; --json lists all")
     is_one_run = (root / "config.yaml").exists()

@@ -26,10 +26,15 @@ PARTS: dict[str, tuple[str, str]] = {
 }
 """Of a step's time: name in the legend and colour, from dark to light in the order of the bars."""
 
+SPREAD = ("cumulative_norm",)
+"""Fields whose linear axis becomes a logarithmic one where values are spread."""
+SPREAD_RATIO = 1000
+"""Of the largest value to the median."""
+
 ROWS = "rows"
 """Name of the data in every definition."""
 
-Chart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.FacetChart
+Chart = alt.Chart | alt.LayerChart | alt.ConcatChart | alt.FacetChart
 
 
 def fill(spec: Any, rows: list[dict[str, Any]], arms: Sequence[str]) -> Any:
@@ -41,15 +46,23 @@ def fill(spec: Any, rows: list[dict[str, Any]], arms: Sequence[str]) -> Any:
             in figures in which others are missing.
     """
     labels = {row["label"]: arms.index(row["arm"]) for row in rows}
-    return {**_with_domain(spec, labels), "datasets": {ROWS: rows}}
+    spread = [field for field in SPREAD if is_spread([row[field] for row in rows if field in row])]
+    return {**_with_domain(spec, labels, spread), "datasets": {ROWS: rows}}
 
 
-def _with_domain(node: Any, labels: dict[str, int]) -> Any:
+def is_spread(values: Sequence[float]) -> bool:
+    """Whether a linear axis would show little but the largest values: a run that diverged beside others."""
+    return bool(values) and max(values) > SPREAD_RATIO * sorted(values)[len(values) // 2] > 0
+
+
+def _with_domain(node: Any, labels: dict[str, int], spread: Sequence[str]) -> Any:
     if isinstance(node, list):
-        return [_with_domain(item, labels) for item in node]
+        return [_with_domain(item, labels, spread) for item in node]
     if not isinstance(node, dict):
         return node
-    found = {key: _with_domain(value, labels) for key, value in node.items()}
+    found = {key: _with_domain(value, labels, spread) for key, value in node.items()}
+    if node.get("field") in spread and "scale" in node:
+        found |= {"scale": {"type": "symlog"}, "title": f"{node['title']} (log scale)"}
     if node.get("field") == "label" and "type" in node:
         names = sorted(labels, key=labels.__getitem__)
         if "range" in node.get("scale", {}):
@@ -97,6 +110,17 @@ def line(base: alt.Chart, x: alt.X, y: alt.Y) -> Chart:
     line = base.mark_line(strokeWidth=1.8).encode(x, y, color(), dash, detail="label:N")
     marks = base.transform_filter("datum.mark").mark_point(size=46, filled=True, opacity=1)
     return alt.layer(line, marks.encode(x, y, color(), shape, tooltip=tips("label:N", x.shorthand, y.shorthand)))
+
+
+def beyond(base: alt.Chart, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    """Triangles at the ends of the axis, where values lie outside of it: the view's `<field>_beyond` says so."""
+    name = y.shorthand.partition(":")[0]
+    return [
+        base.transform_filter(f"datum.{name}_beyond === '{side}'")
+        .mark_point(size=40, filled=True, opacity=1, shape=shape)
+        .encode(x, y, color(), tooltip=tips("label:N", x.shorthand))
+        for side, shape in (("above", "triangle-up"), ("below", "triangle-down"))
+    ]
 
 
 def part_order() -> str:

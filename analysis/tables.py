@@ -11,6 +11,7 @@ from hpclbfl.analysis.headline import Headline
 from hpclbfl.analysis.markup import TextTable, signed
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS, MOST_SEEDS, POWER, TOO_FEW
+from hpclbfl.analysis.tasks import ALONE
 
 _INTERVALS = (
     f"In brackets: {100 * LEVEL:.0f} % interval of the mean over seeds (Student's t), from {MIN_SEEDS} seeds up; "
@@ -76,6 +77,8 @@ def comparison_table(head: Headline) -> TextTable:
     Without rows, and with one sentence as its note, where there is nothing to compare or too few seeds.
     """
     title = f"Top-1 against {head.baseline}"
+    if head.title == ALONE:
+        return TextTable(title, (), [], notes=(f"Of {ALONE} there is nothing to compare.",))
     if not head.comparisons:
         there_is = f"Of {head.title} there" if head.title else "There"
         return TextTable(title, (), [], notes=(f"{there_is} is but one arm to show: nothing to compare.",))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import polars as pl
 
 from hpclbfl.analysis.arms import DATA_KEY, data_key, data_titles
@@ -9,6 +11,10 @@ from hpclbfl.core.text import printable
 
 _MAX_TITLE = 200
 """Characters of a task's title."""
+ALONE = "tasks of one arm each"
+"""Title of the tasks that have nothing to be compared with, together."""
+MAX_ALONE = 8
+"""Of them, that stand by themselves."""
 
 
 def arm_tasks(runs: pl.DataFrame) -> dict[str, list[str]]:
@@ -36,3 +42,12 @@ def arm_tasks(runs: pl.DataFrame) -> dict[str, list[str]]:
         parts = [str(row[name]) if name == "model" else titles[row[name]] for name in several]
         tasks.setdefault(printable(", ".join(parts), _MAX_TITLE), []).append(row["arm"])
     return tasks
+
+
+def with_few_alone(tasks: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Tasks, those of a single arm together at the end, as ALONE, where they are more than MAX_ALONE."""
+    alone = [label for labels in tasks.values() if len(labels) == 1 for label in labels]
+    if len(alone) <= MAX_ALONE:
+        return dict(tasks)
+    found = {title: labels for title, labels in tasks.items() if len(labels) > 1}
+    return {**found, ALONE: alone}

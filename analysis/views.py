@@ -18,6 +18,10 @@ from hpclbfl.analysis.eigenvalues import read_all
 from hpclbfl.analysis.frames import Frames
 
 PERCENT = (0.0, 100.0)
+NORM_FLOOR = 1e-7
+"""Gradient norms below it are zero up to rounding in float32 (see `hpclbfl.gradients.change`), and drawn at it."""
+CHANGE_RANGE = (1e-3, 1e3)
+"""Of relative changes that are drawn as they are; what lies outside is drawn at its ends."""
 
 
 def figure_runs(frames: Frames) -> pl.DataFrame:
@@ -81,20 +85,29 @@ def sharpness_points(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
 def gradients(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     """Gradient norm, its sum over steps, and its change (Fig. 6).
 
-    arm, seed, label, x, norm, cumulative_norm, change (means over seeds), mark, threshold (of the arm's scaler).
+    arm, seed, label, x, norm, cumulative_norm, change (means over seeds), mark, threshold (of the arm's scaler), and
+    norm_beyond, change_beyond: `above` or `below` where the value lies outside the axis and its end is given instead.
     """
     points = points_per_curve(runs) // 2
     curves = traces.gradient_curves(_steps_of(frames, runs), points)
     columns = ("norm", "cumulative_norm", "change")
     table = on_arm_grids(curves, runs, columns, points)
     means = table.group_by("arm", "label", "x", maintain_order=True).agg(pl.col(columns).mean())
-    rows = marked(_with_seeds(means, table, runs))
+    rows = marked(_with_seeds(means, table, runs)).with_columns(
+        *_clipped("norm", NORM_FLOOR, float("inf")), *_clipped("change", *CHANGE_RANGE)
+    )
     if "gradients.scaler.threshold" not in frames.runs.columns:
         return rows.with_columns(threshold=pl.lit(None, pl.Float64))
     thresholds = frames.runs.join(runs, on="run", how="semi").select(
         "arm", threshold=pl.col("gradients.scaler.threshold").cast(pl.Float64)
     )
     return rows.join(thresholds.unique("arm"), on="arm", how="left", maintain_order="left")
+
+
+def _clipped(name: str, low: float, high: float) -> list[pl.Expr]:
+    value = pl.col(name)
+    beyond = pl.when(value < low).then(pl.lit("below")).when(value > high).then(pl.lit("above"))
+    return [value.clip(low, high), beyond.alias(f"{name}_beyond")]
 
 
 def scale_factor(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:

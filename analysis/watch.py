@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from hpclbfl.analysis.records import Done, Status, read_record
 from hpclbfl.analysis.scan import find_runs, run_keys, unstarted
 from hpclbfl.core.console import make_console
+from hpclbfl.core.table import DataTable
 from hpclbfl.core.text import cell
 from hpclbfl.errors import DataError
 from hpclbfl.lease import LOST, find_lost
@@ -187,8 +186,6 @@ def watch(directory: Path, once: bool = False) -> None:
     console = make_console()
     runs = watcher.look()
     if once or not sys.stdout.isatty():
-        # A file has no edge; a line of it should hold a run and its error.
-        console = make_console(width=max(100 if sys.stdout.isatty() else 160, console.width))
         console.print(table_of(runs, directory, notes=watcher.notes))
         while not once and not _is_over(runs):
             time.sleep(LINES_EVERY_S)
@@ -208,7 +205,7 @@ def watch(directory: Path, once: bool = False) -> None:
 def table_of(runs: list[Watched], directory: Path, height: int | None = None, notes: Sequence[str] = ()) -> Group:
     """The table, with as many runs as a screen of `height` lines has room for, the count of each state, and notes."""
     room = len(runs) if height is None else max(1, height - 8 - len(notes))
-    table = RichTable(title=cell(f"Runs in {directory}"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = DataTable(title=f"Runs in {directory}")
     for name, width in _COLUMNS.items():
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True, min_width=width)
     # On a screen a line per run; elsewhere all of it. It alone is cut.

@@ -198,13 +198,14 @@ def checks() -> list[Check]:
 
 def print_table(found: list[Check]) -> None:
     """Print the checks for people."""
-    from rich.table import Table
     from rich.text import Text
 
+    from hpclbfl.core.table import DataTable
+
     style = {"ok": "green", "warn": "yellow", "missing": "bold red", "absent": "dim"}
-    table = Table(box=None, pad_edge=False)
+    table = DataTable(box=None)
     table.add_column("")
-    table.add_column("state")
+    table.add_column("state", no_wrap=True)
     table.add_column("found", overflow="fold")
     for check in found:
         state = "absent, optional" if check.state == "absent" else check.state

@@ -26,7 +26,7 @@ def result_console(num_ranks: int) -> Console:
     if num_ranks == 1:
         return make_console()
     # mpirun gives its ranks a terminal of its own, wherever their output ends.
-    return make_console(force_terminal=False, width=_terminal_columns() or 100)
+    return make_console(force_terminal=False, width=_terminal_columns())
 
 
 def _terminal_columns() -> int | None:

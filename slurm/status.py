@@ -16,8 +16,6 @@ from hpclbfl.runlog.coverage import NO_LIMIT
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.state import RunState, run_states
 
-WIDTH = 120
-"""Columns of text that the table takes where there is no terminal."""
 _STYLES = {"done": "green", "running": "cyan", "failed": "bold red", "waiting": "dim"}
 
 
@@ -71,15 +69,14 @@ def print_status(directory: Path, as_json: bool) -> None:
 
 
 def _print_table(directory: Path, states: Sequence[RunState]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from hpclbfl.core.table import DataTable
 
-    console = make_console(width=None if sys.stdout.isatty() else WIDTH)
-    table = Table(title=cell(f"Sweep in {directory}"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    console = make_console()
+    table = DataTable(title=f"Sweep in {directory}")
     table.add_column("run", overflow="fold")
     table.add_column("state", no_wrap=True)
-    table.add_column("step", justify="right", no_wrap=True)
-    table.add_column("accuracy", justify="right", no_wrap=True)
+    table.add_column("step", justify="right")
+    table.add_column("accuracy", justify="right")
     table.add_column("", overflow="fold")
     for state in states:
         hash_ = state.entry.id.rpartition("-")[2]

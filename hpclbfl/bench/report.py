@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.statistics import spread
 from hpclbfl.core.console import make_console
+from hpclbfl.core.table import DataTable
 from hpclbfl.core.text import cell
 from hpclbfl.provenance import collect
 
 SCHEMA_VERSION = 1
 FOLDER = Path("runs") / "bench"
-WIDTH = 120
-"""Columns of text where there is no terminal."""
 
 
 def default_path(name: str) -> Path:
@@ -49,11 +44,11 @@ def as_text(found: dict[str, Any]) -> str:
 
 def print_tables(findings: Findings) -> None:
     """Medians with quartiles over rounds, then the ratios."""
-    console = make_console() if sys.stdout.isatty() else make_console(width=WIDTH)
-    table = Table(title=findings.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    console = make_console()
+    table = DataTable(title=findings.title)
     table.add_column("")
     for name in ("median", "quartiles"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     table.add_column("unit")
     table.add_column("rounds", justify="right")
     groups = list(dict.fromkeys(series.group for series in findings.series))
@@ -69,7 +64,7 @@ def print_tables(findings: Findings) -> None:
     if not findings.comparisons:
         return
     title = "Ratios, 95 % interval, paired by round"
-    ratios = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+    ratios = DataTable(title=title, box=None, show_header=False)
     ratios.add_column("")
     ratios.add_column("", no_wrap=True)
     for group in groups:

@@ -9,12 +9,18 @@ from rich.text import Text
 
 from hpclbfl.core.text import printable
 
+UNBOUNDED = 100_000
+"""Columns where there is no terminal: a line is as long as it needs, so that tools for lines work."""
+
 
 class PlainConsole(Console):
     """Escapes control characters in every string that it prints, those in cells and titles of tables included."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+        # rich takes COLUMNS, where it is set, for the width; else 80 columns for what is no terminal.
+        if not self._width:
+            self._width = None if self.is_terminal else UNBOUNDED
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a string as it is, in one line."""
@@ -24,6 +30,7 @@ class PlainConsole(Console):
 def make_console(**options: Any) -> Console:
     """Return a rich console that takes a string as it is: one line, no markup, no emoji codes, no highlighting.
 
-    What is to have several lines or styles is given as a rich `Text`.
+    What is to have several lines or styles is given as a rich `Text`. The console is as wide as the terminal, or as
+    the environment's COLUMNS says; without either, as wide as it needs.
     """
     return PlainConsole(**options)

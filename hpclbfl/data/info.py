@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from hpclbfl.config import JobConfig
 from hpclbfl.core.console import make_console
 from hpclbfl.core.files import write_output
+from hpclbfl.core.table import DataTable
 from hpclbfl.core.text import MAX_SHOWN, cell, printable, say
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.images import decode
@@ -101,15 +100,9 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
         }
         console.file.write(json.dumps(values) + "\n")
         return
-    table = Table(
-        title=cell(info.title, "table.title"),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.caption = f"{len(info.classes)} classes, {info.num_test} test images, fingerprint {info.fingerprint[:10]}"
-    table.add_column("client", justify="right", no_wrap=True)
+    caption = f"{len(info.classes)} classes, {info.num_test} test images, fingerprint {info.fingerprint[:10]}"
+    table = DataTable(title=info.title, caption=caption, collapse_padding=True)
+    table.add_column("client", justify="right")
     if len(info.classes) <= _MAX_CLASS_COLUMNS:
         _fill_by_class(table, info)
     else:
@@ -117,21 +110,20 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
     console.print(table)
 
 
-def _fill_by_class(table: Table, info: LabelInfo) -> None:
-    width = len(str(info.counts.sum(axis=0).max()))
+def _fill_by_class(table: DataTable, info: LabelInfo) -> None:
     for name in info.classes:
         # Names may fold, numbers may not.
-        table.add_column(cell(name), justify="right", overflow="fold", min_width=width)
-    table.add_column("total", justify="right", style="bold", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("total", justify="right", style="bold")
     for holder, row in zip(info.holders, info.counts, strict=True):
         cells = (str(count) if count else "." for count in row)
         table.add_row(holder, *cells, str(row.sum()), end_section=holder == info.holders[-1])
     table.add_row("total", *(str(count) for count in info.counts.sum(axis=0)), str(info.counts.sum()))
 
 
-def _fill_summary(table: Table, info: LabelInfo) -> None:
+def _fill_summary(table: DataTable, info: LabelInfo) -> None:
     for name in ("samples", "classes held", "largest class", "its share"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="left" if name == "largest class" else "right")
     for holder, row in zip(info.holders, info.counts, strict=True):
         held, largest = int(np.count_nonzero(row)), int(row.argmax())
         cells = (cell(info.classes[largest]), f"{row[largest] / row.sum():.1%}") if held else ("", "")
@@ -222,12 +214,11 @@ def print_packed_info(path: Path | str, as_json: bool = False, console: Console 
     if as_json:
         console.file.write(json.dumps(info) + "\n")
         return
-    table = Table(title=cell(info["path"], "table.title"), caption_justify="left")
     names = ", ".join(printable(name, MAX_SHOWN) for name in info["classes"][:_MAX_CLASS_COLUMNS])
     more = len(info["classes"]) - _MAX_CLASS_COLUMNS
     names += f" and {more} more" if more > 0 else ""
     caption = f"{len(info['classes'])} classes: {names}\nfingerprint {info['fingerprint']}"
-    table.caption = Text(caption, "table.caption")
+    table = DataTable(title=info["path"], caption=Text(caption))
     for column in ("split", "images", "MB", "per class, least to most", "first image"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, split in info["splits"].items():

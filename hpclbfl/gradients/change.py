@@ -7,6 +7,10 @@ training) with the step before:
 
 It is asymmetric: 0.5 is reached at a ratio of norms of 1.22 or 0.71, 0.8 at 1.34 or 0.45.
 
+It is not known (NaN) where |G_(i-1)| is zero up to rounding: the gradients of a mean loss are made of differences of
+numbers of order 1, as a softmax less its labels, which float32 knows to RESOLUTION. A client of one label gets there,
+and the quotient of what is left of such a gradient (1e27 and more) tells of no critical phase.
+
 SelSync (S. Tyagi, M. Swany, "Accelerating Distributed ML Training via Selective Synchronization", IEEE CLUSTER 2023)
 adds up the norms, not squared, of the layers, smooths the sum over a window of 25 steps, and takes the relative change
 of the smoothed sum. The change is known from the 26th step on, when the window has filled and moved once. One step
@@ -28,6 +32,9 @@ WINDOW = 25
 """SelSync: steps that are averaged."""
 DECAY = 0.99
 """SelSync: weight of a step against the one after it, 1 - a with a = 0.01."""
+
+RESOLUTION = torch.finfo(torch.float32).eps
+"""A norm below it, or below this part of the next one, is zero up to rounding."""
 
 _UNKNOWN = torch.tensor(float("nan"), dtype=torch.float64)
 
@@ -70,7 +77,7 @@ class SquaredNormChange:
         now = grad_sq_norm.double()
         previous = state.previous.to(now.device)
         is_finite = torch.isfinite(now)
-        change = torch.where(is_finite, (now - previous).abs() / previous, torch.nan)
+        change = torch.where(is_finite, _relative(now, previous, RESOLUTION**2), torch.nan)
         return ChangeState(previous=torch.where(is_finite, now, previous), change=change)
 
 
@@ -96,12 +103,18 @@ class SmoothedChange:
         smoothed = _weighted_mean(window)
         return ChangeState(
             previous=torch.where(is_finite, smoothed, previous),
-            change=torch.where(is_finite, (smoothed - previous).abs() / previous, torch.nan),
+            change=torch.where(is_finite, _relative(smoothed, previous, RESOLUTION), torch.nan),
             window=torch.where(is_finite, window, before),
         )
 
 
 METRICS: dict[str, ChangeMetric] = {"squared_norm": SquaredNormChange(), "selsync": SmoothedChange()}
+
+
+def _relative(now: Tensor, previous: Tensor, resolution: float) -> Tensor:
+    """NaN where the predecessor is zero up to rounding, or not known."""
+    is_known = previous >= resolution * now.clamp(min=1.0)
+    return torch.where(is_known, (now - previous).abs() / previous, torch.nan)
 
 
 def _weighted_mean(window: Tensor) -> Tensor:

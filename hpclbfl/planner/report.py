@@ -8,10 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from hpclbfl.core.table import DataTable
 from hpclbfl.planner.fits import Line, medians
 from hpclbfl.planner.limits import shown_size
 from hpclbfl.planner.network import usual_batch
@@ -97,7 +96,7 @@ def at(fit: LineFit, batch: float) -> float:
     return Line(fit.fixed, fit.per_sample)(batch)
 
 
-def _show(console: Console, title: str, table: Table, note: str = "") -> None:
+def _show(console: Console, title: str, table: DataTable, note: str = "") -> None:
     console.print(title, style="bold")
     console.print(table)
     if note:
@@ -105,7 +104,7 @@ def _show(console: Console, title: str, table: Table, note: str = "") -> None:
         console.print()
 
 
-def _ranks(plan: Plan) -> Table:
+def _ranks(plan: Plan) -> DataTable:
     table = _table(
         "rank", "largest", "bound by", "best", f"share of {plan.global_batch_size}", "a, ms", "b, ms", "device"
     )
@@ -125,7 +124,7 @@ def _ranks(plan: Plan) -> Table:
     return table
 
 
-def _memory(rank: RankPlan, memory: MemoryPlan) -> Table:
+def _memory(rank: RankPlan, memory: MemoryPlan) -> DataTable:
     usual = usual_batch(rank)
     batches = sorted({usual, rank.best_batch or usual, rank.max_batch})
     table = _table("", "fixed", "per sample", *(f"at {batch}" for batch in batches))
@@ -147,7 +146,7 @@ def _by_memory(memory: MemoryPlan) -> int:
     return Line(memory.total.fixed, memory.total.per_sample).batch_of(allowed) if memory.total.per_sample > 0 else 0
 
 
-def _times(plan: Plan, rank: RankPlan, rows: Sequence[ProbeRow]) -> Table:
+def _times(plan: Plan, rank: RankPlan, rows: Sequence[ProbeRow]) -> DataTable:
     table = _table("batch", "t_mov, ms", "t_c, ms", "step, ms", "predicted", "error", "epoch alone, s")
     found: dict[str, dict[int, float]] = {}
     for quantity in ("t_mov_s", "t_c_s", "t_local_s"):
@@ -167,7 +166,7 @@ def _times(plan: Plan, rank: RankPlan, rows: Sequence[ProbeRow]) -> Table:
     return table
 
 
-def _steps(plan: Plan) -> Table:
+def _steps(plan: Plan) -> DataTable:
     rows = predictions(plan)
     periods = sorted({int(row["local_steps"]) for row in rows})
     table = _table("ranks", *(f"H = {h}" for h in periods))
@@ -177,7 +176,7 @@ def _steps(plan: Plan) -> Table:
     return table
 
 
-def _errors(plan: Plan) -> Table:
+def _errors(plan: Plan) -> DataTable:
     table = _table("", "median", "worst", "sizes")
     for quantity, meaning in QUANTITIES.items():
         found = plan.fits.get(quantity)
@@ -187,7 +186,7 @@ def _errors(plan: Plan) -> Table:
     return table
 
 
-def _plain_errors(rows: Sequence[ProbeRow]) -> Table:
+def _plain_errors(rows: Sequence[ProbeRow]) -> DataTable:
     table = _table("", "least", "worst", "sizes")
     for found in plain_line_errors(rows):
         shares = f"{100 * found.least:.1f} %", f"{100 * found.worst:.1f} %"
@@ -195,8 +194,8 @@ def _plain_errors(rows: Sequence[ProbeRow]) -> Table:
     return table
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+def _table(*columns: str) -> DataTable:
+    table = DataTable()
     for name in columns:
         table.add_column(name, justify="left" if name in _LEFT else "right")
     return table

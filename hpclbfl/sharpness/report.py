@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
+from hpclbfl.core.table import DataTable
 from hpclbfl.progress import result_console
 from hpclbfl.sharpness.eigenpairs import Eigenpair
 from hpclbfl.sharpness.spectrum import Spectrum, mean_and_error
@@ -79,8 +77,10 @@ def print_result(result: Result, num_ranks: int) -> None:
         f"{result.num_parameters:,} parameters; {ranks}, {result.seconds:.1f} s",
         soft_wrap=True,
     )
-    columns = ("index", "eigenvalue", "residual", "products", "settled")
-    table = Table(*columns, title="Top eigenvalues of the Hessian", **_STYLE)
+    table = DataTable(title="Top eigenvalues of the Hessian")
+    for name in ("index", "eigenvalue", "residual", "products"):
+        table.add_column(name, justify="right")
+    table.add_column("settled")
     for index, pair in enumerate(result.pairs):
         numbers = (str(index), f"{pair.value:.5g}", f"{pair.residual:.2g}", str(pair.iterations))
         table.add_row(*numbers, "yes" if pair.has_settled else "no")
@@ -92,14 +92,13 @@ def print_result(result: Result, num_ranks: int) -> None:
     console.print(str(result.path), soft_wrap=True)
 
 
-_STYLE: dict[str, Any] = {"box": box.SIMPLE, "title_justify": "left"}
-
-
-def _spectrum(spectrum: Spectrum) -> Table:
+def _spectrum(spectrum: Spectrum) -> DataTable:
     parts, vectors = spectrum.weights(), len(spectrum.quadratures)
     count, steps = len(parts.values), max(len(one.values) for one in spectrum.quadratures)
     title = f"Spectrum, {vectors} start vector{'s' * (vectors > 1)} of {steps} Lanczos steps"
-    table = Table("eigenvalue", "from", "to", "weight", "error", title=title, **_STYLE)
+    table = DataTable(title=title)
+    for name in ("eigenvalue", "from", "to", "weight", "error"):
+        table.add_column(name, justify="right")
     if count > 2 * _ENDS + 1:
         between = slice(_ENDS, count - _ENDS)
         groups = [*range(_ENDS), between, *range(count - _ENDS, count)]

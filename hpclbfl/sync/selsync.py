@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hpclbfl.gradients.change import RESOLUTION
+
 
 class SelectiveSynchronisation:
     """See `hpclbfl.sync.Synchroniser`.
@@ -50,6 +52,6 @@ def has_changed(change: Tensor, threshold: float) -> bool:
 def is_unknown(change: Tensor, sq_norm: Tensor) -> bool:
     """Whether there is nothing yet to compare the gradient with, of squared norm `sq_norm`; 0-d.
 
-    One that is not finite has no change, either, and is no reason to average.
+    One that is not finite, or zero up to rounding, has no change, either, and is no reason to average.
     """
-    return bool(change.isnan() & sq_norm.isfinite())
+    return bool(change.isnan() & sq_norm.isfinite() & (sq_norm >= RESOLUTION**2))

@@ -53,6 +53,10 @@ class Browser:
         """Open a file."""
         self._call("Page.navigate", url=path.resolve().as_uri())
 
+    def resize(self, width: int) -> None:
+        """Give the page another width, px."""
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
+
     def evaluate(self, expression: str) -> Any:
         """The value of an expression in the page."""
         found = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

@@ -10,11 +10,13 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from hpclbfl.analysis import curves, traces, views
+from hpclbfl.analysis import convert, curves, traces, views
+from hpclbfl.analysis.convert import converted
 from hpclbfl.analysis.figures import FIGURES, definition
 from hpclbfl.analysis.load import load
-from hpclbfl.analysis.render import figure_rows, filled, rendered
+from hpclbfl.analysis.render import VEGALITE, figure_rows, filled
 from hpclbfl.analysis.style import COLORS, DASHES, MAX_ARMS, PARTS, SHAPES, fill
+from hpclbfl.errors import EnvironmentFault
 from hpclbfl.sharpness.store import empty_tables, rows_of, save_sharpness
 from tests.analysis.synthetic import make_run
 
@@ -49,7 +51,7 @@ ARMS = ["no scaler", "X=2", "X=4", "X=8"]
 def test_figure_draws(name, rows):
     spec = filled(name, rows[name], ARMS)
     json.dumps(spec, allow_nan=False)
-    picture = np.asarray(Image.open(io.BytesIO(rendered(spec, "png"))).convert("L"))
+    picture = np.asarray(Image.open(io.BytesIO(converted(spec, VEGALITE, ["png"])[0])).convert("L"))
     assert picture.shape[0] > 200
     assert picture.shape[1] > 800
     assert 0.005 < (picture < 128).mean() < 0.5
@@ -162,8 +164,8 @@ def test_time_shares_add_up(rows):
 
 
 def test_gradient_norms_are_drawn_as_they_are_and_summed(rows):
-    above, below = definition("gradient_norm")["vconcat"]
-    lines = [panel["layer"][0] for panel in (*above["hconcat"], below["layer"][1])]
+    norm, total, change = definition("gradient_norm")["concat"]
+    lines = [norm["layer"][0]["layer"][0], total["layer"][0], change["layer"][1]["layer"][0]]
     assert [line["encoding"]["y"]["field"] for line in lines] == ["norm", "cumulative_norm", "change"]
     table = rows["gradient_norm"].filter(pl.col("seed").is_null() & (pl.col("arm") == "X=2"))
     # 60 steps in 30 stretches: each adds its mean norm twice.
@@ -213,3 +215,90 @@ def test_many_runs_have_fewer_points():
         return curves.points_per_curve(pl.DataFrame({"arm": range(count), "seed": [0] * count}))
 
     assert (budget(1), budget(1000), budget(100_000)) == (60, 30, 12)
+
+
+def changes(value):
+    """The rows of a run whose change is `value` in every stretch, and its norm 1e-9."""
+    frame = pl.DataFrame({"norm": [1e-9], "change": [value]}, schema={"norm": pl.Float64, "change": pl.Float64})
+    range_ = views.CHANGE_RANGE
+    return frame.with_columns(*views._clipped("change", *range_), *views._clipped("norm", views.NORM_FLOOR, 1e9)).row(0)
+
+
+def test_what_lies_outside_a_logarithmic_axis_is_marked_at_its_end():
+    assert changes(0.5) == (1e-7, 0.5, None, "below")
+    assert changes(1e27) == (1e-7, 1e3, "above", "below")
+    assert changes(0.0) == (1e-7, 1e-3, "below", "below")
+    assert changes(None) == (1e-7, None, None, "below")
+
+
+@pytest.fixture
+def wild(tmp_path):
+    """Two runs; the change of one is 6e26 in a stretch, and its norms fall to 1e-15."""
+    for factor in (1, 2):
+        make_run(tmp_path / f"x{factor}", 0, factor, num_steps=60, evaluate_every=20)
+    found = load(tmp_path)
+    is_wild = (pl.col("run").cast(pl.String) == "x2") & pl.col("step").is_between(20, 29)
+    steps = found.steps.with_columns(
+        pl.when(is_wild).then(6e26).otherwise("grad_change").alias("grad_change"),
+        pl.when(is_wild).then(1e-30).otherwise("grad_sq_norm").alias("grad_sq_norm"),
+    )
+    return dataclasses.replace(found, steps=steps)
+
+
+def test_no_outlier_stretches_the_axis_of_changes(wild):
+    table = figure_rows(wild)["gradient_norm"]
+    assert table["change"].min() >= 1e-3 and table["change"].max() == 1e3
+    assert set(table.filter(pl.col("change_beyond") == "above")["arm"]) == {"X=2"}
+    assert table["norm"].min() == 1e-7
+    _, _, change = definition("gradient_norm")["concat"]
+    scales = [layer["encoding"]["y"]["scale"] for layer in (change["layer"][0], change["layer"][1]["layer"][0])]
+    assert {scale["type"] for scale in scales} == {"log"}
+    svg = converted(filled("gradient_norm", table, ["no scaler", "X=2"]), VEGALITE, ["svg"])[0].decode()
+    assert "e+26" not in svg and "e26" not in svg and "(log scale; grey: threshold)" in svg
+
+
+def test_a_run_that_diverged_leaves_others_to_be_seen():
+    spec = definition("gradient_norm")
+    row = {"arm": "a", "label": "a", "x": 1.0, "norm": 1.0, "change": 1.0, "mark": True}
+
+    def axis(*sums):
+        drawn = fill(spec, [{**row, "cumulative_norm": value} for value in sums], ["a"])
+        return drawn["concat"][1]["layer"][0]["encoding"]["y"]
+
+    assert axis(1.0, 2.0, 3.0)["scale"] == {"zero": True}
+    assert axis(1.0, 2.0, 3e30) | {"title": ""} == axis(1.0, 2.0, 3.0) | {"scale": {"type": "symlog"}, "title": ""}
+    assert axis(1.0, 2.0, 3e30)["title"] == "cumulative gradient norm (log scale)"
+
+
+def test_the_rows_of_a_figure_are_few_however_long_a_run_is(tmp_path):
+    counts = []
+    for steps in (400, 4000):
+        make_run(tmp_path / f"{steps}" / "run", 0, 2, num_steps=steps, evaluate_every=1, slowdown=(1.0, 2.0))
+        rows = figure_rows(load(tmp_path / f"{steps}"))
+        counts.append({name: len(table) for name, table in rows.items()})
+    assert counts[0] == counts[1]
+    assert max(counts[0].values()) <= 100
+
+
+def test_pictures_are_the_same_whoever_draws_them(rows, monkeypatch):
+    """By this process, or by several, in the order asked for."""
+    specs = [filled(name, rows[name], ARMS) for name in ("time_shares", "final_accuracy", "scale_factor")] * 2
+    alone = list(convert.convert_all(specs, VEGALITE, ["svg", "png"]))
+    monkeypatch.setattr(convert, "FEW", 1)
+    monkeypatch.setattr(convert.os, "sched_getaffinity", lambda _: {0, 1})
+    started = []
+    monkeypatch.setattr(
+        convert, "_Process", lambda original=convert._Process: started.append(original()) or started[-1]
+    )
+    found = convert.convert_all(specs, VEGALITE, ["svg", "png"])
+    assert list(found) == alone
+    assert [process._process.poll() for process in started] == [-9, -9]
+
+
+def test_a_process_that_ends_is_one_line(rows, monkeypatch):
+    spec = filled("time_shares", rows["time_shares"], ARMS)
+    monkeypatch.setattr(convert, "FEW", 0)
+    monkeypatch.setattr(convert.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(convert.sys, "executable", "/bin/false")
+    with pytest.raises(EnvironmentFault, match=r"^a process that draws figures has ended with 1 \(out of memory\?\)$"):
+        list(convert.convert_all([spec] * 4, VEGALITE, ["svg"]))

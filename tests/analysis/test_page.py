@@ -8,7 +8,6 @@ from hpclbfl.analysis.headline import headlines
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.page import page, provenance, write_page
 from hpclbfl.analysis.summary import summarise
-from hpclbfl.core.yamlfile import write_sealed
 from tests.analysis.browser import Browser, find_chromium
 from tests.analysis.synthetic import make_run
 
@@ -52,6 +51,13 @@ def browser(chromium):
     chromium.errors.clear()
     chromium.requests.clear()
     return chromium
+
+
+def rename_net(run, name):
+    """As if its job had named another one; the checksum, its last line, goes."""
+    lines = (run / "config.yaml").read_text().replace("resnet18", name).splitlines()
+    assert lines[-1].startswith("# sha256 of the text above")
+    (run / "config.yaml").write_text("\n".join(lines[:-1]) + "\n")
 
 
 def opened(browser, path):
@@ -140,8 +146,7 @@ def test_tasks_and_unreadable_runs_in_a_browser(tmp_path, browser):
         for factor in (1, 2):
             path = tmp_path / "runs" / f"{net}-x{factor}"
             make_run(path, factor=factor, num_steps=8, evaluate_every=4)
-            config = path / "config.yaml"
-            write_sealed(config, config.read_text().rpartition("#")[0].replace("resnet18", f"net_{net}"))
+            rename_net(path, f"net_{net}")
     (tmp_path / "runs" / "torn").mkdir()
     (tmp_path / "runs" / "torn" / "config.yaml").write_text("a: [")
     opened(browser, write(tmp_path, tmp_path / "report.html"))
@@ -156,6 +161,43 @@ def test_tasks_and_unreadable_runs_in_a_browser(tmp_path, browser):
     assert browser.evaluate("document.querySelector('#count').textContent") == "2 of 4 arms, 2 of 5 runs"
     shown = "[...document.querySelectorAll('#arms-2 tbody tr:not([hidden])')].map((r) => r.children[0].textContent)"
     assert browser.evaluate(shown) == ["net_b, no scaler", "net_b, X=2"]
+    assert browser.errors == []
+
+
+@pytest.mark.parametrize("width", [1600, 700, 400])
+def test_figures_have_the_width_of_the_page(html, browser, width):
+    browser.resize(width)
+    opened(browser, html)
+    measures = "c.querySelector('svg.marks').getBoundingClientRect().width, c.clientWidth, c.scrollWidth"
+    widths = f"[...document.querySelectorAll('figure:not([hidden]) .chart')].map((c) => [{measures}])"
+    found = browser.evaluate(widths)
+    assert len(found) == 6
+    for drawn, room, scrolled in found:
+        assert room - 12 <= drawn <= room and scrolled == room
+    assert max(room for _, room, _ in found) > width - 110
+    # Nor does anything else make the page wider than the window.
+    assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+    # They follow the window.
+    browser.resize(width - 60)
+    browser.wait_for("document.body.dataset.ready === '2'")
+    for drawn, room, _ in browser.evaluate(widths):
+        assert room - 12 <= drawn <= room
+    assert browser.errors == []
+
+
+def test_long_labels_on_a_narrow_page(tmp_path, browser):
+    for net in ("a" * 80, "宽" * 40):
+        for factor in (1, 2):
+            path = tmp_path / "runs" / f"{net[:20]}-{factor}"
+            make_run(path, factor=factor, num_steps=8, evaluate_every=4)
+            rename_net(path, net)
+    browser.resize(400)
+    opened(browser, write(tmp_path, tmp_path / "report.html"))
+    assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert browser.evaluate("document.querySelectorAll('figure .chart svg.marks').length") >= 8
+    scrolled = "[...document.querySelectorAll('figure .chart')].filter((c) => c.scrollWidth > c.clientWidth + 1).length"
+    assert browser.evaluate(scrolled) == 0
     assert browser.errors == []
 
 

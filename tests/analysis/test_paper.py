@@ -278,9 +278,9 @@ def test_what_was_run_is_told_of_the_runs_that_count(tmp_path: Path) -> None:
     assert (found.n, found.run_as) == (0, "resnet50, cifar10, bsp, iid, 10 clients, B=1024 dynamic")
 
 
-def at_100_columns(table: TextTable, fold: str = "") -> list[str]:
+def at_100_columns(table: TextTable) -> list[str]:
     console = Console(width=100, file=io.StringIO(), highlight=False)
-    console.print(to_rich(table, fold=fold))
+    console.print(to_rich(table))
     assert isinstance(console.file, io.StringIO)
     return [line for line in console.file.getvalue().splitlines() if line.strip()]
 
@@ -303,9 +303,9 @@ def test_tables_fit_into_100_columns(tmp_path: Path) -> None:
     assert len(rows) == 5 + 12
     assert "AlexNet CalTech101   Non-IID 1000    24.1 (2)   33.33   38.33     +9.23 [−53.28, +71.75]" in rows[-1]
     assert "VGG11 CIFAR100       Non-IID 1000        12.0   33.33" in rows[12]
-    order = at_100_columns(order_table(compared), fold="order")
+    order = at_100_columns(order_table(compared))
     assert len(order) == 3 + 18 and order[-1].rstrip().endswith("no difference seen")
-    assert "10000 of cifar10 at 8 px" in "\n".join(at_100_columns(runs_table(compared), fold="run as"))
+    assert "10000 of cifar10 at 8 px" in "\n".join(at_100_columns(runs_table(compared)))
     assert "…" not in "\n".join([*rows, *order])
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from hpclbfl.analysis.arms import data_titles
-from hpclbfl.analysis.tasks import arm_tasks
+from hpclbfl.analysis.tasks import ALONE, MAX_ALONE, arm_tasks, with_few_alone
 from tests.analysis.test_arms import job, runs
 
 
@@ -65,3 +65,12 @@ def test_a_run_that_has_not_begun_has_the_data_of_its_path():
     # Where files of that name had two contents nobody knows which one it will have.
     jobs += [{**jobs[0], "seed": 2}]
     assert runs(*jobs, data_fingerprint=["aaaaaaaa", None, "bbbbbbbb"])["arm"].n_unique() == 3
+
+
+def test_many_tasks_of_one_arm_stand_together():
+    """50 unlike runs are to be read in one table, not in fifty."""
+    tasks = {"x": ["x, b=1", "x, b=2"], **{f"n{i}": [f"n{i}, b=1"] for i in range(MAX_ALONE)}}
+    assert with_few_alone(tasks) == tasks
+    found = with_few_alone({**tasks, "y": ["y, b=1"]})
+    assert list(found) == ["x", ALONE]
+    assert found[ALONE] == [*(f"n{i}, b=1" for i in range(MAX_ALONE)), "y, b=1"]

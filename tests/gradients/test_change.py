@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from hpclbfl.gradients import Context
 from hpclbfl.gradients.change import DECAY, WINDOW, ChangeState, SmoothedChange, SquaredNormChange
+from hpclbfl.gradients.scaler import StepUp
 
 
 def of(*values: float) -> torch.Tensor:
@@ -88,3 +90,39 @@ def test_a_window_from_a_checkpoint_follows_the_gradients_device() -> None:
     after = SmoothedChange().observe(norms.sum(), norms, SmoothedChange().init())
     assert after.window is not None
     assert {t.device.type for t in (after.window, after.previous, after.change)} == {"meta"}
+
+
+def changes_of(metric: SquaredNormChange | SmoothedChange, *norms: float) -> list[float]:
+    state, found = metric.init(), []
+    for norm in norms:
+        state = metric.observe(of(norm**2), of(norm**2).reshape(1), state)
+        found.append(state.change.item())
+    return found
+
+
+def test_a_change_from_a_norm_under_rounding_is_not_known() -> None:
+    """A client of one label: its loss falls to 0, and after an averaging it begins anew."""
+    found = changes_of(SquaredNormChange(), 7.0, 1e-10, 1e-14, 0.0, 0.0, 7.0, 14.0)
+    assert found[1] == pytest.approx(1.0) and found[6] == pytest.approx(3.0)
+    assert [math.isnan(change) for change in found] == [True, False, True, True, True, True, False]
+
+
+@pytest.mark.parametrize("norm, is_known", [(1e-6, True), (1.3e-7, True), (1.1e-7, False), (1e-20, False)])
+def test_rounding_is_that_of_float32_beside_a_loss_of_order_1(norm: float, is_known: bool) -> None:
+    assert math.isfinite(changes_of(SquaredNormChange(), norm, 0.5)[-1]) == is_known
+    assert math.isfinite(changes_of(SmoothedChange(), *[norm] * WINDOW, 0.5)[-1]) == is_known
+    # Beside a larger gradient it is larger.
+    assert math.isfinite(changes_of(SquaredNormChange(), 1e-6, 100.0)[1]) is False
+
+
+def test_selsync_does_not_go_on_firing_on_the_change_before() -> None:
+    found = changes_of(SmoothedChange(), *[1e-9] * WINDOW, 5.0, 5.0)
+    assert [math.isnan(change) for change in found] == [True] * (WINDOW + 1) + [False]
+
+
+def test_a_change_that_is_not_known_scales_nothing() -> None:
+    for when in ("delta_ge", "delta_lt"):
+        transform = StepUp(4.0, threshold=0.5, when=when)
+        _, state = transform.update(of(1e-28), transform.init(), Context(0, 0, 0, None))
+        scale, state = transform.update(of(49.0), state, Context(0, 1, 0, None))
+        assert scale.item() == 1.0 and math.isnan(state.detector.change.item())

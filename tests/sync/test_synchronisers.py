@@ -45,6 +45,8 @@ def test_a_client_asks_where_its_change_is_large_or_not_known() -> None:
     known, unknown, norm = torch.tensor(0.5), torch.tensor(math.nan), torch.tensor(4.0)
     assert has_changed(known, 0.5) and not has_changed(known, 0.51) and not has_changed(unknown, 0.0)
     assert is_unknown(unknown, norm) and not is_unknown(known, norm)
+    # Zero up to rounding: a client that has learnt its shard asks for nothing.
+    assert is_unknown(unknown, torch.tensor(1e-13)) and not is_unknown(unknown, torch.tensor(1e-15))
     for broken in (math.inf, math.nan):
         assert not is_unknown(unknown, torch.tensor(broken)), "skipped: nothing to average"
 

@@ -1,0 +1,133 @@
+"""A table whose numbers stay whole, however wide a terminal is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD, Box
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.segment import Segment
+from rich.table import Column, Table
+from rich.text import Text
+
+from hpclbfl.core.text import cell
+
+_ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+"""For streams without lines; rich's own substitute has borders, too."""
+LEAST_TEXT = 12
+"""Columns of the terminal that a column of texts keeps."""
+
+
+class DataTable(Table):
+    """A rich table of numbers and texts, which are given as strings or `Text`.
+
+    Cells that are justified to the right, or `no_wrap`, are numbers or words: they are neither folded nor cut. Other
+    cells fold (with `overflow="ellipsis"` they are cut), down to LEAST_TEXT columns of the terminal. Where that is not
+    enough, every row becomes a record: each of its cells on a line of its own, with the column's name before it.
+
+    The name of a column of numbers may fold where its column has `overflow="fold"`. Title and caption stand to the left
+    and may be wider than the table.
+    """
+
+    def __init__(self, title: str | Text = "", caption: str | Text = "", **options: Any) -> None:
+        super().__init__(**{"box": SIMPLE_HEAD, "pad_edge": False, **options})
+        self._above, self._below = _as_it_is(title), _as_it_is(caption)
+
+    def add_column(self, header: str | Text = "", **options: Any) -> None:  # type: ignore[override]
+        """Add a column, with rich's options; see the class."""
+        is_text = options.get("justify") != "right" and not options.get("no_wrap")
+        super().add_column(_as_it_is(header), **{"overflow": "fold" if is_text else "crop", **options})
+
+    def add_row(self, *cells: str | Text, **options: Any) -> None:  # type: ignore[override]
+        """Add a row, with rich's options."""
+        super().add_row(*map(_as_it_is, cells), **options)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Title, table or records, caption."""
+        yield from _annotation(self._above, "table.title")
+        widths = self._widths(options.max_width)
+        if widths is None:
+            yield from self._records(options.max_width)
+        else:
+            if options.ascii_only and self.box is SIMPLE_HEAD:
+                self.box = _ASCII_HEAD
+            for column, width in zip(self.columns, widths, strict=True):
+                column.width = width
+            yield from _without_ends(super().__rich_console__(console, options))
+        yield from _annotation(self._below, "table.caption")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """It takes what there is."""
+        return Measurement(1, options.max_width)
+
+    def _widths(self, width: int) -> list[int] | None:
+        """Of the columns; None where there is no room for the numbers."""
+        heads = [_width(column.header) for column in self.columns]
+        cells = [max([column.min_width or 0, *map(_width, column.cells)]) for column in self.columns]
+        least = [_least(*known) for known in zip(self.columns, heads, cells, strict=True)]
+        most = [max(1, *pair) for pair in zip(heads, cells, strict=True)]
+        padding = sum(self._get_padding_width(place) for place in range(len(self.columns)))
+        room = width - self._extra_width - padding
+        return _shared(least, most, room) if sum(least) <= room else None
+
+    def _records(self, width: int) -> RenderResult:
+        names = [" ".join(str(column.header).split()) for column in self.columns]
+        for row in zip(*(column.cells for column in self.columns), strict=True):
+            for name, text in zip(names, row, strict=True):
+                if isinstance(text, Text) and text.plain:
+                    # A number is not folded here either, as long as a line can hold it.
+                    gap = "\n" if _width(text) <= width < _width(f"{name}: ") + _width(text) else " "
+                    yield Text.assemble(f"{name}:{gap}" if name else "", text, overflow="fold")
+            yield Segment.line()
+
+
+def _as_it_is(text: str | Text) -> Text:
+    return text if isinstance(text, Text) else cell(text)
+
+
+def _annotation(text: Text, style: str) -> Iterator[Text]:
+    if text.plain:
+        yield Text(style=style, overflow="fold").append_text(text)
+
+
+def _width(text: RenderableType) -> int:
+    return max((Text(line).cell_len for line in str(text).splitlines()), default=0)
+
+
+def _least(column: Column, head: int, cells: int) -> int:
+    if column.overflow == "ellipsis" or (column.justify != "right" and not column.no_wrap):
+        return max(1, min(LEAST_TEXT, max(head, cells)))
+    return max(1, cells, 1 if column.overflow == "fold" else head)
+
+
+def _shared(least: Sequence[int], most: Sequence[int], room: int) -> list[int]:
+    """Widths that add up to the room, or to less where that is enough: what is above its least is equally wide."""
+    if sum(most) <= room:
+        return list(most)
+    level = max(most)
+    while sum(_at(level, least, most)) > room:
+        level -= 1
+    widths = _at(level, least, most)
+    left = room - sum(widths)
+    for place, wider in enumerate(_at(level + 1, least, most)):
+        if wider > widths[place] and left > 0:
+            widths[place] += 1
+            left -= 1
+    return widths
+
+
+def _at(level: int, least: Sequence[int], most: Sequence[int]) -> list[int]:
+    return [min(high, max(low, level)) for low, high in zip(least, most, strict=True)]
+
+
+def _without_ends(rendered: RenderResult) -> Iterator[Segment]:
+    """Lines without the blanks at their ends, which fill the table's width."""
+    for line in Segment.split_lines(segment for segment in rendered if isinstance(segment, Segment)):
+        while line and not line[-1].text.strip():
+            line.pop()
+        if line:
+            line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
+        yield from line
+        yield Segment.line()
