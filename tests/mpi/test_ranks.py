@@ -24,6 +24,8 @@ DROPOUT = {"name": "vit_cifar", "dropout": 0.2}
 SPARSE = {"kind": "dirichlet", "alpha": 0.05}
 FEW = {"stop": {"steps": 6}, "evaluate": {"every_steps": 6}}
 ONE_LABEL = {"kind": "labels_per_client", "labels": 1}
+ANEW = {"kind": "iid", "reshuffle": True}
+"""All clients' batches of a step together are one batch of the whole set."""
 
 
 def jobs(toy_set: Path) -> dict[str, JobConfig]:
@@ -31,15 +33,17 @@ def jobs(toy_set: Path) -> dict[str, JobConfig]:
         "bn-bsp": make_job(toy_set),
         "bn-fedavg": make_job(toy_set, sync=FEDAVG, partition=ONE_LABEL),
         "dropout-bsp": make_job(toy_set, model=DROPOUT, partition=ONE_LABEL),
-        "dropout-fedavg": make_job(toy_set, model=DROPOUT, sync={**FEDAVG, "optimizer_state": "average"}),
+        "dropout-fedavg": make_job(
+            toy_set, model=DROPOUT, partition=ANEW, sync={**FEDAVG, "optimizer_state": "average"}
+        ),
         # With these seeds the law leaves the first, and the last, of four clients without a sample.
         "empty": make_job(toy_set, seed=11, partition=SPARSE, sync={**FEDAVG, "optimizer_state": "average"}),
         "empty-bsp": make_job(toy_set, seed=7, partition=SPARSE, stop={"steps": 6}),
         "float32": make_job(toy_set, precision="float32"),
         "bsp-plain": make_job(toy_set, optimizer=PLAIN_SGD, **FEW),
         "h1-plain": make_job(toy_set, optimizer=PLAIN_SGD, sync={"kind": "fedavg", "local_steps": 1}, **FEW),
-        "unequal": make_job(toy_set, model=VIT, batching={"local_batch_size": [1, 7, 2, 22]}, **FEW),
-        "equal": make_job(toy_set, model=VIT, batching={"local_batch_size": 8}, **FEW),
+        "unequal": make_job(toy_set, model=VIT, partition=ANEW, batching={"local_batch_size": [1, 7, 2, 22]}, **FEW),
+        "equal": make_job(toy_set, model=VIT, partition=ANEW, batching={"local_batch_size": 8}, **FEW),
     }
 
 
@@ -50,7 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, toy_set: Path) -> dict[int, P
     made = jobs(toy_set)
     for name, job in made.items():
         (base / f"{name}.yaml").write_text(job.to_yaml())
-    single = make_job(toy_set, model=VIT, clients=1, batching={"local_batch_size": 32}, **FEW)
+    single = make_job(toy_set, model=VIT, clients=1, partition=ANEW, batching={"local_batch_size": 32}, **FEW)
     (base / "single.yaml").write_text(single.to_yaml())
     folders = {}
     for size in (1, 2, 4):
