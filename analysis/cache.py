@@ -26,8 +26,8 @@ import hpclbfl
 from hpclbfl.analysis.cachefolder import CacheFolder, CacheUnusable
 from hpclbfl.analysis.scan import Found
 from hpclbfl.core.text import printable
-from hpclbfl.runlog.reader import RankLog, Table
-from hpclbfl.runlog.schema import DTYPES, SCHEMA_VERSION, TABLES
+from hpclbfl.runs.log.reader import RankLog, Table
+from hpclbfl.runs.log.schema import DTYPES, SCHEMA_VERSION, TABLES
 
 PIECE_ROWS = 250_000
 """Rows of all tables after which a piece is written: what bounds the memory of a first reading, about 0.2 GB."""

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import vl_convert
 
-from hpclbfl.errors import EnvironmentFault
+from hpclbfl.core.errors import EnvironmentFault
 
 PNG_PPI = 200
 MAX_PROCESSES = 4

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hpclbfl.analysis import metrics
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.errors import DataError
+from hpclbfl.core.errors import DataError
 from hpclbfl.sharpness.store import DTYPES, FILE_NAME, read_sharpness
 
 _COLUMNS = DTYPES["eigenvalues"]

@@ -10,9 +10,9 @@ from typing import Literal
 import polars as pl
 
 from hpclbfl.analysis.frames import RUN_COLUMNS, Frames
+from hpclbfl.core.errors import DataError
 from hpclbfl.core.files import explained_writes, replacing, write_text
-from hpclbfl.errors import DataError
-from hpclbfl.runlog.schema import MEANINGS, UNITS
+from hpclbfl.runs.log.schema import MEANINGS, UNITS
 
 Format = Literal["parquet", "csv"]
 TABLES = ("runs", "steps", "evals", "layers", "plans", "events", "problems")

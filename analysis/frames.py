@@ -52,7 +52,7 @@ RUN_TYPES: dict[str, pl.DataType] = {
 class Frames:
     """A folder of runs. `run` is the key of every frame, an Enum over all runs in the order of their paths.
 
-    Units and meanings of the logs' columns stand in `hpclbfl.runlog.schema`. `steps` and `layers`, which may be
+    Units and meanings of the logs' columns stand in `hpclbfl.runs.log.schema`. `steps` and `layers`, which may be
     larger than memory, are lazy and in no order; they live as long as this object.
     """
 

@@ -11,7 +11,7 @@ from hpclbfl.analysis import metrics, stats
 from hpclbfl.analysis.arms import differing_keys
 from hpclbfl.analysis.frames import Frames
 from hpclbfl.analysis.tasks import ALONE, arm_tasks, with_few_alone
-from hpclbfl.errors import ConfigError
+from hpclbfl.core.errors import ConfigError
 
 _MEASURES = ("best_top1", "gap_top1", "share_scaled", "samples_per_s", "elapsed_s")
 _UNBOUNDED = ("gap_top1", "samples_per_s", "elapsed_s")

@@ -25,12 +25,12 @@ from hpclbfl.analysis.configs import config_columns
 from hpclbfl.analysis.frames import RUN_COLUMNS, RUN_TYPES, Frames
 from hpclbfl.analysis.records import read_plain
 from hpclbfl.analysis.scan import Found, Kind, find_runs, run_files, run_keys
+from hpclbfl.core.errors import EnvironmentFault, HpclbflError
 from hpclbfl.core.text import printable
 from hpclbfl.core.userkey import KEY_BYTES, user_key
-from hpclbfl.errors import EnvironmentFault, HpclbflError
-from hpclbfl.lease import LOST, find_lost
-from hpclbfl.runlog.coverage import NO_LIMIT, Attempt, LogSpan, Problem, find_limits, find_problems, row_limit
-from hpclbfl.runlog.reader import TornFile, read_attempt_log
+from hpclbfl.runs.lock import LOST, find_lost
+from hpclbfl.runs.log.coverage import NO_LIMIT, Attempt, LogSpan, Problem, find_limits, find_problems, row_limit
+from hpclbfl.runs.log.reader import TornFile, read_attempt_log
 
 CACHE_FOLDER = ".hpclbfl-cache"
 """Where a folder of runs keeps what was read of it; may be deleted at any time."""

@@ -36,7 +36,7 @@ from hpclbfl.analysis.style import MAX_ARMS, SPREAD, SPREAD_RATIO
 from hpclbfl.analysis.tables import arms_table, comparison_table
 from hpclbfl.core.files import explained_writes, write_text
 from hpclbfl.core.text import printable
-from hpclbfl.runfolder import utc_now
+from hpclbfl.runs.folder import utc_now
 
 MAX_TROUBLES = 30
 """Runs that went wrong and are listed at once; the others stand behind a click."""

@@ -13,7 +13,7 @@ from hpclbfl.analysis import metrics, stats
 from hpclbfl.analysis.configs import as_text, describe_data, describe_partition, describe_sync
 from hpclbfl.analysis.frames import Frames
 from hpclbfl.analysis.paper_rows import PaperRow, PaperTable, paper_table, row_of
-from hpclbfl.errors import ConfigError
+from hpclbfl.core.errors import ConfigError
 
 HOLDS, REVERSED = "as in the paper", "reversed"
 

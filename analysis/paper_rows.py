@@ -20,12 +20,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hpclbfl.analysis.configs import as_text, describe_data
+from hpclbfl.config.sections import Section
+from hpclbfl.config.sections.base import Number, PositiveFloat, PositiveInt
+from hpclbfl.config.validation import validated
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.text import printable
 from hpclbfl.core.yamlfile import read_mapping
-from hpclbfl.errors import ConfigError
-from hpclbfl.sections import Section
-from hpclbfl.sections.base import Number, PositiveFloat, PositiveInt
-from hpclbfl.validation import validated
 
 FOLDER = Path(__file__).with_name("paper")
 """One file per table."""

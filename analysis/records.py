@@ -14,13 +14,13 @@ from pydantic import AfterValidator, Field
 
 from hpclbfl.analysis.configs import KEY, flatten
 from hpclbfl.analysis.scan import Kind
+from hpclbfl.config.migrate import migrated
+from hpclbfl.core.errors import DataError
 from hpclbfl.core.files import read_bytes
 from hpclbfl.core.jsonfile import parse_json
 from hpclbfl.core.text import printable, shown
 from hpclbfl.core.yamlfile import parse_mapping
-from hpclbfl.errors import DataError
-from hpclbfl.migrate import migrated
-from hpclbfl.runlog.coverage import NO_LIMIT
+from hpclbfl.runs.log.coverage import NO_LIMIT
 
 MAX_BYTES = 1 << 20
 """Of one file."""

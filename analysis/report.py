@@ -21,8 +21,8 @@ from hpclbfl.analysis.scan import unstarted
 from hpclbfl.analysis.summary import summarise
 from hpclbfl.analysis.tables import arms_table, comparison_table, is_same, runs_table
 from hpclbfl.core.console import make_console
+from hpclbfl.core.errors import DataError
 from hpclbfl.core.text import printable, say
-from hpclbfl.errors import DataError
 
 WIDTH = 100
 """Columns of text that sentences take at most."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hpclbfl.core.errors import DataError
 from hpclbfl.core.jsonfile import read_json
 from hpclbfl.core.text import printable
-from hpclbfl.errors import DataError
 
 Kind = Literal["config", "status", "done", "provenance", "log", "folder"]
 """Of a file; a folder that cannot be listed stands for all that it holds."""

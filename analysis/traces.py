@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from hpclbfl.errors import DataError
+from hpclbfl.core.errors import DataError
 
 Steps = pl.DataFrame | pl.LazyFrame
 

@@ -24,11 +24,11 @@ from rich.text import Text
 from hpclbfl.analysis.records import Done, Status, read_record
 from hpclbfl.analysis.scan import find_runs, run_keys, unstarted
 from hpclbfl.core.console import make_console
+from hpclbfl.core.errors import DataError
 from hpclbfl.core.table import DataTable
 from hpclbfl.core.text import cell
-from hpclbfl.errors import DataError
-from hpclbfl.lease import LOST, find_lost
-from hpclbfl.runlog.reader import Table, TornFile, read_last_rows
+from hpclbfl.runs.lock import LOST, find_lost
+from hpclbfl.runs.log.reader import Table, TornFile, read_last_rows
 
 REFRESH_S = 2.0
 LINES_EVERY_S = 30.0

@@ -6,11 +6,11 @@ import sys
 
 def main() -> None:
     """Run the command line; Ctrl-C while it is being loaded is no traceback, either."""
-    from hpclbfl.signals import Interrupted, orderly_end
+    from hpclbfl.core.signals import Interrupted, orderly_end
 
     try:
         with orderly_end():
-            from hpclbfl.cli import main as run
+            from hpclbfl.cli.app import main as run
 
             run()
     except Interrupted as interrupted:

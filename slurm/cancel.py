@@ -7,12 +7,12 @@ import signal
 import time
 from pathlib import Path
 
+from hpclbfl.core.errors import RunFailed
+from hpclbfl.core.process import Process
 from hpclbfl.core.text import say
-from hpclbfl.errors import RunFailed
-from hpclbfl.process import Process
+from hpclbfl.runs.slurm_client import SlurmSilent, ask, live_jobs
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.state import RunState, run_states
-from hpclbfl.squeue import SlurmSilent, ask, live_jobs
 
 _JOBS_PER_CALL = 200
 _ATTEMPTS = 3

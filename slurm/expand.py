@@ -16,15 +16,15 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, field_validator, model_validator
 
-from hpclbfl.config import JOB, MAX_CLIENTS, JobConfig, parse_job, with_paths
+from hpclbfl.config.job import JOB, MAX_CLIENTS, JobConfig, parse_job, with_paths
+from hpclbfl.config.sections import DataConfig, Section
+from hpclbfl.config.sections.base import Name, PathText, Seed, Whole
+from hpclbfl.config.validation import validated
+from hpclbfl.core.errors import ConfigError, HpclbflError
 from hpclbfl.core.text import MAX_SHOWN, printable, shown
 from hpclbfl.core.yamlfile import read_mapping, refuse_undone, set_value
 from hpclbfl.core.yamltext import dump
-from hpclbfl.errors import ConfigError, HpclbflError
-from hpclbfl.sections import DataConfig, Section
-from hpclbfl.sections.base import Name, PathText, Seed, Whole
 from hpclbfl.slurm.resources import ResourcesConfig
-from hpclbfl.validation import validated
 
 Overrides = dict[str, Any]
 """key.path -> value; a mapping as value replaces the whole section."""

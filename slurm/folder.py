@@ -14,12 +14,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from hpclbfl.core.errors import ConfigError, DataError, EnvironmentFault
 from hpclbfl.core.files import make_folder, write_text
 from hpclbfl.core.jsonfile import read_json, write_json
-from hpclbfl.errors import ConfigError, DataError, EnvironmentFault
-from hpclbfl.runfolder import RunFolder, numbers_in, utc_now
+from hpclbfl.runs.folder import RunFolder, numbers_in, utc_now
+from hpclbfl.runs.slurm_client import JobId
 from hpclbfl.slurm.expand import Overrides, Run, describe
-from hpclbfl.squeue import JobId
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}$")]
 """Fit for the name of a folder."""

@@ -11,12 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from hpclbfl.children import end_session, tethered
-from hpclbfl.errors import EnvironmentFault
-from hpclbfl.launch import available_cores
-from hpclbfl.lease import Lease, LeaseHeld, acquire
-from hpclbfl.runfolder import RunFolder, Status
-from hpclbfl.signals import ENDING, handling
+from hpclbfl.core.errors import EnvironmentFault
+from hpclbfl.core.signals import ENDING, handling
+from hpclbfl.launch.children import end_session, tethered
+from hpclbfl.launch.mpirun import available_cores
+from hpclbfl.runs.folder import RunFolder, Status
+from hpclbfl.runs.lock import Lease, LeaseHeld, acquire
 from hpclbfl.slurm.expand import Run
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.outcome import Outcome, settle

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from hpclbfl.aftermath import explain
+from hpclbfl.core.errors import REQUEUE_CODE, DataError
 from hpclbfl.core.jsonfile import read_json, write_json
-from hpclbfl.errors import REQUEUE_CODE, DataError
-from hpclbfl.runfolder import RunFolder, Status
-from hpclbfl.signals import signal_name
+from hpclbfl.core.signals import signal_name
+from hpclbfl.launch.postmortem import explain
+from hpclbfl.runs.folder import RunFolder, Status
 from hpclbfl.slurm.state import progress
 
 Word = Literal["done", "stopped", "failed"]

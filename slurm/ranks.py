@@ -12,19 +12,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from hpclbfl.children import end_session, module_command, tethered
-from hpclbfl.errors import REQUEUE_CODE
-from hpclbfl.launch import (
+from hpclbfl.comm.mpi_runtime import bundled_environment
+from hpclbfl.core.errors import REQUEUE_CODE
+from hpclbfl.core.signals import ASKING, handling
+from hpclbfl.launch.children import end_session, module_command, tethered
+from hpclbfl.launch.mpirun import (
     available_cores,
     environment_without_job,
     find_mpirun,
     mpirun_command,
     rank_environment,
 )
-from hpclbfl.mpi_runtime import bundled_environment
-from hpclbfl.parent import GRACE_S
-from hpclbfl.signals import ASKING, handling
-from hpclbfl.squeue import clean_environment
+from hpclbfl.launch.parent import GRACE_S
+from hpclbfl.runs.slurm_client import clean_environment
 
 Launcher = Literal["srun", "mpirun", "local"]
 

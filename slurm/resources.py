@@ -16,12 +16,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StringConstraints, field_validator, model_validator
 
+from hpclbfl.config.sections import Section
+from hpclbfl.config.sections.base import Whole
+from hpclbfl.config.validation import validated
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.text import printable, shown
 from hpclbfl.core.yamlfile import read_mapping
-from hpclbfl.errors import ConfigError
-from hpclbfl.sections import Section
-from hpclbfl.sections.base import Whole
-from hpclbfl.validation import validated
 
 PROFILES = Path(__file__).with_name("clusters")
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from hpclbfl.core.errors import DataError, EnvironmentFault
 from hpclbfl.core.files import read_end
-from hpclbfl.errors import DataError, EnvironmentFault
-from hpclbfl.lease import LOST, Owner, holder, judge
-from hpclbfl.runfolder import Done, RunFolder
+from hpclbfl.runs.folder import Done, RunFolder
+from hpclbfl.runs.lock import LOST, Owner, holder, judge
+from hpclbfl.runs.slurm_client import WAITING, Queue
 from hpclbfl.slurm.folder import Entry, SweepFolder
-from hpclbfl.squeue import WAITING, Queue
 
 NOT_STARTED = "not started"
 Word = Literal["done", "running", "failed", "waiting"]
@@ -134,7 +134,7 @@ def progress(run: RunFolder) -> tuple[int | None, float | None, float | None]:
     # Imported here: HDF5 takes its time, and most runs are either done or not begun.
     step = epoch = top1 = None
     for attempt in reversed(run.attempts()):
-        from hpclbfl.runlog.reader import read_file
+        from hpclbfl.runs.log.reader import read_file
 
         with suppress(DataError):
             tables = read_file(attempt.rank_log(0)).tables

@@ -12,7 +12,7 @@ from typing import Any
 
 from hpclbfl.core.console import make_console
 from hpclbfl.core.text import cell
-from hpclbfl.runlog.coverage import NO_LIMIT
+from hpclbfl.runs.log.coverage import NO_LIMIT
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.state import RunState, run_states
 

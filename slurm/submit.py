@@ -12,17 +12,17 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
-from hpclbfl.children import RUN_MODULE
+from hpclbfl.core.errors import ConfigError, EnvironmentFault, RunFailed
 from hpclbfl.core.text import printable
-from hpclbfl.errors import ConfigError, EnvironmentFault, RunFailed
-from hpclbfl.launch import environment_without_job
-from hpclbfl.lease import TOKEN
+from hpclbfl.launch.children import RUN_MODULE
+from hpclbfl.launch.mpirun import environment_without_job
+from hpclbfl.runs.lock import TOKEN
+from hpclbfl.runs.slurm_client import clean_environment
 from hpclbfl.slurm.expand import Run
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.ranks import Launch
 from hpclbfl.slurm.resources import ProfileConfig, cut, sbatch_parameters, shares
 from hpclbfl.slurm.worker import Task, run_task
-from hpclbfl.squeue import clean_environment
 
 # sbatch takes these for orders above the script's own; of them, those that say who pays, where nothing else says it.
 _WISHES = {"SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos"}

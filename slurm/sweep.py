@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from hpclbfl.config import JobConfig
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import DataConfig
+from hpclbfl.core.errors import EnvironmentFault
+from hpclbfl.core.signals import Interrupted
 from hpclbfl.core.text import say
 from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.sampling import make_sampler
-from hpclbfl.errors import EnvironmentFault
-from hpclbfl.lease import LeaseHeld, acquire
 from hpclbfl.optim.schedule import with_end
-from hpclbfl.sections import DataConfig
-from hpclbfl.signals import Interrupted
+from hpclbfl.runs.lock import LeaseHeld, acquire
+from hpclbfl.runs.slurm_client import SlurmSilent, is_here, max_array_size
 from hpclbfl.slurm.expand import Expansion, Run, SweepConfig, expand, read_sweep
 from hpclbfl.slurm.folder import Entry, SweepFolder
 from hpclbfl.slurm.local import LocalSweep
@@ -30,8 +31,7 @@ from hpclbfl.slurm.ranks import Launch, launch_command
 from hpclbfl.slurm.resources import ProfileConfig, load_profile
 from hpclbfl.slurm.state import NOT_STARTED, RunState, run_states
 from hpclbfl.slurm.submit import arrays, sbatch_text, submit
-from hpclbfl.squeue import SlurmSilent, is_here, max_array_size
-from hpclbfl.stopping import is_finished
+from hpclbfl.training.stopping import is_finished
 
 LOCK_WAIT_S = 120.0
 """Another submitter of the same sweep needs seconds; one that takes longer hangs."""
@@ -120,7 +120,7 @@ class DataSets:
 
     def with_end(self, job: JobConfig) -> JobConfig:
         """See `hpclbfl.optim.schedule.with_end`; the job's clients are stated."""
-        if job.schedule.kind != "cosine":
+        if not job.schedule.ends_with_run:
             return job
         dataset, sizes = self._load(job.data), job.local_batch_sizes()
         labels = np.asarray(dataset.train.labels)

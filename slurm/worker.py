@@ -14,19 +14,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpclbfl.config import load_job
+from hpclbfl.config.job import load_job
+from hpclbfl.core.errors import REQUEUE_CODE, DataError, HpclbflError
 from hpclbfl.core.files import read_end
 from hpclbfl.core.text import say
-from hpclbfl.errors import REQUEUE_CODE, DataError, HpclbflError
-from hpclbfl.lease import LeaseHeld, acquire, slurm_job
-from hpclbfl.relay import SAID_BYTES
-from hpclbfl.runfolder import RunFolder
+from hpclbfl.launch.relay import SAID_BYTES
+from hpclbfl.runs.folder import RunFolder
+from hpclbfl.runs.lock import LeaseHeld, acquire, slurm_job
+from hpclbfl.runs.slurm_client import SlurmSilent, ask
 from hpclbfl.slurm.outcome import Tally, settle
 from hpclbfl.slurm.ranks import Launch, Stop, launch_command
 from hpclbfl.slurm.resources import minutes
 from hpclbfl.slurm.state import last_line
-from hpclbfl.squeue import SlurmSilent, ask
-from hpclbfl.stopping import is_finished
+from hpclbfl.training.stopping import is_finished
 
 TALLY = "tally.json"
 REQUEUE_WAIT_S = 120.0

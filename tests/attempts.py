@@ -1,6 +1,6 @@
 """Attempts of a run, written as its ranks would."""
 
-from hpclbfl.runlog.writer import RunLog
+from hpclbfl.runs.log.writer import RunLog
 
 
 def add_attempt(folder, resumed_from_step, steps_of_rank, evals=(), events=()):

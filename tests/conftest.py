@@ -14,7 +14,7 @@ from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from hpclbfl.config import JobConfig, parse_job
+from hpclbfl.config.job import JobConfig, parse_job
 from hpclbfl.data.packed import write_packed
 
 # What a shell starts in the background ignores Ctrl-C and hands that on to its children.

@@ -22,14 +22,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpclbfl import build
 from hpclbfl.bench.ranks import settle
 from hpclbfl.bench.statistics import paired_ratio
 from hpclbfl.bench.training import NUM_CLASSES, SCALER, Training, make_job, write_images
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config import JobConfig
-from hpclbfl.models import create_model
-from hpclbfl.sections import CommConfig
+from hpclbfl.config.components import MODELS, component_config
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import CommConfig
+from hpclbfl.models import DataSpec, make_model
+from hpclbfl.training import build
 
 Step = Callable[[], object]
 SIDE = 32
@@ -46,7 +47,8 @@ class Bare:
 
     def __init__(self, model: str, batch: int, device: torch.device, passes: int = 1) -> None:
         torch.manual_seed(0)
-        self._net = create_model(model, NUM_CLASSES, SIDE).to(device).train()
+        config = component_config(MODELS, {"name": model}, "--model", "model")
+        self._net = make_model(config, DataSpec((3, SIDE, SIDE), NUM_CLASSES)).to(device).train()
         self._optimizer = torch.optim.SGD(self._net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
         self._images = torch.randn(batch, 3, SIDE, SIDE, device=device)
         self._labels = torch.arange(batch, device=device) % NUM_CLASSES

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpclbfl import build
 from hpclbfl.bench import peers
 from hpclbfl.bench.comm import Settings
 from hpclbfl.bench.ranks import Task, run, times_s
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.buffers import flat_zeros
-from hpclbfl.errors import RunFailed
-from hpclbfl.sections import CommConfig
+from hpclbfl.config.sections import CommConfig
+from hpclbfl.core.errors import RunFailed
+from hpclbfl.training import build
 
 _WARMUP = 3
 _REPEATED_MB = 400.0

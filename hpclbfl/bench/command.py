@@ -10,9 +10,9 @@ from typing import Any
 
 from hpclbfl.bench import report
 from hpclbfl.bench.turns import Turns
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.files import prepare_output, write_output
 from hpclbfl.core.text import say
-from hpclbfl.errors import ConfigError
 
 BENCHMARKS = ("comm", "step", "scaler", "input", "log", "hetero")
 """Each is a module beside this one with `VARIANTS`, `Settings` and `measure`."""

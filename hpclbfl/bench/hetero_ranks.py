@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from hpclbfl import build
-from hpclbfl.adapt import adapt, observe
-from hpclbfl.assemble import make_experiment
 from hpclbfl.batching import FloatArray, Observation
 from hpclbfl.bench.hetero import POLICIES, SCENARIOS, SLEEP_S, Scenario, Settings
 from hpclbfl.bench.ranks import Task, run
 from hpclbfl.bench.training import IMAGES, make_job
 from hpclbfl.comm.base import Communicator
-from hpclbfl.runlog.writer import RunLog
-from hpclbfl.sections import BatchingConfig, CommConfig
-from hpclbfl.steps import shared_step
-from hpclbfl.train import begin_record
+from hpclbfl.config.sections import BatchingConfig, CommConfig
+from hpclbfl.runs.log.writer import RunLog
+from hpclbfl.training import build
+from hpclbfl.training.loop import begin_record
+from hpclbfl.training.rebalance import adapt, observe
+from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.steps import shared_step
 
 
 def measure(task: Task) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.turns import Turns
+from hpclbfl.config.sections import DataConfig
 from hpclbfl.data.loader import Loader
 from hpclbfl.data.splits import ArrayImages, Split
-from hpclbfl.sections import DataConfig
 
 VARIANTS = {
     "loader": "ours, whole batches",
@@ -100,7 +100,7 @@ class _Images(torch.utils.data.Dataset[Any]):
 
 def _one_by_one(pixels: NDArray[np.uint8], labels: NDArray[np.int64], batch: int) -> Iterator[int]:
     """Endless batches of the usual transforms in the usual DataLoader; yields their sizes."""
-    from hpclbfl.vision import torchvision
+    from hpclbfl.core.vision import torchvision
 
     t = torchvision.transforms
     middle = (0.5, 0.5, 0.5)

@@ -12,14 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hpclbfl.children import module_command
+from hpclbfl.comm.mpi_runtime import bundled_environment
+from hpclbfl.core.errors import EnvironmentFault, RunFailed
+from hpclbfl.core.signals import Interrupted
 from hpclbfl.core.text import say
-from hpclbfl.errors import EnvironmentFault, RunFailed
-from hpclbfl.launch import available_cores, environment_without_job, find_mpirun, has_gpu, mpirun_command
-from hpclbfl.launcher_words import find_start_failure
-from hpclbfl.mpi_runtime import bundled_environment
-from hpclbfl.signals import Interrupted
-from hpclbfl.supervise import run_forwarding_signals
+from hpclbfl.launch.children import module_command
+from hpclbfl.launch.messages import find_start_failure
+from hpclbfl.launch.mpirun import available_cores, environment_without_job, find_mpirun, has_gpu, mpirun_command
+from hpclbfl.launch.supervise import run_forwarding_signals
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -15,8 +15,8 @@ import numpy as np
 
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.turns import Turns
-from hpclbfl.runlog.schema import DTYPES
-from hpclbfl.runlog.writer import BLOCK_ROWS, RunLog
+from hpclbfl.runs.log.schema import DTYPES
+from hpclbfl.runs.log.writer import BLOCK_ROWS, RunLog
 
 VARIANTS = {
     "blocks": f"ours, blocks of {BLOCK_ROWS} rows",

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpclbfl import build
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config import JobConfig
+from hpclbfl.config.job import JobConfig
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loader import make_loaders
+from hpclbfl.optim.optimizers import make_optimizer
+from hpclbfl.training import build
 
 _TIMEOUT = timedelta(seconds=120)
 Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim.Optimizer]]
@@ -92,10 +93,7 @@ class PlainTraining:
         dataset = load_dataset(job.data)
         self._images = make_loaders(dataset, job.data, job.seed, self.device, build.dtype(job)).train
         net = build.net(job, len(dataset.classes), self._images.image_shape, self.device).train()
-        c = job.optimizer
-        optimizer = torch.optim.SGD(
-            net.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True
-        )
+        optimizer = make_optimizer(job.optimizer, net.parameters())
         self._net, self._optimizer = wrap(net, optimizer)
         self._batch = job.local_batch_sizes()[comm.rank]
         self._offset, self._stride = comm.rank * self._batch, comm.size * self._batch

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from hpclbfl.bench.launches import ERROR, RESULT
-from hpclbfl.comm.base import Communicator, launched_rank
+from hpclbfl.comm.base import Communicator
+from hpclbfl.core.launched import launched_rank
 from hpclbfl.core.text import say_traceback
 
 

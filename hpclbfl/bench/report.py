@@ -12,7 +12,7 @@ from hpclbfl.bench.statistics import spread
 from hpclbfl.core.console import make_console
 from hpclbfl.core.table import DataTable
 from hpclbfl.core.text import cell
-from hpclbfl.provenance import collect
+from hpclbfl.runs.provenance import collect
 
 SCHEMA_VERSION = 1
 FOLDER = Path("runs") / "bench"

@@ -10,16 +10,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-import hpclbfl.steps
-from hpclbfl import build
+import hpclbfl.training.steps
 from hpclbfl.bench import peers
 from hpclbfl.bench.ranks import Task, run, slowest
 from hpclbfl.bench.scaler import Settings
 from hpclbfl.bench.training import IMAGES, SCALER, Training, make_job
 from hpclbfl.comm.base import Communicator
+from hpclbfl.config.sections import CommConfig
 from hpclbfl.gradients.norm import SquaredNorm
 from hpclbfl.gradients.scaler import scale_gradients
-from hpclbfl.sections import CommConfig
+from hpclbfl.training import build
 
 
 class Meter:
@@ -75,7 +75,7 @@ class Ours:
             else:
                 optimizer.grad_scale = None  # type: ignore[attr-defined]
 
-        self._meter.wrap(hpclbfl.steps, "scale_gradients", "hand-over", scale_every_other)
+        self._meter.wrap(hpclbfl.training.steps, "scale_gradients", "hand-over", scale_every_other)
 
     def step(self, number: int) -> dict[str, float]:
         """With the factor and without in turn."""

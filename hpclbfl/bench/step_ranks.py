@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hpclbfl import build
 from hpclbfl.bench import peers
 from hpclbfl.bench.ranks import Task, run, times_s
 from hpclbfl.bench.step import LOCAL_STEPS, Settings
 from hpclbfl.bench.training import IMAGES, Training, make_job
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config import JobConfig
-from hpclbfl.sections import CommConfig
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import CommConfig
+from hpclbfl.training import build
 
 _AVERAGE_EVERY = 4
 """FA: local steps between two averagings that are timed."""

@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from hpclbfl.adapt import observe
-from hpclbfl.assemble import make_experiment
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config import JobConfig, parse_job
+from hpclbfl.config.components import MODELS
+from hpclbfl.config.job import JobConfig, parse_job
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.data.images import encode_png
 from hpclbfl.data.packed import write_packed
 from hpclbfl.data.splits import ArrayImages
-from hpclbfl.errors import ConfigError
-from hpclbfl.models import NETS
-from hpclbfl.runlog.writer import RunLog
-from hpclbfl.steplog import StepLog, StepRecord
-from hpclbfl.steps import average_clients, local_step, shared_step
-from hpclbfl.train import begin_record
+from hpclbfl.models import ImageModelConfig
+from hpclbfl.runs.log.writer import RunLog
+from hpclbfl.training.loop import begin_record
+from hpclbfl.training.rebalance import observe
+from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.steplog import StepLog, StepRecord
+from hpclbfl.training.steps import average_clients, local_step, shared_step
 
 NUM_CLASSES = 10
 IMAGES = "images.h5"
@@ -36,9 +37,10 @@ def image_side(model: str) -> int:
     Raises:
         ConfigError: an unknown net; lists the known ones.
     """
-    if model not in NETS:
-        raise ConfigError(f"--model {model}: unknown net; known: {', '.join(NETS)}")
-    return next(side for side in _SIDES if NETS[model].takes(side))
+    found = MODELS.find(model)
+    if found is None or not issubclass(found.config, ImageModelConfig):
+        raise ConfigError(f"--model {model}: unknown net; known: {', '.join(MODELS.names())}")
+    return next(side for side in _SIDES if found.config.takes(side))
 
 
 def write_images(folder: Path, model: str, global_batch_size: int) -> Path:

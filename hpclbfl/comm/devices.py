@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from hpclbfl.comm.base import Communicator
-from hpclbfl.errors import ConfigError, EnvironmentFault
+from hpclbfl.core.errors import ConfigError, EnvironmentFault
 
 
 class Seat(NamedTuple):

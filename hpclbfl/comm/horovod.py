@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpclbfl import mpi_runtime
-from hpclbfl.comm.base import VOTE_BITS, launched_local_size
-from hpclbfl.errors import EnvironmentFault
+from hpclbfl.comm import mpi_runtime
+from hpclbfl.comm.base import VOTE_BITS
+from hpclbfl.core.errors import EnvironmentFault
+from hpclbfl.core.launched import launched_local_size
 
 SETTINGS = {
     # Horovod alone only warns of a stall. Evaluation's or a download's minutes on one rank must fit below the limit.

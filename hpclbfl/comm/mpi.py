@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpclbfl import mpi_runtime
+from hpclbfl.comm import mpi_runtime
 from hpclbfl.comm.base import VOTE_BITS
-from hpclbfl.errors import ConfigError, EnvironmentFault
+from hpclbfl.core.errors import ConfigError, EnvironmentFault
 
 
 class _Deferred:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from hpclbfl.errors import DataError, EnvironmentFault
+from hpclbfl.core.errors import DataError, EnvironmentFault
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

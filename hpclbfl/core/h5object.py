@@ -13,10 +13,10 @@ import numpy as np
 from h5py import h5a, h5o, h5s, h5t
 from numpy.typing import NDArray
 
+from hpclbfl.core.errors import DataError
 from hpclbfl.core.h5library import FAULTS, fault_of, memory_type, occupied_bytes, type_title
 from hpclbfl.core.h5texts import UnreadableTexts, read_texts
 from hpclbfl.core.text import printable, shown
-from hpclbfl.errors import DataError
 
 MAX_NAMES = 256
 """Objects in a group, or attributes of an object."""

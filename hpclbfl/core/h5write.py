@@ -10,9 +10,9 @@ from typing import Any
 
 import h5py
 
+from hpclbfl.core.errors import EnvironmentFault
 from hpclbfl.core.files import replacing_name
 from hpclbfl.core.h5library import fault_of
-from hpclbfl.errors import EnvironmentFault
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from hpclbfl.core.errors import DataError
 from hpclbfl.core.files import read_bytes, write_bytes
-from hpclbfl.errors import DataError
 
 Kind = TypeVar("Kind")
 

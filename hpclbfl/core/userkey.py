@@ -7,8 +7,8 @@ import secrets
 import stat
 from pathlib import Path
 
+from hpclbfl.core.errors import EnvironmentFault
 from hpclbfl.core.files import create, explained_writes
-from hpclbfl.errors import EnvironmentFault
 
 KEY_BYTES = 32
 

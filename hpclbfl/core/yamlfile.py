@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hpclbfl.core.errors import ConfigError, DataError
 from hpclbfl.core.files import read_bytes, write_text
 from hpclbfl.core.text import printable, shown
 from hpclbfl.core.yamltext import MAX_DEPTH, NotYaml, parse
-from hpclbfl.errors import ConfigError, DataError
 
 MAX_BYTES = 1_000_000
 """Of a file, unless its reader says otherwise."""

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from hpclbfl.config.sections import DataConfig
+from hpclbfl.core.errors import ConfigError, DataError
 from hpclbfl.data.imagefolder import left_out_line, scan_both
 from hpclbfl.data.packed import IntArray, PackedFile, fingerprint
 from hpclbfl.data.splits import ArrayImages, FileImages, PackedImages, Split
-from hpclbfl.errors import ConfigError, DataError
-from hpclbfl.sections import DataConfig
 
 DIGITS = Path(__file__).with_name("digits.h5")
 
@@ -172,7 +172,7 @@ def _caltech101(config: DataConfig) -> Dataset:
 
 
 def _open_torchvision(config: DataConfig, download: bool = False) -> tuple[Any, ...]:
-    from hpclbfl.vision import torchvision
+    from hpclbfl.core.vision import torchvision
 
     root, sets = Path(config.path or ""), torchvision.datasets
     kinds: Mapping[str, Callable[[], tuple[Any, ...]]] = {

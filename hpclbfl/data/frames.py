@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hpclbfl.core.errors import DataError
 from hpclbfl.data.augment import PixelArray, crop_flip, fit, resized_crop_flip
 from hpclbfl.data.packed import IntArray, evenly_spaced
 from hpclbfl.data.splits import Split
-from hpclbfl.errors import DataError
 
 _MEMORY_BYTES = 2 * 1024**3
 _MEMORY_SIDE = 64

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from hpclbfl.core.errors import DataError
 from hpclbfl.data.images import SUFFIXES
-from hpclbfl.errors import DataError
 
 _KINDS_TOLD = 5
 _HIDDEN, _HIDDEN_FOLDER = "hidden", "hidden folder"

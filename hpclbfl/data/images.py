@@ -21,7 +21,7 @@ import zlib
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, WebPImagePlugin
 
-from hpclbfl.errors import DataError
+from hpclbfl.core.errors import DataError
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 """Of files that are taken for images; what they hold decides how they are read."""

@@ -11,16 +11,16 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from hpclbfl.config import JobConfig
+from hpclbfl.config.job import JobConfig
 from hpclbfl.core.console import make_console
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.files import write_output
 from hpclbfl.core.table import DataTable
 from hpclbfl.core.text import MAX_SHOWN, cell, printable, say
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.images import decode
 from hpclbfl.data.packed import IntArray, PackedFile
-from hpclbfl.data.partition import partition
-from hpclbfl.errors import ConfigError
+from hpclbfl.data.partitions import partition
 
 _MAX_CLASS_COLUMNS = 20
 _CELL_PX = (3, 34)
@@ -63,7 +63,7 @@ def label_info(job: JobConfig) -> LabelInfo:
     shards = partition(job.partition, labels, job.clients, dataset.num_classes, job.seed)
     holders = tuple(map(str, range(job.clients)))
     title = f"{job.data.title}, {job.partition.kind}: {len(labels)} training images over {job.clients} clients"
-    if job.partition.reshuffle:
+    if job.partition.is_reshuffled:
         # The law has been checked; nobody keeps a shard.
         shards, holders, title = [np.arange(len(labels))], ("any",), f"{title}, dealt anew in every epoch"
     counts = label_counts(shards, labels, dataset.num_classes)
@@ -92,7 +92,7 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
         values = {
             "data": info.name,
             "partition": job.partition.kind,
-            "reshuffle": job.partition.reshuffle,
+            "reshuffle": job.partition.is_reshuffled,
             "classes": info.classes,
             "counts": info.counts.tolist(),
             "num_test": info.num_test,

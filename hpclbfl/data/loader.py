@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from hpclbfl.config.sections import DataConfig
 from hpclbfl.data.augment import PixelArray, crop_flip
 from hpclbfl.data.datasets import Dataset
 from hpclbfl.data.frames import Frames, Shape, Statistics, statistics
 from hpclbfl.data.on_device import DeviceImages, has_room
 from hpclbfl.data.packed import IntArray
 from hpclbfl.data.splits import Split
-from hpclbfl.sections import DataConfig
 
 _PARTS_PER_WORKER = 4
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hpclbfl.config.sections import DataConfig
+from hpclbfl.core.errors import DataError, HpclbflError
 from hpclbfl.core.files import make_folder, read_begin
 from hpclbfl.core.h5library import HDF5_SIGNATURE
 from hpclbfl.core.text import say
@@ -17,8 +19,6 @@ from hpclbfl.data.datasets import DIGITS, load_dataset
 from hpclbfl.data.images import encode_png, holds_several
 from hpclbfl.data.packed import write_packed
 from hpclbfl.data.splits import Split
-from hpclbfl.errors import DataError, HpclbflError
-from hpclbfl.sections import DataConfig
 
 _DIGITS_TEST_SHARE = 0.2
 

@@ -19,11 +19,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from hpclbfl.core.errors import DataError
 from hpclbfl.core.h5file import Group, H5File
 from hpclbfl.core.h5library import INTEGERS, fixed_text
 from hpclbfl.core.h5object import DamagedFile
 from hpclbfl.core.h5write import new_h5file
-from hpclbfl.errors import DataError
 
 IntArray = NDArray[np.int64]
 

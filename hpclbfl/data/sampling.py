@@ -12,10 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
+from hpclbfl.config.sections import PartitionConfig
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.data.packed import IntArray
-from hpclbfl.data.partition import check_clients, partition
-from hpclbfl.errors import ConfigError
-from hpclbfl.sections import PartitionConfig
+from hpclbfl.data.partitions import check_clients, partition
 
 _GLOBAL_STREAM, _SHARD_STREAM = 1, 2
 
@@ -139,7 +139,7 @@ def make_sampler(config: PartitionConfig, labels: IntArray, num_clients: int, nu
     """
     if len(labels) == 0:
         raise ConfigError("data: the training split is empty, nothing to sample")
-    if config.reshuffle:
+    if config.is_reshuffled:
         check_clients(num_clients, len(labels))
         return GlobalSampler(len(labels), num_clients, seed)
     return ShardSampler(partition(config, labels, num_clients, num_classes, seed), seed)

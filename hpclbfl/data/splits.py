@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hpclbfl.core.errors import DataError
 from hpclbfl.core.files import read_bytes
 from hpclbfl.data.images import decode, encode_png
 from hpclbfl.data.packed import IntArray, PackedSplit
-from hpclbfl.errors import DataError
 
 _MAX_FILE_BYTES = 1 << 30
 

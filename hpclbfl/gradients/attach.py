@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hpclbfl.config.thresholds import SCALER
 from hpclbfl.gradients import Context
 from hpclbfl.gradients.chain import Chain
 from hpclbfl.gradients.change import ChangeState, Metric
 from hpclbfl.gradients.clip import Clip
 from hpclbfl.gradients.owned import HorovodGradients, by_kind, gradients_of, loss_scale_of, squared_norm_of
 from hpclbfl.gradients.scaler import ScalerState, StepUp, When, rides_on_step
-from hpclbfl.thresholds import SCALER
 
 NORMALISERS = frozenset({"adam", "adamw", "adamax", "nadam", "radam", "lamb", "lars"})
 """Optimizers, in lower case, that divide out a constant factor on the gradient, or nearly."""

@@ -12,13 +12,12 @@ differential equation: S. Malladi et al., "On the SDEs and Scaling Rules for Ada
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from hpclbfl.config import JobConfig
-from hpclbfl.errors import ConfigError
-from hpclbfl.optim import tvlars
-from hpclbfl.sections import ScheduleConfig
+from hpclbfl.config.components import SCHEDULES
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import ScheduleConfig
+from hpclbfl.optim.schedules import Decay
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Schedule:
     peak_lr: float
     step_epochs: float
     warmup_epochs: float
-    decay: Callable[[float], float]
+    decay: Decay
 
     def lr(self, epoch: float) -> float:
         """Learning rate of a step that starts at `epoch` (samples before it / N)."""
@@ -55,38 +54,29 @@ def make_schedule(job: JobConfig, global_batch_size: int, num_train: int) -> Sch
         num_train: N, size of the training set.
 
     Raises:
-        ConfigError: a cosine without an end, or one that ends within the warm-up; TVLARS without LARS.
+        ConfigError: the schedule does not fit the job.
     """
-    config = job.schedule
-    if config.kind == "tvlars" and job.optimizer.name != "lars":
-        raise ConfigError(f"schedule.kind: tvlars goes with optimizer.name: lars, not {job.optimizer.name}")
-    total = with_end(job, global_batch_size, num_train).schedule.total_epochs
-    if config.kind == "cosine":
-        if total is None:
-            raise ConfigError("schedule.total_epochs: a cosine needs an end: give it, or stop.epochs, steps or samples")
-        if total <= config.warmup_epochs:
-            raise ConfigError(f"schedule: the cosine ends at epoch {total:g}, within the warm-up")
+    config = with_end(job, global_batch_size, num_train).schedule
+    config.check(job)
     return Schedule(
         start_lr=job.optimizer.lr if config.scaling != "none" else 0.0,
         peak_lr=job.optimizer.lr * batch_scaling(config, global_batch_size),
         step_epochs=global_batch_size / num_train,
         warmup_epochs=config.warmup_epochs,
-        decay=_decay(config, total or math.inf),
+        decay=SCHEDULES.make(config),
     )
 
 
 def with_end(job: JobConfig, global_batch_size: int, num_train: int) -> JobConfig:
-    """The job with `schedule.total_epochs` stated where a cosine takes its end from `stop`.
+    """The job with the end of its schedule stated where that comes from `stop`.
 
     Only then may `stop` grow later without changing steps that were made.
 
     Args:
         global_batch_size, num_train: see `make_schedule`.
     """
-    if job.schedule.kind != "cosine" or job.schedule.total_epochs is not None:
-        return job
-    total = planned_epochs(job, global_batch_size, num_train)
-    return job.model_copy(update={"schedule": job.schedule.model_copy(update={"total_epochs": total})})
+    schedule = job.schedule.with_end(planned_epochs(job, global_batch_size, num_train))
+    return job.model_copy(update={"schedule": schedule})
 
 
 def batch_scaling(config: ScheduleConfig, global_batch_size: int) -> float:
@@ -95,21 +85,6 @@ def batch_scaling(config: ScheduleConfig, global_batch_size: int) -> float:
         return 1.0
     ratio = global_batch_size / config.reference_batch_size
     return math.sqrt(ratio) if config.scaling == "sqrt" else ratio
-
-
-def _decay(config: ScheduleConfig, total_epochs: float) -> Callable[[float], float]:
-    def multistep(epoch: float) -> float:
-        return config.gamma ** sum(epoch >= m for m in config.milestones_epochs)
-
-    def cosine(epoch: float) -> float:
-        done = min((epoch - config.warmup_epochs) / (total_epochs - config.warmup_epochs), 1.0)
-        return 0.5 * (1.0 + math.cos(math.pi * done))
-
-    def tvlars_factor(epoch: float) -> float:
-        return tvlars.factor(epoch, config.alpha, config.rate or 0.0, config.delay_epochs or 0.0, config.floor)
-
-    kinds = {"constant": lambda epoch: 1.0, "multistep": multistep, "cosine": cosine, "tvlars": tvlars_factor}
-    return kinds[config.kind]
 
 
 def planned_epochs(job: JobConfig, global_batch_size: int, num_train: int) -> float | None:

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import torch
 
-from hpclbfl import build
+from hpclbfl.batching.plan_file import Plan, save_plan
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config import JobConfig
+from hpclbfl.config.job import JobConfig
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.files import prepare_output
+from hpclbfl.core.progress import result_console
 from hpclbfl.core.text import say as say_line
 from hpclbfl.data.datasets import load_dataset
-from hpclbfl.errors import ConfigError
-from hpclbfl.failure import fail
-from hpclbfl.planner.plan_file import Plan, save_plan
 from hpclbfl.planner.recommend import make_plan
 from hpclbfl.planner.report import plan_json, print_plan
 from hpclbfl.planner.runner import Probe, run_probe
 from hpclbfl.planner.store import ProbeRow, save_probes
 from hpclbfl.planner.study import Options
-from hpclbfl.progress import result_console
+from hpclbfl.training import build
+from hpclbfl.training.failure import fail
 
 QUICK = Options(budget_s=12.0, min_rounds=1, max_step_s=3.0, repetitions=2)
 """`--quick`."""

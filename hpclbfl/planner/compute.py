@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from hpclbfl.planner.fits import BentLine, fit_bent_line, medians, standard_error
+from hpclbfl.batching.cost_model import BentLine, fit_bent_line, medians, standard_error
 
 SMALLEST = 2
 """BatchNorm refuses a single sample."""

@@ -17,17 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpclbfl.assemble import make_experiment
 from hpclbfl.batching import Plan
 from hpclbfl.comm.local import LocalCommunicator
-from hpclbfl.config import JobConfig
+from hpclbfl.config.components import PARTITIONS, component_config
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import BatchingConfig, BspConfig, FedAvgConfig, SelSyncConfig
+from hpclbfl.core.clock import Mark, seconds
 from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.frames import Frames
 from hpclbfl.data.sampling import GlobalSampler
-from hpclbfl.sections import BatchingConfig, BspConfig, FedAvgConfig, PartitionConfig, SelSyncConfig
-from hpclbfl.steps import local_step, shared_step
-from hpclbfl.timing import Mark, seconds
-from hpclbfl.train import begin_record
+from hpclbfl.training.loop import begin_record
+from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.steps import local_step, shared_step
 
 IMAGES = 4096
 """Training images that a probe opens; it goes through them again and again."""
@@ -163,7 +164,7 @@ def probe_job(job: JobConfig, whole: Dataset, num_clients: int) -> JobConfig:
     changes = {
         "clients": num_clients,
         "data": data,
-        "partition": PartitionConfig(reshuffle=True),
+        "partition": component_config(PARTITIONS, {"reshuffle": True}, "plan", "partition"),
         "sync": sync,
         "batching": BatchingConfig(local_batch_size=OTHERS),
         # Weights that run away would end in numbers of another speed.

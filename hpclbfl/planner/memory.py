@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hpclbfl.errors import RunFailed
+from hpclbfl.batching.cost_model import BentLine, Line, fit_line
+from hpclbfl.core.errors import RunFailed
 from hpclbfl.planner.compute import SMALLEST
-from hpclbfl.planner.fits import BentLine, Line, fit_line
 
 MARGIN = 0.08
 """Part of the limit that the largest permissible batch leaves free, for what probes do not see."""

@@ -15,16 +15,17 @@ from dataclasses import dataclass
 
 import torch
 
-from hpclbfl import build
-from hpclbfl.assemble import make_experiment
+from hpclbfl.batching.cost_model import Line, fit_bent_line, fit_line, medians
+from hpclbfl.batching.plan_file import NetworkPlan, Plan, RankPlan
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config import JobConfig
-from hpclbfl.planner.fits import Line, fit_bent_line, fit_line, medians
+from hpclbfl.config.components import PARTITIONS, component_config
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import BatchingConfig, BspConfig
 from hpclbfl.planner.measure import IMAGES
-from hpclbfl.planner.plan_file import NetworkPlan, Plan, RankPlan
-from hpclbfl.sections import BatchingConfig, BspConfig, PartitionConfig
-from hpclbfl.steps import average_clients, local_step, shared_step
-from hpclbfl.train import begin_record
+from hpclbfl.training import build
+from hpclbfl.training.loop import begin_record
+from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.steps import average_clients, local_step, shared_step
 
 FITTED = (0.5, 1.0, 1.5)
 HELD_OUT = (0.75, 1.25)
@@ -141,7 +142,12 @@ def time_steps(
     most = max(IMAGES, sum(sizes))
     data = job.data.model_copy(update={"limit": min(most, job.data.limit or most), "download": False})
     batching = BatchingConfig(local_batch_size=tuple(sizes))
-    changes = {"clients": comm.size, "data": data, "batching": batching, "partition": PartitionConfig(reshuffle=True)}
+    changes = {
+        "clients": comm.size,
+        "data": data,
+        "batching": batching,
+        "partition": component_config(PARTITIONS, {"reshuffle": True}, "plan", "partition"),
+    }
     exp = make_experiment(job.model_copy(update=changes), comm)
     is_shared = exp.optimizer is not None
     taken = []

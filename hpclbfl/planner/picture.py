@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from hpclbfl.batching.cost_model import plain_line
+from hpclbfl.batching.plan_file import Plan, RankPlan
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.files import write_output
-from hpclbfl.errors import ConfigError
-from hpclbfl.planner.fits import plain_line
-from hpclbfl.planner.plan_file import Plan, RankPlan
 from hpclbfl.planner.recommend import predictions
 from hpclbfl.planner.report import memory_parts
 from hpclbfl.planner.store import ProbeRow

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpclbfl.config import JobConfig, parse_job
+from hpclbfl.batching.plan_file import device_name
+from hpclbfl.config.job import JobConfig, parse_job
+from hpclbfl.core.errors import HpclbflError
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loader import Loader
-from hpclbfl.errors import HpclbflError
 from hpclbfl.planner.compute import SMALLEST, batch_ladder
 from hpclbfl.planner.measure import Bench, anonymous, resident
-from hpclbfl.planner.plan_file import device_name
 from hpclbfl.planner.runner import MARK
 
 _SCOUT = 8

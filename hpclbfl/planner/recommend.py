@@ -8,19 +8,19 @@ from dataclasses import asdict
 import numpy as np
 
 import hpclbfl
+from hpclbfl.algorithms.fedavg import steps_of_epochs, whole_steps
+from hpclbfl.algorithms.replicas import clients_of_rank
+from hpclbfl.batching.plan_file import TOLERATED, NetworkPlan, Plan, RankPlan, identity
 from hpclbfl.batching.share import balance
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.devices import seat_of
-from hpclbfl.config import JobConfig
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import BspConfig, FedAvgConfig, PostLocalConfig
 from hpclbfl.planner.network import FITTED, fit_ring, message_bytes, step_seconds, time_reductions, time_steps
-from hpclbfl.planner.plan_file import TOLERATED, NetworkPlan, Plan, RankPlan, identity
 from hpclbfl.planner.runner import Probe
 from hpclbfl.planner.store import ProbeRow, Role, errors_above, prediction_errors
 from hpclbfl.planner.study import DeviceStudy, Options, Place, Study
-from hpclbfl.replicas import clients_of_rank
-from hpclbfl.runfolder import utc_now
-from hpclbfl.sections import BspConfig, FedAvgConfig, PostLocalConfig
-from hpclbfl.sync.fedavg import steps_of_epochs, whole_steps
+from hpclbfl.runs.folder import utc_now
 
 REDUCTIONS = 7
 STEPS = 8

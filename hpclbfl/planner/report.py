@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
+from hpclbfl.batching.cost_model import Line, medians
+from hpclbfl.batching.plan_file import LineFit, MemoryPlan, Plan, RankPlan
+from hpclbfl.core.memory import shown_size
 from hpclbfl.core.table import DataTable
-from hpclbfl.planner.fits import Line, medians
-from hpclbfl.planner.limits import shown_size
 from hpclbfl.planner.network import usual_batch
-from hpclbfl.planner.plan_file import LineFit, MemoryPlan, Plan, RankPlan
 from hpclbfl.planner.recommend import predictions
 from hpclbfl.planner.store import ProbeRow, plain_line_errors
 

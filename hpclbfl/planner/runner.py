@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from hpclbfl.children import module_command, tethered
-from hpclbfl.errors import ConfigError, RunFailed
-from hpclbfl.launch import environment_without_job
+from hpclbfl.core.errors import ConfigError, RunFailed
+from hpclbfl.launch.children import module_command, tethered
+from hpclbfl.launch.mpirun import environment_without_job
 
 MARK = "hpclbfl-probe: "
 COMMAND = tuple(module_command("hpclbfl.planner.probe"))

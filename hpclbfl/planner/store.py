@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hpclbfl.planner.fits import errors, medians, plain_line
-from hpclbfl.runlog.tables import row_type, save_tables
+from hpclbfl.batching.cost_model import errors, medians, plain_line
+from hpclbfl.runs.log.tables import row_type, save_tables
 
 Role = Literal["fit", "held_out", "failed"]
 

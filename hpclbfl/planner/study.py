@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpclbfl.config import JobConfig
-from hpclbfl.errors import RunFailed
+from hpclbfl.algorithms.replicas import clients_of_rank
+from hpclbfl.batching.cost_model import BentLine, Line, fit_line, medians
+from hpclbfl.batching.plan_file import LineFit, MemoryPlan, RankPlan
+from hpclbfl.config.job import JobConfig
+from hpclbfl.core.errors import RunFailed
+from hpclbfl.core.memory import free_memory, shown_size
 from hpclbfl.planner.compute import TimeFit, TimeRow, best_batch, fit_times
-from hpclbfl.planner.fits import BentLine, Line, fit_line, medians
-from hpclbfl.planner.limits import emulated_limit, emulated_slowdown, free_memory, shown_size
 from hpclbfl.planner.loading import fitted_sizes, load_order, loaded_sizes
 from hpclbfl.planner.memory import MARGIN, Check, PeakProbes, Permissible, find_largest, fit_peak
-from hpclbfl.planner.plan_file import LineFit, MemoryPlan, RankPlan
 from hpclbfl.planner.runner import Probe
 from hpclbfl.planner.store import ProbeRow, Role
-from hpclbfl.replicas import clients_of_rank
+from hpclbfl.training.emulate import emulated_limit, emulated_slowdown
 
 FUSION_BYTES = 128 * 2**20
 """Horovod's buffer, unless HOROVOD_FUSION_THRESHOLD says otherwise."""

@@ -15,18 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from hpclbfl import build
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config import JobConfig
+from hpclbfl.config.job import JobConfig
+from hpclbfl.core.errors import ConfigError, DataError, RunFailed
 from hpclbfl.core.text import say as say_line
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loader import Loader
 from hpclbfl.data.sampling import make_sampler
-from hpclbfl.errors import ConfigError, DataError, RunFailed
-from hpclbfl.evaluate import share_of_rank
-from hpclbfl.failure import fail
-from hpclbfl.footprint import Footprint, measure
-from hpclbfl.identity import read_job
+from hpclbfl.runs.fingerprint import read_job
 from hpclbfl.sharpness.eigenpairs import Eigenpair, top_eigenpairs
 from hpclbfl.sharpness.lanczos import Product, random_vector
 from hpclbfl.sharpness.model import load_state
@@ -36,6 +32,10 @@ from hpclbfl.sharpness.report import Result, as_json, print_result
 from hpclbfl.sharpness.source import Source, find_source
 from hpclbfl.sharpness.spectrum import Spectrum, mean_and_error, quadrature, resolution
 from hpclbfl.sharpness.store import FILE_NAME, Tables, empty_tables, rows_of, save_sharpness
+from hpclbfl.training import build
+from hpclbfl.training.evaluate import share_of_rank
+from hpclbfl.training.failure import fail
+from hpclbfl.training.footprint import Footprint, measure
 
 _SAMPLES, _EIGENPAIRS, _SPECTRUM = 0, 1, 2
 """What random numbers are drawn for; keys them with the seed."""

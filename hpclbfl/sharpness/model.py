@@ -9,17 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpclbfl.checkpoint import CheckpointStore, Found
+from hpclbfl.algorithms.fedavg import average, averaging_weights, largest
+from hpclbfl.algorithms.replicas import Replica, clients_of_rank
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config import JobConfig
-from hpclbfl.errors import ConfigError, DataError
-from hpclbfl.fitting import check_progress
-from hpclbfl.migrate import migrated
-from hpclbfl.replicas import Replica, clients_of_rank
-from hpclbfl.sections import LocalConfig
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.migrate import migrated
+from hpclbfl.config.sections import LocalConfig
+from hpclbfl.core.errors import ConfigError, DataError
+from hpclbfl.runs.checkpoint import CheckpointStore, Found
+from hpclbfl.runs.tensorfile import read_tensors
 from hpclbfl.sharpness.source import Source
-from hpclbfl.sync.fedavg import average, averaging_weights, largest
-from hpclbfl.tensorfile import read_tensors
+from hpclbfl.training.fitting import check_progress
 
 
 def load_state(

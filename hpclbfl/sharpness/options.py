@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpclbfl.errors import ConfigError
+from hpclbfl.core.errors import ConfigError
 
 VECTORS = 10
 """Start vectors of a spectrum, unless another number is asked for."""

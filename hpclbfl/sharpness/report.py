@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpclbfl.core.progress import result_console
 from hpclbfl.core.table import DataTable
-from hpclbfl.progress import result_console
 from hpclbfl.sharpness.eigenpairs import Eigenpair
 from hpclbfl.sharpness.spectrum import Spectrum, mean_and_error
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.jsonfile import read_json
-from hpclbfl.errors import ConfigError
-from hpclbfl.runfolder import RunFolder, checkpoint_steps
+from hpclbfl.runs.folder import RunFolder, checkpoint_steps
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpclbfl.core.errors import DataError
 from hpclbfl.core.h5file import H5File
 from hpclbfl.core.h5object import DamagedFile
-from hpclbfl.errors import DataError
-from hpclbfl.runlog.schema import MAX_NUMBER
-from hpclbfl.runlog.tables import Column, read_tables, row_type, save_tables
+from hpclbfl.runs.log.schema import MAX_NUMBER
+from hpclbfl.runs.log.tables import Column, read_tables, row_type, save_tables
 
 FILE_NAME = "sharpness.h5"
 SCHEMA_VERSION = 2

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from hpclbfl.core.errors import HpclbflError
 from hpclbfl.core.text import say
-from hpclbfl.errors import HpclbflError
 from hpclbfl.slurm.devcluster.cluster import DevCluster, default_folder
 from hpclbfl.slurm.devcluster.packages import install
 

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from hpclbfl.errors import EnvironmentFault
-from hpclbfl.process import Process, process_of
+from hpclbfl.core.errors import EnvironmentFault
+from hpclbfl.core.process import Process, process_of
+from hpclbfl.runs.slurm_client import SlurmSilent, ask
 from hpclbfl.slurm.devcluster.conf import Node, slurm_conf
 from hpclbfl.slurm.devcluster.packages import find
-from hpclbfl.squeue import SlurmSilent, ask
 
 FEATURES = {"n1": "fast", "n2": "slow"}
 START_S = 30.0

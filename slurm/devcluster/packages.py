@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
-from hpclbfl.errors import EnvironmentFault
+from hpclbfl.core.errors import EnvironmentFault
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 # The last one holds the PMIx library under the name by which Slurm's plugin opens it.

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hpclbfl.lease import acquire
-from hpclbfl.runfolder import Attempt, RunFolder
-from hpclbfl.runlog.writer import RunLog
+from hpclbfl.runs.folder import Attempt, RunFolder
+from hpclbfl.runs.lock import acquire
+from hpclbfl.runs.log.writer import RunLog
 
 ONE_LABEL = "partition: {kind: labels_per_client, labels: 1}\n"
 

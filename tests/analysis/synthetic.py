@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from hpclbfl.lease import acquire
-from hpclbfl.runfolder import RunFolder
-from hpclbfl.runlog.schema import DTYPES
-from hpclbfl.runlog.writer import RunLog
+from hpclbfl.runs.folder import RunFolder
+from hpclbfl.runs.lock import acquire
+from hpclbfl.runs.log.schema import DTYPES
+from hpclbfl.runs.log.writer import RunLog
 
 JOB = {
     "name": "synthetic",

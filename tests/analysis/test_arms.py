@@ -6,7 +6,7 @@ import pytest
 from hpclbfl.analysis.arms import differing_keys, with_arms
 from hpclbfl.analysis.configs import config_columns, describe_data, describe_partition, describe_sync, flatten
 from hpclbfl.analysis.frames import RUN_COLUMNS, RUN_TYPES
-from hpclbfl.sections import DataConfig
+from hpclbfl.config.sections import DataConfig
 
 
 def runs(*jobs, **about):

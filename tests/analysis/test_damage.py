@@ -17,11 +17,11 @@ from hpclbfl.analysis.render import write_figures
 from hpclbfl.analysis.report import print_report, problem_lines
 from hpclbfl.analysis.summary import summarise
 from hpclbfl.analysis.watch import Watcher, watch
-from hpclbfl.config import JobConfig
-from hpclbfl.errors import DataError, EnvironmentFault
-from hpclbfl.runfolder import RunFolder
-from hpclbfl.runlog.writer import RunLog
-from hpclbfl.sections import Section
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import Section
+from hpclbfl.core.errors import DataError, EnvironmentFault
+from hpclbfl.runs.folder import RunFolder
+from hpclbfl.runs.log.writer import RunLog
 from tests.analysis.conftest import two_client_run
 
 CONFIG, STATUS, DONE, PROVENANCE = "config.yaml", "status.json", "DONE.json", "attempts/000/provenance.json"
@@ -328,7 +328,7 @@ def test_export_follows_no_link(root, tmp_path_factory):
 
 
 def test_the_default_folder_of_an_export_is_no_link(root, tmp_path_factory, monkeypatch):
-    from hpclbfl.cli import export as command
+    from hpclbfl.cli.app import export as command
 
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (root / "tables").symlink_to(elsewhere)

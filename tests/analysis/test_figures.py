@@ -16,7 +16,7 @@ from hpclbfl.analysis.figures import FIGURES, definition
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.render import VEGALITE, figure_rows, filled
 from hpclbfl.analysis.style import COLORS, DASHES, MAX_ARMS, PARTS, SHAPES, fill
-from hpclbfl.errors import EnvironmentFault
+from hpclbfl.core.errors import EnvironmentFault
 from hpclbfl.sharpness.store import empty_tables, rows_of, save_sharpness
 from tests.analysis.synthetic import make_run
 

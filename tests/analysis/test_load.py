@@ -9,11 +9,11 @@ import pytest
 
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.scan import find_runs
-from hpclbfl.errors import DataError
-from hpclbfl.runfolder import RunFolder
-from hpclbfl.runlog.reader import read_run
-from hpclbfl.runlog.schema import DTYPES, SCHEMA_VERSION
-from hpclbfl.runlog.writer import RunLog
+from hpclbfl.core.errors import DataError
+from hpclbfl.runs.folder import RunFolder
+from hpclbfl.runs.log.reader import read_run
+from hpclbfl.runs.log.schema import DTYPES, SCHEMA_VERSION
+from hpclbfl.runs.log.writer import RunLog
 from tests.analysis.conftest import make_old, two_client_run
 from tests.attempts import add_attempt
 

@@ -19,10 +19,10 @@ from hpclbfl.analysis.markup import TextTable, to_rich
 from hpclbfl.analysis.paper_compare import Comparison, Measured, Pair, compare_with_paper
 from hpclbfl.analysis.paper_report import order_table, rows_table, runs_table
 from hpclbfl.analysis.paper_rows import known_tables, paper_table, row_of
-from hpclbfl.cli import app
-from hpclbfl.errors import ConfigError
-from hpclbfl.runfolder import RunFolder
-from hpclbfl.runlog.writer import RunLog
+from hpclbfl.cli.app import app
+from hpclbfl.core.errors import ConfigError
+from hpclbfl.runs.folder import RunFolder
+from hpclbfl.runs.log.writer import RunLog
 from tests.analysis.synthetic import PROVENANCE
 
 BSP = {"kind": "bsp"}

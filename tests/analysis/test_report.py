@@ -17,11 +17,11 @@ from hpclbfl.analysis.report import WIDTH, print_report, summary_rows
 from hpclbfl.analysis.scan import find_runs
 from hpclbfl.analysis.summary import summarise
 from hpclbfl.analysis.tables import arms_table, comparison_table
-from hpclbfl.cli import app
+from hpclbfl.cli.app import app
+from hpclbfl.core.errors import ConfigError, DataError
 from hpclbfl.core.yamlfile import write_sealed
-from hpclbfl.errors import ConfigError, DataError
-from hpclbfl.runfolder import RunFolder
-from hpclbfl.runlog.writer import RunLog
+from hpclbfl.runs.folder import RunFolder
+from hpclbfl.runs.log.writer import RunLog
 from tests.analysis.conftest import ONE_LABEL, two_client_run
 from tests.analysis.synthetic import make_run
 

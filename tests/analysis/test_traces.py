@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from hpclbfl.analysis import traces
-from hpclbfl.runlog.schema import DTYPES
+from hpclbfl.runs.log.schema import DTYPES
 
 RUNS = pl.Enum(["a", "b"])
 NAN = float("nan")

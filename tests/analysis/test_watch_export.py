@@ -15,12 +15,12 @@ import pytest
 from hpclbfl.analysis import watch
 from hpclbfl.analysis.export import TABLES, export
 from hpclbfl.analysis.load import load
+from hpclbfl.core.errors import DataError, EnvironmentFault
 from hpclbfl.core.jsonfile import write_json
-from hpclbfl.errors import DataError, EnvironmentFault
-from hpclbfl.lease import acquire, is_live
-from hpclbfl.runfolder import RunFolder
-from hpclbfl.runlog.schema import DTYPES
-from hpclbfl.runlog.writer import RunLog
+from hpclbfl.runs.folder import RunFolder
+from hpclbfl.runs.lock import acquire, is_live
+from hpclbfl.runs.log.schema import DTYPES
+from hpclbfl.runs.log.writer import RunLog
 from tests.analysis.conftest import two_client_run
 
 

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from hpclbfl.bench import input, log
 from hpclbfl.bench.turns import Turns
-from hpclbfl.cli import app
-from hpclbfl.errors import ConfigError, EnvironmentFault
+from hpclbfl.cli.app import app
+from hpclbfl.core.errors import ConfigError, EnvironmentFault
 
 
 def raw_counts(found: dict[str, Any]) -> dict[str, int]:
@@ -48,7 +48,7 @@ def test_input() -> None:
         (["input", "--model", "vgg11"], "--model does not go with it; it takes --rounds, --batch, --variants"),
         (["comm", "--variants", "mpi,pigeon"], "--variants: unknown 'pigeon'; there are mpi, horovod"),
         (["comm", "--mb", "0"], "--mb 0: a size is above 0"),
-        (["step", "--model", "resnet9"], "--model resnet9: unknown net; known: resnet8"),
+        (["step", "--model", "resnet9"], "--model resnet9: unknown net; known: alexnet, "),
     ],
 )
 def test_usage_errors(tmp_path: Path, words: list[str], message: str) -> None:

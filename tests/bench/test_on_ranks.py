@@ -10,7 +10,7 @@ from hpclbfl.bench import comm, hetero, scaler, step
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.launches import Launcher
 from hpclbfl.bench.turns import Turns
-from hpclbfl.errors import RunFailed
+from hpclbfl.core.errors import RunFailed
 
 pytestmark = pytest.mark.mpi
 SMALL: dict[str, Any] = {"rounds": 1, "model": "resnet8", "batch": 4, "steps": 4, "warmup": 1}

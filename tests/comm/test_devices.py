@@ -6,7 +6,7 @@ import torch
 from hpclbfl.comm import devices
 from hpclbfl.comm.devices import Seat
 from hpclbfl.comm.local import LocalCommunicator
-from hpclbfl.errors import EnvironmentFault
+from hpclbfl.core.errors import EnvironmentFault
 
 A, B, CPU = Seat("n1", "GPU-a"), Seat("n1", "GPU-b"), Seat("n1", "")
 

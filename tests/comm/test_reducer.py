@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpclbfl import build
-from hpclbfl.comm.base import launched_rank, launched_size
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.comm.reducer import GradientReducer
-from hpclbfl.errors import ConfigError
-from hpclbfl.sections import CommConfig
+from hpclbfl.config.sections import CommConfig
+from hpclbfl.core.errors import ConfigError
+from hpclbfl.core.launched import launched_rank, launched_size
+from hpclbfl.training import build
 
 
 class Doubling(LocalCommunicator):

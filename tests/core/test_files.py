@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from hpclbfl.core.errors import DataError, EnvironmentFault
 from hpclbfl.core.files import create, make_folder, prepare_output, read_begin, read_end, write_output, write_text
-from hpclbfl.errors import DataError, EnvironmentFault
 
 
 def test_a_link_is_replaced_not_followed(tmp_path):

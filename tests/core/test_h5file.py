@@ -356,7 +356,7 @@ def test_a_full_disk_neither_crashes_nor_takes_the_old_file(tmp_path):
 import os, numpy as np
 from pathlib import Path
 from hpclbfl.core.h5write import new_h5file
-from hpclbfl.errors import EnvironmentFault
+from hpclbfl.core.errors import EnvironmentFault
 try:
     with new_h5file(Path({str(path)!r})) as file:
         dataset = file.create_dataset("x", (0,), "u1", maxshape=(None,), chunks=(4096,))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpclbfl.core.errors import DataError
 from hpclbfl.core.jsonfile import parse_json, read_json, write_json
-from hpclbfl.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ MODULES = sorted(
     if name.endswith(".py") and (path := Path(folder, name)) != ROOT / "core" / "text.py"
 )
 
-MACHINE_READABLE = {"mpi_probe.py", "planner/probe.py"}
+MACHINE_READABLE = {"launch/mpi_probe.py", "planner/probe.py"}
 """They print one line of JSON, which has no control characters, to the process that started them."""
-WITHOUT_THE_PACKAGE = {"entry/tether.py"}
+WITHOUT_THE_PACKAGE = {"launch/entry/tether.py"}
 """Runs before anything can be imported; it names the program that it was told to start."""
 FORBIDDEN = {"print", "secho", "echo", "print_exc", "print_exception", "print_tb", "from_markup", "escape"}
 CONSOLES = {"Console"}
@@ -28,8 +28,8 @@ DOCUMENTS = {
     "analysis/paper_report.py",
     "analysis/report.py",
     "bench/command.py",
-    "cli.py",
-    "doctor.py",
+    "cli/app.py",
+    "cli/doctor.py",
     "planner/command.py",
     "sharpness/command.py",
     "slurm/status.py",

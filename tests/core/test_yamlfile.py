@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.yamlfile import (
     MAX_BYTES,
     parse_mapping,
@@ -22,7 +23,6 @@ from hpclbfl.core.yamlfile import (
     write_sealed,
 )
 from hpclbfl.core.yamltext import dump
-from hpclbfl.errors import ConfigError
 
 
 def parsed(text: str) -> Any:

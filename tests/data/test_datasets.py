@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hpclbfl.config.sections import DataConfig
+from hpclbfl.core.errors import ConfigError, DataError
+from hpclbfl.core.vision import torchvision
 from hpclbfl.data.datasets import DIGITS, Dataset, limited, load_dataset
 from hpclbfl.data.packed import PackedFile, write_packed
 from hpclbfl.data.splits import ArrayImages, Split
-from hpclbfl.errors import ConfigError, DataError
-from hpclbfl.sections import DataConfig
-from hpclbfl.vision import torchvision
 from tests.data.conftest import png
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10.h5"

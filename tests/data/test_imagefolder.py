@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
+from hpclbfl.config.sections import DataConfig
+from hpclbfl.core.errors import DataError
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.imagefolder import left_out_line, scan
-from hpclbfl.errors import DataError
-from hpclbfl.sections import DataConfig
 from tests.data.conftest import png
 
 

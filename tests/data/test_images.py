@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hpclbfl.core.errors import DataError
 from hpclbfl.data.images import decode, holds_several
-from hpclbfl.errors import DataError
 
 DEEP = np.array([[0, 128, 129, 257, 32768, 65406, 65407, 65535]], np.uint16)
 SCALED = [0, 0, 1, 1, 128, 254, 255, 255]
@@ -192,7 +192,7 @@ def test_pil_says_nothing_by_itself(tmp_path):
     program = f"""
 from pathlib import Path
 from hpclbfl.data.images import decode
-from hpclbfl.errors import DataError
+from hpclbfl.core.errors import DataError
 for name in ("odd", "torn", "large"):
     try:
         decode(Path({str(tmp_path)!r}, name).read_bytes(), name)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from hpclbfl.config.sections import DataConfig
+from hpclbfl.core.errors import DataError
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.frames import Frames, statistics
 from hpclbfl.data.loader import Loaders, make_loaders
-from hpclbfl.errors import DataError
-from hpclbfl.sections import DataConfig
 from tests.data.conftest import png
 
 CPU = torch.device("cpu")

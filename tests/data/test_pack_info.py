@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from hpclbfl.config import JobConfig
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import DataConfig
+from hpclbfl.core.errors import ConfigError, DataError, EnvironmentFault
 from hpclbfl.data import info, pack
 from hpclbfl.data.datasets import DIGITS, load_dataset
 from hpclbfl.data.packed import PackedFile, write_packed
 from hpclbfl.data.splits import ArrayImages, Split
-from hpclbfl.errors import ConfigError, DataError, EnvironmentFault
-from hpclbfl.sections import DataConfig
 from tests.data.conftest import png
 
 

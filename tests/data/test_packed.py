@@ -6,9 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
+from hpclbfl.core.errors import DataError, EnvironmentFault
 from hpclbfl.data.datasets import open_packed
 from hpclbfl.data.packed import PackedFile, evenly_spaced, write_packed
-from hpclbfl.errors import DataError, EnvironmentFault
 from tests.data.conftest import png
 
 

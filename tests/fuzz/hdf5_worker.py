@@ -10,11 +10,11 @@ import hashlib
 import sys
 from pathlib import Path
 
+from hpclbfl.core.errors import DataError
 from hpclbfl.data.packed import PackedFile
-from hpclbfl.errors import DataError
 from hpclbfl.planner.store import DTYPE
-from hpclbfl.runlog.reader import read_file, read_last_rows, read_texts
-from hpclbfl.runlog.tables import read_tables
+from hpclbfl.runs.log.reader import read_file, read_last_rows, read_texts
+from hpclbfl.runs.log.tables import read_tables
 from hpclbfl.sharpness.store import read_sharpness
 
 

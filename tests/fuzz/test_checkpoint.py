@@ -10,17 +10,17 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from hpclbfl.assemble import make_experiment
-from hpclbfl.checkpoint import _STATES
 from hpclbfl.comm.local import LocalCommunicator
-from hpclbfl.errors import DataError
-from hpclbfl.experiment import Experiment
-from hpclbfl.fitting import check_fits
-from hpclbfl.run import run_job
-from hpclbfl.snapshot import restore
-from hpclbfl.tensorfile import read_tensors
+from hpclbfl.core.errors import DataError
+from hpclbfl.runs.checkpoint import _STATES
+from hpclbfl.runs.tensorfile import read_tensors
+from hpclbfl.training.fitting import check_fits
+from hpclbfl.training.session import run_job
+from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.snapshot import restore
+from hpclbfl.training.state import Experiment
 from tests.fuzz.budget import fuzz
-from tests.test_checkpoint import job_of
+from tests.training.test_checkpoint import job_of
 
 _PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
 _TENSORS = st.lists(st.integers(0, 4), max_size=3).flatmap(

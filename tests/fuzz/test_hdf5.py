@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from hpclbfl.data.packed import write_packed
 from hpclbfl.planner.store import ProbeRow, save_probes
-from hpclbfl.runlog.schema import DTYPES
-from hpclbfl.runlog.writer import RunLog
+from hpclbfl.runs.log.schema import DTYPES
+from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.sharpness.store import VERSION_1, empty_tables, rows_of, save_sharpness
 from tests.fuzz.budget import fuzz
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
+from hpclbfl.core.errors import DataError
 from hpclbfl.data.images import decode, holds_several
-from hpclbfl.errors import DataError
 from tests.fuzz.budget import fuzz
 
 

@@ -4,9 +4,9 @@ import json
 
 from hypothesis import strategies as st
 
+from hpclbfl.core.errors import DataError
 from hpclbfl.core.jsonfile import parse_json
-from hpclbfl.errors import DataError
-from hpclbfl.lease import Owner
+from hpclbfl.runs.lock import Owner
 from tests.fuzz.budget import fuzz
 
 _VALUES = st.recursive(

@@ -5,8 +5,8 @@ import os
 
 from hypothesis import strategies as st
 
-from hpclbfl.launcher_words import Death, Notices, explain_end, find_death, find_start_failure, is_echo
-from hpclbfl.relay import Relay
+from hpclbfl.launch.messages import Death, Notices, explain_end, find_death, find_start_failure, is_echo
+from hpclbfl.launch.relay import Relay
 from tests.fuzz.budget import fuzz
 
 _PARTS = st.sampled_from(

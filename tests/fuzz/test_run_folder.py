@@ -21,8 +21,8 @@ from hpclbfl.analysis.render import figure_rows
 from hpclbfl.analysis.report import print_report
 from hpclbfl.analysis.watch import watch
 from hpclbfl.core.text import printable
-from hpclbfl.runlog.schema import DTYPES
-from hpclbfl.runlog.writer import RunLog
+from hpclbfl.runs.log.schema import DTYPES
+from hpclbfl.runs.log.writer import RunLog
 from tests.analysis.conftest import make_old, two_client_run
 from tests.fuzz.budget import fuzz
 

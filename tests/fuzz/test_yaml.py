@@ -7,11 +7,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from hpclbfl.config import JobConfig, load_job, parse_job
+from hpclbfl.batching.plan_file import Plan, load_plan
+from hpclbfl.config.job import JobConfig, load_job, parse_job
+from hpclbfl.core.errors import HpclbflError
 from hpclbfl.core.yamlfile import parse_mapping, parse_value
 from hpclbfl.core.yamltext import dump
-from hpclbfl.errors import HpclbflError
-from hpclbfl.planner.plan_file import Plan, load_plan
 from hpclbfl.slurm.expand import describe, expand, read_sweep
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.resources import ProfileConfig, load_profile

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpclbfl.runlog.reader import read_run
+from hpclbfl.runs.log.reader import read_run
 from tests.conftest import make_job
 from tests.gpu import needs_gpu
 

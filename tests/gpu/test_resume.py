@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-import hpclbfl.train
-from hpclbfl.run import run_job
-from hpclbfl.runlog.reader import read_run
-from hpclbfl.saving import Saver
+import hpclbfl.training.loop
+from hpclbfl.runs.log.reader import read_run
+from hpclbfl.training.saving import Saver
+from hpclbfl.training.session import run_job
 from tests.conftest import make_job
 from tests.gpu import needs_gpu
-from tests.test_checkpoint import JOBS, cut_at, job_of, untimed
-from tests.test_nonfinite import SYNCS, poison
+from tests.training.test_checkpoint import JOBS, cut_at, job_of, untimed
+from tests.training.test_nonfinite import SYNCS, poison
 
 pytestmark = needs_gpu
 
@@ -63,7 +63,7 @@ def test_a_timed_checkpoint_is_saved_once(tmp_path: Path, toy_set: Path, monkeyp
         saved.append(saver._exp.counters.step)
         save(saver)
 
-    monkeypatch.setattr(hpclbfl.train.Saver, "save", watching)
+    monkeypatch.setattr(hpclbfl.training.loop.Saver, "save", watching)
     # By a clock that is past its time after four steps, until something has been saved.
     monkeypatch.setattr(Saver, "asks", lambda saver: saver.count == 0 and saver._exp.counters.step >= 4)
     run_job(make_job(toy_set, stop={"steps": 12}, checkpoint={"every_s": 1000}), tmp_path)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from hpclbfl import build
 from hpclbfl.data import loader
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loader import make_loaders
-from hpclbfl.run import run_job
-from hpclbfl.runlog.reader import read_run
+from hpclbfl.runs.log.reader import read_run
+from hpclbfl.training import build
+from hpclbfl.training.session import run_job
 from tests.conftest import make_job
 from tests.gpu import needs_gpu
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from hpclbfl.models import create_model
+from hpclbfl.config.components import MODELS
+from hpclbfl.models import DataSpec, make_model
 from hpclbfl.models.pooling import AdaptiveAvgPool2d, by_matrices
+from tests.components import config_of
 
 
 @pytest.mark.parametrize("output_size", [2, 7, (3, 5), (None, 4), (6, 1)])
@@ -24,5 +26,6 @@ def test_matrices_give_the_same_means_and_gradients(output_size: Any, side: int)
 
 @pytest.mark.parametrize(("model", "side"), [("vgg11", 32), ("vgg11_bn", 32), ("alexnet", 64), ("alexnet_small", 8)])
 def test_no_pooling_without_a_deterministic_backward_is_left(model: str, side: int) -> None:
-    pools = [m for m in create_model(model, 4, side).modules() if isinstance(m, nn.AdaptiveAvgPool2d)]
+    net = make_model(config_of(MODELS, name=model), DataSpec((3, side, side), 4))
+    pools = [m for m in net.modules() if isinstance(m, nn.AdaptiveAvgPool2d)]
     assert pools and all(isinstance(pool, AdaptiveAvgPool2d) for pool in pools)

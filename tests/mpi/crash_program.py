@@ -9,13 +9,13 @@ import os
 import sys
 from pathlib import Path
 
-import hpclbfl.steps
-from hpclbfl.comm.base import launched_rank
-from hpclbfl.config import load_job
-from hpclbfl.run import run_job
+import hpclbfl.training.steps
+from hpclbfl.config.job import load_job
+from hpclbfl.core.launched import launched_rank
+from hpclbfl.training.session import run_job
 
 job_file, run_folder, rank = sys.argv[1:]
-forward_backward = hpclbfl.steps.forward_backward
+forward_backward = hpclbfl.training.steps.forward_backward
 
 
 def faulty(exp, client, record, divisor):  # type: ignore[no-untyped-def]
@@ -25,5 +25,5 @@ def faulty(exp, client, record, divisor):  # type: ignore[no-untyped-def]
 
 
 if launched_rank(os.environ) == int(rank):
-    hpclbfl.steps.forward_backward = faulty
+    hpclbfl.training.steps.forward_backward = faulty
 run_job(load_job(Path(job_file)), Path(run_folder))

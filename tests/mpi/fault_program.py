@@ -13,12 +13,12 @@ import sys
 import time
 from pathlib import Path
 
-import hpclbfl.checkpoint
-import hpclbfl.run
-import hpclbfl.steps
-from hpclbfl.comm.base import launched_rank
-from hpclbfl.config import load_job
-from hpclbfl.run import run_job
+import hpclbfl.runs.checkpoint
+import hpclbfl.training.session
+import hpclbfl.training.steps
+from hpclbfl.config.job import load_job
+from hpclbfl.core.launched import launched_rank
+from hpclbfl.training.session import run_job
 
 job_file, run_folder, fault, rank = sys.argv[1:5]
 fault_step = int(sys.argv[5]) if len(sys.argv) > 5 else 7
@@ -54,7 +54,9 @@ def wrap(module, name, before=None, after=None):  # type: ignore[no-untyped-def]
 
 def in_step(action):  # type: ignore[no-untyped-def]
     """In the passes of a step."""
-    wrap(hpclbfl.steps, "forward_backward", before=lambda exp, *_: exp.counters.step == fault_step and action())
+    wrap(
+        hpclbfl.training.steps, "forward_backward", before=lambda exp, *_: exp.counters.step == fault_step and action()
+    )
 
 
 def second(action):  # type: ignore[no-untyped-def]
@@ -66,21 +68,21 @@ def second(action):  # type: ignore[no-untyped-def]
 if is_hit:
     if fault == "kill-early":
         # The other rank waits in MPI's start.
-        wrap(hpclbfl.run.build, "communicator", before=lambda *_: die())
+        wrap(hpclbfl.training.session.build, "communicator", before=lambda *_: die())
     elif fault == "absent":
-        wrap(hpclbfl.run.build, "communicator", before=lambda *_: (note(), time.sleep(300)))
+        wrap(hpclbfl.training.session.build, "communicator", before=lambda *_: (note(), time.sleep(300)))
     elif fault == "leaves":
         # What is said depends on whether the other rank has come to MPI's start before.
-        wrap(hpclbfl.run.build, "communicator", before=lambda *_: (note(), os._exit(0)))
+        wrap(hpclbfl.training.session.build, "communicator", before=lambda *_: (note(), os._exit(0)))
     elif fault == "kill":
         in_step(die)
     elif fault == "kill-saving":
-        wrap(hpclbfl.checkpoint, "_write_files", after=second(die))
+        wrap(hpclbfl.runs.checkpoint, "_write_files", after=second(die))
     elif fault == "kill-publishing":
-        wrap(hpclbfl.checkpoint, "write_json", after=second(die))
+        wrap(hpclbfl.runs.checkpoint, "write_json", after=second(die))
     elif fault == "kill-published":
         publish = second(die)
-        wrap(hpclbfl.checkpoint, "sync_folder", after=lambda path: path.name == "checkpoints" and publish())
+        wrap(hpclbfl.runs.checkpoint, "sync_folder", after=lambda path: path.name == "checkpoints" and publish())
     elif fault == "exit":
         in_step(lambda: (note(), os._exit(0)))
     elif fault == "sleep":
@@ -91,12 +93,12 @@ if is_hit:
             note()
             raise OSError(28, "No space left on device")
 
-        wrap(hpclbfl.checkpoint, "_write_files", before=second(full))
+        wrap(hpclbfl.runs.checkpoint, "_write_files", before=second(full))
     elif fault in ("USR2", "TERM"):
         # Sent by the test, from outside; here a sign that it is time.
         in_step(note)
 if fault in ("USR2", "TERM"):
-    wrap(hpclbfl.steps, "forward_backward", before=lambda *_: time.sleep(0.05))
+    wrap(hpclbfl.training.steps, "forward_backward", before=lambda *_: time.sleep(0.05))
 overrides = ["comm.start_timeout_s=10"] if fault in ("absent", "leaves") else None
 outcome = run_job(load_job(Path(job_file), overrides), Path(run_folder))
 sys.exit(75 if outcome.reason == "asked to stop" else 0)

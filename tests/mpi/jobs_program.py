@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-import hpclbfl.steps
-from hpclbfl import build
-from hpclbfl.assemble import make_experiment
-from hpclbfl.config import load_job
-from hpclbfl.run import Session
-from hpclbfl.sections import CommConfig
-from hpclbfl.steps import forward_backward
-from hpclbfl.train import begin_record
+import hpclbfl.training.steps
+from hpclbfl.config.job import load_job
+from hpclbfl.config.sections import CommConfig
+from hpclbfl.training import build
+from hpclbfl.training.loop import begin_record
+from hpclbfl.training.session import Session
+from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.steps import forward_backward
 
 
 def recording(taken):  # type: ignore[no-untyped-def]
@@ -47,7 +47,7 @@ for job_file, run_folder, what in json.loads(Path(sys.argv[1]).read_text()):
     try:
         if what == "train":
             taken: list[tuple[int, int, int]] = []
-            hpclbfl.steps.forward_backward = recording(taken)
+            hpclbfl.training.steps.forward_backward = recording(taken)
             session.run(job, Path(run_folder))
             np.save(Path(run_folder) / f"samples{comm.rank}.npy", np.array(taken))
             continue

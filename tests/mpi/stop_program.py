@@ -14,15 +14,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hpclbfl.checkpoint
-import hpclbfl.steps
-from hpclbfl import build
-from hpclbfl.config import load_job
-from hpclbfl.run import Session
-from hpclbfl.sections import CommConfig
+import hpclbfl.runs.checkpoint
+import hpclbfl.training.steps
+from hpclbfl.config.job import load_job
+from hpclbfl.config.sections import CommConfig
+from hpclbfl.training import build
+from hpclbfl.training.session import Session
 
 comm = build.communicator(CommConfig())
-forward_backward, write_files = hpclbfl.steps.forward_backward, hpclbfl.checkpoint._write_files
+forward_backward, write_files = hpclbfl.training.steps.forward_backward, hpclbfl.runs.checkpoint._write_files
 asks: list[tuple[str, int, int, list[str]]] = []
 
 
@@ -46,7 +46,7 @@ def asking_write(folder: Path, parts: dict[str, Any]) -> dict[str, str]:
     return checksums | write_files(folder, {name: parts[name] for name in names[1:]})
 
 
-hpclbfl.steps.forward_backward, hpclbfl.checkpoint._write_files = asking_pass, asking_write
+hpclbfl.training.steps.forward_backward, hpclbfl.runs.checkpoint._write_files = asking_pass, asking_write
 for job_file, run_folder, wanted in json.loads(Path(sys.argv[1]).read_text()):
     ends: list[int] = []
     asks[:] = [tuple(item) for item in wanted]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpclbfl.launch import bundled_environment, run_mpirun
+from hpclbfl.launch.mpirun import bundled_environment, run_mpirun
 
 pytestmark = pytest.mark.mpi
 PROGRAM = Path(__file__).with_name("attach_program.py")
@@ -124,4 +124,4 @@ def test_examples() -> None:
     assert printed["ddp.py"] == printed["horovod_script.py"]
 
 
-LAUNCH = "import sys; from hpclbfl.launch import run_mpirun; sys.exit(run_mpirun(2, sys.argv[1:]))"
+LAUNCH = "import sys; from hpclbfl.launch.mpirun import run_mpirun; sys.exit(run_mpirun(2, sys.argv[1:]))"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hpclbfl.launch import available_cores, bundled_environment, find_mpirun, mpirun_command
-from hpclbfl.runfolder import RunFolder
-from hpclbfl.runlog.reader import read_file
+from hpclbfl.launch.mpirun import available_cores, bundled_environment, find_mpirun, mpirun_command
+from hpclbfl.runs.folder import RunFolder
+from hpclbfl.runs.log.reader import read_file
 from tests.conftest import make_job
 
 pytestmark = pytest.mark.mpi

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from hpclbfl.launch import run_mpirun
-from hpclbfl.run import run_job
-from hpclbfl.runlog.reader import read_file, read_run
+from hpclbfl.launch.mpirun import run_mpirun
+from hpclbfl.runs.log.reader import read_file, read_run
+from hpclbfl.training.session import run_job
 from tests.conftest import make_job
 
 pytestmark = pytest.mark.mpi

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 import torch
 
-from hpclbfl.config import JobConfig
-from hpclbfl.launch import run_mpirun
-from hpclbfl.run import run_job
-from hpclbfl.runfolder import RunFolder
-from hpclbfl.runlog.reader import read_run
+from hpclbfl.config.job import JobConfig
+from hpclbfl.launch.mpirun import run_mpirun
+from hpclbfl.runs.folder import RunFolder
+from hpclbfl.runs.log.reader import read_run
+from hpclbfl.training.session import run_job
 from tests.conftest import make_job
-from tests.test_checkpoint import untimed
+from tests.training.test_checkpoint import untimed
 
 pytestmark = pytest.mark.mpi
 
@@ -35,8 +35,8 @@ SYNCS: dict[str, Any] = {"bsp": {"kind": "bsp"}, "fedavg": {"kind": "fedavg", "l
 LAUNCH = """
 import sys
 from pathlib import Path
-from hpclbfl.aftermath import launch_run
-from hpclbfl.config import load_job
+from hpclbfl.launch.postmortem import launch_run
+from hpclbfl.config.job import load_job
 sys.exit(launch_run(load_job(Path(sys.argv[2])), Path(sys.argv[3]), 2, [sys.executable, *sys.argv[1:]]))
 """
 KILL = r"was killed by SIGKILL \(out of memory\?\)"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpclbfl.launch import run_mpirun
-from hpclbfl.runlog.reader import read_run
+from hpclbfl.launch.mpirun import run_mpirun
+from hpclbfl.runs.log.reader import read_run
 from tests.conftest import make_job
 
 pytestmark = pytest.mark.mpi

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpclbfl.launch import available_cores, bundled_environment
-from hpclbfl.runlog.reader import read_run
+from hpclbfl.launch.mpirun import available_cores, bundled_environment
+from hpclbfl.runs.log.reader import read_run
 from tests.conftest import make_job
 
 pytestmark = pytest.mark.mpi

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from hpclbfl.config import JobConfig
-from hpclbfl.launch import run_mpirun
-from hpclbfl.runlog.reader import RunLogs, read_run
+from hpclbfl.config.job import JobConfig
+from hpclbfl.launch.mpirun import run_mpirun
+from hpclbfl.runs.log.reader import RunLogs, read_run
 from tests.conftest import make_job
 
 pytestmark = pytest.mark.mpi

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpclbfl import build
+from hpclbfl.config.components import OPTIMIZERS
+from hpclbfl.config.sections import OptimizerConfig
 from hpclbfl.optim.optimizers import parameter_groups
 from hpclbfl.optim.slots import reset_slots
-from hpclbfl.run import run_job
-from hpclbfl.runlog.reader import read_run
-from hpclbfl.sections import OptimizerConfig
+from hpclbfl.runs.log.reader import read_run
+from hpclbfl.training import build
+from hpclbfl.training.session import run_job
+from tests.components import config_of
 from tests.conftest import make_job
 
 STEPS = 3
@@ -75,16 +77,16 @@ def by_lamb(w: Tensor, gradients: list[Tensor], c: OptimizerConfig, adapts: bool
 
 
 CASES = {
-    "lars": OptimizerConfig(name="lars", lr=5.0, momentum=0.9, weight_decay=0.1),
-    "lars nesterov": OptimizerConfig(
-        name="lars", lr=5.0, momentum=0.9, nesterov=True, weight_decay=0.1, trust_coefficient=0.02
+    "lars": config_of(OPTIMIZERS, name="lars", lr=5.0, momentum=0.9, weight_decay=0.1),
+    "lars nesterov": config_of(
+        OPTIMIZERS, name="lars", lr=5.0, momentum=0.9, nesterov=True, weight_decay=0.1, trust_coefficient=0.02
     ),
-    "lars without decay": OptimizerConfig(name="lars", lr=5.0, momentum=0.5),
-    "lars for all": OptimizerConfig(name="lars", lr=5.0, weight_decay=0.1, decay="all"),
-    "lamb": OptimizerConfig(name="lamb", lr=0.1, weight_decay=0.1),
-    "lamb eps": OptimizerConfig(name="lamb", lr=0.1, weight_decay=0.1, betas=(0.8, 0.9), eps=0.5),
-    "lamb without decay": OptimizerConfig(name="lamb", lr=0.1),
-    "lamb for all": OptimizerConfig(name="lamb", lr=0.1, weight_decay=0.1, decay="all"),
+    "lars without decay": config_of(OPTIMIZERS, name="lars", lr=5.0, momentum=0.5),
+    "lars for all": config_of(OPTIMIZERS, name="lars", lr=5.0, weight_decay=0.1, decay="all"),
+    "lamb": config_of(OPTIMIZERS, name="lamb", lr=0.1, weight_decay=0.1),
+    "lamb eps": config_of(OPTIMIZERS, name="lamb", lr=0.1, weight_decay=0.1, betas=(0.8, 0.9), eps=0.5),
+    "lamb without decay": config_of(OPTIMIZERS, name="lamb", lr=0.1),
+    "lamb for all": config_of(OPTIMIZERS, name="lamb", lr=0.1, weight_decay=0.1, decay="all"),
 }
 
 
@@ -104,7 +106,7 @@ def test_first_step_of_lars_by_hand() -> None:
     """|w| = 5, |g| = 10, wd = 1, eta = 0.3: ratio 0.3 * 5 / (10 + 5) = 0.1, a step of 0.1 * (g + w)."""
     weight, bias = nn.Parameter(torch.tensor([[3.0, 4.0]])), nn.Parameter(torch.tensor([3.0, 4.0]))
     optimizer = build.optimizer(
-        OptimizerConfig(name="lars", lr=1.0, weight_decay=1.0, trust_coefficient=0.3), [weight, bias]
+        config_of(OPTIMIZERS, name="lars", lr=1.0, weight_decay=1.0, trust_coefficient=0.3), [weight, bias]
     )
     weight.grad, bias.grad = torch.tensor([[6.0, -8.0]]), torch.tensor([6.0, -8.0])
     optimizer.step()
@@ -113,7 +115,7 @@ def test_first_step_of_lars_by_hand() -> None:
 
 
 def test_a_constant_factor_nearly_cancels_under_lars() -> None:
-    config = OptimizerConfig(name="lars", lr=5.0, momentum=0.9, weight_decay=1e-3)
+    config = config_of(OPTIMIZERS, name="lars", lr=5.0, momentum=0.9, weight_decay=1e-3)
     start, plain, scaled = tensors()[0], trained(config), trained(config, factor=8.0)
     moves = [[norm(after[i] - start[i].detach()) for i in (0, 1)] for after in (plain, scaled)]
     assert moves[1][0] == pytest.approx(moves[0][0], rel=1e-3)
@@ -123,7 +125,7 @@ def test_a_constant_factor_nearly_cancels_under_lars() -> None:
 
 
 def test_a_constant_factor_cancels_under_lamb() -> None:
-    config = OptimizerConfig(name="lamb", lr=0.1, eps=1e-16)
+    config = config_of(OPTIMIZERS, name="lamb", lr=0.1, eps=1e-16)
     for plain, scaled in zip(trained(config), trained(config, factor=5.0), strict=True):
         torch.testing.assert_close(scaled, plain, rtol=1e-13, atol=1e-14)
 
@@ -142,7 +144,7 @@ def test_a_constant_factor_cancels_under_lamb() -> None:
 )
 def test_decay_groups(config: dict[str, Any], decays: list[float]) -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
-    made = build.optimizer(OptimizerConfig(weight_decay=0.1, **config), net.parameters())
+    made = build.optimizer(config_of(OPTIMIZERS, weight_decay=0.1, **config), net.parameters())
     assert [group["weight_decay"] for group in made.param_groups] == decays
     groups = [[id(p) for p in group["params"]] for group in made.param_groups]
     conv, norm_layer, linear = net[0], net[1], net[3]
@@ -155,7 +157,7 @@ def test_decay_groups(config: dict[str, Any], decays: list[float]) -> None:
 
 
 def test_no_group_is_empty() -> None:
-    config = OptimizerConfig(name="lars")
+    config = config_of(OPTIMIZERS, name="lars")
     assert len(parameter_groups(config, [nn.Parameter(torch.zeros(2, 2))])) == 1
     assert len(parameter_groups(config, [nn.Parameter(torch.zeros(2))])) == 1
 
@@ -163,7 +165,7 @@ def test_no_group_is_empty() -> None:
 def test_sgd_decays_weights_alone() -> None:
     """Zero gradients: one step is w * (1 - lr * wd) for weights, nothing for biases."""
     weight, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
-    optimizer = build.optimizer(OptimizerConfig(lr=0.5, weight_decay=0.5, decay="weights"), [weight, bias])
+    optimizer = build.optimizer(config_of(OPTIMIZERS, lr=0.5, weight_decay=0.5, decay="weights"), [weight, bias])
     weight.grad, bias.grad = torch.zeros(2, 2), torch.zeros(2)
     optimizer.step()
     assert weight.flatten().tolist() == [0.75] * 4 and bias.tolist() == [1, 1]
@@ -180,7 +182,7 @@ NAMES = [
 
 @pytest.mark.parametrize("keys", NAMES, ids=lambda keys: keys["name"])
 def test_a_reset_optimizer_steps_like_a_fresh_one(keys: dict[str, Any]) -> None:
-    config = OptimizerConfig(lr=0.1, weight_decay=0.1, decay="weights", **keys)
+    config = config_of(OPTIMIZERS, lr=0.1, weight_decay=0.1, decay="weights", **keys)
     after = []
     for used in (False, True):
         parameters, gradients = tensors()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hpclbfl.config import ConfigError, parse_job
+from hpclbfl.config.job import ConfigError, parse_job
 from hpclbfl.optim.schedule import Schedule, make_schedule
 
 

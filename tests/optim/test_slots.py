@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 # isort: split
-import hpclbfl.vision  # noqa: F401  (before timm)
+import hpclbfl.core.vision  # noqa: F401  (before timm)
 
 # isort: split
 from timm.optim import Lamb, Lars

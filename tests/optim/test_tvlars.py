@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hpclbfl.optim.tvlars import factor
+from hpclbfl.optim.schedules.tvlars import factor
 
 
 def test_factor_by_hand() -> None:

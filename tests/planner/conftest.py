@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpclbfl.config import JobConfig
+from hpclbfl.config.job import JobConfig
 from hpclbfl.planner.runner import Outcome, Probe
 from tests.conftest import make_job, write_toy_set
 

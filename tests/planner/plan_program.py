@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from hpclbfl.config import load_job
+from hpclbfl.config.job import load_job
 from hpclbfl.planner.command import run_plan
 from hpclbfl.planner.study import Options
 from tests.planner.conftest import in_process, with_peaks

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hpclbfl.errors import RunFailed
+from hpclbfl.core.errors import RunFailed
 from hpclbfl.planner.memory import MARGIN, PeakProbes, Permissible, find_largest, fit_peak, is_straight
 
 GB = 1e9

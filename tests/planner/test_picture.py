@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from hpclbfl.batching.plan_file import Plan, RankPlan, identity
 from hpclbfl.planner.picture import chart
-from hpclbfl.planner.plan_file import Plan, RankPlan, identity
 from hpclbfl.planner.store import ProbeRow, Role
 from tests.planner.conftest import planned_job
 

@@ -12,17 +12,17 @@ import h5py
 import numpy as np
 import pytest
 
-from hpclbfl.errors import ConfigError
-from hpclbfl.launch import run_mpirun
+from hpclbfl.batching.plan_file import Plan, check_plan, load_plan
+from hpclbfl.config.sections import EmulateConfig
+from hpclbfl.core.errors import ConfigError
+from hpclbfl.core.memory import free_memory
+from hpclbfl.launch.mpirun import run_mpirun
 from hpclbfl.planner.command import run_plan
-from hpclbfl.planner.limits import free_memory
 from hpclbfl.planner.measure import Bench
-from hpclbfl.planner.plan_file import Plan, check_plan, load_plan
 from hpclbfl.planner.recommend import predictions
 from hpclbfl.planner.runner import Outcome, Probe
 from hpclbfl.planner.store import ProbeRow, errors_above, plain_line_errors, prediction_errors
 from hpclbfl.planner.study import Options
-from hpclbfl.sections import EmulateConfig
 from tests.planner.conftest import in_process, planned_job, replay, with_peaks, with_times
 
 TINY = Options(budget_s=0.5, max_step_s=0.2, repetitions=1)

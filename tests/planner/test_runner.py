@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hpclbfl.errors import ConfigError, RunFailed
-from hpclbfl.planner.limits import emulated_limit, emulated_slowdown, free_memory, parse_size
+from hpclbfl.config.sections import EmulateConfig
+from hpclbfl.core.errors import ConfigError, RunFailed
+from hpclbfl.core.memory import free_memory, parse_size
 from hpclbfl.planner.runner import MARK, Outcome, run_probe, run_process
-from hpclbfl.sections import EmulateConfig
+from hpclbfl.training.emulate import emulated_limit, emulated_slowdown
 from tests.planner.conftest import planned_job
 
 MB = 10**6

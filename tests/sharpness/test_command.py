@@ -14,16 +14,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hpclbfl.cli import app
+from hpclbfl.cli.app import app
+from hpclbfl.core.errors import ConfigError, DataError, EnvironmentFault, RunFailed
 from hpclbfl.core.jsonfile import write_json
-from hpclbfl.errors import ConfigError, DataError, EnvironmentFault, RunFailed
-from hpclbfl.run import run_job
-from hpclbfl.runlog.tables import save_tables
+from hpclbfl.runs.log.tables import save_tables
 from hpclbfl.sharpness.command import choose_samples, run_sharpness
 from hpclbfl.sharpness.options import Options
 from hpclbfl.sharpness.store import COLUMNS, VERSION_1, read_sharpness
+from hpclbfl.training.session import run_job
+from tests.cli.test_app import hpclbfl
 from tests.conftest import make_job, write_toy_set
-from tests.test_cli import hpclbfl
 
 QUICK = ("--samples", "24", "--tolerance", "0.05", "--iterations", "25", "--batch", "16")
 
@@ -227,7 +227,7 @@ def test_options_of_a_spectrum_need_one(run: Path, words: list[str], line: str) 
 def test_vectors_that_memory_does_not_hold_are_refused(
     run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpclbfl.footprint.free_memory", lambda: 10**7)
+    monkeypatch.setattr("hpclbfl.training.footprint.free_memory", lambda: 10**7)
     # 20 of the basis, two of the eigenvalue and four of work, of 74,900 parameters and 8 bytes: 15.6 MB.
     code, line = failure(run, Options(samples=8), capfd)
     assert code == EnvironmentFault.exit_code

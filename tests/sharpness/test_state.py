@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from hpclbfl import build
-from hpclbfl.assemble import make_experiment
-from hpclbfl.checkpoint import CheckpointStore
 from hpclbfl.comm.local import LocalCommunicator
-from hpclbfl.config import load_job
-from hpclbfl.errors import ConfigError, DataError
-from hpclbfl.run import run_job
-from hpclbfl.saving import resume
+from hpclbfl.config.job import load_job
+from hpclbfl.core.errors import ConfigError, DataError
+from hpclbfl.runs.checkpoint import CheckpointStore
 from hpclbfl.sharpness.model import load_state
 from hpclbfl.sharpness.source import find_source
+from hpclbfl.training import build
+from hpclbfl.training.saving import resume
+from hpclbfl.training.session import run_job
+from hpclbfl.training.setup import make_experiment
 from tests.conftest import make_job
 
 FEW: dict[str, Any] = {

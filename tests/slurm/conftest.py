@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from hpclbfl.config import JobConfig
-from hpclbfl.errors import EnvironmentFault
-from hpclbfl.sections import DataConfig
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import DataConfig
+from hpclbfl.core.errors import EnvironmentFault
 from hpclbfl.slurm.devcluster.cluster import DevCluster
 from hpclbfl.slurm.devcluster.packages import can_install, install, missing
 

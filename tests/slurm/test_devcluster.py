@@ -16,14 +16,14 @@ import pytest
 import torch
 import yaml
 
-from hpclbfl.errors import EnvironmentFault
-from hpclbfl.lease import TOKEN, holder
-from hpclbfl.runlog.reader import read_run
+from hpclbfl.core.errors import EnvironmentFault
+from hpclbfl.runs.lock import TOKEN, holder
+from hpclbfl.runs.log.reader import read_run
 from hpclbfl.slurm.devcluster.cluster import DevCluster
 from hpclbfl.slurm.devcluster.conf import Node, slurm_conf
 from hpclbfl.slurm.status import status_rows
 from tests.slurm.conftest import write_sweep
-from tests.test_checkpoint import untimed
+from tests.training.test_checkpoint import untimed
 
 FAR = 150.0
 """Seconds in which things happen on a machine that others use, too."""

@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpclbfl.config import load_job
+from hpclbfl.config.job import load_job
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.yamlfile import parse_value
-from hpclbfl.errors import ConfigError
 from hpclbfl.slurm.expand import Expansion, SweepConfig, describe, expand, read_sweep
 from tests.slurm.conftest import BASE, NamedData, write_sweep
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hpclbfl.lease import acquire, is_live
+from hpclbfl.runs.lock import acquire, is_live
 from hpclbfl.slurm import local
 from hpclbfl.slurm.expand import expand, read_sweep
 from hpclbfl.slurm.folder import SweepFolder
@@ -28,7 +28,7 @@ from tests.slurm.conftest import write_sweep
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
-from hpclbfl.runfolder import RunFolder
+from hpclbfl.runs.folder import RunFolder
 run, seed = RunFolder(sys.argv[1]), int(sys.argv[2])
 signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))
 run.create()
@@ -143,8 +143,8 @@ def test_a_run_in_other_hands_is_left_alone(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_real_runs_through_the_command_line(tmp_path: Path, toy_set: Path) -> None:
-    """Two ranks, one rank, and one net that there is not."""
-    points = [{"seed": 0}, {"seed": 1, "clients": 1}, {"seed": 2, "clients": 1, "model.name": "resnet9"}]
+    """Two ranks, one rank, and one net that does not take the images."""
+    points = [{"seed": 0}, {"seed": 1, "clients": 1}, {"seed": 2, "clients": 1, "model.name": "alexnet"}]
     path = write_sweep(tmp_path, toy_set, list=points, ranks="clients", resources={"cpus_per_rank": 1})
     profile = tmp_path / "here.yaml"
     profile.write_text("{kind: local, max_parallel: 3}")
@@ -155,7 +155,7 @@ def test_real_runs_through_the_command_line(tmp_path: Path, toy_set: Path) -> No
     assert done.stdout == "" and "\x1b" not in done.stderr
     rows = status_rows(tmp_path / "out")
     assert [row["state"] for row in rows] == ["done", "done", "failed"]
-    assert rows[0]["step"] == 3 and "unknown net 'resnet9'" in rows[2]["text"]
+    assert rows[0]["step"] == 3 and "alexnet takes images of 63 px and more" in rows[2]["text"]
     assert "2 done, 1 failed, 0 left; the same command goes on" in done.stderr
     logs = [len(list((Path(row["path"]) / "attempts" / "000").glob("rank*.h5"))) for row in rows[:2]]
     assert logs == [2, 1]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from hpclbfl.children import module_command
-from hpclbfl.lease import TOKEN, acquire
-from hpclbfl.runfolder import RunFolder
+from hpclbfl.launch.children import module_command
+from hpclbfl.runs.folder import RunFolder
+from hpclbfl.runs.lock import TOKEN, acquire
 from hpclbfl.slurm import worker
 from hpclbfl.slurm.outcome import IDLE_STOPS, Outcome, Tally, settle
 from hpclbfl.slurm.ranks import Launch, Stop, launch_command

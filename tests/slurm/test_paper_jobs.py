@@ -10,8 +10,8 @@ import pytest
 
 from hpclbfl.analysis.configs import flatten
 from hpclbfl.analysis.paper_rows import paper_table, row_of
-from hpclbfl.config import load_job
-from hpclbfl.errors import ConfigError
+from hpclbfl.config.job import load_job
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.slurm.expand import Run, expand, read_sweep
 from hpclbfl.slurm.resources import load_profile
 from hpclbfl.slurm.sweep import sweep

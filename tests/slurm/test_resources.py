@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpclbfl.config import parse_job
+from hpclbfl.config.job import parse_job
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.yamltext import dump
-from hpclbfl.errors import ConfigError
 from hpclbfl.slurm.expand import Run, read_sweep
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.resources import (
@@ -47,7 +47,7 @@ def text(profile: ProfileConfig, num_runs: int = 3, ranks: int = 2, max_array_si
 @pytest.mark.parametrize("name", sorted(path.stem for path in PROFILES.glob("*.yaml") if path.stem != "local"))
 def test_batch_script_is_the_golden_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/env/bin/python")
-    monkeypatch.setattr("hpclbfl.slurm.submit.RUN_MODULE", Path("/env/hpclbfl/entry/run_module.py"))
+    monkeypatch.setattr("hpclbfl.slurm.submit.RUN_MODULE", Path("/env/hpclbfl/launch/entry/run_module.py"))
     found = text(load_profile(name))
     golden = GOLDEN / f"{name}.sh"
     if os.environ.get("HPCLBFL_WRITE_GOLDEN"):

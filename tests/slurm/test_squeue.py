@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hpclbfl import squeue
-from hpclbfl.squeue import Job, SlurmSilent, clean_environment, cluster_name, live_jobs, max_array_size
+from hpclbfl.runs import slurm_client as squeue
+from hpclbfl.runs.slurm_client import Job, SlurmSilent, clean_environment, cluster_name, live_jobs, max_array_size
 from tests.slurm.conftest import FakeSlurm
 
 

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpclbfl.errors import ConfigError, EnvironmentFault, RunFailed
-from hpclbfl.lease import acquire
-from hpclbfl.process import process_of
-from hpclbfl.runlog.schema import DTYPES
-from hpclbfl.runlog.writer import RunLog
+from hpclbfl.core.errors import ConfigError, EnvironmentFault, RunFailed
+from hpclbfl.core.process import process_of
+from hpclbfl.runs.lock import acquire
+from hpclbfl.runs.log.schema import DTYPES
+from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.slurm.cancel import cancel
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.status import print_status, status_rows
 from hpclbfl.slurm.sweep import sweep
 from tests.attempts import mark_done
+from tests.runs.test_lock import ELSEWHERE, owner
 from tests.slurm.conftest import FakeSlurm, write_sweep
-from tests.slurm.test_lease import ELSEWHERE, owner
 
 
 @pytest.fixture

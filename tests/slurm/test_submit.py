@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import submitit.core.utils as submitit_utils
 
-from hpclbfl.errors import EnvironmentFault, RunFailed
-from hpclbfl.lease import acquire
+from hpclbfl.core.errors import EnvironmentFault, RunFailed
+from hpclbfl.runs.lock import acquire
 from hpclbfl.slurm.cancel import cancel
 from hpclbfl.slurm.expand import expand, read_sweep
 from hpclbfl.slurm.folder import SweepFolder
@@ -217,7 +217,7 @@ def test_runs_that_left_the_sweep_file_stay_known(tmp_path: Path, fake_slurm: Fa
 def test_neither_sweep_nor_status_loads_torch(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
     path, out = write_sweep(tmp_path, seeds=2), str(tmp_path / "out")
     program = (
-        "import sys\nfrom hpclbfl.cli import main\n"
+        "import sys\nfrom hpclbfl.cli.app import main\n"
         "sys.argv = ['hpclbfl', *sys.argv[1:]]\n"
         "try:\n    main()\nexcept SystemExit as end:\n    print(end.code)\n"
         "print('loaded:', [m for m in ('torch', 'horovod') if m in sys.modules])\n"

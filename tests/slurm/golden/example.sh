@@ -25,4 +25,4 @@ export NCCL_SOCKET_IFNAME=ib0
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec /env/bin/python -u /env/hpclbfl/entry/run_module.py -u -m submitit.core._submit /scratch/demo/slurm
+exec /env/bin/python -u /env/hpclbfl/launch/entry/run_module.py -u -m submitit.core._submit /scratch/demo/slurm

@@ -13,4 +13,4 @@
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec /env/bin/python -u /env/hpclbfl/entry/run_module.py -u -m submitit.core._submit /scratch/demo/slurm
+exec /env/bin/python -u /env/hpclbfl/launch/entry/run_module.py -u -m submitit.core._submit /scratch/demo/slurm

@@ -1,0 +1,243 @@
+"""A job file: YAML to a validated, frozen model, with overrides and a canonical hash.
+
+Unknown keys and wrong types are refused with the file, the key and the valid ones. The hash covers the scientific part
+alone: where data lie, which engine carries messages and how often a checkpoint is written do not change the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializeAsAny, StrictBool, ValidationInfo, model_validator
+
+from hpclbfl.config.components import with_components
+from hpclbfl.config.sections import (
+    BatchingConfig,
+    BspConfig,
+    CheckpointConfig,
+    CommConfig,
+    DataConfig,
+    EmulateConfig,
+    EvaluateConfig,
+    FedAvgConfig,
+    GradientsConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PartitionConfig,
+    ScheduleConfig,
+    Section,
+    SelSyncConfig,
+    StopConfig,
+    SyncConfig,
+)
+from hpclbfl.config.sections.base import Name, Seed, Whole
+from hpclbfl.config.validation import validated
+from hpclbfl.core.errors import ConfigError, DataError
+from hpclbfl.core.files import read_bytes
+from hpclbfl.core.text import printable, shown
+from hpclbfl.core.yamlfile import parse_value, read_mapping, refuse_undone, set_value
+from hpclbfl.core.yamltext import dump
+
+MAX_CLIENTS = 1_000_000
+MAX_PLAN_BYTES = 16_000_000
+"""Of a plan file; each rank takes about 1,500."""
+JOB = "a job file is a mapping with 'data' and 'model'"
+
+
+class JobConfig(Section):
+    """A job file, whole."""
+
+    name: Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")] = "run"
+    seed: Seed = 0
+    clients: Annotated[Whole, Field(gt=0, le=MAX_CLIENTS)] | None = None
+    """Federated participants; null: one per rank."""
+    precision: Literal["float32", "float64", "bf16", "fp16"] = "float32"
+    deterministic: StrictBool = False
+    """GPUs: deterministic kernels alone."""
+    data: DataConfig
+    partition: SerializeAsAny[PartitionConfig]
+    model: SerializeAsAny[ModelConfig]
+    sync: SyncConfig = BspConfig()
+    gradients: GradientsConfig = GradientsConfig()
+    optimizer: SerializeAsAny[OptimizerConfig]
+    schedule: SerializeAsAny[ScheduleConfig]
+    loss: LossConfig = LossConfig()
+    batching: BatchingConfig = BatchingConfig(local_batch_size=32)
+    emulate: EmulateConfig | None = None
+    stop: StopConfig = StopConfig(epochs=10)
+    evaluate: EvaluateConfig = EvaluateConfig(every_epochs=1)
+    on_nonfinite: Literal["stop", "skip", "restore", "ignore"] = "stop"
+    """A gradient that is not finite: stop the run; skip the step; go back to the last checkpoint, once; or train on."""
+    checkpoint: CheckpointConfig = CheckpointConfig(every_s=300)
+    comm: CommConfig = CommConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _components(cls, values: Any, info: ValidationInfo) -> Any:
+        return (
+            with_components(values, str((info.context or {}).get("source", "a job")))
+            if isinstance(values, dict)
+            else values
+        )
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> JobConfig:
+        gradients, sync = self.gradients, self.sync
+        if isinstance(sync, FedAvgConfig | SelSyncConfig) and gradients.shared_only:
+            keys = ", ".join(f"gradients.{key}" for key in gradients.shared_only)
+            raise ValueError(f"{keys}: for gradients that are summed over clients, under sync bsp and post_local")
+        if gradients.extrapolation_lr is not None and self.precision == "fp16":
+            raise ValueError("gradients.extrapolation_lr does not go with precision fp16")
+        if isinstance(sync, SelSyncConfig):
+            if not gradients.measure:
+                raise ValueError("sync selsync needs 'gradients.measure: true'")
+            if gradients.scaler is not None and gradients.scaler.change != sync.change:
+                raise ValueError("sync.change and gradients.scaler.change must agree: a run has one change metric")
+        if self.on_nonfinite in ("skip", "restore") and not gradients.measure:
+            raise ValueError(f"on_nonfinite: {self.on_nonfinite} needs 'gradients.measure: true'")
+        if gradients.compression != "none" and self.comm.engine == "mpi":
+            raise ValueError("gradients.compression: MPI cannot sum fp16; comm.engine horovod can")
+        return self
+
+    def resolved(self, num_ranks: int) -> JobConfig:
+        """The job with its clients counted; refuses a batch list of another length."""
+        job = self if self.clients is not None else self.model_copy(update={"clients": num_ranks})
+        sizes = job.batching.local_batch_size
+        if isinstance(sizes, tuple) and len(sizes) != job.clients:
+            raise ConfigError(
+                f"batching.local_batch_size lists {len(sizes)} sizes for {job.clients} clients: give one per client"
+            )
+        return job
+
+    def local_batch_sizes(self) -> list[int]:
+        """b_c of every client, samples; their sum is B."""
+        if self.clients is None:
+            raise ConfigError("clients: not resolved; state a number")
+        sizes, total = self.batching.local_batch_size, self.batching.global_batch_size
+        if total is not None:
+            if total < self.clients:
+                raise ConfigError(
+                    f"batching.global_batch_size: {total} is less than one sample for each of {self.clients} clients"
+                )
+            quotient, rest = divmod(total, self.clients)
+            return [quotient + (c < rest) for c in range(self.clients)]
+        return list(sizes) if isinstance(sizes, tuple) else [sizes or 1] * self.clients
+
+    def scientific(self, data_fingerprint: str) -> dict[str, Any]:
+        """What changes the result: the job without name, engine, paths and end, the data by their content.
+
+        The end of the run is left out, so that a finished run can be given more steps. A schedule whose end comes from
+        `stop` is resolved before: `hpclbfl.optim.schedule.with_end`.
+        """
+        return self._scientific(data_fingerprint, {"name", "comm", "checkpoint", "stop"})
+
+    def _scientific(self, data_fingerprint: str, left_out: set[str]) -> dict[str, Any]:
+        job = self.model_dump(mode="json", exclude=left_out)
+        for key in ("path", "download", "workers", "in_memory"):
+            del job["data"][key]
+        job["data"]["fingerprint"] = data_fingerprint
+        source = self.batching.source
+        if source is not None and source != "warmup":
+            try:
+                job["batching"]["from"] = hashlib.sha256(read_bytes(Path(source), MAX_PLAN_BYTES)).hexdigest()
+            except FileNotFoundError as error:
+                raise ConfigError(f"batching.from: {source} cannot be read: {error.strerror}") from error
+            except DataError as error:
+                raise ConfigError(f"batching.from: {error}") from error
+        return job
+
+    def digest(self, data_fingerprint: str) -> str:
+        """Ten hexadecimal digits that name this experiment."""
+        return _hash(self.scientific(data_fingerprint))
+
+    def former_digest(self, data_fingerprint: str) -> str:
+        """The digest of version 0.1, which covered `stop`: run folders of that time are named after it.
+
+        Fixed i.i.d. shards, which it did not have, have no folder of that time.
+        """
+        found = self._scientific(data_fingerprint, {"name", "comm", "checkpoint"})
+        if self.partition.is_reshuffled:
+            del found["partition"]["reshuffle"]
+        return _hash(found)
+
+    def slug(self) -> str:
+        """The name, fit for a folder."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    def to_yaml(self) -> str:
+        """The whole job as a job file."""
+        return dump(self.model_dump(mode="json"))
+
+
+def _hash(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def load_job(path: Path, overrides: list[str] | None = None) -> JobConfig:
+    """Read a job file and apply `key.path=value` overrides (values are YAML).
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; one line that names it.
+    """
+    values = read_mapping(path, JOB)
+    given: list[str] = []
+    for override in overrides or []:
+        source = f"override {shown(override)}"
+        key, value = _split(override, source)
+        given.append(key)
+        refuse_undone(given, source)
+        set_value(values, key, value, source)
+    return with_paths(parse_job(values, str(path)), path.parent, Path.cwd(), given)
+
+
+def parse_job(values: dict[str, Any], source: str) -> JobConfig:
+    """Validate a mapping; `source` names it in errors."""
+    return validated(JobConfig, values, source)
+
+
+def with_paths(job: JobConfig, folder: Path, other: Path, elsewhere: Iterable[str]) -> JobConfig:
+    """Return the job with absolute paths.
+
+    Args:
+        folder: that paths are relative to.
+        other: that those are relative to whose keys are in `elsewhere`, alone or as part of their section.
+
+    Raises:
+        ConfigError: a path that cannot be one; one line that names the key.
+    """
+    keys = set(elsewhere)
+
+    def absolute(section: str, key: str, path: str) -> str:
+        base = other if keys & {section, f"{section}.{key}"} else folder
+        try:
+            found = str((base / path).resolve())
+            # It is written into YAML files and logs.
+            found.encode()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"{section}.{key}: {shown(path)} is no path that can be used: {printable(error)}"
+            ) from error
+        return found
+
+    if job.data.path is not None:
+        path = absolute("data", "path", job.data.path)
+        job = job.model_copy(update={"data": job.data.model_copy(update={"path": path})})
+    source = job.batching.source
+    if source is not None and source != "warmup":
+        path = absolute("batching", "from", source)
+        job = job.model_copy(update={"batching": job.batching.model_copy(update={"source": path})})
+    return job
+
+
+def _split(override: str, source: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"{source}: write key.path=value")
+    return key.strip(), parse_value(text, source)

@@ -1,0 +1,17 @@
+"""Sections of a job file: what all nets share, and the loss."""
+
+from __future__ import annotations
+
+from hpclbfl.config.sections.base import Fraction, Section
+
+
+class ModelConfig(Section):
+    """Which net; see `hpclbfl.models`."""
+
+    name: str
+
+
+class LossConfig(Section):
+    """Cross-entropy."""
+
+    label_smoothing: Fraction = 0.0

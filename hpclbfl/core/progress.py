@@ -1,0 +1,114 @@
+"""How far a run is: a bar on a terminal, a line per 30 s elsewhere, from rank 0 alone, on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from hpclbfl.core.console import make_console
+from hpclbfl.core.errors import RunFailed
+from hpclbfl.core.text import printable, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LINE_EVERY_S = 30.0
+TERMINAL_COLUMNS = "HPCLBFL_TERMINAL_COLUMNS"
+"""Environment variable: this process's stderr ends on a terminal of so many columns."""
+
+
+def result_console(num_ranks: int) -> Console:
+    """Where rank 0 prints tables to."""
+    if num_ranks == 1:
+        return make_console()
+    # mpirun gives its ranks a terminal of its own, wherever their output ends.
+    return make_console(force_terminal=False, width=_terminal_columns())
+
+
+def _terminal_columns() -> int | None:
+    columns = os.environ.get(TERMINAL_COLUMNS, "")
+    return int(columns) if columns.isascii() and columns.isdigit() else None
+
+
+class Progress:
+    """Shows the epoch, loss and accuracy of a run.
+
+    Args:
+        total_epochs: where the run ends at the latest; None when time alone ends it.
+        visible: False on ranks other than 0.
+        log: gets every line, too.
+    """
+
+    def __init__(self, title: str, total_epochs: float | None, visible: bool, log: TextIO | None = None) -> None:
+        self._title, self._total, self._visible, self._log = printable(title), total_epochs, visible, log
+        self._last_line = self._begin = time.monotonic()
+        self._top1: float | None = None
+        self._bar = None
+        # Under mpirun stderr is a pipe; `hpclbfl launch` says how wide the terminal at its other end is.
+        if visible and (sys.stderr.isatty() or os.environ.get(TERMINAL_COLUMNS)):
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[text]}", markup=False),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=make_console(stderr=True, force_terminal=True, width=_terminal_columns()),
+                transient=True,
+            )
+            self._task = self._bar.add_task(self._title, total=total_epochs, text="")
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, step: int, epoch: float, loss: float) -> None:
+        """After every step; cheap when nothing is due."""
+        if not self._visible:
+            return
+        now = time.monotonic()
+        if self._bar is None and now - self._last_line < LINE_EVERY_S:
+            return
+        text = self._text(step, epoch, loss)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=epoch, text=text)
+        else:
+            self.say(f"{text}  {now - self._begin:.0f} s")
+            self._last_line = now
+
+    def evaluated(self, top1: float) -> None:
+        """The newest test accuracy, a fraction."""
+        self._top1 = top1
+
+    def say(self, line: str) -> None:
+        """One line above the bar, and into the log."""
+        if not self._visible:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line)
+        else:
+            say(f"{self._title}: {line}")
+        if self._log is not None:
+            try:
+                say(line, self._log)
+                # A log in memory, as tests have it, cannot be removed.
+                if (name := getattr(self._log, "name", "")) and not Path(name).exists():
+                    raise RunFailed(f"{self._log.name}: was removed while it was written")
+            except OSError as error:
+                raise RunFailed(f"{self._log.name}: cannot be written: {error.strerror}") from error
+
+    def _text(self, step: int, epoch: float, loss: float) -> str:
+        end = f"/{self._total:.4g}" if self._total is not None else ""
+        top1 = f"  top-1 {100 * self._top1:.1f} %" if self._top1 is not None else ""
+        return f"epoch {epoch:.2f}{end}  step {step}  loss {loss:.3f}{top1}"

@@ -1,0 +1,92 @@
+"""Components by name: nets, optimizers, algorithms and all else that a job names, one registry for each kind.
+
+A component has a config, which checks the keys that a job gives it, and a function or class that makes it. The file
+that defines it registers it, and nothing else names it:
+
+    @OPTIMIZERS.register("sgd", SgdConfig)
+    def make_sgd(config: SgdConfig, ...) -> torch.optim.Optimizer: ...
+
+A registry loads the files of its package when it is first asked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+Config = TypeVar("Config")
+Maker = TypeVar("Maker", bound=Callable[..., Any])
+
+
+class Component(NamedTuple, Generic[Config]):
+    """One entry."""
+
+    config: type[Config]
+    """Of its keys in a job."""
+    make: Callable[..., Any]
+    """Called with the config first; what follows depends on the kind."""
+
+
+class Registry(Generic[Config]):
+    """The components of one kind.
+
+    Args:
+        what: they are called in messages: `optimizer`.
+        key: in a job that names one: `name`, `kind` or `policy`.
+        package: whose modules define them.
+        default: name of the one that a job gets which names none; None: it must name one.
+    """
+
+    def __init__(self, what: str, key: str, package: str, default: str | None = None) -> None:
+        self.what, self.key, self.default = what, key, default
+        self._package = package
+        self._found: dict[str, Component[Config]] = {}
+        self._is_loaded = False
+
+    def register(self, name: str, config: type[Config]) -> Callable[[Maker], Maker]:
+        """Enter what makes the component of this name, a function or a class; a decorator."""
+
+        def enter(make: Maker) -> Maker:
+            if name in self._found:
+                raise ValueError(f"there are two {self.what}s called {name!r}")
+            self._found[name] = Component(config, make)
+            return make
+
+        return enter
+
+    def names(self) -> list[str]:
+        """All that are known, sorted."""
+        self._load()
+        return sorted(self._found)
+
+    def find(self, name: str) -> Component[Config] | None:
+        """The component of this name, if there is one."""
+        self._load()
+        return self._found.get(name)
+
+    def holders(self, key: str) -> dict[str, type[Config]]:
+        """Configs of the components that have this key, by name, sorted."""
+        self._load()
+        return {name: found.config for name, found in sorted(self._found.items()) if key in fields_of(found.config)}
+
+    def make(self, config: Any, *args: Any, **keys: Any) -> Any:
+        """What a validated config stands for."""
+        found = self.find(getattr(config, self.key))
+        if found is None:
+            raise LookupError(f"{self.what} {getattr(config, self.key)!r} is not known")
+        return found.make(config, *args, **keys)
+
+    def _load(self) -> None:
+        if self._is_loaded:
+            return
+        self._is_loaded = True
+        package = importlib.import_module(self._package)
+        for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
+            importlib.import_module(module.name)
+
+
+def fields_of(config: type[Any]) -> dict[str, Any]:
+    """A config's fields, by the keys that a job writes."""
+    return {field.alias or name: field for name, field in config.model_fields.items()}

@@ -1,0 +1,33 @@
+"""Independent and identically distributed: every client holds an equal share of a random permutation."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import StrictBool
+
+from hpclbfl.config.components import PARTITIONS
+from hpclbfl.config.sections import PartitionConfig
+from hpclbfl.data.partitions import IntArray, Shards
+
+
+class IidConfig(PartitionConfig):
+    """Equal shards of a random permutation."""
+
+    reshuffle: StrictBool = False
+    """Clients own nothing; every epoch deals all samples anew over all of them, as data-parallel training does."""
+
+    @property
+    def is_reshuffled(self) -> bool:
+        """See `PartitionConfig`."""
+        return self.reshuffle
+
+    @property
+    def title(self) -> str:
+        """See `PartitionConfig`."""
+        return "iid reshuffled" if self.reshuffle else "iid"
+
+
+@PARTITIONS.register("iid", IidConfig)
+def iid(config: IidConfig, labels: IntArray, num_clients: int, num_classes: int, rng: np.random.Generator) -> Shards:
+    """Equal to within one sample."""
+    return [np.sort(share) for share in np.array_split(rng.permutation(len(labels)), num_clients)]

@@ -1,0 +1,27 @@
+"""Skewed sizes of i.i.d. shards: one sample each, the others in proportions drawn from Dirichlet(alpha)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpclbfl.config.components import PARTITIONS
+from hpclbfl.config.sections import PartitionConfig
+from hpclbfl.data.partitions import IntArray, Shards, cuts
+from hpclbfl.data.partitions.dirichlet import Concentration
+
+
+class QuantityConfig(PartitionConfig):
+    """Skewed sizes."""
+
+    alpha: Concentration
+    """Concentration of the sizes; small is skewed."""
+
+
+@PARTITIONS.register("quantity", QuantityConfig)
+def quantity(
+    config: QuantityConfig, labels: IntArray, num_clients: int, num_classes: int, rng: np.random.Generator
+) -> Shards:
+    """See the module."""
+    order = rng.permutation(len(labels))
+    ends = cuts(rng.dirichlet(np.full(num_clients, config.alpha)), len(labels) - num_clients)
+    return [np.sort(share) for share in np.split(order, ends + np.arange(1, num_clients))]

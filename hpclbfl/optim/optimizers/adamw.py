@@ -1,0 +1,20 @@
+"""AdamW (I. Loshchilov, F. Hutter, ICLR 2019): torch's, fused. Decay is apart from the gradient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hpclbfl.config.components import OPTIMIZERS
+from hpclbfl.optim.optimizers import Groups
+from hpclbfl.optim.optimizers.adam import AdamConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+@OPTIMIZERS.register("adamw", AdamConfig)
+def make_adamw(c: AdamConfig, groups: Groups) -> torch.optim.Optimizer:
+    """w -= lr * (m / (sqrt(v) + eps) + wd * w)."""
+    import torch
+
+    return torch.optim.AdamW(groups, lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay, fused=True)

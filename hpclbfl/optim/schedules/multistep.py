@@ -1,0 +1,36 @@
+"""The rate falls by a factor at each of some milestones."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field, model_validator
+
+from hpclbfl.config.components import SCHEDULES
+from hpclbfl.config.sections import ScheduleConfig
+from hpclbfl.config.sections.base import PositiveFloat
+from hpclbfl.optim.schedules import Decay
+
+_LARGEST_FALL = 300
+"""Decimal places by which all milestones together may change the rate."""
+
+
+class MultistepConfig(ScheduleConfig):
+    """gamma to the power of the milestones that have been passed."""
+
+    milestones_epochs: tuple[PositiveFloat, ...] = Field(min_length=1)
+    gamma: PositiveFloat = 0.1
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> MultistepConfig:
+        if list(self.milestones_epochs) != sorted(set(self.milestones_epochs)):
+            raise ValueError("'milestones_epochs' must rise")
+        if len(self.milestones_epochs) * abs(math.log10(self.gamma)) > _LARGEST_FALL:
+            raise ValueError("'gamma' to the power of all its milestones is beyond what a number can hold")
+        return self
+
+
+@SCHEDULES.register("multistep", MultistepConfig)
+def make_multistep(config: MultistepConfig) -> Decay:
+    """See the module."""
+    return lambda epoch: config.gamma ** sum(epoch >= m for m in config.milestones_epochs)

@@ -1,0 +1,237 @@
+"""The run folder: where a run's files lie, and what its small files say.
+
+```
+<run>/{config.yaml, status.json, DONE.json, model.pt, checkpoints/, attempts/000/{rank00000.h5, provenance.json, log}}
+```
+
+`--resume never` moves all of it to `earlier/000/` and begins again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from hpclbfl.core.errors import DataError, EnvironmentFault
+from hpclbfl.core.files import explained_writes, make_folder
+from hpclbfl.core.jsonfile import read_json, write_json
+from hpclbfl.core.yamlfile import write_sealed
+
+State = Literal["running", "done", "failed", "requeue"]
+"""Of a run: training, finished, ended by an error, or stopped early and to be resumed."""
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+RUN_FILES = (
+    *("DONE.json", "model.pt", "sharpness.h5", "status.json", "tally.json"),
+    *("checkpoints", "attempts", "config.yaml"),
+)
+"""All that belongs to one training of a run, in the order in which it is set aside: `config.yaml` says what the rest is
+and goes last."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What status.json says."""
+
+    state: State
+    time: str = ""
+    """UTC, ISO 8601."""
+    step: Count | None = None
+    """Finished optimizer steps."""
+    epoch: float | None = None
+    error: str | None = None
+    rank: Count | None = None
+    """Which failed."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What DONE.json says of a finished run; written last, with the checksums of the files that it vouches for."""
+
+    reason: str
+    """Which stop condition was met."""
+    step: Count
+    epoch: Annotated[float, Field(ge=0, lt=1e9)]
+    num_samples: Count
+    hash: str
+    """Digest of the experiment."""
+    elapsed_s: float = 0.0
+    top1: float | None = None
+    """0 to 1; None: not a number."""
+    top5: float | None = None
+    loss: float | None = None
+    """Test cross-entropy, nats."""
+    num_train: Count | None = None
+    """N, size of the training set; None: of an older version."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of model.pt; empty: of an older version."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run; a run that resumes has several."""
+
+    number: int
+    path: Path
+
+    @property
+    def provenance(self) -> Path:
+        """What ran, where and on what."""
+        return self.path / "provenance.json"
+
+    @property
+    def log(self) -> Path:
+        """Diagnostics as text."""
+        return self.path / "log"
+
+    def rank_log(self, rank: int) -> Path:
+        """The HDF5 log of one rank."""
+        return self.path / f"rank{rank:05d}.h5"
+
+    def write_provenance(self, provenance: dict[str, Any]) -> None:
+        """Write provenance.json, whole or not at all. Raises EnvironmentFault if it cannot be written."""
+        write_json(self.provenance, provenance)
+
+
+class RunFolder:
+    """A run's folder. Nothing is made or read before a method asks for it.
+
+    Every writing method raises EnvironmentFault, one line that names the path, when the folder cannot be written.
+    Under MPI rank 0 alone calls them and tells the others the attempt's number, for `attempt(number)`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def config(self) -> Path:
+        """The resolved job."""
+        return self.path / "config.yaml"
+
+    @property
+    def model(self) -> Path:
+        """The trained net of a finished run."""
+        return self.path / "model.pt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def create(self) -> None:
+        """Make the folder with its subfolders; what is there stays."""
+        for folder in (self.checkpoints, self.path / "attempts"):
+            make_folder(folder)
+
+    def write_config(self, text: str) -> None:
+        """Write config.yaml, whole or not at all, and its checksum."""
+        write_sealed(self.config, text)
+
+    def attempt(self, number: int) -> Attempt:
+        """The attempt with this number, made already or not."""
+        return Attempt(number, self.path / "attempts" / f"{number:03d}")
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts so far, the oldest first."""
+        return [self.attempt(number) for number in numbers_in(self.path / "attempts", 3)]
+
+    def next_attempt(self) -> Attempt:
+        """Make the next attempt's folder; two processes that ask at once get two numbers."""
+        self.create()
+        number = max((a.number for a in self.attempts()), default=-1) + 1
+        while True:
+            attempt = self.attempt(number)
+            with explained_writes(attempt.path):
+                try:
+                    attempt.path.mkdir()
+                except FileExistsError:
+                    number += 1
+                    continue
+            return attempt
+
+    def write_status(self, state: State, **fields: Any) -> None:
+        """Replace status.json by the state, the time (UTC) and the given fields (JSON values; `error`: one line)."""
+        write_json(self.path / "status.json", {"state": state, "time": utc_now(), **fields})
+
+    def status(self) -> Status | None:
+        """status.json, or None when there is none that can be read."""
+        try:
+            return read_json(self.path / "status.json", Status)
+        except DataError:
+            return None
+
+    def mark_done(self, summary: dict[str, Any]) -> None:
+        """Write DONE.json: the run is finished and is not to be run again."""
+        write_json(self.path / "DONE.json", {"time": utc_now(), **summary})
+
+    def done(self) -> Done | None:
+        """DONE.json, or None when the run is not done.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        return read_json(self.path / "DONE.json", Done)
+
+    def is_empty(self) -> bool:
+        """Whether nobody has trained here: an attempt that ended before its first word counts for nothing."""
+        names = ("config.yaml", "DONE.json", "model.pt")
+        if any((self.path / name).exists() for name in names) or checkpoint_steps(self.checkpoints):
+            return False
+        return not any(a.provenance.exists() or any(a.path.glob("rank*.h5")) for a in self.attempts())
+
+    def set_aside(self) -> Path | None:
+        """Move what is there to `earlier/<number>`, for a run that starts anew; None: there is nothing."""
+        there = [path for name in RUN_FILES if (path := self.path / name).exists()]
+        if self.is_empty() or not there:
+            return None
+        earlier = self.path / "earlier"
+        make_folder(earlier)
+        number = max(numbers_in(earlier, 3), default=-1)
+        target = earlier / f"{number:03d}"
+        # config.yaml goes last: without it the one before was interrupted, and this is the rest of it.
+        if number < 0 or (target / "config.yaml").exists() or any((target / path.name).exists() for path in there):
+            target = earlier / f"{number + 1:03d}"
+        with explained_writes(target):
+            target.mkdir(exist_ok=True)
+            for path in there:
+                path.rename(target / path.name)
+        return target
+
+    def clear_done(self) -> None:
+        """Take DONE.json away, if it is there: the run goes on."""
+        path = self.path / "DONE.json"
+        with explained_writes(path):
+            path.unlink(missing_ok=True)
+
+
+def utc_now() -> str:
+    """The time now, ISO 8601 in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in `checkpoints/`, the newest first; damaged ones may be among them."""
+    steps = numbers_in(folder, 9, "step-")
+    return [step for step in reversed(steps) if not (folder / f"step-{step:09d}").is_symlink()]
+
+
+def numbers_in(folder: Path, width: int, prefix: str = "", suffix: str = "") -> list[int]:
+    """The numbers in a folder's names `<prefix><number><suffix>`, in order; empty where there is no folder.
+
+    Names that are written otherwise, with other leading zeros, are none of ours.
+
+    Raises:
+        EnvironmentFault: the folder cannot be read.
+    """
+    shape = re.compile(f"{re.escape(prefix)}([0-9]{{{width},18}}){re.escape(suffix)}")
+    try:
+        found = [int(match[1]) for path in folder.iterdir() if (match := shape.fullmatch(path.name))]
+        return sorted(n for n in found if (folder / f"{prefix}{n:0{width}d}{suffix}").exists())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise EnvironmentFault(f"{folder}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,288 @@
+"""Who owns a folder: one live process, or one Slurm job, at a time.
+
+`<folder>/lease/<number>.json` names the owner; the file with the highest number counts. It is made with O_EXCL, so that
+of two that find the folder free, or its owner gone, one gets it. A new owner takes the next number instead of replacing
+the file: a name is never given twice, and nobody can take away what he read a moment too early.
+
+An owner may start others that work for him (the ranks of a run): they find his token in their environment and join.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
+
+from hpclbfl.core.errors import DataError, EnvironmentFault, HpclbflError
+from hpclbfl.core.files import create, explained_writes, make_folder
+from hpclbfl.core.jsonfile import read_json, to_bytes, write_json
+from hpclbfl.core.process import Process, this_process
+from hpclbfl.runs.folder import RunFolder, numbers_in, utc_now
+from hpclbfl.runs.slurm_client import ENDED, Job, JobId, Queue, SlurmSilent, cluster_name, live_jobs
+
+TOKEN = "HPCLBFL_LEASE"
+"""Environment variable: the token of the lease that this process works under."""
+
+_ATTEMPTS = 20
+_KEPT = 8
+_WRITING_S = 30.0
+"""A lease that cannot be read may be one that is just being written; one older than this is what a crash left."""
+
+
+LOST = "ended without a word: killed, or its node was lost"
+"""What became of a run whose status says that it trains while nobody alive owns its folder."""
+
+
+class LeaseHeld(HpclbflError):
+    """Somebody else owns the folder, and lives."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds, or held, a folder."""
+
+    token: str
+    time: str
+    processes: tuple[Process, ...]
+    """Any of them alive: the owner lives."""
+    slurm: JobId | None = None
+    """The job, `12` or `12_3`."""
+    restart: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """How often Slurm has requeued the job so far."""
+    cluster: str | None = None
+    released: bool = False
+
+    def __str__(self) -> str:
+        first = self.processes[0] if self.processes else None
+        at = f" on {first.host}" if first else ""
+        return f"Slurm job {self.slurm}{at}" if self.slurm else f"process {first.pid if first else '?'}{at}"
+
+
+class Verdict(NamedTuple):
+    """Whether an owner lives, as far as can be known; who is in doubt, lives."""
+
+    live: bool
+    why: str
+    certain: bool = True
+
+
+Query = Callable[[Iterable[str]], Mapping[str, Job]]
+"""Live jobs among these ids, see `squeue.live_jobs`."""
+
+
+class Lease:
+    """A folder that is ours, until it is released."""
+
+    def __init__(self, path: Path, owner: Owner, joined: bool = False) -> None:
+        self.path, self.owner, self.joined = path, owner, joined
+
+    def environment(self) -> dict[str, str]:
+        """What a process that works for the owner finds in its environment."""
+        return {TOKEN: self.owner.token}
+
+    def release(self) -> None:
+        """Let others have the folder; of no effect for those who joined, and where the lease has been lost."""
+        if self.joined:
+            return
+        number, owner = _newest(self.path.parent)
+        if owner is not None and owner.token == self.owner.token and self.path == _file(self.path.parent, number):
+            _write(self.path, replace(owner, released=True))
+
+
+def acquire(
+    folder: Path, environ: Mapping[str, str] | None = None, query: Query = live_jobs, me: Owner | None = None
+) -> Lease:
+    """Take a run folder, make it if need be; take it over from an owner that is gone.
+
+    Args:
+        folder: the run folder, or any other.
+        environ: tells the Slurm job around us, and the lease to join; default: this process's.
+        query: asks Slurm for jobs that live.
+        me: the new owner; default: this process.
+
+    Raises:
+        LeaseHeld: another one owns it; one line that says who, and what to do if that one is gone after all.
+        EnvironmentFault: the folder cannot be written.
+    """
+    environ = os.environ if environ is None else environ
+    me = this_owner(environ, query) if me is None else me
+    leases = folder / "lease"
+    make_folder(leases)
+    for _ in range(_ATTEMPTS):
+        number, found = _newest(leases)
+        path = _file(leases, number)
+        if found is not None and not found.released:
+            if found.token == environ.get(TOKEN):
+                joined = replace(found, processes=(*found.processes, *me.processes))
+                _write(path, joined)
+                return Lease(path, joined, joined=True)
+            verdict = judge(found, query, me)
+            if verdict.live:
+                advice = "" if verdict.certain else f"; if it is gone, remove {path}"
+                raise LeaseHeld(f"{folder}: owned by {found} since {found.time} ({verdict.why}){advice}")
+        elif found is None and number and _is_fresh(path):
+            raise LeaseHeld(f"{folder}: another process is just taking it")
+        mine = _file(leases, number + 1)
+        if _create(mine, me):
+            if _newest(leases)[0] == number + 1:
+                _remove_old(leases, number + 1)
+                return Lease(mine, me)
+            # Long after we had looked: others took that number, gave it back, and went on.
+            mine.unlink(missing_ok=True)
+    raise LeaseHeld(f"{folder}: others take it again and again; try later")
+
+
+def holder(folder: Path) -> Owner | None:
+    """Return who took the folder last and has not released it, alive or not."""
+    _, owner = _newest(folder / "lease")
+    return None if owner is None or owner.released else owner
+
+
+def is_live(folder: Path, query: Query = live_jobs) -> bool:
+    """Tell whether somebody alive owns the folder: whether a run whose status says that it trains, does."""
+    owner = holder(folder)
+    return owner is not None and judge(owner, query).live
+
+
+def find_lost(folders: Iterable[Path]) -> set[Path]:
+    """Run folders among these whose status says that they train while nobody alive owns them.
+
+    Where it cannot be known, as on another machine, the owner counts as alive. Slurm is asked once for all.
+    """
+    owners: dict[Path, Owner | None] = {}
+    for folder in folders:
+        # A lock that cannot be looked at, or is just being written, says nothing.
+        with suppress(EnvironmentFault):
+            number, owner = _newest(folder / "lease")
+            if owner is not None or not number or not _is_fresh(_file(folder / "lease", number)):
+                owners[folder] = None if owner is None or owner.released else owner
+    queue = Queue(owner.slurm for owner in owners.values() if owner is not None and owner.slurm is not None)
+    lost = {folder for folder, owner in owners.items() if owner is None or not judge(owner, queue).live}
+    # One that has ended meanwhile released its lock after it had said so.
+    states = {folder: RunFolder(folder).status() for folder in lost}
+    return {folder for folder, status in states.items() if status is not None and status.state == "running"}
+
+
+def judge(owner: Owner, query: Query = live_jobs, me: Owner | None = None) -> Verdict:
+    """Say whether an owner lives, as far as can be seen from this machine.
+
+    Args:
+        owner: who is asked about.
+        query: asks Slurm.
+        me: who asks: the same Slurm job, after a requeue, knows that its former self is gone.
+    """
+    alive = next((p for p in owner.processes if p.is_running), None)
+    if alive is not None:
+        return Verdict(True, f"process {alive.pid} is running")
+    elsewhere = [p for p in owner.processes if not p.is_here]
+    if owner.slurm is None:
+        if not elsewhere:
+            return Verdict(False, "its process is gone")
+        return Verdict(True, f"whether it still runs can only be seen on {elsewhere[0].host}", False)
+    if me is not None and (me.slurm, me.cluster) == (owner.slurm, owner.cluster):
+        if me.restart > owner.restart or not elsewhere:
+            return Verdict(False, "it is this job's own, from before")
+        return Verdict(True, "it is of the same job", False)
+    return _judge_job(owner, query)
+
+
+def _judge_job(owner: Owner, query: Query) -> Verdict:
+    job = owner.slurm or ""
+    try:
+        if owner.cluster is not None and (here := cluster_name()) != owner.cluster:
+            return Verdict(True, f"job {job} is one of cluster {owner.cluster}, this is {here}", False)
+        found = query([job]).get(job)
+    except SlurmSilent as error:
+        return Verdict(True, f"whether job {job} lives is unknown: {error}", False)
+    if found is None or found.state in ENDED:
+        return Verdict(False, f"job {job} has ended")
+    return Verdict(True, f"job {job} is {found.state}")
+
+
+def this_owner(environ: Mapping[str, str], query: Query = live_jobs) -> Owner:
+    """Return this process as an owner, with the Slurm job that it runs in."""
+    me = Owner(uuid.uuid4().hex, utc_now(), (this_process(),))
+    job = slurm_job(environ)
+    if job is None:
+        return me
+    with suppress(SlurmSilent):
+        if job not in query([job]):
+            # Variables that outlived their job, in a shell that was started in it.
+            return me
+    restart = environ.get("SLURM_RESTART_COUNT", "0")
+    return replace(
+        me,
+        slurm=job,
+        restart=int(restart) if restart.isdigit() else 0,
+        cluster=environ.get("SLURM_CLUSTER_NAME"),
+    )
+
+
+def slurm_job(environ: Mapping[str, str]) -> str | None:
+    """Return the job that these variables tell of, `12` or `12_3`."""
+    array, task = environ.get("SLURM_ARRAY_JOB_ID", ""), environ.get("SLURM_ARRAY_TASK_ID", "")
+    if array.isdigit() and task.isdigit():
+        return f"{array}_{task}"
+    job = environ.get("SLURM_JOB_ID", "")
+    return job if job.isdigit() else None
+
+
+def _file(leases: Path, number: int) -> Path:
+    return leases / f"{number:06d}.json"
+
+
+def _newest(leases: Path) -> tuple[int, Owner | None]:
+    """The highest number, 0 if there is none, and its owner, None if it cannot be read."""
+    while True:
+        number = max(numbers_in(leases, 6, suffix=".json"), default=0)
+        try:
+            owner = read_json(_file(leases, number), Owner)
+        except DataError:
+            return number, None
+        if owner is not None or number == 0:
+            return number, owner
+        time.sleep(0.001)  # taken and given up between the two calls
+
+
+def _is_fresh(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime < _WRITING_S
+    except OSError:
+        return False
+
+
+def _create(path: Path, owner: Owner) -> bool:
+    """Make the file; False: another one has."""
+    with explained_writes(path):
+        try:
+            file = create(path)
+        except FileExistsError:
+            return False
+        try:
+            with file:
+                file.write(to_bytes(asdict(owner)))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+    return True
+
+
+def _write(path: Path, owner: Owner) -> None:
+    write_json(path, asdict(owner))
+
+
+def _remove_old(leases: Path, number: int) -> None:
+    # Some are kept for those who looked a while ago, on file systems that show others' files late.
+    for old in numbers_in(leases, 6, suffix=".json"):
+        if old < number - _KEPT:
+            with suppress(OSError):
+                _file(leases, old).unlink()

@@ -1,0 +1,279 @@
+"""From the names in a job file to objects: the only lookup tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hpclbfl.algorithms import Synchroniser
+from hpclbfl.algorithms.bsp import BulkSynchronous
+from hpclbfl.algorithms.fedavg import FederatedAveraging, steps_of_epochs, whole_steps
+from hpclbfl.algorithms.post_local import PostLocal
+from hpclbfl.algorithms.replicas import Client, Replica, key_generators
+from hpclbfl.algorithms.selsync import SelectiveSynchronisation
+from hpclbfl.batching import BatchPolicy
+from hpclbfl.batching.dynamic import Dynamic
+from hpclbfl.batching.fixed import Fixed
+from hpclbfl.batching.noise_scale import NoiseScalePolicy
+from hpclbfl.batching.proportional import Proportional
+from hpclbfl.comm import devices
+from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.local import LocalCommunicator
+from hpclbfl.comm.reducer import GradientReducer
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import BspConfig, CommConfig, FedAvgConfig, OptimizerConfig, PostLocalConfig, SelSyncConfig
+from hpclbfl.core.errors import ConfigError
+from hpclbfl.core.launched import launched_size
+from hpclbfl.data.sampling import Sampler
+from hpclbfl.gradients import GradientTransform
+from hpclbfl.gradients.chain import Chain
+from hpclbfl.gradients.clip import Clip
+from hpclbfl.gradients.noise_scale import NoiseScale
+from hpclbfl.gradients.pipeline import Pipeline
+from hpclbfl.gradients.scaler import StepUp
+from hpclbfl.models import DataSpec, make_model
+from hpclbfl.optim.extrapolation import Extrapolation
+from hpclbfl.optim.optimizers import make_optimizer
+from hpclbfl.training.emulate import Emulation
+
+
+def communicator(config: CommConfig, environ: Mapping[str, str] = os.environ) -> Communicator:
+    """The engine that the job asks for; `auto` is Horovod under MPI and local in a lone process.
+
+    Raises:
+        ConfigError: `local` under a launcher of several ranks, each of which would run the whole job.
+    """
+    size = launched_size(environ)
+    if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not _under_mpi(environ):
+        raise ConfigError("srun started several tasks that do not know of each other: use srun --mpi=pmix")
+    if config.engine == "local" and size > 1:
+        raise ConfigError(f"comm.engine: local is for one process, this job has {size} ranks; leave it 'auto'")
+    if config.engine == "horovod" or (config.engine == "auto" and _under_mpi(environ)):
+        from hpclbfl.comm.horovod import HorovodCommunicator
+
+        return HorovodCommunicator()
+    if config.engine == "mpi":
+        from hpclbfl.comm.mpi import MpiCommunicator
+
+        return MpiCommunicator(config.chunk_mb)
+    return LocalCommunicator()
+
+
+def _under_mpi(environ: Mapping[str, str]) -> bool:
+    return any(name in environ for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"))
+
+
+def device(comm: Communicator) -> torch.device:
+    """See `hpclbfl.comm.devices.choose`; a collective."""
+    return devices.choose(comm)
+
+
+def dtype(job: JobConfig) -> torch.dtype:
+    """Of parameters and images; bf16 and fp16 are autocast on top of float32."""
+    return torch.float64 if job.precision == "float64" else torch.float32
+
+
+def autocast(job: JobConfig, on: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """A maker of the context in which the forward pass runs.
+
+    Raises:
+        ConfigError: a precision that the device does not have.
+    """
+    if job.precision in ("float32", "float64"):
+        return nullcontext
+    if job.precision == "fp16" and on.type != "cuda":
+        raise ConfigError("precision: fp16 needs a GPU; this device takes float32, float64 and bf16")
+    if job.precision == "bf16" and on.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ConfigError("precision: this GPU has no bf16; it takes float32, float64 and fp16")
+    half = torch.bfloat16 if job.precision == "bf16" else torch.float16
+    return lambda: torch.autocast(on.type, dtype=half)
+
+
+def optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The job's optimizer with its state laid out; the names stand in `hpclbfl.optim.optimizers`."""
+    return make_optimizer(config, parameters)
+
+
+def loss_scaler(job: JobConfig, on: torch.device) -> torch.amp.GradScaler:
+    """Loss scaling for fp16; passes everything through otherwise."""
+    made = torch.amp.GradScaler(on.type, enabled=job.precision == "fp16")
+    # Its scale is made with the first loss, which a rank without samples never sees.
+    made.scale(torch.zeros((), device=on))
+    return made
+
+
+def local_client(job: JobConfig, client_id: int, template: nn.Module, on: torch.device) -> Client:
+    """A client with a copy of a net and an optimizer of its own."""
+    replica = Replica(template)
+    return Client(client_id, replica, optimizer(job.optimizer, replica.parameters), loss_scaler(job, on))
+
+
+def reducer(job: JobConfig, parameters: Sequence[nn.Parameter], comm: Communicator) -> GradientReducer:
+    """Of the shared model's gradients."""
+    config = job.gradients
+    return GradientReducer(
+        parameters,
+        comm,
+        job.comm.bucket_mb,
+        # Under loss scaling the norm is known only after the sum has been unscaled.
+        measure=config.measure and job.precision != "fp16",
+        measure_clients=config.noise_scale is not None,
+        wire_dtype=torch.float16 if config.compression == "fp16" else None,
+    )
+
+
+def pipeline(job: JobConfig, agree: Callable[[Tensor], Tensor]) -> Pipeline | None:
+    """Measures and multiplies gradients; None where nothing is measured."""
+    config = job.gradients
+    if not config.measure:
+        return None
+    step_up = StepUp(factor=1.0, when="never")
+    if config.scaler is not None:
+        c = config.scaler
+        step_up = StepUp(c.factor, c.threshold, c.when, c.duty if c.duty is not None else 1.0, c.change)
+    elif isinstance(job.sync, SelSyncConfig):
+        step_up = StepUp(factor=1.0, when="never", change=job.sync.change)
+    transforms: list[GradientTransform[Any]] = [step_up]
+    if config.clip_norm is not None:
+        transforms.append(Clip(config.clip_norm))
+    noise_scale = NoiseScale(config.noise_scale.decay) if config.noise_scale is not None else None
+    return Pipeline(Chain(transforms), noise_scale, job.seed, agree)
+
+
+def extrapolation(job: JobConfig) -> Extrapolation | None:
+    """Of the points at which clients take their gradients."""
+    rate = job.gradients.extrapolation_lr
+    return Extrapolation(rate) if rate is not None else None
+
+
+def check_batches(job: JobConfig, num_train: int) -> None:
+    """Refuse a batch that is larger than the training set of `num_train` images. Raises ConfigError."""
+    total = job.batching.global_batch_size
+    key, largest = ("local_batch_size", max(job.local_batch_sizes())) if total is None else ("global_batch_size", total)
+    if largest > num_train:
+        raise ConfigError(f"batching.{key}: a batch of {largest} exceeds the {num_train} training images")
+
+
+def start_sizes(job: JobConfig, sampler: Sampler) -> tuple[int, ...]:
+    """b_c of every client as a run begins: the job's, at most what a step can hold of the client.
+
+    A client whose shard is empty keeps the job's size; it takes no samples all the same.
+
+    Args:
+        job: its clients resolved.
+        sampler: of the run.
+    """
+    sizes = job.local_batch_sizes()
+    counts = sampler.counts(sizes).tolist()
+    return tuple(count or size for count, size in zip(counts, sizes, strict=True))
+
+
+def policy(job: JobConfig, num_ranks: int, sizes: Sequence[int], capacity: Sequence[int]) -> BatchPolicy:
+    """The job's batch policy.
+
+    Args:
+        sizes: b_c of every client as the run begins, see `start_sizes`.
+        capacity: most samples that a step can hold of each client.
+
+    Raises:
+        ConfigError: it needs one client per rank, bounds that leave room for B, or a plan that fits the job.
+    """
+    config = job.batching
+    if config.policy == "fixed":
+        return Fixed()
+    low = [config.min_local_batch_size or 1] * len(sizes)
+    # A rank without samples goes through its steps as if it had one.
+    high = [min(config.max_local_batch_size or sum(sizes), max(1, most)) for most in capacity]
+    if config.policy == "noise_scale":
+        if job.gradients.noise_scale is None:
+            raise ConfigError("batching.policy noise_scale needs the noise scale: give gradients.noise_scale: {}")
+        return NoiseScalePolicy(max(high), config.max_global_batch_size or sum(sizes))
+    _check_one_client_per_rank(f"batching.policy {config.policy}", len(sizes), num_ranks)
+    plan = None
+    if config.source is not None and config.source != "warmup":
+        from hpclbfl.batching.plan_file import check_plan, load_plan
+
+        plan = load_plan(Path(config.source))
+        check_plan(plan, job, num_ranks)
+        high = [min(bound, rank.max_batch) for bound, rank in zip(high, plan.ranks, strict=True)]
+    for client, (least, most) in enumerate(zip(low, high, strict=True)):
+        if least > most:
+            raise ConfigError(f"batching.min_local_batch_size: {least} is more than client {client} can have, {most}")
+    if not sum(low) <= sum(sizes) <= sum(high):
+        raise ConfigError(
+            f"batching: a global batch of {sum(sizes)} does not fit bounds that sum up to {sum(low)} and {sum(high)}"
+        )
+    if plan is not None:
+        fixed_s = np.array([rank.t_fixed_s for rank in plan.ranks])
+        per_sample_s = np.array([rank.t_per_sample_s for rank in plan.ranks])
+        doubts = (f"{plan.doubts()}: the shares may not follow the speeds ({plan.path})",) if plan.warnings else ()
+        return Proportional(fixed_s, per_sample_s, low, high, doubts)
+    window = config.window or 5
+    if config.policy == "proportional":
+        return Dynamic(low, high, window, min_gain=0.01, max_changes=2)
+    return Dynamic(low, high, window, config.min_gain if config.min_gain is not None else 0.03)
+
+
+def local_steps(job: JobConfig, num_ranks: int) -> NDArray[np.int64] | None:
+    """[C] H of every client before speeds are known, where H follows them."""
+    config = job.sync
+    if not isinstance(config, FedAvgConfig) or config.max_local_steps is None:
+        return None
+    num_clients = len(job.local_batch_sizes())
+    _check_one_client_per_rank("sync.local_steps proportional", num_clients, num_ranks)
+    return np.full(num_clients, config.max_local_steps, np.int64)
+
+
+def _check_one_client_per_rank(what: str, num_clients: int, num_ranks: int) -> None:
+    if num_clients != num_ranks:
+        ranks = f"{num_ranks} rank{'s' * (num_ranks > 1)}"
+        raise ConfigError(f"{what} needs one client per rank, not {num_clients} clients on {ranks}")
+
+
+def emulation(job: JobConfig, comm: Communicator, on: torch.device) -> Emulation | None:
+    """What makes this rank slower than it is.
+
+    Raises:
+        ConfigError: `emulate` names other ranks than there are.
+    """
+    config = job.emulate
+    if config is None:
+        return None
+    if config.slowdown is not None and len(config.slowdown) != comm.size:
+        raise ConfigError(f"emulate.slowdown lists {len(config.slowdown)} ranks, this job has {comm.size}")
+    beyond = [change.rank for change in config.at if change.rank >= comm.size]
+    if beyond:
+        raise ConfigError(f"emulate.at: rank {beyond[0]} is not among this job's {comm.size} ranks, 0 the first")
+    return Emulation(config, comm.rank, comm.size, job.seed, on)
+
+
+def synchroniser(job: JobConfig, global_batch_size: int, num_train: int) -> Synchroniser:
+    """The job's; H from local_steps or local_epochs (rounded to whole steps)."""
+    config = job.sync
+    if isinstance(config, BspConfig):
+        return BulkSynchronous()
+    if isinstance(config, PostLocalConfig):
+        return PostLocal(config.switch_step, config.local_steps)
+    if isinstance(config, SelSyncConfig):
+        return SelectiveSynchronisation(config.threshold)
+    if config.max_local_steps is not None:
+        return FederatedAveraging(config.max_local_steps)
+    if isinstance(config.local_steps, int):
+        return FederatedAveraging(config.local_steps)
+    steps = steps_of_epochs(config.local_epochs or 1.0, num_train, global_batch_size)
+    return FederatedAveraging(whole_steps(steps))
+
+
+def net(job: JobConfig, num_classes: int, image_shape: tuple[int, int, int], on: torch.device) -> nn.Module:
+    """The job's net with weights drawn from its seed, the same on every rank."""
+    key_generators(job.seed)
+    made: nn.Module = make_model(job.model, DataSpec(image_shape, num_classes)).to(device=on, dtype=dtype(job))
+    return made

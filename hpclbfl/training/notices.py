@@ -1,0 +1,103 @@
+"""What is told besides the progress: what is otherwise than the job seems to ask for, and a warning at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hpclbfl.algorithms.fedavg import steps_of_epochs, whole_steps
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import FedAvgConfig
+from hpclbfl.data.sampling import Sampler
+from hpclbfl.training.state import Experiment
+
+_NAMED = 5
+"""Clients that are named; of more, the first ones and how many there are."""
+
+
+def notices_at_start(job: JobConfig, sampler: Sampler, global_batch_size: int, num_train: int) -> tuple[str, ...]:
+    """A line each.
+
+    Args:
+        job: its clients resolved.
+        global_batch_size: B, samples per step.
+        num_train: N, size of the training set.
+    """
+    lines = (
+        _capped_batches(job, sampler),
+        _empty_shards(sampler),
+        _rounded_epochs(job, global_batch_size, num_train),
+        *_short_intervals(job, global_batch_size / num_train),
+    )
+    return tuple(line for line in lines if line)
+
+
+def warning_at_end(exp: Experiment) -> str:
+    """Of a run whose clients trained alone and were never averaged; empty: nothing to warn of.
+
+    It covers the whole run, also where it was resumed.
+    """
+    counters = exp.counters
+    if exp.optimizer is not None or counters.averaged_step or (counters.positions > 0).sum() < 2:
+        return ""
+    why = exp.sync.why_never(counters.step, counters.round)
+    if not why:
+        return ""
+    return (
+        f"the clients trained alone and were never averaged: {why}; what was evaluated, and model.pt, is their "
+        "average, on which none of them has trained"
+    )
+
+
+def _capped_batches(job: JobConfig, sampler: Sampler) -> str:
+    asked = job.local_batch_sizes()
+    counts = sampler.counts(asked).tolist()
+    cut = [count for count, size in zip(counts, asked, strict=True) if 0 < count < size]
+    if not cut:
+        return ""
+    span = f"{min(cut)}" if min(cut) == max(cut) else f"{min(cut)} to {max(cut)}"
+    return (
+        f"batches are capped at what the clients hold: {len(cut)} of {len(asked)} take {span} samples a step, "
+        f"the global batch is {sum(counts)} instead of {sum(asked)}"
+    )
+
+
+def _empty_shards(sampler: Sampler) -> str:
+    empty = [client for client, size in enumerate(sampler.capacity.tolist()) if size == 0]
+    if not empty:
+        return ""
+    if len(empty) == 1:
+        return f"client {empty[0]} holds no samples and takes part in nothing"
+    return f"{_named(empty, len(sampler.capacity))} hold no samples and take part in nothing"
+
+
+def _named(clients: Sequence[int], count: int) -> str:
+    """`clients 0, 3 and 7`, or `12 of 100 clients (0, 3, 7, 8, 9, ...)`."""
+    names = [str(client) for client in clients]
+    if len(names) <= _NAMED:
+        return f"clients {', '.join(names[:-1])} and {names[-1]}"
+    return f"{len(names)} of {count} clients ({', '.join(names[:_NAMED])}, ...)"
+
+
+def _rounded_epochs(job: JobConfig, global_batch_size: int, num_train: int) -> str:
+    if not isinstance(job.sync, FedAvgConfig) or job.sync.local_epochs is None:
+        return ""
+    steps = steps_of_epochs(job.sync.local_epochs, num_train, global_batch_size)
+    rounded = whole_steps(steps)
+    if abs(steps - rounded) < 1e-9 * rounded:
+        return ""
+    return (
+        f"sync.local_epochs {job.sync.local_epochs:g}: {steps:.6g} steps of {global_batch_size} samples, "
+        f"rounded to {rounded}"
+    )
+
+
+def _short_intervals(job: JobConfig, step_epochs: float) -> list[str]:
+    """Intervals in epochs that are shorter than a step, which is all that a run can resolve."""
+    every, warmup = job.evaluate.every_epochs, job.schedule.warmup_epochs
+    step = f"a step is {step_epochs:.4g} epochs"
+    lines = []
+    if every is not None and every < step_epochs * (1 - 1e-9):
+        lines.append(f"evaluate.every_epochs {every:g}: {step}, after each of which the net is evaluated")
+    if 0 < warmup < step_epochs * (1 - 1e-9):
+        lines.append(f"schedule.warmup_epochs {warmup:g}: {step}, the warm-up ends with the first one")
+    return lines

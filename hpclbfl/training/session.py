@@ -1,0 +1,264 @@
+"""One run from start to end on this rank: its folder, its attempts, and what happens when a rank fails."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from hpclbfl.algorithms.replicas import clients_of_rank
+from hpclbfl.comm.base import Communicator
+from hpclbfl.config.job import JobConfig
+from hpclbfl.core.errors import HpclbflError, RunFailed
+from hpclbfl.core.files import write_bytes
+from hpclbfl.core.progress import Progress
+from hpclbfl.core.signals import StopRequest
+from hpclbfl.core.text import say
+from hpclbfl.optim.schedule import planned_epochs
+from hpclbfl.runs.checkpoint import CheckpointStore
+from hpclbfl.runs.fingerprint import identity
+from hpclbfl.runs.folder import Attempt, Done, RunFolder, checkpoint_steps
+from hpclbfl.runs.lock import Lease, acquire
+from hpclbfl.runs.log.writer import RunLog
+from hpclbfl.runs.provenance import collect
+from hpclbfl.runs.tensorfile import checksum, to_bytes
+from hpclbfl.training import build
+from hpclbfl.training.failure import say_failure
+from hpclbfl.training.loop import STOPPED, NotFinite, Outcome, Services, train
+from hpclbfl.training.notices import warning_at_end
+from hpclbfl.training.resume import Resume, default_folder, find_done, restore_newest
+from hpclbfl.training.saving import Saver
+from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.state import Experiment
+from hpclbfl.training.watchdog import Watchdog, end_process, start_limit
+from hpclbfl.training.watched import WatchedCommunicator
+
+
+def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False, resume: Resume = "auto") -> Outcome:
+    """Train a job in the MPI job that this process belongs to, or alone; does not return if this rank fails.
+
+    Args:
+        run_dir: the run folder; default `runs/<slug>-<hash10>` below the current one.
+        debug: show the traceback of errors in the job, too.
+        resume: what to do with what is in the folder, see `opening`.
+    """
+    with start_limit(job.comm.start_timeout_s):
+        comm = build.communicator(job.comm)
+    session = Session(comm)
+    try:
+        outcome = session.run(job.resolved(comm.size), run_dir, resume)
+    # A rank that ended by itself would leave the others waiting for it, whatever the reason.
+    except BaseException as error:
+        session.fail(error, debug)
+    comm.close()
+    return outcome
+
+
+class Session:
+    """What has been opened so far, for a failure's sake."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = WatchedCommunicator(comm)
+        self._exp: Experiment | None = None
+        self._folder: RunFolder | None = None
+        self._log: RunLog | None = None
+        self._lease: Lease | None = None
+
+    def run(self, job: JobConfig, run_dir: Path | None, resume: Resume = "auto") -> Outcome:
+        """Train a job whose clients are resolved; errors are the caller's, see `fail`."""
+        with StopRequest() as request:
+            restored: set[int] = set()
+            while True:
+                try:
+                    outcome = self._run_once(job, run_dir, resume, request)
+                    self._release()
+                    return outcome
+                except NotFinite as error:
+                    step = self._exp.counters.step if self._exp is not None else 0
+                    # The same step again would end the same way.
+                    if job.on_nonfinite != "restore" or step in restored:
+                        raise
+                    if not self._has_checkpoint():
+                        raise RunFailed(f"{error}, and there is no checkpoint to go back to") from error
+                    restored.add(step)
+                    resume = "must"
+                    say(f"hpclbfl: {error}: back to the last checkpoint")
+
+    def _run_once(self, job: JobConfig, run_dir: Path | None, mode: Resume, request: StopRequest) -> Outcome:
+        comm = self._comm
+        self._exp = exp = make_experiment(job, comm)
+        # Rank 0 looks for all: others may see the folder as it was a moment ago.
+        folder = RunFolder(comm.allgather(run_dir or default_folder(job, exp))[0])
+        done, damage = comm.allgather(find_done(folder, exp, mode) if comm.rank == 0 else (None, ""))[0]
+        if done is not None:
+            return self._skip(folder, done)
+        if comm.rank == 0 and self._lease is None:
+            # Another process in this folder would write over this one's checkpoints.
+            self._lease = acquire(folder.path)
+        store = CheckpointStore(folder.checkpoints, comm)
+        found, problems = restore_newest(exp, store, mode)
+        # Until here the folder may be another one's, and an error leaves it as it is.
+        self._folder = folder
+        aside = folder.set_aside() if mode == "never" and comm.rank == 0 else None
+        attempt = self._begin_attempt(exp)
+        with ExitStack() as stack:
+            attributes: dict[str, str | int | float] = {
+                "config": exp.job.to_yaml(),
+                "provenance": attempt.provenance.read_text(encoding="utf-8"),
+                "rank": comm.rank,
+                "attempt": attempt.number,
+                "resumed_from_step": exp.counters.step,
+            }
+            watchdog = Watchdog(attempt.path, comm.rank, comm.size, job.comm.stall_timeout_s, self._give_up)
+            comm.watchdog = stack.enter_context(watchdog)
+            self._log = log = stack.enter_context(RunLog(attempt.rank_log(comm.rank), attributes))
+            text = stack.enter_context(attempt.log.open("a", encoding="utf-8")) if comm.rank == 0 else None
+            end = planned_epochs(job, exp.global_batch_size, exp.num_train)
+            progress = stack.enter_context(Progress(_title(job), end, comm.rank == 0, text))
+            progress.say(
+                f"{_count(len(exp.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, "
+                f"{exp.device.type}), global batch {exp.global_batch_size}, {exp.num_train} training images"
+            )
+            if exp.dataset.note:
+                progress.say(exp.dataset.note)
+            for note in exp.notes:
+                _tell(exp, log, progress, "note", note)
+            if aside is not None:
+                progress.say(f"what was here is in {aside}")
+            for line in [damage, *problems] if damage else problems:
+                _tell(exp, log, progress, "checkpoint", f"passed over: {line}")
+            if found is not None:
+                progress.say(f"resumes after step {found.step}, epoch {exp.epoch:.2f}")
+            for line in exp.policy.warnings:
+                _tell(exp, log, progress, "plan", line)
+            if job.gradients.scaler is not None and not job.optimizer.keeps_scale:
+                advice = (
+                    f"gradients.scaler: {job.optimizer.name} divides by the gradient's size, the factor hardly acts"
+                )
+                _tell(exp, log, progress, "warning", advice)
+            saver = Saver(exp, store)
+            outcome = train(exp, Services(log, progress, saver, request, watchdog))
+            progress.say(
+                f"top-1 {100 * outcome.top1:.1f} % after {_count(outcome.step, 'step')}, {outcome.epoch:.2f} epochs, "
+                f"{outcome.elapsed_s:.1f} s of training ({outcome.reason}); {folder.path}"
+                if outcome.reason != STOPPED
+                else f"{request.name or 'another rank'} asked to stop: saved after step {outcome.step}, epoch "
+                f"{outcome.epoch:.2f}; the same command resumes it; {folder.path}"
+            )
+            if outcome.reason != STOPPED and (warning := warning_at_end(exp)):
+                _tell(exp, log, progress, "warning", warning)
+        if comm.rank == 0:
+            self._finish(exp, folder, outcome, saver)
+        return outcome
+
+    def _finish(self, exp: Experiment, folder: RunFolder, outcome: Outcome, saver: Saver) -> None:
+        """Rank 0's last words; DONE.json comes last, and vouches for the model."""
+        if outcome.reason == STOPPED:
+            folder.write_status("requeue", **asdict(outcome))
+            return
+        model = to_bytes({key: value.cpu() for key, value in exp.mean.module.state_dict().items()})
+        write_bytes(folder.model, model)
+        folder.mark_done(
+            {
+                **asdict(outcome),
+                "hash": exp.job.digest(exp.dataset.fingerprint),
+                "num_train": exp.num_train,
+                "engine": self._comm.engine,
+                "num_ranks": self._comm.size,
+                # Of this attempt; training time is without them.
+                "num_checkpoints": saver.count,
+                "checkpoint_s": saver.seconds,
+                "files": {folder.model.name: checksum(model)},
+            }
+        )
+        folder.write_status("done", **asdict(outcome))
+
+    def _has_checkpoint(self) -> bool:
+        folder = self._folder
+        return folder is not None and bool(self._comm.allgather(checkpoint_steps(folder.checkpoints))[0])
+
+    def _skip(self, folder: RunFolder, done: Done) -> Outcome:
+        if self._comm.rank == 0:
+            say(
+                f"{folder.path}: already done, at step {done.step}; a larger stop continues it, '--resume never' "
+                "starts over"
+            )
+        scores = (math.nan if score is None else score for score in (done.top1, done.top5, done.loss))
+        return Outcome(done.reason, done.step, done.epoch, done.num_samples, done.elapsed_s, *scores)
+
+    def _begin_attempt(self, exp: Experiment) -> Attempt:
+        """Rank 0 makes the folder and tells the others the attempt's number."""
+        comm, folder = self._comm, self._folder
+        if folder is None:
+            raise RuntimeError("the run folder is not known yet")
+        number = 0
+        if comm.rank == 0:
+            attempt = folder.next_attempt()
+            folder.clear_done()
+            folder.write_config(exp.job.to_yaml())
+            extra = {
+                "hash": exp.job.digest(exp.dataset.fingerprint),
+                "identity": identity(exp.job, exp.dataset.fingerprint),
+                "mpi_library": comm.library,
+                "device": str(exp.device),
+                "torch_threads": torch.get_num_threads(),
+                "data_fingerprint": exp.dataset.fingerprint,
+                "resumed_from_step": exp.counters.step,
+                "num_test": len(exp.dataset.test),
+                "clients_per_rank": [len(clients_of_rank(len(exp.sizes), r, comm.size)) for r in range(comm.size)],
+            }
+            attempt.write_provenance(collect(comm.engine, comm.size, extra))
+            folder.write_status("running", step=exp.counters.step)
+            number = attempt.number
+        return folder.attempt(int(comm.allgather(number)[0]))
+
+    def _release(self) -> None:
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+    def _give_up(self, step: int, line: str) -> None:
+        """From the watchdog's thread: the main one waits for a rank that does not come."""
+        text = f"rank {self._comm.rank}: step {step}: {line}"
+        say(f"hpclbfl: error: {text}")
+        if self._folder is not None:
+            with suppress(HpclbflError):
+                self._folder.write_status("failed", error=text, rank=self._comm.rank)
+        end_process(RunFailed.exit_code)
+
+    def fail(self, error: BaseException, debug: bool) -> NoReturn:
+        """Say what happened on this rank, keep the log, end all ranks."""
+        comm = self._comm
+        where = f"step {self._exp.counters.step}: " if self._exp is not None else ""
+        code, line = say_failure(comm, error, debug, where)
+        try:
+            if self._log is not None:
+                self._log.close()
+            # A folder that somebody has removed is not made again for this.
+            if self._folder is not None and self._folder.path.is_dir():
+                self._folder.write_status("failed", error=line, rank=comm.rank)
+            self._release()
+        except HpclbflError as second:
+            say_failure(comm, second, debug=False, shared=())
+        comm.abort(code)
+        raise SystemExit(code)
+
+
+def _tell(exp: Experiment, log: RunLog, progress: Progress, kind: str, text: str) -> None:
+    """A line on rank 0's stderr, and an event."""
+    progress.say(f"{'note' if kind == 'note' else 'warning'}: {text}")
+    if exp.comm.rank == 0:
+        log.append("events", step=exp.counters.step, kind=kind, text=text)
+
+
+def _title(job: JobConfig) -> str:
+    sync = {"bsp": "BSP", "fedavg": "FA", "post_local": "post-local SGD", "selsync": "SelSync"}[job.sync.kind]
+    return f"{job.name} {sync}, {job.partition.title}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' if number != 1 else ''}"

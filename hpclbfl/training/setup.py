@@ -1,0 +1,142 @@
+"""Builds a rank's share of a run from its job."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpclbfl.algorithms.replicas import Client, Replica, clients_of_rank
+from hpclbfl.comm.base import Communicator
+from hpclbfl.config.job import JobConfig
+from hpclbfl.core.clock import Clock
+from hpclbfl.core.errors import ConfigError, RunFailed
+from hpclbfl.data.datasets import load_dataset
+from hpclbfl.data.loader import make_loaders
+from hpclbfl.data.sampling import make_sampler
+from hpclbfl.gradients.norm import arithmetic
+from hpclbfl.optim.schedule import make_schedule, with_end
+from hpclbfl.training import build
+from hpclbfl.training.footprint import measure
+from hpclbfl.training.notices import notices_at_start
+from hpclbfl.training.state import Experiment
+from hpclbfl.training.times import TimeExchange
+
+
+def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
+    """Build this rank's share of a job whose clients are resolved.
+
+    Raises:
+        ConfigError: more ranks than clients, or parts of the job that do not fit each other.
+        RunFailed: the ranks did not come to the same data and weights.
+    """
+    num_clients = len(job.local_batch_sizes())
+    if comm.size > num_clients:
+        raise ConfigError(f"clients: {num_clients} for {comm.size} ranks leaves some without work; start fewer ranks")
+    _set_threads(comm)
+    device = build.device(comm)
+    if job.deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    autocast = build.autocast(job, device)
+    dataset = load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)
+    train_images, test_images = make_loaders(dataset, job.data, job.seed, device, build.dtype(job))
+    labels = np.asarray(dataset.train.labels)
+    sampler = make_sampler(job.partition, labels, num_clients, len(dataset.classes), job.seed)
+    build.check_batches(job, len(labels))
+    start_sizes = build.start_sizes(job, sampler)
+    policy = build.policy(job, comm.size, start_sizes, sampler.capacity.tolist())
+    plan, policy_state = policy.init(start_sizes)
+    sizes = plan.sizes
+    global_batch_size = int(sampler.counts(sizes).sum())
+    sync = build.synchroniser(job, global_batch_size, len(labels))
+    job = with_end(job, global_batch_size, len(labels))
+    schedule = make_schedule(job, global_batch_size, len(labels))
+
+    template = build.net(job, len(dataset.classes), train_images.image_shape, device)
+    if min(sizes) == 1:
+        _check_single_sample(template, train_images.image_shape)
+    clock = Clock(device)
+    ids = clients_of_rank(num_clients, comm.rank, comm.size)
+    mean = Replica(template)
+    optimizer, reducer, loss_scaler = None, None, build.loss_scaler(job, device)
+    if sync.shared(1):
+        optimizer = build.optimizer(job.optimizer, mean.parameters)
+        reducer = build.reducer(job, mean.parameters, comm)
+        clients = [Client(i, Replica(template, parameters_of=mean), None, loss_scaler) for i in ids]
+    else:
+        clients = [build.local_client(job, i, template, device) for i in ids]
+    _check_agreement(comm, dataset.fingerprint, mean.digest())
+    footprint = replace(measure(mean.module, train_images.image_shape, autocast), local_size=comm.local_size)
+    exp = Experiment(
+        job=job,
+        comm=comm,
+        device=device,
+        dataset=dataset,
+        train_images=train_images,
+        test_images=test_images,
+        sampler=sampler,
+        plan=plan,
+        start_sizes=start_sizes,
+        policy=policy,
+        policy_state=policy_state,
+        local_steps=build.local_steps(job, comm.size),
+        sync=sync,
+        schedule=schedule,
+        clients=clients,
+        optimizer=optimizer,
+        reducer=reducer,
+        mean=mean,
+        autocast=autocast,
+        loss_scaler=loss_scaler,
+        clock=clock,
+        footprint=footprint,
+        notes=notices_at_start(job, sampler, global_batch_size, len(labels)),
+        pipeline=build.pipeline(job, _agreeing(comm, device)),
+        extrapolation=build.extrapolation(job),
+        times=TimeExchange(comm, clock),
+        emulation=build.emulation(job, comm, device),
+    )
+    exp.check_memory()
+    return exp
+
+
+def _agreeing(comm: Communicator, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What makes a norm equal on all ranks: nothing where they round alike, else rank 0's is taken."""
+    if len(set(comm.allgather(arithmetic(device)))) == 1:
+        return lambda norm: norm
+
+    def take_first(norm: Tensor) -> Tensor:
+        comm.broadcast_([norm])
+        return norm
+
+    return take_first
+
+
+def _set_threads(comm: Communicator) -> None:
+    """Share a node's cores among its ranks, unless the user has said otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ and comm.local_size > 1:
+        usable = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, min(usable, (os.cpu_count() or 1) // comm.local_size)))
+
+
+def _check_single_sample(template: torch.nn.Module, shape: tuple[int, int, int]) -> None:
+    """Refuse a batch of one where BatchNorm would have one value per channel."""
+    like = next(template.parameters())
+    try:
+        copy.deepcopy(template).train()(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+    except ValueError as error:
+        raise ConfigError("batching: this net's BatchNorm needs at least 2 samples per client and step") from error
+
+
+def _check_agreement(comm: Communicator, data: str, weights: str) -> None:
+    rows = comm.allgather((data, weights))
+    for what, column in (("data", 0), ("initial weights", 1)):
+        odd = [rank for rank, row in enumerate(rows) if row[column] != rows[0][column]]
+        if odd:
+            raise RunFailed(f"rank {odd[0]} has other {what} than rank 0; are the files and versions the same there?")

@@ -1,0 +1,157 @@
+"""From a step's tensors and time marks to rows of the log, without making the host wait for a GPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from hpclbfl.core.clock import Clock, Mark, seconds
+from hpclbfl.runs.log.schema import DTYPES
+from hpclbfl.runs.log.writer import FLUSH_AFTER_S, RunLog
+
+LAZY_STEPS = 50
+"""Steps that gather before their losses and events are fetched from a GPU, all in one copy."""
+
+_NAN = float("nan")
+_NAMES = DTYPES["steps"].names or ()
+_MEASURED = _NAMES[_NAMES.index("lr") + 1 : _NAMES.index("t_data_s")]
+
+
+@dataclass
+class ClientRecord:
+    """What one client's part of a step left behind."""
+
+    client: int
+    num_samples: int
+    data: tuple[Mark, Mark]
+    compute: tuple[Mark, Mark]
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    """What was measured, by the log's columns: 0-d tensors on the device; no loss for a client without samples."""
+
+
+@dataclass
+class StepRecord:
+    """One step of one rank.
+
+    Clients on a rank run in turn: what the rank spends once per step (update, synchronisation) is shared evenly among
+    its clients' rows, so that the rows of a rank add up to its time, and each row obeys Eq. 2.
+    """
+
+    step: int
+    round: int
+    epoch: float
+    num_samples: int
+    lr: float
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    """What was measured of the reduced gradient, by the log's columns: 0-d tensors on the device."""
+    layer_sq_norms: Tensor | None = None
+    """[L] of the reduced gradient, in steps that log them."""
+    clients: list[ClientRecord] = field(default_factory=list)
+    update: list[tuple[Mark, Mark]] = field(default_factory=list)
+    sync: list[tuple[Mark, Mark]] = field(default_factory=list)
+    events: list[tuple[str, str]] = field(default_factory=list)
+    """(kind, text) of what this rank has to say about the step."""
+    sizes: tuple[int, ...] = ()
+    """b_c of every client of the job in this step."""
+    transfer: float | None = None
+    """Part of the synchronisation that was not waiting for slower ranks, s; None while that is not known, infinite
+    where all of it is."""
+
+    def spent(self) -> tuple[float, float]:
+        """Seconds of this rank in data, passes and update, and in synchronisation; on a GPU waits for the marks."""
+        passes = sum(seconds(*c.data) + seconds(*c.compute) for c in self.clients)
+        return passes + sum(seconds(*s) for s in self.update), sum(seconds(*s) for s in self.sync)
+
+
+class StepLog:
+    """Writes step records as rows of the table `steps`.
+
+    Args:
+        log: the rank's log.
+        clock: of the rank's device; on a GPU records wait until `LAZY_STEPS` have gathered.
+        layers: names of the parameters, [L].
+    """
+
+    def __init__(self, log: RunLog, clock: Clock, layers: Sequence[str] = ()) -> None:
+        self._log, self._is_lazy, self._layers = log, clock.is_lazy, layers
+        self._waiting: list[StepRecord] = []
+        self._oldest = 0.0
+        self.last_loss = _NAN
+        """Mean loss over this rank's samples in the newest step written, nats."""
+
+    def __enter__(self) -> StepLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        # After an error the device may be gone, and the error matters more than the last rows.
+        with suppress(RuntimeError) if error is not None else nullcontext():
+            self.flush()
+
+    def add(self, record: StepRecord) -> None:
+        """Take a step's record; it is written once its waiting is known."""
+        now = time.monotonic()
+        if not self._waiting:
+            self._oldest = now
+        self._waiting.append(record)
+        if not self._is_lazy or len(self._waiting) >= LAZY_STEPS or now - self._oldest >= FLUSH_AFTER_S:
+            settled = 0
+            while settled < len(self._waiting) and self._waiting[settled].transfer is not None:
+                settled += 1
+            self._write_first(settled)
+
+    def flush(self) -> None:
+        """Write all that there is."""
+        self._write_first(len(self._waiting))
+
+    def _write_first(self, count: int) -> None:
+        records, self._waiting = self._waiting[:count], self._waiting[count:]
+        values = iter(_fetch([t for record in records for t in _tensors(record)]))
+        for record in records:
+            self._write(record, values)
+
+    def _write(self, record: StepRecord, values: Iterator[float]) -> None:
+        shared = {name: next(values) for name in record.columns}
+        if record.layer_sq_norms is not None:
+            for name, norm in zip(self._layers, record.layer_sq_norms.tolist(), strict=True):
+                self._log.append_row("layers", (record.step, name, norm))
+        for kind, text in record.events:
+            self._log.append_row("events", (record.step, kind, text))
+        share = 1.0 / len(record.clients)
+        update = share * sum(seconds(*span) for span in record.update)
+        sync = share * sum(seconds(*span) for span in record.sync)
+        transfer = _NAN if record.transfer is None else min(share * record.transfer, sync)
+        total = count = 0.0
+        for client in record.clients:
+            found = {**shared, **{name: next(values) for name in client.columns}}
+            if client.num_samples:
+                total, count = total + found["loss"] * client.num_samples, count + client.num_samples
+            data, compute = seconds(*client.data), seconds(*client.compute) + update
+            self._log.append_row(
+                "steps",
+                (
+                    *(record.step, record.round, record.epoch, client.client, client.num_samples, record.num_samples),
+                    *(found.get("loss", _NAN), record.lr),
+                    *(found.get(name, _NAN) for name in _MEASURED),
+                    *(data, compute, sync, sync - transfer, transfer, data + compute + sync),
+                ),
+            )
+        if count:
+            self.last_loss = total / count
+
+
+def _tensors(record: StepRecord) -> Iterator[Tensor]:
+    """A record's numbers on the device, in the order in which `_write` takes them."""
+    yield from record.columns.values()
+    for client in record.clients:
+        yield from client.columns.values()
+
+
+def _fetch(tensors: list[Tensor]) -> list[float]:
+    """All of them in one copy."""
+    return [float(x) for x in torch.stack([t.double() for t in tensors]).tolist()] if tensors else []

@@ -1,0 +1,79 @@
+"""A communicator that tells a watchdog while it waits for other ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from hpclbfl.comm.base import Communicator, Handle
+from hpclbfl.training.watchdog import Watchdog
+
+
+class _WatchedHandle:
+    def __init__(self, handle: Handle, comm: WatchedCommunicator) -> None:
+        self._handle, self._comm = handle, comm
+
+    def wait(self) -> None:
+        with self._comm.waiting():
+            self._handle.wait()
+
+
+class WatchedCommunicator:
+    """Hands everything on to another engine; see `hpclbfl.comm.base.Communicator`.
+
+    Attributes:
+        watchdog: told of every wait; None: nobody watches yet.
+    """
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+        self.watchdog: Watchdog | None = None
+        self.engine, self.library = comm.engine, comm.library
+        self.rank, self.size = comm.rank, comm.size
+        self.local_rank, self.local_size = comm.local_rank, comm.local_size
+        self.shares_gpus = comm.shares_gpus
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While it is entered, this rank waits for others."""
+        if self.watchdog is None:
+            yield
+        else:
+            with self.watchdog.waiting():
+                yield
+
+    def reduce_(self, flat: Tensor, name: str, on_chunk: Callable[[Tensor], None] | None = None) -> Handle:
+        """The start is watched, and the wait."""
+        with self.waiting():
+            return _WatchedHandle(self._comm.reduce_(flat, name, on_chunk), self)
+
+    def vote(self, bits: int) -> int:
+        """Watched."""
+        with self.waiting():
+            return self._comm.vote(bits)
+
+    def allgather(self, row: Any) -> list[Any]:
+        """Watched."""
+        with self.waiting():
+            return self._comm.allgather(row)
+
+    def broadcast_(self, tensors: Sequence[Tensor], root: int = 0) -> None:
+        """Watched."""
+        with self.waiting():
+            self._comm.broadcast_(tensors, root)
+
+    def barrier(self) -> None:
+        """Watched."""
+        with self.waiting():
+            self._comm.barrier()
+
+    def abort(self, code: int) -> None:
+        """Waits for nobody."""
+        self._comm.abort(code)
+
+    def close(self) -> None:
+        """Watched no more."""
+        self._comm.close()
