@@ -6,6 +6,18 @@ mean over all B samples, however unequal the clients' batches are.
 
 from __future__ import annotations
 
+from hpclbfl.config.components import ALGORITHMS
+from hpclbfl.config.sections import AlgorithmConfig
+
+
+class BspConfig(AlgorithmConfig):
+    """Gradients are summed over all clients in every step."""
+
+    @property
+    def title(self) -> str:
+        """See `AlgorithmConfig`."""
+        return "BSP"
+
 
 class BulkSynchronous:
     """See `hpclbfl.algorithms.Synchroniser`."""
@@ -25,3 +37,9 @@ class BulkSynchronous:
     def why_never(self, step: int, num_averagings: int) -> str:
         """Nobody trains alone."""
         return ""
+
+
+@ALGORITHMS.register("bsp", BspConfig)
+def make_bsp(config: BspConfig, global_batch_size: int, num_train: int) -> BulkSynchronous:
+    """It has nothing to be set."""
+    return BulkSynchronous()

@@ -7,18 +7,73 @@ survives an averaging unless asked otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from pydantic import field_validator, model_validator
 
-from hpclbfl.algorithms.replicas import Client, weighted_sum
-from hpclbfl.comm.base import Communicator
+from hpclbfl.config.components import ALGORITHMS
+from hpclbfl.config.sections import LocalConfig
+from hpclbfl.config.sections.base import PositiveFloat, PositiveInt
 
 VOTE_EVERY = 50
 """Steps between votes while replicas train alone, unless H is shorter."""
+
+
+class FedAvgConfig(LocalConfig):
+    """Clients train alone for H steps, then parameters are averaged."""
+
+    local_steps: PositiveInt | Literal["proportional"] | None = None
+    """H: optimizer steps of every client between two averagings; proportional: of each client in proportion to its
+    speed."""
+    max_local_steps: PositiveInt | None = None
+    """local_steps proportional: H of the fastest client."""
+    local_epochs: PositiveFloat | None = None
+    """Instead of local_steps: passes over the training set (the clients' global count) between two averagings, rounded
+    to whole steps, one at least."""
+
+    @field_validator("local_steps", mode="before")
+    @classmethod
+    def _number_or_word(cls, value: Any) -> Any:
+        if isinstance(value, bool | list | dict) or (isinstance(value, str) and value != "proportional"):
+            raise ValueError("should be a whole number above 0, or 'proportional'")
+        return value
+
+    @model_validator(mode="after")
+    def _one_length(self) -> FedAvgConfig:
+        if (self.local_steps is None) == (self.local_epochs is None):
+            raise ValueError("give exactly one of 'local_steps' and 'local_epochs'")
+        if (self.max_local_steps is not None) != (self.local_steps == "proportional"):
+            raise ValueError("'max_local_steps' goes with local_steps: proportional, and only with it")
+        return self
+
+    @property
+    def title(self) -> str:
+        """See `AlgorithmConfig`."""
+        return "FA"
+
+    @property
+    def steps_of_fastest(self) -> int | None:
+        """See `AlgorithmConfig`."""
+        return self.max_local_steps
+
+    def period(self, global_batch_size: int, num_train: int) -> int:
+        """H."""
+        if self.local_epochs is not None:
+            return whole_steps(steps_of_epochs(self.local_epochs, num_train, global_batch_size))
+        return self.max_local_steps or int(self.local_steps or 1)
+
+    def rounding(self, global_batch_size: int, num_train: int) -> str:
+        """See `AlgorithmConfig`."""
+        if self.local_epochs is None:
+            return ""
+        steps = steps_of_epochs(self.local_epochs, num_train, global_batch_size)
+        rounded = whole_steps(steps)
+        if abs(steps - rounded) < 1e-9 * rounded:
+            return ""
+        return (
+            f"sync.local_epochs {self.local_epochs:g}: {steps:.6g} steps of {global_batch_size} samples, "
+            f"rounded to {rounded}"
+        )
 
 
 class FederatedAveraging:
@@ -48,6 +103,12 @@ class FederatedAveraging:
         return f"a round has {self.local_steps} steps, the run {step}"
 
 
+@ALGORITHMS.register("fedavg", FedAvgConfig)
+def make_fedavg(config: FedAvgConfig, global_batch_size: int, num_train: int) -> FederatedAveraging:
+    """With H in steps."""
+    return FederatedAveraging(config.period(global_batch_size, num_train))
+
+
 def steps_of_epochs(epochs: float, num_train: int, global_batch_size: int) -> float:
     """So many passes over the training set in steps, not rounded."""
     return epochs * num_train / global_batch_size
@@ -56,85 +117,3 @@ def steps_of_epochs(epochs: float, num_train: int, global_batch_size: int) -> fl
 def whole_steps(steps: float) -> int:
     """H where it is given in epochs: rounded, at least 1."""
     return max(1, round(steps))
-
-
-def averaging_weights(
-    samples: NDArray[np.int64], weights: str, shards: NDArray[np.int64] | None = None
-) -> NDArray[np.float64]:
-    """[C] weight of every client, summing to 1; zeros where nobody processed any samples.
-
-    Args:
-        samples: [C] samples that each client processed since the last averaging.
-        weights: samples (n_c / sum n); shards (n_k / n of the paper by McMahan et al., whatever was processed); or
-            uniform over the clients that processed any (1 / C').
-        shards: [C] samples that each client owns; for `shards`.
-    """
-    if weights == "shards":
-        if shards is None:
-            raise ValueError("weights by shards need the shards' sizes")
-        samples = shards if samples.any() else samples
-    mass: NDArray[np.float64] = (samples > 0 if weights == "uniform" else samples).astype(np.float64)
-    return mass / mass.sum() if mass.any() else mass
-
-
-def largest(rows: Sequence[Tensor], name: str, comm: Communicator, like: Tensor) -> Callable[[], Tensor]:
-    """Begin to take the elementwise maximum over all clients of all ranks; the same on any number of ranks.
-
-    Args:
-        rows: one flat float64 tensor per client of this rank, of `like`'s length.
-        like: tells length and device.
-
-    Returns:
-        What waits for the maximum, and returns it. Other reductions may be begun before.
-    """
-    by_rank = torch.zeros(comm.size, len(like), dtype=torch.float64, device=like.device)
-    by_rank[comm.rank] = torch.stack(list(rows)).amax(0) if rows else -torch.inf
-    handle = comm.reduce_(by_rank.view(-1), name)
-
-    def finish() -> Tensor:
-        handle.wait()
-        return by_rank.amax(0)
-
-    return finish
-
-
-def average(
-    tensors: Sequence[Tensor], local_weights: Sequence[float], comm: Communicator, name: str, out: Tensor
-) -> Tensor:
-    """Weighted mean over all clients of all ranks, into `out`; one reduction of one flat buffer.
-
-    Args:
-        tensors: one flat tensor per client of this rank, all of `out`'s shape.
-        local_weights: their weights; over all ranks they sum to 1.
-    """
-    weighted_sum(list(tensors), list(local_weights), out)
-    comm.reduce_(out, name).wait()
-    return out
-
-
-def average_optimizer_states(clients: Sequence[Client], local_weights: Sequence[float], comm: Communicator) -> None:
-    """Replace every client's momentum and the like by their weighted mean over all clients."""
-    reference = clients[0].optimizer
-    if reference is None:
-        return
-    parameters = clients[0].replica.parameters
-    keys = sorted(k for k, v in reference.state[parameters[0]].items() if _is_slot(v, parameters[0]))
-    for key in keys:
-        flats = [
-            torch.cat([c.optimizer.state[p][key].reshape(-1) for p in c.replica.parameters])
-            for c in clients
-            if c.optimizer is not None
-        ]
-        mean = average(flats, local_weights, comm, f"optimizer.{key}", torch.empty_like(flats[0]))
-        for client in clients:
-            if client.optimizer is None:
-                continue
-            begin = 0
-            for parameter in client.replica.parameters:
-                slot = client.optimizer.state[parameter][key]
-                slot.copy_(mean[begin : begin + slot.numel()].view_as(slot))
-                begin += slot.numel()
-
-
-def _is_slot(value: object, parameter: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point()

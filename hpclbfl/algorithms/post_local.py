@@ -7,7 +7,32 @@ included, and parameters are averaged every H steps.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from hpclbfl.algorithms.fedavg import VOTE_EVERY
+from hpclbfl.config.components import ALGORITHMS
+from hpclbfl.config.sections import LocalConfig
+from hpclbfl.config.sections.base import PositiveInt
+
+
+class PostLocalConfig(LocalConfig):
+    """Bulk-synchronous until a step, then federated averaging."""
+
+    switch_step: PositiveInt
+    """Steps with a shared model."""
+    local_steps: PositiveInt
+    """H, afterwards."""
+
+    sums_gradients: ClassVar[bool] = True
+
+    @property
+    def title(self) -> str:
+        """See `AlgorithmConfig`."""
+        return "post-local SGD"
+
+    def period(self, global_batch_size: int, num_train: int) -> int:
+        """H, after the switch."""
+        return self.local_steps
 
 
 class PostLocal:
@@ -40,3 +65,9 @@ class PostLocal:
             if self.shared(step)
             else (f"a round has {self.local_steps} steps, the run {step - self.switch_step} after sync.switch_step")
         )
+
+
+@ALGORITHMS.register("post_local", PostLocalConfig)
+def make_post_local(config: PostLocalConfig, global_batch_size: int, num_train: int) -> PostLocal:
+    """See the module."""
+    return PostLocal(config.switch_step, config.local_steps)

@@ -8,9 +8,50 @@ too: under `change: selsync` each of the first 25 steps ends with one, under `sq
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any, Literal
 
-from hpclbfl.gradients.change import RESOLUTION
+from pydantic import model_validator
+
+from hpclbfl.config.components import ALGORITHMS
+from hpclbfl.config.sections import LocalConfig
+from hpclbfl.config.sections.base import NonNegativeFloat, with_threshold
+from hpclbfl.config.thresholds import SELSYNC
+
+
+class SelSyncConfig(LocalConfig):
+    """Clients train alone until one of them sees its gradient change.
+
+    While no change is known, in the first 25 steps (under squared_norm: in the first one), every step averages.
+    """
+
+    threshold: NonNegativeFloat = 0.0
+    """Of the change of a client's own gradient, from which on all average; default 0.05, under squared_norm 1 (see
+    `hpclbfl.config.thresholds`)."""
+    change: Literal["squared_norm", "selsync"] = "selsync"
+    """selsync: of the layers' norms, smoothed over 25 steps; squared_norm: Eq. 8."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_threshold(cls, values: Any) -> Any:
+        return with_threshold(values, SELSYNC, "selsync")
+
+    @property
+    def title(self) -> str:
+        """See `AlgorithmConfig`."""
+        return "SelSync"
+
+    @property
+    def watched_change(self) -> Literal["squared_norm", "selsync"]:
+        """See `AlgorithmConfig`."""
+        return self.change
+
+    def check(self, job: Any) -> None:
+        """See `AlgorithmConfig`."""
+        super().check(job)
+        if not job.gradients.measure:
+            raise ValueError("sync selsync needs 'gradients.measure: true'")
+        if job.gradients.scaler is not None and job.gradients.scaler.change != self.change:
+            raise ValueError("sync.change and gradients.scaler.change must agree: a run has one change metric")
 
 
 class SelectiveSynchronisation:
@@ -44,14 +85,7 @@ class SelectiveSynchronisation:
         return f"no change of a client's gradient reached sync.threshold {self.threshold:g}{after}"
 
 
-def has_changed(change: Tensor, threshold: float) -> bool:
-    """Whether a client asks for an averaging because its gradient has changed; NaN is no change."""
-    return bool(change >= threshold)
-
-
-def is_unknown(change: Tensor, sq_norm: Tensor) -> bool:
-    """Whether there is nothing yet to compare the gradient with, of squared norm `sq_norm`; 0-d.
-
-    One that is not finite, or zero up to rounding, has no change, either, and is no reason to average.
-    """
-    return bool(change.isnan() & sq_norm.isfinite() & (sq_norm >= RESOLUTION**2))
+@ALGORITHMS.register("selsync", SelSyncConfig)
+def make_selsync(config: SelSyncConfig, global_batch_size: int, num_train: int) -> SelectiveSynchronisation:
+    """See the module."""
+    return SelectiveSynchronisation(config.threshold)

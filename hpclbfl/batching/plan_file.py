@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from hpclbfl.batching.cost_model import BentLine, Line
 from hpclbfl.config.job import MAX_PLAN_BYTES, JobConfig
-from hpclbfl.config.sections import BspConfig, Section
+from hpclbfl.config.sections import Section
 from hpclbfl.config.sections.base import LARGEST, NonNegativeFloat, NonNegativeInt, Number, PositiveFloat, PositiveInt
 from hpclbfl.config.validation import validated
 from hpclbfl.core.cpu import cpu_model
@@ -171,7 +171,7 @@ def identity(job: JobConfig) -> dict[str, Any]:
         "data": data,
         "precision": job.precision,
         "optimizer": {"name": job.optimizer.name, "momentum": job.optimizer.has_momentum},
-        "training": "shared model" if isinstance(job.sync, BspConfig) else "a model per client",
+        "training": "a model per client" if job.sync.trains_alone else "shared model",
     }
 
 

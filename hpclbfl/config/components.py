@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from hpclbfl.config.sections.algorithm import AlgorithmConfig
 from hpclbfl.config.sections.base import Section
 from hpclbfl.config.sections.model import ModelConfig
 from hpclbfl.config.sections.optimizer import OptimizerConfig
@@ -16,6 +17,7 @@ from hpclbfl.core.registry import Registry, fields_of
 from hpclbfl.core.text import shown
 
 MODELS = Registry[ModelConfig]("net", "name", "hpclbfl.models.nets")
+ALGORITHMS = Registry[AlgorithmConfig]("algorithm", "kind", "hpclbfl.algorithms", default="bsp")
 PARTITIONS = Registry[PartitionConfig]("partition", "kind", "hpclbfl.data.partitions", default="iid")
 OPTIMIZERS = Registry[OptimizerConfig]("optimizer", "name", "hpclbfl.optim.optimizers", default="sgd")
 SCHEDULES = Registry[ScheduleConfig]("schedule", "kind", "hpclbfl.optim.schedules", default="constant")
@@ -25,6 +27,7 @@ Config = TypeVar("Config", bound=Section)
 SECTIONS: Mapping[str, Registry[Any]] = {
     "model": MODELS,
     "partition": PARTITIONS,
+    "sync": ALGORITHMS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
 }

@@ -17,14 +17,13 @@ from pydantic import Field, SerializeAsAny, StrictBool, ValidationInfo, model_va
 
 from hpclbfl.config.components import with_components
 from hpclbfl.config.sections import (
+    AlgorithmConfig,
     BatchingConfig,
-    BspConfig,
     CheckpointConfig,
     CommConfig,
     DataConfig,
     EmulateConfig,
     EvaluateConfig,
-    FedAvgConfig,
     GradientsConfig,
     LossConfig,
     ModelConfig,
@@ -32,9 +31,7 @@ from hpclbfl.config.sections import (
     PartitionConfig,
     ScheduleConfig,
     Section,
-    SelSyncConfig,
     StopConfig,
-    SyncConfig,
 )
 from hpclbfl.config.sections.base import Name, Seed, Whole
 from hpclbfl.config.validation import validated
@@ -63,7 +60,7 @@ class JobConfig(Section):
     data: DataConfig
     partition: SerializeAsAny[PartitionConfig]
     model: SerializeAsAny[ModelConfig]
-    sync: SyncConfig = BspConfig()
+    sync: SerializeAsAny[AlgorithmConfig]
     gradients: GradientsConfig = GradientsConfig()
     optimizer: SerializeAsAny[OptimizerConfig]
     schedule: SerializeAsAny[ScheduleConfig]
@@ -88,17 +85,10 @@ class JobConfig(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> JobConfig:
-        gradients, sync = self.gradients, self.sync
-        if isinstance(sync, FedAvgConfig | SelSyncConfig) and gradients.shared_only:
-            keys = ", ".join(f"gradients.{key}" for key in gradients.shared_only)
-            raise ValueError(f"{keys}: for gradients that are summed over clients, under sync bsp and post_local")
+        gradients = self.gradients
+        self.sync.check(self)
         if gradients.extrapolation_lr is not None and self.precision == "fp16":
             raise ValueError("gradients.extrapolation_lr does not go with precision fp16")
-        if isinstance(sync, SelSyncConfig):
-            if not gradients.measure:
-                raise ValueError("sync selsync needs 'gradients.measure: true'")
-            if gradients.scaler is not None and gradients.scaler.change != sync.change:
-                raise ValueError("sync.change and gradients.scaler.change must agree: a run has one change metric")
         if self.on_nonfinite in ("skip", "restore") and not gradients.measure:
             raise ValueError(f"on_nonfinite: {self.on_nonfinite} needs 'gradients.measure: true'")
         if gradients.compression != "none" and self.comm.engine == "mpi":

@@ -12,8 +12,8 @@ A registry loads the files of its package when it is first asked.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 Config = TypeVar("Config")
@@ -83,8 +83,11 @@ class Registry(Generic[Config]):
             return
         self._is_loaded = True
         package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
-            importlib.import_module(module.name)
+        for folder in package.__path__:
+            # Files beside the components, which may need torch, wait until they are needed.
+            for path in sorted(Path(folder).glob("*.py")):
+                if ".register(" in path.read_text(encoding="utf-8"):
+                    importlib.import_module(f"{self._package}.{path.stem}")
 
 
 def fields_of(config: type[Any]) -> dict[str, Any]:

@@ -120,3 +120,16 @@ def _relative(now: Tensor, previous: Tensor, resolution: float) -> Tensor:
 def _weighted_mean(window: Tensor) -> Tensor:
     weights = DECAY ** torch.arange(WINDOW, dtype=torch.float64, device=window.device)
     return (weights * window).sum() / weights.sum()
+
+
+def has_changed(change: Tensor, threshold: float) -> bool:
+    """Whether a client asks for an averaging because its gradient has changed; NaN is no change."""
+    return bool(change >= threshold)
+
+
+def is_unknown(change: Tensor, sq_norm: Tensor) -> bool:
+    """Whether there is nothing yet to compare the gradient with, of squared norm `sq_norm`; 0-d.
+
+    One that is not finite, or zero up to rounding, has no change, either, and is no reason to average.
+    """
+    return bool(change.isnan() & sq_norm.isfinite() & (sq_norm >= RESOLUTION**2))

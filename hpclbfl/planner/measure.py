@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from hpclbfl.batching import Plan
 from hpclbfl.comm.local import LocalCommunicator
-from hpclbfl.config.components import PARTITIONS, component_config
+from hpclbfl.config.components import ALGORITHMS, PARTITIONS, component_config
 from hpclbfl.config.job import JobConfig
-from hpclbfl.config.sections import BatchingConfig, BspConfig, FedAvgConfig, SelSyncConfig
+from hpclbfl.config.sections import BatchingConfig
 from hpclbfl.core.clock import Mark, seconds
 from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.frames import Frames
@@ -159,8 +159,9 @@ def probe_job(job: JobConfig, whole: Dataset, num_clients: int) -> JobConfig:
         data = data.model_copy(update={"in_memory": in_memory})
     data = data.model_copy(update={"limit": min(IMAGES, len(whole.train)), "download": False})
     sync = job.sync
-    if not isinstance(sync, BspConfig | SelSyncConfig):
-        sync = FedAvgConfig(kind="fedavg", local_steps=10**9)
+    if sync.trains_alone and sync.watched_change is None:
+        # A round that no probe comes to the end of.
+        sync = component_config(ALGORITHMS, {"kind": "fedavg", "local_steps": 10**9}, "plan", "sync")
     changes = {
         "clients": num_clients,
         "data": data,

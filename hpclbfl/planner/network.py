@@ -20,7 +20,7 @@ from hpclbfl.batching.plan_file import NetworkPlan, Plan, RankPlan
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.components import PARTITIONS, component_config
 from hpclbfl.config.job import JobConfig
-from hpclbfl.config.sections import BatchingConfig, BspConfig
+from hpclbfl.config.sections import BatchingConfig
 from hpclbfl.planner.measure import IMAGES
 from hpclbfl.training import build
 from hpclbfl.training.loop import begin_record
@@ -44,7 +44,7 @@ class SyncRow:
 
 def message_bytes(job: JobConfig, parameter_bytes: int, buffer_bytes: int) -> int:
     """What a job reduces at once: gradients in the type that travels, or parameters and buffers."""
-    if not isinstance(job.sync, BspConfig):
+    if job.sync.trains_alone:
         return parameter_bytes + buffer_bytes
     return parameter_bytes // 2 if job.gradients.compression == "fp16" else parameter_bytes
 
@@ -55,7 +55,7 @@ def time_reductions(job: JobConfig, comm: Communicator, num_bytes: int, repetiti
     Every rank calls this and gets the same rows.
     """
     device = build.device(comm)
-    is_shared = isinstance(job.sync, BspConfig)
+    is_shared = not job.sync.trains_alone
     dtype = torch.float16 if is_shared and job.gradients.compression == "fp16" else build.dtype(job)
     whole = num_bytes // dtype.itemsize
     flat = torch.zeros(int(max(FITTED) * whole), dtype=dtype, device=device)

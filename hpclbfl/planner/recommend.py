@@ -8,14 +8,12 @@ from dataclasses import asdict
 import numpy as np
 
 import hpclbfl
-from hpclbfl.algorithms.fedavg import steps_of_epochs, whole_steps
 from hpclbfl.algorithms.replicas import clients_of_rank
 from hpclbfl.batching.plan_file import TOLERATED, NetworkPlan, Plan, RankPlan, identity
 from hpclbfl.batching.share import balance
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.devices import seat_of
 from hpclbfl.config.job import JobConfig
-from hpclbfl.config.sections import BspConfig, FedAvgConfig, PostLocalConfig
 from hpclbfl.planner.network import FITTED, fit_ring, message_bytes, step_seconds, time_reductions, time_steps
 from hpclbfl.planner.runner import Probe
 from hpclbfl.planner.store import ProbeRow, Role, errors_above, prediction_errors
@@ -60,7 +58,7 @@ def make_plan(
         job=identity(job),
         num_train=first.num_train,
         global_batch_size=total,
-        local_steps=averaging_period(job, first.num_train, total),
+        local_steps=job.sync.period(total, first.num_train),
         made={"time": utc_now(), "hpclbfl": hpclbfl.__version__, "engine": comm.engine, "data": first.fingerprint},
     )
     if comm.size > 1:
@@ -86,16 +84,6 @@ def shares(total: int, ranks: Sequence[RankPlan], low: int = 1) -> tuple[int, ..
     return balance(total, fixed_s, per_sample_s, lows, highs)
 
 
-def averaging_period(job: JobConfig, num_train: int, global_batch_size: int) -> int:
-    """H: steps between two synchronisations; 1 where the job's own clients decide (SelSync)."""
-    sync = job.sync
-    if isinstance(sync, FedAvgConfig):
-        if sync.local_epochs is not None:
-            return whole_steps(steps_of_epochs(sync.local_epochs, num_train, global_batch_size))
-        return sync.max_local_steps or int(sync.local_steps or 1)
-    return sync.local_steps if isinstance(sync, PostLocalConfig) else 1
-
-
 def _network(job: JobConfig, comm: Communicator, num_bytes: int) -> tuple[NetworkPlan, list[ProbeRow]]:
     timed = time_reductions(job, comm, num_bytes, REDUCTIONS)
     sizes = list(dict.fromkeys(row.size_bytes for row in timed))
@@ -114,7 +102,7 @@ def _whole_steps(job: JobConfig, comm: Communicator, plan: Plan, sizes: Sequence
     """Eq. 2 against training on the ranks that there are, H = 1 and the job's own."""
     local = max(rank.seconds(size) for rank, size in zip(plan.ranks, sizes, strict=True))
     sync = plan.network.seconds(comm.size) if plan.network is not None else 0.0
-    local_steps = 1 if isinstance(job.sync, BspConfig) else plan.local_steps
+    local_steps = plan.local_steps if job.sync.trains_alone else 1
     timed = time_steps(job, comm, sizes, local_steps, STEPS)
     predicted = local + sync / local_steps
     return [ProbeRow("t_step_s", max(sizes), k, s, predicted, "held_out", -1) for k, s in enumerate(timed)]

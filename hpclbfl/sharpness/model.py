@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpclbfl.algorithms.fedavg import average, averaging_weights, largest
+from hpclbfl.algorithms.averaging import average, averaging_weights, largest
 from hpclbfl.algorithms.replicas import Replica, clients_of_rank
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig

@@ -13,12 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpclbfl.algorithms import Synchroniser
-from hpclbfl.algorithms.bsp import BulkSynchronous
-from hpclbfl.algorithms.fedavg import FederatedAveraging, steps_of_epochs, whole_steps
-from hpclbfl.algorithms.post_local import PostLocal
 from hpclbfl.algorithms.replicas import Client, Replica, key_generators
-from hpclbfl.algorithms.selsync import SelectiveSynchronisation
 from hpclbfl.batching import BatchPolicy
 from hpclbfl.batching.dynamic import Dynamic
 from hpclbfl.batching.fixed import Fixed
@@ -29,7 +24,7 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config.job import JobConfig
-from hpclbfl.config.sections import BspConfig, CommConfig, FedAvgConfig, OptimizerConfig, PostLocalConfig, SelSyncConfig
+from hpclbfl.config.sections import CommConfig, OptimizerConfig
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.launched import launched_size
 from hpclbfl.data.sampling import Sampler
@@ -139,8 +134,8 @@ def pipeline(job: JobConfig, agree: Callable[[Tensor], Tensor]) -> Pipeline | No
     if config.scaler is not None:
         c = config.scaler
         step_up = StepUp(c.factor, c.threshold, c.when, c.duty if c.duty is not None else 1.0, c.change)
-    elif isinstance(job.sync, SelSyncConfig):
-        step_up = StepUp(factor=1.0, when="never", change=job.sync.change)
+    elif job.sync.watched_change is not None:
+        step_up = StepUp(factor=1.0, when="never", change=job.sync.watched_change)
     transforms: list[GradientTransform[Any]] = [step_up]
     if config.clip_norm is not None:
         transforms.append(Clip(config.clip_norm))
@@ -224,12 +219,12 @@ def policy(job: JobConfig, num_ranks: int, sizes: Sequence[int], capacity: Seque
 
 def local_steps(job: JobConfig, num_ranks: int) -> NDArray[np.int64] | None:
     """[C] H of every client before speeds are known, where H follows them."""
-    config = job.sync
-    if not isinstance(config, FedAvgConfig) or config.max_local_steps is None:
+    most = job.sync.steps_of_fastest
+    if most is None:
         return None
     num_clients = len(job.local_batch_sizes())
     _check_one_client_per_rank("sync.local_steps proportional", num_clients, num_ranks)
-    return np.full(num_clients, config.max_local_steps, np.int64)
+    return np.full(num_clients, most, np.int64)
 
 
 def _check_one_client_per_rank(what: str, num_clients: int, num_ranks: int) -> None:
@@ -253,23 +248,6 @@ def emulation(job: JobConfig, comm: Communicator, on: torch.device) -> Emulation
     if beyond:
         raise ConfigError(f"emulate.at: rank {beyond[0]} is not among this job's {comm.size} ranks, 0 the first")
     return Emulation(config, comm.rank, comm.size, job.seed, on)
-
-
-def synchroniser(job: JobConfig, global_batch_size: int, num_train: int) -> Synchroniser:
-    """The job's; H from local_steps or local_epochs (rounded to whole steps)."""
-    config = job.sync
-    if isinstance(config, BspConfig):
-        return BulkSynchronous()
-    if isinstance(config, PostLocalConfig):
-        return PostLocal(config.switch_step, config.local_steps)
-    if isinstance(config, SelSyncConfig):
-        return SelectiveSynchronisation(config.threshold)
-    if config.max_local_steps is not None:
-        return FederatedAveraging(config.max_local_steps)
-    if isinstance(config.local_steps, int):
-        return FederatedAveraging(config.local_steps)
-    steps = steps_of_epochs(config.local_epochs or 1.0, num_train, global_batch_size)
-    return FederatedAveraging(whole_steps(steps))
 
 
 def net(job: JobConfig, num_classes: int, image_shape: tuple[int, int, int], on: torch.device) -> nn.Module:

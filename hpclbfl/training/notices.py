@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpclbfl.algorithms.fedavg import steps_of_epochs, whole_steps
 from hpclbfl.config.job import JobConfig
-from hpclbfl.config.sections import FedAvgConfig
 from hpclbfl.data.sampling import Sampler
 from hpclbfl.training.state import Experiment
 
@@ -25,7 +23,7 @@ def notices_at_start(job: JobConfig, sampler: Sampler, global_batch_size: int, n
     lines = (
         _capped_batches(job, sampler),
         _empty_shards(sampler),
-        _rounded_epochs(job, global_batch_size, num_train),
+        job.sync.rounding(global_batch_size, num_train),
         *_short_intervals(job, global_batch_size / num_train),
     )
     return tuple(line for line in lines if line)
@@ -76,19 +74,6 @@ def _named(clients: Sequence[int], count: int) -> str:
     if len(names) <= _NAMED:
         return f"clients {', '.join(names[:-1])} and {names[-1]}"
     return f"{len(names)} of {count} clients ({', '.join(names[:_NAMED])}, ...)"
-
-
-def _rounded_epochs(job: JobConfig, global_batch_size: int, num_train: int) -> str:
-    if not isinstance(job.sync, FedAvgConfig) or job.sync.local_epochs is None:
-        return ""
-    steps = steps_of_epochs(job.sync.local_epochs, num_train, global_batch_size)
-    rounded = whole_steps(steps)
-    if abs(steps - rounded) < 1e-9 * rounded:
-        return ""
-    return (
-        f"sync.local_epochs {job.sync.local_epochs:g}: {steps:.6g} steps of {global_batch_size} samples, "
-        f"rounded to {rounded}"
-    )
 
 
 def _short_intervals(job: JobConfig, step_epochs: float) -> list[str]:

@@ -6,7 +6,6 @@ import numpy as np
 
 from hpclbfl.batching import Observation
 from hpclbfl.batching.local_steps import steps_by_speed
-from hpclbfl.config.sections import FedAvgConfig
 from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.training.state import Experiment
 from hpclbfl.training.steplog import StepRecord
@@ -51,14 +50,14 @@ def log_plan(exp: Experiment, log: RunLog) -> None:
 
 
 def _share_local_steps(exp: Experiment, log: RunLog, told: list[StepTimes]) -> None:
-    config = exp.job.sync
-    if not isinstance(config, FedAvgConfig) or config.max_local_steps is None:
+    most = exp.job.sync.steps_of_fastest
+    if most is None:
         return
     # A client that sat a step out was not measured in it.
     rows = [np.where(np.array(times.sizes) > 0, times.compute, np.nan) for times in told]
     if not np.isfinite(np.stack(rows)).any(axis=0).all():
         return
-    steps = steps_by_speed(np.nanmedian(np.stack(rows), axis=0), config.max_local_steps)
+    steps = steps_by_speed(np.nanmedian(np.stack(rows), axis=0), most)
     if exp.local_steps is not None and (steps != exp.local_steps).any():
         exp.local_steps = steps
         if exp.comm.rank == 0:

@@ -256,8 +256,7 @@ def _tell(exp: Experiment, log: RunLog, progress: Progress, kind: str, text: str
 
 
 def _title(job: JobConfig) -> str:
-    sync = {"bsp": "BSP", "fedavg": "FA", "post_local": "post-local SGD", "selsync": "SelSync"}[job.sync.kind]
-    return f"{job.name} {sync}, {job.partition.title}"
+    return f"{job.name} {job.sync.title}, {job.partition.title}"
 
 
 def _count(number: int, thing: str) -> str:

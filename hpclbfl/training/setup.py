@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hpclbfl.algorithms.replicas import Client, Replica, clients_of_rank
 from hpclbfl.comm.base import Communicator
+from hpclbfl.config.components import ALGORITHMS
 from hpclbfl.config.job import JobConfig
 from hpclbfl.core.clock import Clock
 from hpclbfl.core.errors import ConfigError, RunFailed
@@ -54,7 +55,7 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
     plan, policy_state = policy.init(start_sizes)
     sizes = plan.sizes
     global_batch_size = int(sampler.counts(sizes).sum())
-    sync = build.synchroniser(job, global_batch_size, len(labels))
+    sync = ALGORITHMS.make(job.sync, global_batch_size, len(labels))
     job = with_end(job, global_batch_size, len(labels))
     schedule = make_schedule(job, global_batch_size, len(labels))
 

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpclbfl.algorithms import Synchroniser
-from hpclbfl.algorithms.fedavg import average, averaging_weights, largest
+from hpclbfl.algorithms.averaging import average, averaging_weights, largest
 from hpclbfl.algorithms.replicas import Client, Replica
 from hpclbfl.batching import BatchPolicy, Plan
 from hpclbfl.batching.local_steps import takes_part
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config.job import JobConfig
-from hpclbfl.config.sections import FedAvgConfig, LocalConfig
+from hpclbfl.config.sections import LocalConfig
 from hpclbfl.core.clock import Clock
 from hpclbfl.data.datasets import Dataset
 from hpclbfl.data.loader import Loader
@@ -129,10 +129,10 @@ class Experiment:
     @property
     def sizes_now(self) -> tuple[int, ...]:
         """b_c of every client in the coming step; 0 for one that sits it out."""
-        config = self.job.sync
-        if self.local_steps is None or not isinstance(config, FedAvgConfig) or config.max_local_steps is None:
+        most = self.job.sync.steps_of_fastest
+        if self.local_steps is None or most is None:
             return self.sizes
-        part = takes_part(self.counters.step % config.max_local_steps, self.local_steps, config.max_local_steps)
+        part = takes_part(self.counters.step % most, self.local_steps, most)
         return tuple(size if takes else 0 for size, takes in zip(self.sizes, part, strict=True))
 
     @property

@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpclbfl.algorithms.fedavg import average_optimizer_states
+from hpclbfl.algorithms.averaging import average_optimizer_states
 from hpclbfl.algorithms.replicas import Client, key_generators
-from hpclbfl.algorithms.selsync import SelectiveSynchronisation, has_changed, is_unknown
+from hpclbfl.algorithms.selsync import SelectiveSynchronisation
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config.sections import LocalConfig
 from hpclbfl.core.clock import Mark
+from hpclbfl.gradients.change import has_changed, is_unknown
 from hpclbfl.gradients.norm import layer_squared_norms, squared_norm
 from hpclbfl.gradients.pipeline import SHARED
 from hpclbfl.gradients.scaler import scale_gradients

@@ -25,7 +25,7 @@ from hpclbfl.batching.plan_file import (
 )
 from hpclbfl.config.job import JobConfig
 from hpclbfl.core.errors import ConfigError
-from hpclbfl.planner.recommend import averaging_period, predictions, shares
+from hpclbfl.planner.recommend import predictions, shares
 from tests.planner.conftest import planned_job
 
 
@@ -226,7 +226,7 @@ def test_eq_2(tmp_path: Path) -> None:
 
 def test_averaging_period(tmp_path: Path) -> None:
     def period(**sync: object) -> int:
-        return averaging_period(job_of(tmp_path, sync=sync), 50_000, 500)
+        return job_of(tmp_path, sync=sync).sync.period(500, 50_000)
 
     assert period(kind="bsp") == 1
     assert period(kind="fedavg", local_steps=250) == 250

@@ -1,5 +1,6 @@
 """The sections of a job file: frozen models that refuse unknown keys and wrong types."""
 
+from hpclbfl.config.sections.algorithm import AlgorithmConfig, LocalConfig
 from hpclbfl.config.sections.base import Section
 from hpclbfl.config.sections.batching import BatchingConfig, EmulateConfig
 from hpclbfl.config.sections.data import DataConfig
@@ -9,24 +10,15 @@ from hpclbfl.config.sections.optimizer import OptimizerConfig
 from hpclbfl.config.sections.partition import PartitionConfig
 from hpclbfl.config.sections.run import CheckpointConfig, CommConfig, EvaluateConfig, StopConfig
 from hpclbfl.config.sections.schedule import ScheduleConfig
-from hpclbfl.config.sections.sync import (
-    BspConfig,
-    FedAvgConfig,
-    LocalConfig,
-    PostLocalConfig,
-    SelSyncConfig,
-    SyncConfig,
-)
 
 __all__ = [
+    "AlgorithmConfig",
     "BatchingConfig",
-    "BspConfig",
     "CheckpointConfig",
     "CommConfig",
     "DataConfig",
     "EmulateConfig",
     "EvaluateConfig",
-    "FedAvgConfig",
     "GradientsConfig",
     "LocalConfig",
     "LossConfig",
@@ -34,11 +26,8 @@ __all__ = [
     "NoiseScaleConfig",
     "OptimizerConfig",
     "PartitionConfig",
-    "PostLocalConfig",
     "ScalerConfig",
     "ScheduleConfig",
     "Section",
-    "SelSyncConfig",
     "StopConfig",
-    "SyncConfig",
 ]

@@ -7,16 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from hpclbfl.algorithms.averaging import average, average_optimizer_states, averaging_weights, largest
 from hpclbfl.algorithms.bsp import BulkSynchronous
-from hpclbfl.algorithms.fedavg import (
-    FederatedAveraging,
-    average,
-    average_optimizer_states,
-    averaging_weights,
-    largest,
-    steps_of_epochs,
-    whole_steps,
-)
+from hpclbfl.algorithms.fedavg import FederatedAveraging, steps_of_epochs, whole_steps
 from hpclbfl.algorithms.replicas import Client, Replica
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.data.sampling import GlobalSampler

@@ -13,8 +13,9 @@ import torch
 from hpclbfl.algorithms.bsp import BulkSynchronous
 from hpclbfl.algorithms.fedavg import FederatedAveraging
 from hpclbfl.algorithms.post_local import PostLocal
-from hpclbfl.algorithms.selsync import SelectiveSynchronisation, has_changed, is_unknown
+from hpclbfl.algorithms.selsync import SelectiveSynchronisation
 from hpclbfl.config.job import parse_job
+from hpclbfl.gradients.change import has_changed, is_unknown
 from hpclbfl.runs.log.reader import read_run
 from hpclbfl.training.session import run_job
 from tests.conftest import make_job

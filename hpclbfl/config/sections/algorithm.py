@@ -1,0 +1,73 @@
+"""Section `sync` of a job file: what all algorithms share."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from hpclbfl.config.sections.base import Section
+
+
+class AlgorithmConfig(Section):
+    """What the clients do in a step, and when they talk; see `hpclbfl.algorithms`.
+
+    By itself that of clients which share a model and sum their gradients in every step.
+    """
+
+    kind: str
+
+    trains_alone: ClassVar[bool] = False
+    """Whether clients train models of their own, always or for a time."""
+    sums_gradients: ClassVar[bool] = True
+    """Whether gradients are summed over the clients, always or for a time."""
+
+    @property
+    def title(self) -> str:
+        """What it is called, in a few words."""
+        return self.kind
+
+    @property
+    def watched_change(self) -> Literal["squared_norm", "selsync"] | None:
+        """The metric of the gradient's change that it decides by; None: none."""
+        return None
+
+    @property
+    def steps_of_fastest(self) -> int | None:
+        """H of the fastest client where H follows the clients' speed; None: it does not."""
+        return None
+
+    def period(self, global_batch_size: int, num_train: int) -> int:
+        """Steps between two synchronisations; 1 where the clients decide.
+
+        Args:
+            global_batch_size: B, samples per step.
+            num_train: N, size of the training set.
+        """
+        return 1
+
+    def rounding(self, global_batch_size: int, num_train: int) -> str:
+        """A line that tells what is not exactly as the section asks for; empty: all is."""
+        return ""
+
+    def check(self, job: Any) -> None:
+        """Refuse a job, a `JobConfig`, that this algorithm does not fit. Raises ValueError."""
+
+
+class LocalConfig(AlgorithmConfig):
+    """What algorithms share under which clients train models of their own."""
+
+    weights: Literal["samples", "shards", "uniform"] = "samples"
+    """Of the clients in an averaging. samples: by those that each processed since the last averaging, whatever it owns;
+    shards: by those that it owns, n_k / n as in federated averaging by McMahan et al. (equal where nobody owns any,
+    under a partition that reshuffles); uniform: equal among those that processed any. An evaluation between two
+    averagings, and model.pt, weigh the clients in the same way."""
+    optimizer_state: Literal["keep", "average", "reset"] = "keep"
+    """What becomes of momentum and the like at an averaging."""
+
+    trains_alone: ClassVar[bool] = True
+    sums_gradients: ClassVar[bool] = False
+
+    def check(self, job: Any) -> None:
+        """See `AlgorithmConfig`."""
+        if not self.sums_gradients and job.gradients.shared_only:
+            keys = ", ".join(f"gradients.{key}" for key in job.gradients.shared_only)
+            raise ValueError(f"{keys}: for gradients that are summed over clients, under sync bsp and post_local")
