@@ -15,8 +15,15 @@ from statistics import median
 import numpy as np
 
 from hpclbfl.batching import FloatArray, Observation, Plan
+from hpclbfl.batching.bounds import bounds_of_ranks, check_bounds
 from hpclbfl.batching.share import balance
+from hpclbfl.config.components import POLICIES
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections.base import Fraction, PositiveInt
+from hpclbfl.config.sections.batching import BoundedConfig
 
+WINDOW = 5
+"""Steps between two decisions, unless the job says otherwise."""
 SETTLING_STEPS = 2
 """Steps after a change that are not looked at."""
 BLOCKS = 4
@@ -25,6 +32,20 @@ JUMP = 0.25
 """Relative change of a rank's time from one window to the next that makes the older ones worthless."""
 _MEDIAN_ERROR = 1.2533
 """Standard error of a median of normal values over that of their mean."""
+
+
+class DynamicConfig(BoundedConfig):
+    """Batches follow the ranks' speed as it changes."""
+
+    window: PositiveInt | None = None
+    """Steps between two decisions; null: 5."""
+    min_gain: Fraction | None = None
+    """Least gain of the predicted step for which batches change; null: 0.03."""
+
+    @property
+    def num_told(self) -> int:
+        """See `BatchingConfig`."""
+        return self.window or WINDOW
 
 
 @dataclass(frozen=True)
@@ -125,3 +146,13 @@ def _lines(state: ControllerState, now: FloatArray) -> tuple[FloatArray, FloatAr
             per_sample_s[rank] = np.clip(slope, 0.2 * per_sample_s[rank], per_sample_s[rank])
     # What rounding leaves below nothing is none.
     return np.maximum(now - per_sample_s * sizes, 0.0), per_sample_s
+
+
+@POLICIES.register("dynamic", DynamicConfig)
+def make_dynamic(
+    config: DynamicConfig, job: JobConfig, num_ranks: int, sizes: Sequence[int], capacity: Sequence[int]
+) -> Dynamic:
+    """See the module."""
+    low, high = bounds_of_ranks(config, num_ranks, sizes, capacity)
+    check_bounds(low, high, sizes)
+    return Dynamic(low, high, config.window or WINDOW, config.min_gain if config.min_gain is not None else 0.03)

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 from hpclbfl.batching import Observation, Plan
+from hpclbfl.config.components import POLICIES
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import BatchingConfig
+
+
+class FixedConfig(BatchingConfig):
+    """Batches stay what the job says."""
+
+    is_fixed: ClassVar[bool] = True
 
 
 class Fixed:
@@ -18,3 +30,11 @@ class Fixed:
     def update(self, seen: Observation, state: None) -> tuple[None, None]:
         """Never another one."""
         return None, None
+
+
+@POLICIES.register("fixed", FixedConfig)
+def make_fixed(
+    config: FixedConfig, job: JobConfig, num_ranks: int, sizes: Sequence[int], capacity: Sequence[int]
+) -> Fixed:
+    """It has nothing to be set."""
+    return Fixed()

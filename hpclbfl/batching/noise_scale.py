@@ -8,13 +8,44 @@ upwards alone and never by less than a factor, so that steps stay comparable in 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from hpclbfl.batching import Observation, Plan
+from hpclbfl.batching.bounds import find_bounds
 from hpclbfl.batching.share import even
+from hpclbfl.config.components import POLICIES
+from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import BatchingConfig
+from hpclbfl.config.sections.base import PositiveInt
+from hpclbfl.core.errors import ConfigError
 
 HYSTERESIS = 1.5
 """Least factor by which B grows."""
+
+
+class NoiseScaleConfig(BatchingConfig):
+    """B grows with the gradient noise scale."""
+
+    max_local_batch_size: PositiveInt | None = None
+    max_global_batch_size: PositiveInt
+    """Bound of B."""
+    lr_rule: Literal["none", "linear", "sqrt"] | None = None
+    """How the learning rate follows B; null: none."""
+
+    keeps_global_batch: ClassVar[bool] = False
+
+    @property
+    def most(self) -> int:
+        """See `BatchingConfig`."""
+        return self.max_global_batch_size
+
+    def lr_factor(self, growth: float) -> float:
+        """See `BatchingConfig`."""
+        if self.lr_rule in (None, "none"):
+            return 1.0
+        return growth if self.lr_rule == "linear" else growth**0.5
 
 
 @dataclass(frozen=True)
@@ -51,3 +82,18 @@ class NoiseScalePolicy:
         if total < HYSTERESIS * state.total:
             return None, state
         return Plan(even(total, clients), f"noise scale {seen.b_simple:.0f} samples"), GrowthState(total)
+
+
+@POLICIES.register("noise_scale", NoiseScaleConfig)
+def make_noise_scale(
+    config: NoiseScaleConfig, job: JobConfig, num_ranks: int, sizes: Sequence[int], capacity: Sequence[int]
+) -> NoiseScalePolicy:
+    """See the module.
+
+    Raises:
+        ConfigError: the noise scale is not measured.
+    """
+    if job.gradients.noise_scale is None:
+        raise ConfigError("batching.policy noise_scale needs the noise scale: give gradients.noise_scale: {}")
+    _, high = find_bounds(None, config.max_local_batch_size, sizes, capacity)
+    return NoiseScalePolicy(max(high), config.max_global_batch_size)

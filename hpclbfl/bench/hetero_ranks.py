@@ -13,7 +13,8 @@ from hpclbfl.bench.hetero import POLICIES, SCENARIOS, SLEEP_S, Scenario, Setting
 from hpclbfl.bench.ranks import Task, run
 from hpclbfl.bench.training import IMAGES, make_job
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config.sections import BatchingConfig, CommConfig
+from hpclbfl.config.components import POLICIES as POLICY_COMPONENTS
+from hpclbfl.config.sections import CommConfig
 from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.training import build
 from hpclbfl.training.loop import begin_record
@@ -67,10 +68,10 @@ def _computing(task: Task, settings: Settings, scenario: Scenario, variant: str,
 
 
 def _sleeping(task: Task, settings: Settings, scenario: Scenario, variant: str, comm: Communicator) -> dict[str, Any]:
-    config = BatchingConfig.model_validate({**POLICIES[variant], "global_batch_size": scenario.batch})
-    job = make_job(Path("unused.h5"), settings.model, 1, comm.size, batching=config.model_dump())
+    batching = {**POLICIES[variant], "global_batch_size": scenario.batch}
+    job = make_job(Path("unused.h5"), settings.model, 1, comm.size, batching=batching)
     sizes = tuple(job.local_batch_sizes())
-    maker = build.policy(job, comm.size, sizes, [sum(sizes)] * len(sizes))
+    maker = POLICY_COMPONENTS.make(job.batching, job, comm.size, sizes, [sum(sizes)] * len(sizes))
     plan, state = maker.init(sizes)
     fixed_s, per_sample_s = SLEEP_S
     slowdown = list(scenario.slowdown)

@@ -7,18 +7,20 @@ from typing import Any, TypeVar
 
 from hpclbfl.config.sections.algorithm import AlgorithmConfig
 from hpclbfl.config.sections.base import Section
+from hpclbfl.config.sections.batching import BatchingConfig
 from hpclbfl.config.sections.model import ModelConfig
 from hpclbfl.config.sections.optimizer import OptimizerConfig
 from hpclbfl.config.sections.partition import PartitionConfig
 from hpclbfl.config.sections.schedule import ScheduleConfig
-from hpclbfl.config.validation import suggestion, validated
+from hpclbfl.config.validation import nearest, suggestion, validated
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.registry import Registry, fields_of
-from hpclbfl.core.text import shown
+from hpclbfl.core.text import MAX_SHOWN, printable, shown
 
 MODELS = Registry[ModelConfig]("net", "name", "hpclbfl.models.nets")
 ALGORITHMS = Registry[AlgorithmConfig]("algorithm", "kind", "hpclbfl.algorithms", default="bsp")
 PARTITIONS = Registry[PartitionConfig]("partition", "kind", "hpclbfl.data.partitions", default="iid")
+POLICIES = Registry[BatchingConfig]("batch policy", "policy", "hpclbfl.batching", default="fixed")
 OPTIMIZERS = Registry[OptimizerConfig]("optimizer", "name", "hpclbfl.optim.optimizers", default="sgd")
 SCHEDULES = Registry[ScheduleConfig]("schedule", "kind", "hpclbfl.optim.schedules", default="constant")
 
@@ -30,8 +32,13 @@ SECTIONS: Mapping[str, Registry[Any]] = {
     "sync": ALGORITHMS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "batching": POLICIES,
 }
 """Sections of a job that are a component each."""
+
+
+_LEFT_OUT: Mapping[str, Mapping[str, Any]] = {"batching": {"local_batch_size": 32}}
+"""What a job has that leaves a section out, besides the component's own defaults."""
 
 
 def with_components(job: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -46,7 +53,7 @@ def with_components(job: Mapping[str, Any], source: str) -> dict[str, Any]:
     """
     found = dict(job)
     for section, registry in SECTIONS.items():
-        values = job.get(section, {} if registry.default is not None else None)
+        values = job.get(section, _LEFT_OUT.get(section, {}) if registry.default is not None else None)
         if not isinstance(values, Section) and (section in job or registry.default is not None):
             found[section] = component_config(registry, values, source, section)
     return found
@@ -70,16 +77,30 @@ def component_config(registry: Registry[Config], values: Any, source: str, secti
     if component is None:
         hint = suggestion(name, registry.names()) if isinstance(name, str) else ""
         raise ConfigError(f"{where}.{registry.key}: {shown(name)} is not known: {hint}known are {known}")
+    fields = fields_of(component.config)
     own = {registry.key: name}
     for key, value in values.items():
-        holders = registry.holders(key) if isinstance(key, str) and key not in fields_of(component.config) else {}
-        if not holders:
-            own[key] = value
-        # Jobs that a version up to 0.1 has printed name all keys of all components.
-        elif value is not None and not any(_is_default(value, config, key) for config in holders.values()):
-            listed = " or ".join(holders)
-            raise ConfigError(f"{where}: '{key}' goes with {registry.key} {listed}, not {name}")
+        others = registry.holders(key) if isinstance(key, str) and key not in fields else {}
+        if others and (value is None or any(_is_default(value, config, key) for config in others.values())):
+            # Jobs that a version up to 0.1 has printed name all keys of all components.
+            continue
+        if others:
+            raise ConfigError(f"{where}: '{key}' goes with {registry.key} {' or '.join(others)}, not {name}")
+        if isinstance(key, str) and key not in fields and not suggestion(key, fields):
+            _suggest_another(registry, key, source, section)
+        own[key] = value
     return validated(component.config, own, source, (section,))
+
+
+def _suggest_another(registry: Registry[Any], key: str, source: str, section: str) -> None:
+    """Refuse an unknown key that is near one of another component. Raises ConfigError."""
+    near = nearest(key, registry.keys())
+    if near:
+        shown_key = printable(f"{section}.{key}", MAX_SHOWN)
+        holders = " or ".join(registry.holders(near))
+        raise ConfigError(
+            f"{source}: unknown key '{shown_key}': did you mean '{near}', which goes with {registry.key} {holders}?"
+        )
 
 
 def _is_default(value: Any, config: type[Section], key: str) -> bool:

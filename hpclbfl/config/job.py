@@ -65,7 +65,7 @@ class JobConfig(Section):
     optimizer: SerializeAsAny[OptimizerConfig]
     schedule: SerializeAsAny[ScheduleConfig]
     loss: LossConfig = LossConfig()
-    batching: BatchingConfig = BatchingConfig(local_batch_size=32)
+    batching: SerializeAsAny[BatchingConfig]
     emulate: EmulateConfig | None = None
     stop: StopConfig = StopConfig(epochs=10)
     evaluate: EvaluateConfig = EvaluateConfig(every_epochs=1)
@@ -132,8 +132,8 @@ class JobConfig(Section):
         for key in ("path", "download", "workers", "in_memory"):
             del job["data"][key]
         job["data"]["fingerprint"] = data_fingerprint
-        source = self.batching.source
-        if source is not None and source != "warmup":
+        source = self.batching.plan_file
+        if source is not None:
             try:
                 job["batching"]["from"] = hashlib.sha256(read_bytes(Path(source), MAX_PLAN_BYTES)).hexdigest()
             except FileNotFoundError as error:
@@ -219,10 +219,9 @@ def with_paths(job: JobConfig, folder: Path, other: Path, elsewhere: Iterable[st
     if job.data.path is not None:
         path = absolute("data", "path", job.data.path)
         job = job.model_copy(update={"data": job.data.model_copy(update={"path": path})})
-    source = job.batching.source
-    if source is not None and source != "warmup":
-        path = absolute("batching", "from", source)
-        job = job.model_copy(update={"batching": job.batching.model_copy(update={"source": path})})
+    if job.batching.plan_file is not None:
+        path = absolute("batching", "from", job.batching.plan_file)
+        job = job.model_copy(update={"batching": job.batching.with_plan_file(path)})
     return job
 
 

@@ -26,6 +26,17 @@ _HOLDERS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = {
             "trust_coefficient": ("lars",),
         },
     ),
+    "batching": (
+        "policy",
+        {
+            "from": ("proportional",),
+            "window": ("proportional", "dynamic"),
+            "min_gain": ("dynamic",),
+            "min_local_batch_size": ("proportional", "dynamic"),
+            "max_local_batch_size": ("proportional", "dynamic", "noise_scale"),
+            **dict.fromkeys(("max_global_batch_size", "lr_rule"), ("noise_scale",)),
+        },
+    ),
     "schedule": (
         "kind",
         {

@@ -95,8 +95,14 @@ def _explain(error: Any, place: _Place) -> str:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """`did you mean 'lr'? ` where one of the known words is near; else empty."""
+    near = nearest(word, known)
+    return f"did you mean '{near}'? " if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that is most like this one; empty: none is."""
     near = difflib.get_close_matches(word[:MAX_SHOWN], list(known), n=1)
-    return f"did you mean '{near[0]}'? " if near else ""
+    return near[0] if near else ""
 
 
 def _not_this(value: Any) -> str:

@@ -71,6 +71,11 @@ class Registry(Generic[Config]):
         self._load()
         return {name: found.config for name, found in sorted(self._found.items()) if key in fields_of(found.config)}
 
+    def keys(self) -> set[str]:
+        """Keys of all components."""
+        self._load()
+        return {key for found in self._found.values() for key in fields_of(found.config)}
+
     def make(self, config: Any, *args: Any, **keys: Any) -> Any:
         """What a validated config stands for."""
         found = self.find(getattr(config, self.key))

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from hpclbfl.batching import Plan
 from hpclbfl.comm.local import LocalCommunicator
-from hpclbfl.config.components import ALGORITHMS, PARTITIONS, component_config
+from hpclbfl.config.components import ALGORITHMS, PARTITIONS, POLICIES, component_config
 from hpclbfl.config.job import JobConfig
-from hpclbfl.config.sections import BatchingConfig
 from hpclbfl.core.clock import Mark, seconds
 from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.frames import Frames
@@ -167,7 +166,7 @@ def probe_job(job: JobConfig, whole: Dataset, num_clients: int) -> JobConfig:
         "data": data,
         "partition": component_config(PARTITIONS, {"reshuffle": True}, "plan", "partition"),
         "sync": sync,
-        "batching": BatchingConfig(local_batch_size=OTHERS),
+        "batching": component_config(POLICIES, {"local_batch_size": OTHERS}, "plan", "batching"),
         # Weights that run away would end in numbers of another speed.
         "optimizer": job.optimizer.model_copy(update={"lr": 1e-12}),
         "gradients": job.gradients.model_copy(update={"weight_noise": None}),

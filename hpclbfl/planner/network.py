@@ -18,9 +18,8 @@ import torch
 from hpclbfl.batching.cost_model import Line, fit_bent_line, fit_line, medians
 from hpclbfl.batching.plan_file import NetworkPlan, Plan, RankPlan
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config.components import PARTITIONS, component_config
+from hpclbfl.config.components import PARTITIONS, POLICIES, component_config
 from hpclbfl.config.job import JobConfig
-from hpclbfl.config.sections import BatchingConfig
 from hpclbfl.planner.measure import IMAGES
 from hpclbfl.training import build
 from hpclbfl.training.loop import begin_record
@@ -141,7 +140,7 @@ def time_steps(
     """
     most = max(IMAGES, sum(sizes))
     data = job.data.model_copy(update={"limit": min(most, job.data.limit or most), "download": False})
-    batching = BatchingConfig(local_batch_size=tuple(sizes))
+    batching = component_config(POLICIES, {"local_batch_size": list(sizes)}, "plan", "batching")
     changes = {
         "clients": comm.size,
         "data": data,

@@ -50,7 +50,7 @@ def make_plan(
     total, one_each = sum(usual), len(usual) == comm.size
     sizes: Sequence[int] | None = [usual[clients_of_rank(len(usual), r, comm.size)[0]] for r in range(comm.size)]
     if one_each:
-        sizes = shares(total, ranks, job.batching.min_local_batch_size or 1)
+        sizes = shares(total, ranks, getattr(job.batching, "min_local_batch_size", None) or 1)
     if sizes is not None:
         ranks = [rank.model_copy(update={"local_batch_size": b}) for rank, b in zip(ranks, sizes, strict=True)]
     plan = Plan(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpclbfl.algorithms.replicas import Client, Replica, key_generators
-from hpclbfl.batching import BatchPolicy
-from hpclbfl.batching.dynamic import Dynamic
-from hpclbfl.batching.fixed import Fixed
-from hpclbfl.batching.noise_scale import NoiseScalePolicy
-from hpclbfl.batching.proportional import Proportional
+from hpclbfl.batching.bounds import check_one_client_per_rank
 from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.local import LocalCommunicator
@@ -171,66 +166,14 @@ def start_sizes(job: JobConfig, sampler: Sampler) -> tuple[int, ...]:
     return tuple(count or size for count, size in zip(counts, sizes, strict=True))
 
 
-def policy(job: JobConfig, num_ranks: int, sizes: Sequence[int], capacity: Sequence[int]) -> BatchPolicy:
-    """The job's batch policy.
-
-    Args:
-        sizes: b_c of every client as the run begins, see `start_sizes`.
-        capacity: most samples that a step can hold of each client.
-
-    Raises:
-        ConfigError: it needs one client per rank, bounds that leave room for B, or a plan that fits the job.
-    """
-    config = job.batching
-    if config.policy == "fixed":
-        return Fixed()
-    low = [config.min_local_batch_size or 1] * len(sizes)
-    # A rank without samples goes through its steps as if it had one.
-    high = [min(config.max_local_batch_size or sum(sizes), max(1, most)) for most in capacity]
-    if config.policy == "noise_scale":
-        if job.gradients.noise_scale is None:
-            raise ConfigError("batching.policy noise_scale needs the noise scale: give gradients.noise_scale: {}")
-        return NoiseScalePolicy(max(high), config.max_global_batch_size or sum(sizes))
-    _check_one_client_per_rank(f"batching.policy {config.policy}", len(sizes), num_ranks)
-    plan = None
-    if config.source is not None and config.source != "warmup":
-        from hpclbfl.batching.plan_file import check_plan, load_plan
-
-        plan = load_plan(Path(config.source))
-        check_plan(plan, job, num_ranks)
-        high = [min(bound, rank.max_batch) for bound, rank in zip(high, plan.ranks, strict=True)]
-    for client, (least, most) in enumerate(zip(low, high, strict=True)):
-        if least > most:
-            raise ConfigError(f"batching.min_local_batch_size: {least} is more than client {client} can have, {most}")
-    if not sum(low) <= sum(sizes) <= sum(high):
-        raise ConfigError(
-            f"batching: a global batch of {sum(sizes)} does not fit bounds that sum up to {sum(low)} and {sum(high)}"
-        )
-    if plan is not None:
-        fixed_s = np.array([rank.t_fixed_s for rank in plan.ranks])
-        per_sample_s = np.array([rank.t_per_sample_s for rank in plan.ranks])
-        doubts = (f"{plan.doubts()}: the shares may not follow the speeds ({plan.path})",) if plan.warnings else ()
-        return Proportional(fixed_s, per_sample_s, low, high, doubts)
-    window = config.window or 5
-    if config.policy == "proportional":
-        return Dynamic(low, high, window, min_gain=0.01, max_changes=2)
-    return Dynamic(low, high, window, config.min_gain if config.min_gain is not None else 0.03)
-
-
 def local_steps(job: JobConfig, num_ranks: int) -> NDArray[np.int64] | None:
     """[C] H of every client before speeds are known, where H follows them."""
     most = job.sync.steps_of_fastest
     if most is None:
         return None
     num_clients = len(job.local_batch_sizes())
-    _check_one_client_per_rank("sync.local_steps proportional", num_clients, num_ranks)
+    check_one_client_per_rank("sync.local_steps proportional", num_clients, num_ranks)
     return np.full(num_clients, most, np.int64)
-
-
-def _check_one_client_per_rank(what: str, num_clients: int, num_ranks: int) -> None:
-    if num_clients != num_ranks:
-        ranks = f"{num_ranks} rank{'s' * (num_ranks > 1)}"
-        raise ConfigError(f"{what} needs one client per rank, not {num_clients} clients on {ranks}")
 
 
 def emulation(job: JobConfig, comm: Communicator, on: torch.device) -> Emulation | None:

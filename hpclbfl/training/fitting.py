@@ -98,9 +98,8 @@ def _check_plan(exp: Experiment, shared: dict[str, Any]) -> None:
         if is_dataclass(found) and not isinstance(found, type):
             _check_fields(type(like), found, key)
     plan: Plan = shared["plan"]
-    total, most = sum(plan.sizes), max(exp.num_train, exp.job.batching.max_global_batch_size or 0)
-    if exp.job.batching.policy != "noise_scale":
-        # The others keep the global batch.
+    total, most = sum(plan.sizes), max(exp.num_train, exp.job.batching.most)
+    if exp.job.batching.keeps_global_batch:
         most = sum(exp.sizes)
     if len(plan.sizes) != len(exp.sizes) or min(plan.sizes) < 0 or not 0 < total <= most:
         raise DataError(f"plan has the sizes {shown(plan.sizes)} for {len(exp.sizes)} clients")

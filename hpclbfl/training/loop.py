@@ -88,7 +88,7 @@ def _loop(exp: Experiment, services: Services, steps: StepLog) -> Outcome:
     elif reason:
         # It has been evaluated, but the average is in no checkpoint.
         exp.average_replicas()
-    if exp.job.batching.policy != "fixed" and counters.step == 0:
+    if not exp.job.batching.is_fixed and counters.step == 0:
         log_plan(exp, log)
     while not reason:
         begin = time.perf_counter()

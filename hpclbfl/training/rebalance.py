@@ -24,7 +24,7 @@ def observe(exp: Experiment, record: StepRecord, is_shared: bool, averages: bool
     if not averages:
         exp.times.add_local(record)
         return []
-    return exp.times.averaged(record, max(WINDOW, exp.job.batching.window or 0))
+    return exp.times.averaged(record, max(WINDOW, exp.job.batching.num_told))
 
 
 def adapt(exp: Experiment, log: RunLog, told: list[StepTimes], record: StepRecord, ends_epoch: bool) -> None:

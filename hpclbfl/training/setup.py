@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hpclbfl.algorithms.replicas import Client, Replica, clients_of_rank
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config.components import ALGORITHMS
+from hpclbfl.config.components import ALGORITHMS, POLICIES
 from hpclbfl.config.job import JobConfig
 from hpclbfl.core.clock import Clock
 from hpclbfl.core.errors import ConfigError, RunFailed
@@ -51,7 +51,7 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
     sampler = make_sampler(job.partition, labels, num_clients, len(dataset.classes), job.seed)
     build.check_batches(job, len(labels))
     start_sizes = build.start_sizes(job, sampler)
-    policy = build.policy(job, comm.size, start_sizes, sampler.capacity.tolist())
+    policy = POLICIES.make(job.batching, job, comm.size, start_sizes, sampler.capacity.tolist())
     plan, policy_state = policy.init(start_sizes)
     sizes = plan.sizes
     global_batch_size = int(sampler.counts(sizes).sum())

@@ -138,11 +138,7 @@ class Experiment:
     @property
     def lr_factor(self) -> float:
         """What the learning rate is multiplied with because B has grown."""
-        config = self.job.batching
-        if config.lr_rule in (None, "none"):
-            return 1.0
-        growth = sum(self.sizes) / sum(self.start_sizes)
-        return growth if config.lr_rule == "linear" else growth**0.5
+        return self.job.batching.lr_factor(sum(self.sizes) / sum(self.start_sizes))
 
     @property
     def global_batch_size(self) -> int:

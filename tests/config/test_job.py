@@ -306,7 +306,7 @@ def test_numbers_are_those_that_people_write(tmp_path: Path) -> None:
                     "min_local_batch_size": 2,
                 }
             },
-            "batching: 'min_local_batch_size' goes with the policies proportional and dynamic",
+            "batching: 'min_local_batch_size' goes with policy dynamic or proportional, not noise_scale",
         ),
     ],
 )

@@ -164,7 +164,7 @@ def test_yaml_job():
         job = load_job(path)
         again = parse_job(parse_mapping(job.to_yaml().encode(), "again", ""), "again")
         assert isinstance(job, JobConfig) and again == job and again.digest("") == job.digest("")
-        assert all(math.isfinite(value) for value in (job.optimizer.lr, job.optimizer.eps))
+        assert all(math.isfinite(value) for value in (job.optimizer.lr, job.optimizer.weight_decay))
 
     assert _files(st.binary(max_size=200) | _mutated(_JOB) | _replaced(_JOB), check) > 0
 

@@ -1,39 +1,29 @@
-"""Sections of a job file: batch sizes, and devices that are made unlike."""
+"""Sections of a job file: what all batch policies share, and devices that are made unlike."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from hpclbfl.config.sections.base import Fraction, NonNegativeInt, Number, PathText, PositiveInt, Section
+from hpclbfl.config.sections.base import NonNegativeInt, Number, PositiveInt, Section
 
 Slowdown = Annotated[Number, Field(ge=1.0, le=1000.0)]
 
 
 class BatchingConfig(Section):
-    """How many samples each client processes per step."""
+    """How many samples each client processes per step; see `hpclbfl.batching`."""
 
-    policy: Literal["fixed", "proportional", "dynamic", "noise_scale"] = "fixed"
-    """proportional: to the ranks' speed, from a plan or a warm-up; dynamic: to the speed as it changes; noise_scale: B
-    grows with the gradient noise scale."""
+    policy: str
     local_batch_size: PositiveInt | tuple[PositiveInt, ...] | None = None
     """b_c: one for all clients, or a list with one per client."""
     global_batch_size: PositiveInt | None = None
     """B, spread as evenly as can be over the clients."""
-    source: Annotated[PathText | None, Field(alias="from")] = None
-    """proportional: `warmup`, or the plan.yaml that `hpclbfl plan` wrote, relative to the job file."""
-    window: PositiveInt | None = None
-    """dynamic, and a warm-up: steps between two decisions; null: 5."""
-    min_gain: Fraction | None = None
-    """dynamic: least gain of the predicted step for which batches change; null: 0.03."""
-    min_local_batch_size: PositiveInt | None = None
-    max_local_batch_size: PositiveInt | None = None
-    """Bounds of b_c that every policy keeps to."""
-    max_global_batch_size: PositiveInt | None = None
-    """noise_scale: bound of B."""
-    lr_rule: Literal["none", "linear", "sqrt"] | None = None
-    """noise_scale: how the learning rate follows B; null: none."""
+
+    is_fixed: ClassVar[bool] = False
+    """Whether batches never change."""
+    keeps_global_batch: ClassVar[bool] = True
+    """Whether B stays what the job says."""
 
     @field_validator("local_batch_size", mode="before")
     @classmethod
@@ -44,25 +34,45 @@ class BatchingConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _own_keys(self) -> BatchingConfig:
+    def _one_size(self) -> BatchingConfig:
         if (self.local_batch_size is None) == (self.global_batch_size is None):
             raise ValueError("give exactly one of 'local_batch_size' and 'global_batch_size'")
-        if (self.source is not None) != (self.policy == "proportional"):
-            raise ValueError("'from' (warmup, or a plan.yaml) goes with policy proportional, and only with it")
-        if self.window is not None and self.policy != "dynamic" and self.source != "warmup":
-            raise ValueError("'window' goes with policy dynamic, or proportional from a warm-up")
-        if self.min_gain is not None and self.policy != "dynamic":
-            raise ValueError("'min_gain' goes with policy dynamic")
-        if self.policy != "noise_scale" and (self.max_global_batch_size is not None or self.lr_rule is not None):
-            raise ValueError("'max_global_batch_size' and 'lr_rule' go with policy noise_scale")
-        if self.policy == "noise_scale" and self.max_global_batch_size is None:
-            raise ValueError("policy noise_scale needs 'max_global_batch_size'")
-        if self.policy == "noise_scale" and self.min_local_batch_size is not None:
-            raise ValueError("'min_local_batch_size' goes with the policies proportional and dynamic")
-        bounds = (self.min_local_batch_size, self.max_local_batch_size)
-        if self.policy == "fixed" and bounds != (None, None):
-            raise ValueError("'min_local_batch_size' and 'max_local_batch_size' go with the other policies")
-        if bounds[0] is not None and bounds[1] is not None and bounds[0] > bounds[1]:
+        return self
+
+    @property
+    def plan_file(self) -> str | None:
+        """Path of the plan.yaml that it reads, if it does."""
+        return None
+
+    def with_plan_file(self, path: str) -> BatchingConfig:
+        """Return the section with another path of the plan that it reads."""
+        raise NotImplementedError
+
+    @property
+    def most(self) -> int:
+        """Bound of B where it grows, samples; 0: none."""
+        return 0
+
+    @property
+    def num_told(self) -> int:
+        """Steps before an averaging whose times it wants to know."""
+        return 0
+
+    def lr_factor(self, growth: float) -> float:
+        """What the learning rate is multiplied with once B is so many times as large as at first."""
+        return 1.0
+
+
+class BoundedConfig(BatchingConfig):
+    """Bounds of b_c, which a policy keeps to."""
+
+    min_local_batch_size: PositiveInt | None = None
+    max_local_batch_size: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> BoundedConfig:
+        low, high = self.min_local_batch_size, self.max_local_batch_size
+        if low is not None and high is not None and low > high:
             raise ValueError("'min_local_batch_size' is above 'max_local_batch_size'")
         return self
 
