@@ -12,9 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hpclbfl.core.state import checkpointed
+
 FloatArray = NDArray[np.float64]
 
 
+@checkpointed
 @dataclass(frozen=True)
 class Plan:
     """Batch sizes from a step on."""

@@ -21,6 +21,7 @@ from hpclbfl.config.components import POLICIES
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections.base import Fraction, PositiveInt
 from hpclbfl.config.sections.batching import BoundedConfig
+from hpclbfl.core.state import checkpointed
 
 WINDOW = 5
 """Steps between two decisions, unless the job says otherwise."""
@@ -48,6 +49,7 @@ class DynamicConfig(BoundedConfig):
         return self.window or WINDOW
 
 
+@checkpointed
 @dataclass(frozen=True)
 class ControllerState:
     """What the next plan depends on."""

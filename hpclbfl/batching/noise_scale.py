@@ -20,6 +20,7 @@ from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import BatchingConfig
 from hpclbfl.config.sections.base import PositiveInt
 from hpclbfl.core.errors import ConfigError
+from hpclbfl.core.state import checkpointed
 
 HYSTERESIS = 1.5
 """Least factor by which B grows."""
@@ -48,6 +49,7 @@ class NoiseScaleConfig(BatchingConfig):
         return growth if self.lr_rule == "linear" else growth**0.5
 
 
+@checkpointed
 @dataclass(frozen=True)
 class GrowthState:
     """The global batch now, samples."""

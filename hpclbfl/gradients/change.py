@@ -26,6 +26,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from hpclbfl.core.state import checkpointed
+
 Metric = Literal["squared_norm", "selsync"]
 
 WINDOW = 25
@@ -39,6 +41,7 @@ RESOLUTION = torch.finfo(torch.float32).eps
 _UNKNOWN = torch.tensor(float("nan"), dtype=torch.float64)
 
 
+@checkpointed
 @dataclass(frozen=True)
 class ChangeState:
     """What the next change depends on."""

@@ -19,9 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hpclbfl.core.state import checkpointed
+
 _ZERO = torch.zeros((), dtype=torch.float64)
 
 
+@checkpointed
 @dataclass(frozen=True)
 class NoiseState:
     """Averages over steps, not yet divided by `mass`."""

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpclbfl.core.state import checkpointed
 from hpclbfl.gradients import Context
 from hpclbfl.gradients.change import METRICS, ChangeState, Metric
 
@@ -31,6 +32,7 @@ _GATE_STREAM = 4
 _ONE = torch.ones((), dtype=torch.float64)
 
 
+@checkpointed
 @dataclass(frozen=True)
 class ScalerState:
     """What the next step's factor depends on, and what the last one's was."""

@@ -19,24 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpclbfl.batching import Plan
-from hpclbfl.batching.dynamic import ControllerState
-from hpclbfl.batching.noise_scale import GrowthState
 from hpclbfl.comm.base import Communicator
 from hpclbfl.core.errors import DataError, EnvironmentFault
 from hpclbfl.core.files import create, sync_folder
 from hpclbfl.core.jsonfile import read_json, write_json
-from hpclbfl.gradients.change import ChangeState
-from hpclbfl.gradients.noise_scale import NoiseState
-from hpclbfl.gradients.scaler import ScalerState
+from hpclbfl.core.state import check_restorable, checkpointed_types
 from hpclbfl.runs.folder import checkpoint_steps, numbers_in
 from hpclbfl.runs.tensorfile import checksum, read_tensors, to_bytes
 
 KEPT = 2
 FORMAT = 1
 """Of the files; rises when an older version could not be read any more."""
-_STATES: list[Any] = [ChangeState, ScalerState, NoiseState, ControllerState, GrowthState, Plan]
-"""All that is unpickled besides tensors and plain values."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +78,15 @@ class CheckpointStore:
 
         Raises:
             EnvironmentFault: some rank could not write; older checkpoints stay as they are.
+            TypeError: a component's state could not be restored; see `core.state`.
         """
         comm, temporary = self._comm, self.folder / f".step-{step:09d}"
-        self._together(self._prepare, temporary)
         parts = {_client_file(client): part for client, part in clients.items()}
         if comm.rank == 0:
             parts["shared.pt"] = shared
+        for name, part in parts.items():
+            check_restorable(part, name.removesuffix(".pt"))
+        self._together(self._prepare, temporary)
         written = self._together(_write_files, temporary, parts)
         checksums = {name: digest for files in written for name, digest in files.items()}
         manifest = {"format": FORMAT, "step": step, "identity": identity, "sha256": checksums}
@@ -173,7 +169,7 @@ class CheckpointStore:
 
     def _part(self, folder: Path, name: str, manifest: Manifest) -> dict[str, Any]:
         # A name without a checksum is none of the checkpoint's files.
-        found = read_tensors(folder / name, manifest.sha256.get(name, "none"), _STATES)
+        found = read_tensors(folder / name, manifest.sha256.get(name, "none"), checkpointed_types())
         if not isinstance(found, dict):
             raise DataError(f"{folder / name}: is damaged: holds no mapping")
         return found

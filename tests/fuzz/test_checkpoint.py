@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.core.errors import DataError
-from hpclbfl.runs.checkpoint import _STATES
+from hpclbfl.core.state import checkpointed_types
 from hpclbfl.runs.tensorfile import read_tensors
 from hpclbfl.training.fitting import check_fits
 from hpclbfl.training.session import run_job
@@ -51,9 +51,11 @@ def save(toy_set: Path, name: str, run: Path) -> Any:
     run_job(job, run)
     (*_, folder) = sorted((run / "checkpoints").iterdir())
     step = int(folder.name.removeprefix("step-"))
-    clients = {client: read_tensors(folder / f"client-{client:05d}.pt", None, _STATES) for client in range(4)}
+    clients = {
+        client: read_tensors(folder / f"client-{client:05d}.pt", None, checkpointed_types()) for client in range(4)
+    }
     exp = make_experiment(job, LocalCommunicator())
-    return exp, step, read_tensors(folder / "shared.pt", None, _STATES), clients, folder
+    return exp, step, read_tensors(folder / "shared.pt", None, checkpointed_types()), clients, folder
 
 
 @pytest.mark.parametrize("name", ["bsp", "fedavg"])
@@ -88,7 +90,7 @@ def test_checkpoint_files(toy_set: Path, tmp_path: Path) -> None:
         content = whole[:place] + piece + whole[place + len(piece) : len(whole) - cut % 200]
         path.write_bytes(content)
         try:
-            read_tensors(path, None, _STATES)
+            read_tensors(path, None, checkpointed_types())
         except DataError as error:
             assert "\n" not in str(error)
 

@@ -17,8 +17,8 @@ import torch
 
 from hpclbfl.batching import Plan
 from hpclbfl.core.jsonfile import read_json, write_json
+from hpclbfl.core.state import checkpointed_types
 from hpclbfl.gradients.change import ChangeState
-from hpclbfl.runs.checkpoint import _STATES
 from hpclbfl.runs.log.reader import read_run
 from hpclbfl.runs.tensorfile import checksum, read_tensors, to_bytes
 from hpclbfl.training.session import run_job
@@ -155,7 +155,7 @@ def test_a_part_that_does_not_fit_is_passed_over(
 ) -> None:
     shutil.copytree(cut_runs / name, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-000000006"
-    part = read_tensors(newest / file, None, _STATES)
+    part = read_tensors(newest / file, None, checkpointed_types())
     change(part)
     forge(newest, file, to_bytes(part))
     run_job(job_of(toy_set, name), tmp_path / "run")
