@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from hpclbfl.config.part_names import brief
 from hpclbfl.core.text import printable
 
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
@@ -114,7 +115,7 @@ def describe_sync(config: Config) -> str:
 
 def describe_partition(config: Config) -> str:
     """The partition in a few words: `iid`, `iid reshuffled`, `1 label/client`, `dirichlet 0.1`."""
-    kind = str(config.get("partition.kind") or "iid")
+    kind = brief(str(config.get("partition.kind") or "iid"))
     if kind == "labels_per_client":
         labels = config.get("partition.labels")
         return f"{as_text(labels)} label{'' if labels == 1 else 's'}/client"

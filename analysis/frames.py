@@ -35,6 +35,7 @@ RUN_COLUMNS: dict[str, str] = {
     "commit": "of the checkout, if it is one",
     "dirty": "whether the checkout had changes",
     "data_fingerprint": "hash of the data's content",
+    "own_parts": "components of the user's own, with their sources' hashes, by comma",
     "command": "how the last attempt was called",
     "arm": "label of the runs whose jobs differ from this one's in the seed alone (see `arms`)",
 }

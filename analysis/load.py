@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +25,7 @@ from hpclbfl.analysis.configs import config_columns
 from hpclbfl.analysis.frames import RUN_COLUMNS, RUN_TYPES, Frames
 from hpclbfl.analysis.records import read_plain
 from hpclbfl.analysis.scan import Found, Kind, find_runs, run_files, run_keys
+from hpclbfl.config.part_names import HASH_DIGITS
 from hpclbfl.core.errors import EnvironmentFault, HpclbflError
 from hpclbfl.core.text import printable
 from hpclbfl.core.userkey import KEY_BYTES, user_key
@@ -197,11 +198,21 @@ def _run_row(key: str, path: Path, own: dict[Kind, dict[str, Any] | None], attem
         "gpus": printable(", ".join(gpus)) or None,
         "torch": versions.get("torch"),
         "horovod": versions.get("horovod"),
+        "own_parts": _describe_parts(provenance.get("own_parts") or []),
         "commit": git.get("commit"),
         "dirty": git.get("dirty"),
         "command": printable(" ".join(argv)) or None,
         "config": config or {},
     }
+
+
+def _describe_parts(parts: Sequence[Mapping[str, Any]]) -> str | None:
+    """`nets.py:WideNet (sha256 1a2b3c4d5e6f)`, as provenance tells it; None: there are none."""
+    told = []
+    for part in parts:
+        version = f"version {part['version']}, " if part.get("version") else ""
+        told.append(f"{part.get('name')} ({version}sha256 {(part.get('sha256') or 'unknown')[:HASH_DIGITS]})")
+    return printable(", ".join(told)) or None
 
 
 def _end_lost(rows: list[dict[str, Any]], folders: list[Path]) -> None:

@@ -46,8 +46,11 @@ _HASH_DIGITS = 12
 _EVERY_SEED = ("batches_and_waits",)
 """Figures of one example run per arm, whatever seed is chosen."""
 
-_PROVENANCE = ("time", "host", "device", "gpus", "cpu", "engine", "num_ranks", "hpclbfl", "commit", "dirty", "torch")
-_MORE_PROVENANCE = ("horovod", "mpi_library", "python", "platform", "data_fingerprint")
+_PROVENANCE = (
+    *("time", "host", "device", "gpus", "cpu", "engine", "num_ranks", "own_parts"),
+    *("hpclbfl", "commit", "dirty", "torch"),
+)
+_MORE_PROVENANCE = ("torch", "horovod", "mpi_library", "python", "platform", "data_fingerprint")
 
 
 def write_page(path: Path, frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -> None:

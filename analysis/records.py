@@ -85,6 +85,15 @@ class Versions:
 
 
 @dataclass(frozen=True)
+class OwnPart:
+    """A component of the user's own."""
+
+    name: Text | None = None
+    sha256: Text | None = None
+    version: Text | None = None
+
+
+@dataclass(frozen=True)
 class Provenance:
     """provenance.json of an attempt."""
 
@@ -105,6 +114,7 @@ class Provenance:
     cpu: Cpu | None = None
     versions: Versions | None = None
     gpus: list[Text] | None = None
+    own_parts: list[OwnPart] | None = None
     argv: list[Text] | None = None
 
 

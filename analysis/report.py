@@ -129,6 +129,8 @@ def _print_text(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -
         console.print(f"{len(runs) - len(listed)} complete runs are not listed; --json lists all")
     is_one_run = (root / "config.yaml").exists()
     console.print(f"logs: {root if is_one_run else root / '<run>'}/attempts/*/rank*.h5", soft_wrap=True)
+    for parts in frames.runs["own_parts"].drop_nulls().unique(maintain_order=True):
+        console.print(f"own parts: {parts}", soft_wrap=True)
     waiting, why_not = unstarted(root)
     if waiting:
         console.print(f"{len(waiting)} run{'s' if len(waiting) > 1 else ''} of the sweep: not started")

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Field, field_validator, model_validator
 
 from hpclbfl.config.job import JOB, MAX_CLIENTS, JobConfig, parse_job, with_paths
+from hpclbfl.config.own_parts import Lookup
+from hpclbfl.config.part_names import anchored
 from hpclbfl.config.sections import DataConfig, Section
 from hpclbfl.config.sections.base import Name, PathText, Seed, Whole
 from hpclbfl.config.validation import validated
@@ -231,7 +233,9 @@ def _read_base(sweep: SweepConfig, path: Path) -> tuple[dict[str, Any], Path]:
 
 
 def _parse(values: dict[str, Any], overrides: Overrides, path: Path, base_path: Path, source: str) -> JobConfig:
-    return with_paths(parse_job(values, source), base_path.parent, path.parent, overrides)
+    anchors = base_path.parent, path.parent, overrides
+    lookup = Lookup((base_path.parent, path.parent))
+    return with_paths(parse_job(anchored(values, *anchors), source, lookup), *anchors)
 
 
 def _run(sweep: SweepConfig, job: JobConfig, overrides: Overrides, data: DataSource, source: str) -> Run:

@@ -1,7 +1,7 @@
 """A sweep's folder: which runs it has, their job files, and which Slurm jobs were submitted for them.
 
 ```
-<sweep>/{sweep.json, jobs/<run>.yaml, runs/<run>/, submissions/000.json, slurm/, logs/<run>.log, lease/}
+<sweep>/{sweep.json, jobs/{<run>.yaml, parts/}, runs/<run>/, submissions/000.json, slurm/, logs/<run>.log, lease/}
 ```
 """
 
@@ -18,6 +18,7 @@ from hpclbfl.core.errors import ConfigError, DataError, EnvironmentFault
 from hpclbfl.core.files import make_folder, write_text
 from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.runs.folder import RunFolder, numbers_in, utc_now
+from hpclbfl.runs.parts import keep_parts
 from hpclbfl.runs.slurm_client import JobId
 from hpclbfl.slurm.expand import Overrides, Run, describe
 
@@ -105,6 +106,8 @@ class SweepFolder:
         """Write the job files and the list of runs; runs that are no longer in the sweep file stay, marked so."""
         make_folder(self.path / "jobs")
         for run in runs:
+            # Beside the job files, so that what runs is what was submitted.
+            keep_parts(self.path / "jobs", run.job)
             write_text(self.job_file(run.id), run.job.to_yaml())
         listed = {run.id: Entry(run.id, run.digest, run.ranks, run.overrides) for run in runs}
         earlier = [] if not self.manifest.exists() else self.entries()

@@ -84,9 +84,9 @@ def train(
     from hpclbfl.config.job import load_job
     from hpclbfl.core.launched import launched_size
 
-    config = load_job(job, overrides)
+    config = load_job(job, overrides, run_dir if resume != "never" else None)
     if print_config:
-        sys.stdout.write(config.resolved(launched_size(os.environ)).to_yaml())
+        sys.stdout.write(config.resolved(launched_size(os.environ)).to_printed())
         return
     go_on_unheard()
     if launched_size(os.environ) > 1:
@@ -117,7 +117,7 @@ def launch(
     from hpclbfl.launch.postmortem import launch_run
 
     # Errors in the job come from here, once, and before any rank starts.
-    config = load_job(job, overrides).resolved(num_ranks)
+    config = load_job(job, overrides, run_dir if resume != "never" else None).resolved(num_ranks)
     command = module_command("hpclbfl", "train", str(job), *(overrides or []))
     command += ["--run-dir", str(run_dir)] if run_dir is not None else []
     command += ["--resume", resume]

@@ -1,10 +1,22 @@
-"""The kinds of components that a job names, and their validated configs."""
+"""The kinds of components that a job names, and their validated configs.
+
+What a class of the user's own must be to join a kind stands with the kind, see `hpclbfl.core.registry.Interface`:
+
+- a net is a `torch.nn.Module`, made with its config and a `hpclbfl.models.DataSpec`; weights come from torch's global
+  generator, which is seeded before;
+- a partition is made with its config, and called with labels (int64 [N]), the number of clients, the number of classes
+  and a numpy generator; it returns the places of each client's samples, as those of `hpclbfl.data.partitions` do;
+- an optimizer is a `torch.optim.Optimizer`, made with its config and torch's parameter groups; one that is not derived
+  from torch's SGD, Adam or AdamW has a method `reset_state`, see `hpclbfl.optim.slots`;
+- a schedule is made with its config, and called with an epoch; it returns what the rate is multiplied with.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from hpclbfl.config.own_parts import NOWHERE, Lookup, find_own, own_config
 from hpclbfl.config.sections.algorithm import AlgorithmConfig
 from hpclbfl.config.sections.base import Section
 from hpclbfl.config.sections.batching import BatchingConfig
@@ -14,15 +26,56 @@ from hpclbfl.config.sections.partition import PartitionConfig
 from hpclbfl.config.sections.schedule import ScheduleConfig
 from hpclbfl.config.validation import nearest, suggestion, validated
 from hpclbfl.core.errors import ConfigError
-from hpclbfl.core.registry import Registry, fields_of
+from hpclbfl.core.registry import Interface, Registry, fields_of
 from hpclbfl.core.text import MAX_SHOWN, printable, shown
 
-MODELS = Registry[ModelConfig]("net", "name", "hpclbfl.models.nets")
-ALGORITHMS = Registry[AlgorithmConfig]("algorithm", "kind", "hpclbfl.algorithms", default="bsp")
-PARTITIONS = Registry[PartitionConfig]("partition", "kind", "hpclbfl.data.partitions", default="iid")
-POLICIES = Registry[BatchingConfig]("batch policy", "policy", "hpclbfl.batching", default="fixed")
-OPTIMIZERS = Registry[OptimizerConfig]("optimizer", "name", "hpclbfl.optim.optimizers", default="sgd")
-SCHEDULES = Registry[ScheduleConfig]("schedule", "kind", "hpclbfl.optim.schedules", default="constant")
+MODELS = Registry[ModelConfig](
+    "net",
+    "name",
+    "hpclbfl.models.nets",
+    interface=Interface(ModelConfig, ("config", "data"), ("forward", "parameters")),
+)
+ALGORITHMS = Registry[AlgorithmConfig](
+    "algorithm",
+    "kind",
+    "hpclbfl.algorithms",
+    default="bsp",
+    interface=Interface(
+        AlgorithmConfig,
+        ("config", "global_batch_size", "num_train"),
+        ("shared", "needs_vote", "averages", "why_never"),
+    ),
+)
+PARTITIONS = Registry[PartitionConfig](
+    "partition",
+    "kind",
+    "hpclbfl.data.partitions",
+    default="iid",
+    interface=Interface(
+        PartitionConfig, ("config",), ("__call__",), ("labels", "num_clients", "num_classes", "generator")
+    ),
+)
+POLICIES = Registry[BatchingConfig](
+    "batch policy",
+    "policy",
+    "hpclbfl.batching",
+    default="fixed",
+    interface=Interface(BatchingConfig, ("config", "job", "num_ranks", "sizes", "capacity"), ("init", "update")),
+)
+OPTIMIZERS = Registry[OptimizerConfig](
+    "optimizer",
+    "name",
+    "hpclbfl.optim.optimizers",
+    default="sgd",
+    interface=Interface(OptimizerConfig, ("config", "groups"), ("step", "zero_grad", "load_state_dict")),
+)
+SCHEDULES = Registry[ScheduleConfig](
+    "schedule",
+    "kind",
+    "hpclbfl.optim.schedules",
+    default="constant",
+    interface=Interface(ScheduleConfig, ("config",), ("__call__",)),
+)
 
 Config = TypeVar("Config", bound=Section)
 
@@ -41,12 +94,13 @@ _LEFT_OUT: Mapping[str, Mapping[str, Any]] = {"batching": {"local_batch_size": 3
 """What a job has that leaves a section out, besides the component's own defaults."""
 
 
-def with_components(job: Mapping[str, Any], source: str) -> dict[str, Any]:
+def with_components(job: Mapping[str, Any], source: str, lookup: Lookup = NOWHERE) -> dict[str, Any]:
     """Return a job's sections with those that are components validated, and those that are left out filled in.
 
     Args:
         job: as it stands in a file.
         source: begins the line of an error: the file.
+        lookup: where copies of own parts may lie.
 
     Raises:
         ConfigError: a component that is not known, or a key or value that is wrong; one line.
@@ -55,12 +109,14 @@ def with_components(job: Mapping[str, Any], source: str) -> dict[str, Any]:
     for section, registry in SECTIONS.items():
         values = job.get(section, _LEFT_OUT.get(section, {}) if registry.default is not None else None)
         if not isinstance(values, Section) and (section in job or registry.default is not None):
-            found[section] = component_config(registry, values, source, section)
+            found[section] = component_config(registry, values, source, section, lookup)
     return found
 
 
-def component_config(registry: Registry[Config], values: Any, source: str, section: str) -> Config:
-    """Return the validated config of the component that a section names.
+def component_config(
+    registry: Registry[Config], values: Any, source: str, section: str, lookup: Lookup = NOWHERE
+) -> Config:
+    """Return the validated config of the component that a section names: one of the package's, or of the user's own.
 
     Raises:
         ConfigError: see `with_components`.
@@ -73,6 +129,11 @@ def component_config(registry: Registry[Config], values: Any, source: str, secti
     known = ", ".join(registry.names())
     if name is None:
         raise ConfigError(f"{source}: '{section}.{registry.key}' is missing: known are {known}")
+    if isinstance(name, str) and ":" in name:
+        name = find_own(registry, name, f"{where}.{registry.key}", lookup)
+        own_part = registry.find(name)
+        if own_part is not None:
+            return own_config(own_part.config, {**values, registry.key: name}, source, section)
     component = registry.find(name) if isinstance(name, str) else None
     if component is None:
         hint = suggestion(name, registry.names()) if isinstance(name, str) else ""

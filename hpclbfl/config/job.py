@@ -10,12 +10,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, StrictBool, ValidationInfo, model_validator
+from pydantic import Field, PrivateAttr, SerializeAsAny, StrictBool, ValidationInfo, model_validator
 
 from hpclbfl.config.components import with_components
+from hpclbfl.config.own_parts import NOWHERE, Lookup, as_written, pinned
+from hpclbfl.config.own_sources import PARTS
+from hpclbfl.config.part_names import anchored
 from hpclbfl.config.sections import (
     AlgorithmConfig,
     BatchingConfig,
@@ -44,6 +48,8 @@ from hpclbfl.core.yamltext import dump
 MAX_CLIENTS = 1_000_000
 MAX_PLAN_BYTES = 16_000_000
 """Of a plan file; each rank takes about 1,500."""
+CONFIG = "config.yaml"
+"""Of a run folder: the resolved job."""
 JOB = "a job file is a mapping with 'data' and 'model'"
 
 
@@ -73,15 +79,15 @@ class JobConfig(Section):
     """A gradient that is not finite: stop the run; skip the step; go back to the last checkpoint, once; or train on."""
     checkpoint: CheckpointConfig = CheckpointConfig(every_s=300)
     comm: CommConfig = CommConfig()
+    _notes: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="before")
     @classmethod
     def _components(cls, values: Any, info: ValidationInfo) -> Any:
-        return (
-            with_components(values, str((info.context or {}).get("source", "a job")))
-            if isinstance(values, dict)
-            else values
-        )
+        if not isinstance(values, dict):
+            return values
+        context = info.context or {}
+        return with_components(values, str(context.get("source", "a job")), context.get("lookup", NOWHERE))
 
     @model_validator(mode="after")
     def _sections_fit(self) -> JobConfig:
@@ -94,6 +100,11 @@ class JobConfig(Section):
         if gradients.compression != "none" and self.comm.engine == "mpi":
             raise ValueError("gradients.compression: MPI cannot sum fp16; comm.engine horovod can")
         return self
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its user should know of how it was read, a line each."""
+        return self._notes
 
     def resolved(self, num_ranks: int) -> JobConfig:
         """The job with its clients counted; refuses a batch list of another length."""
@@ -164,14 +175,21 @@ class JobConfig(Section):
         """The whole job as a job file."""
         return dump(self.model_dump(mode="json"))
 
+    def to_printed(self) -> str:
+        """The same, for people: it can be read from any folder, as own parts are named by their files."""
+        return dump(as_written(self.model_dump(mode="json")))
+
 
 def _hash(values: dict[str, Any]) -> str:
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def load_job(path: Path, overrides: list[str] | None = None) -> JobConfig:
+def load_job(path: Path, overrides: list[str] | None = None, run: Path | None = None) -> JobConfig:
     """Read a job file and apply `key.path=value` overrides (values are YAML).
+
+    Args:
+        run: a run folder in which the job may go on, with the copies of own parts that it holds.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; one line that names it.
@@ -184,12 +202,27 @@ def load_job(path: Path, overrides: list[str] | None = None) -> JobConfig:
         given.append(key)
         refuse_undone(given, source)
         set_value(values, key, value, source)
-    return with_paths(parse_job(values, str(path)), path.parent, Path.cwd(), given)
+    values = anchored(values, path.parent, Path.cwd(), given)
+    folders = [path.parent]
+    notes: list[str] = []
+    if run is not None and (run / PARTS).is_dir():
+        # What is wrong with it is told once the folder is entered.
+        with suppress(ConfigError):
+            values, notes = pinned(values, read_mapping(run / CONFIG, JOB), run)
+            folders.insert(0, run)
+    job = with_paths(parse_job(values, str(path), Lookup(tuple(folders))), path.parent, Path.cwd(), given)
+    job._notes = tuple(notes)
+    return job
 
 
-def parse_job(values: dict[str, Any], source: str) -> JobConfig:
-    """Validate a mapping; `source` names it in errors."""
-    return validated(JobConfig, values, source)
+def parse_job(values: dict[str, Any], source: str, lookup: Lookup = NOWHERE) -> JobConfig:
+    """Validate a mapping.
+
+    Args:
+        source: names it in errors.
+        lookup: where copies of own parts may lie.
+    """
+    return validated(JobConfig, values, source, lookup=lookup)
 
 
 def with_paths(job: JobConfig, folder: Path, other: Path, elsewhere: Iterable[str]) -> JobConfig:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hpclbfl.config.part_names import parse_name
+
 _MOMENTUM, _MOMENTS = ("sgd", "lars"), ("adam", "adamw", "lamb")
 _HOLDERS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = {
     "model": (
@@ -64,7 +66,8 @@ def migrated(job: Mapping[str, Any]) -> dict[str, Any]:
         found["partition"] = {**partition, "reshuffle": True}
     for section, (naming, holders) in _HOLDERS.items():
         values = found.get(section)
-        if isinstance(values, Mapping) and naming in values:
+        # Those versions had no parts of the user's own, whose keys are their own.
+        if isinstance(values, Mapping) and naming in values and parse_name(values[naming]) is None:
             own = {key: value for key, value in values.items() if values[naming] in holders.get(key, (values[naming],))}
             found[section] = own
     return found

@@ -31,7 +31,9 @@ _LOOKED_AT = 100
 """Errors that are looked at: a long list may have one for each of its items."""
 
 
-def validated(model: type[Model], values: dict[str, Any], source: str, within: Sequence[str] = ()) -> Model:
+def validated(
+    model: type[Model], values: dict[str, Any], source: str, within: Sequence[str] = (), **context: Any
+) -> Model:
     """Build a section from a mapping.
 
     Args:
@@ -39,12 +41,13 @@ def validated(model: type[Model], values: dict[str, Any], source: str, within: S
         values: the mapping.
         source: begins the line of an error: the file.
         within: keys of the sections around it.
+        context: what else validators may ask for.
 
     Raises:
         ConfigError: a key or value is wrong; one line that names `source`, the key and what would be right.
     """
     try:
-        return model.model_validate(values, context={"source": source})
+        return model.model_validate(values, context={"source": source, **context})
     except ValidationError as error:
         source = printable(source)
         # A value that may be of several types has errors for each: the one that got furthest tells most.

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hpclbfl.config.job import JobConfig
+from hpclbfl.config.part_names import brief
 from hpclbfl.core.console import make_console
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.files import write_output
@@ -62,7 +63,7 @@ def label_info(job: JobConfig) -> LabelInfo:
     labels = dataset.train.labels
     shards = partition(job.partition, labels, job.clients, dataset.num_classes, job.seed)
     holders = tuple(map(str, range(job.clients)))
-    title = f"{job.data.title}, {job.partition.kind}: {len(labels)} training images over {job.clients} clients"
+    title = f"{job.data.title}, {brief(job.partition.kind)}: {len(labels)} training images over {job.clients} clients"
     if job.partition.is_reshuffled:
         # The law has been checked; nobody keeps a shard.
         shards, holders, title = [np.arange(len(labels))], ("any",), f"{title}, dealt anew in every epoch"

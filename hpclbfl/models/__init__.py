@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from hpclbfl.config.components import MODELS
+from hpclbfl.config.part_names import brief
 from hpclbfl.config.sections import ModelConfig
 from hpclbfl.core.errors import ConfigError
 
@@ -45,7 +46,7 @@ def make_model(config: ModelConfig, data: DataSpec) -> nn.Module:
     """A freshly initialised net.
 
     Raises:
-        ConfigError: it does not take samples of this shape; says which it takes.
+        ConfigError: it does not take samples of this shape; says which it takes. Or it has nothing to train.
     """
     if isinstance(config, ImageModelConfig):
         _, height, width = data.input_shape
@@ -53,7 +54,10 @@ def make_model(config: ModelConfig, data: DataSpec) -> nn.Module:
             raise ConfigError(f"data.resize: images of {width} x {height} px are not square; give the side in px")
         if not config.takes(height):
             raise ConfigError(
-                f"model.name: {config.name} takes images of {config.sides()}, these have {height} px; set data.resize"
+                f"model.name: {brief(config.name)} takes images of {config.sides()}, these have {height} px; "
+                "set data.resize"
             )
     net: nn.Module = MODELS.make(config, data)
+    if next(net.parameters(), None) is None:
+        raise ConfigError(f"model.name: {brief(config.name)} has no parameters to train")
     return net

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from hpclbfl.config.components import SCHEDULES
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import ScheduleConfig
+from hpclbfl.core.errors import RunFailed
+from hpclbfl.core.text import shown
 from hpclbfl.optim.schedules import Decay
 
 
@@ -38,12 +40,19 @@ class Schedule:
     decay: Decay
 
     def lr(self, epoch: float) -> float:
-        """Learning rate of a step that starts at `epoch` (samples before it / N)."""
+        """Learning rate of a step that starts at `epoch` (samples before it / N).
+
+        Raises:
+            RunFailed: a schedule of the user's own gives no rate.
+        """
         if epoch < self.warmup_epochs:
             # A step at rate zero would be lost, so that ramp counts the step that begins here as taken.
             reached = epoch if self.start_lr else epoch + self.step_epochs
             return self.start_lr + (self.peak_lr - self.start_lr) * min(1.0, reached / self.warmup_epochs)
-        return self.peak_lr * self.decay(epoch)
+        factor = self.decay(epoch)
+        if not isinstance(factor, float | int) or not 0.0 <= factor < math.inf:
+            raise RunFailed(f"schedule: gives {shown(factor)} at epoch {epoch:g}, not a factor of 0 or more")
+        return self.peak_lr * factor
 
 
 def make_schedule(job: JobConfig, global_batch_size: int, num_train: int) -> Schedule:

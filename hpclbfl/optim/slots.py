@@ -3,15 +3,34 @@
 torch and timm make these tensors in the first step. A client without samples would then have none when states are
 averaged, and torch's fused SGD leaves momentum undefined when loss scaling skips the very first step. Zeros change no
 result: the first step makes momentum the gradient either way.
+
+An optimizer of the user's own has a method for this, unless it is derived from one of these and keeps their state:
+
+    def reset_state(self) -> None: ...  # puts the state back to that before the first step, with all of its tensors
 """
 
 from __future__ import annotations
 
 import torch
 
+from hpclbfl.core.errors import ConfigError
+
 
 def reset_slots(optimizer: torch.optim.Optimizer) -> None:
-    """Set the state of SGD, Adam, AdamW, LARS or LAMB back to that before the first step, all tensors present."""
+    """Set an optimizer's state back to that before the first step, all tensors present.
+
+    Raises:
+        ConfigError: it is none of SGD, Adam, AdamW, LARS and LAMB, and cannot do this itself.
+    """
+    own = getattr(optimizer, "reset_state", None)
+    if own is not None:
+        own()
+        return
+    if not _is_known(optimizer):
+        raise ConfigError(
+            f"optimizer.name: {type(optimizer).__name__} has no method reset_state, which puts its state back to that "
+            "before the first step, with all of its tensors"
+        )
     optimizer.state.clear()
     is_adam = isinstance(optimizer, torch.optim.Adam)
     for group in optimizer.param_groups:
@@ -29,3 +48,9 @@ def reset_slots(optimizer: torch.optim.Optimizer) -> None:
                     optimizer.state[parameter]["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             elif group["momentum"]:
                 optimizer.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
+
+
+def _is_known(optimizer: torch.optim.Optimizer) -> bool:
+    if isinstance(optimizer, torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW):
+        return True
+    return any(base.__module__.startswith("timm.") for base in type(optimizer).__mro__)

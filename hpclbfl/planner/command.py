@@ -11,6 +11,7 @@ import torch
 from hpclbfl.batching.plan_file import Plan, save_plan
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
+from hpclbfl.config.part_names import brief
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.files import prepare_output
 from hpclbfl.core.progress import result_console
@@ -108,5 +109,6 @@ def _save_rows(path: Path, rows: list[ProbeRow], job: JobConfig, plan: Plan, sid
 
 def _title(job: JobConfig, plan: Plan) -> str:
     return (
-        f"{job.model.name} on {job.data.title}, {job.optimizer.name}, {job.precision}, {plan.num_train} training images"
+        f"{brief(job.model.name)} on {job.data.title}, {brief(job.optimizer.name)}, {job.precision}, "
+        f"{plan.num_train} training images"
     )

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 
 from hpclbfl.batching.plan_file import device_name
 from hpclbfl.config.job import JobConfig, parse_job
+from hpclbfl.config.own_sources import remember
 from hpclbfl.core.errors import HpclbflError
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loader import Loader
@@ -58,6 +60,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The answer, or `out_of_memory: true`.
     """
+    for place, text in request.get("parts", ()):
+        remember(text.encode("utf-8", "surrogateescape"), Path(place))
     job = parse_job(request["job"], "the job")
     kinds = {"times": times, "peak": peak, "batches": batches}
     try:

@@ -12,6 +12,7 @@ from hpclbfl.algorithms.replicas import clients_of_rank
 from hpclbfl.batching.cost_model import BentLine, Line, fit_line, medians
 from hpclbfl.batching.plan_file import LineFit, MemoryPlan, RankPlan
 from hpclbfl.config.job import JobConfig
+from hpclbfl.config.own_parts import part_texts
 from hpclbfl.core.errors import RunFailed
 from hpclbfl.core.memory import free_memory, shown_size
 from hpclbfl.planner.compute import TimeFit, TimeRow, best_batch, fit_times
@@ -243,6 +244,7 @@ class DeviceStudy:
         return {
             "kind": kind,
             "job": self.job.model_dump(mode="json"),
+            "parts": part_texts(self.job.model_dump(mode="json")),
             "local_rank": place.local_rank,
             "local_size": place.local_size,
             "sharing": place.sharing,

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from hpclbfl.config.components import SCHEDULES, component_config
 from hpclbfl.config.job import JobConfig, parse_job
 from hpclbfl.config.migrate import migrated
+from hpclbfl.config.own_parts import Lookup
 from hpclbfl.config.sections import StopConfig
 from hpclbfl.core.errors import ConfigError, DataError, HpclbflError
 from hpclbfl.core.jsonfile import read_json
@@ -32,12 +33,13 @@ def identity(job: JobConfig, data_fingerprint: str) -> Identity:
 
 
 def read_job(folder: RunFolder) -> JobConfig:
-    """Return the job that a run folder of any version holds.
+    """Return the job that a run folder of any version holds; its own parts are imported from their copies in it.
 
     Raises:
         ConfigError: it has none, or one that is not valid.
     """
-    return parse_job(migrated(read_mapping(folder.config, "not a job")), str(folder.config))
+    lookup = Lookup((folder.path,), copies_only=True)
+    return parse_job(migrated(read_mapping(folder.config, "not a job")), str(folder.config), lookup)
 
 
 def held_experiment(folder: RunFolder) -> Identity | None:

@@ -1,7 +1,8 @@
 """The run folder: where a run's files lie, and what its small files say.
 
 ```
-<run>/{config.yaml, status.json, DONE.json, model.pt, checkpoints/, attempts/000/{rank00000.h5, provenance.json, log}}
+<run>/{config.yaml, parts/, status.json, DONE.json, model.pt, checkpoints/,
+       attempts/000/{rank00000.h5, provenance.json, log}}
 ```
 
 `--resume never` moves all of it to `earlier/000/` and begins again.
@@ -17,6 +18,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from hpclbfl.config.job import CONFIG
+from hpclbfl.config.own_sources import PARTS
 from hpclbfl.core.errors import DataError, EnvironmentFault
 from hpclbfl.core.files import explained_writes, make_folder
 from hpclbfl.core.jsonfile import read_json, write_json
@@ -27,7 +30,7 @@ State = Literal["running", "done", "failed", "requeue"]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 RUN_FILES = (
     *("DONE.json", "model.pt", "sharpness.h5", "status.json", "tally.json"),
-    *("checkpoints", "attempts", "config.yaml"),
+    *("checkpoints", "attempts", PARTS, "config.yaml"),
 )
 """All that belongs to one training of a run, in the order in which it is set aside: `config.yaml` says what the rest is
 and goes last."""
@@ -110,7 +113,7 @@ class RunFolder:
     @property
     def config(self) -> Path:
         """The resolved job."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def model(self) -> Path:

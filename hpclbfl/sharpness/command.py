@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
+from hpclbfl.config.part_names import brief
 from hpclbfl.core.errors import ConfigError, DataError, RunFailed
 from hpclbfl.core.text import say as say_line
 from hpclbfl.data.datasets import load_dataset
@@ -127,7 +128,7 @@ def _measure(source: Source, job: JobConfig, comm: Communicator, options: Option
     return Result(
         run=source.folder.path,
         path=path,
-        title=f"{job.model.name} on {job.data.title}",
+        title=f"{brief(job.model.name)} on {job.data.title}",
         step=problem.step,
         num_parameters=len(problem.like),
         num_samples=problem.num_samples,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hpclbfl.config.job import JobConfig
+from hpclbfl.config.part_names import parse_name
+from hpclbfl.config.sections import OptimizerConfig
 from hpclbfl.data.sampling import Sampler
 from hpclbfl.training.state import Experiment
 
@@ -86,3 +88,14 @@ def _short_intervals(job: JobConfig, step_epochs: float) -> list[str]:
     if 0 < warmup < step_epochs * (1 - 1e-9):
         lines.append(f"schedule.warmup_epochs {warmup:g}: {step}, the warm-up ends with the first one")
     return lines
+
+
+def factor_is_lost(optimizer: OptimizerConfig) -> str:
+    """What there is to say of the scaler's factor with an optimizer that does not keep a gradient's scale."""
+    part = parse_name(optimizer.name)
+    if part is not None:
+        return (
+            f"gradients.scaler: {part.brief} does not say that it keeps a gradient's scale (keeps_scale = True in its "
+            "Config): the factor may hardly act"
+        )
+    return f"gradients.scaler: {optimizer.name} divides by the gradient's size, the factor hardly acts"

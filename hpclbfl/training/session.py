@@ -24,15 +24,16 @@ from hpclbfl.runs.fingerprint import identity
 from hpclbfl.runs.folder import Attempt, Done, RunFolder, checkpoint_steps
 from hpclbfl.runs.lock import Lease, acquire
 from hpclbfl.runs.log.writer import RunLog
+from hpclbfl.runs.parts import keep_parts, part_records
 from hpclbfl.runs.provenance import collect
 from hpclbfl.runs.tensorfile import checksum, to_bytes
 from hpclbfl.training import build
 from hpclbfl.training.failure import say_failure
 from hpclbfl.training.loop import STOPPED, NotFinite, Outcome, Services, train
-from hpclbfl.training.notices import warning_at_end
+from hpclbfl.training.notices import factor_is_lost, warning_at_end
 from hpclbfl.training.resume import Resume, default_folder, find_done, restore_newest
 from hpclbfl.training.saving import Saver
-from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.setup import check_alike, make_experiment
 from hpclbfl.training.state import Experiment
 from hpclbfl.training.watchdog import Watchdog, end_process, start_limit
 from hpclbfl.training.watched import WatchedCommunicator
@@ -70,6 +71,7 @@ class Session:
 
     def run(self, job: JobConfig, run_dir: Path | None, resume: Resume = "auto") -> Outcome:
         """Train a job whose clients are resolved; errors are the caller's, see `fail`."""
+        check_alike(self._comm, [row["sha256"] for row in part_records(job)])
         with StopRequest() as request:
             restored: set[int] = set()
             while True:
@@ -95,7 +97,7 @@ class Session:
         folder = RunFolder(comm.allgather(run_dir or default_folder(job, exp))[0])
         done, damage = comm.allgather(find_done(folder, exp, mode) if comm.rank == 0 else (None, ""))[0]
         if done is not None:
-            return self._skip(folder, done)
+            return self._skip(folder, done, job)
         if comm.rank == 0 and self._lease is None:
             # Another process in this folder would write over this one's checkpoints.
             self._lease = acquire(folder.path)
@@ -125,7 +127,7 @@ class Session:
             )
             if exp.dataset.note:
                 progress.say(exp.dataset.note)
-            for note in exp.notes:
+            for note in (*job.notes, *exp.notes):
                 _tell(exp, log, progress, "note", note)
             if aside is not None:
                 progress.say(f"what was here is in {aside}")
@@ -136,10 +138,7 @@ class Session:
             for line in exp.policy.warnings:
                 _tell(exp, log, progress, "plan", line)
             if job.gradients.scaler is not None and not job.optimizer.keeps_scale:
-                advice = (
-                    f"gradients.scaler: {job.optimizer.name} divides by the gradient's size, the factor hardly acts"
-                )
-                _tell(exp, log, progress, "warning", advice)
+                _tell(exp, log, progress, "warning", factor_is_lost(job.optimizer))
             saver = Saver(exp, store)
             outcome = train(exp, Services(log, progress, saver, request, watchdog))
             progress.say(
@@ -181,8 +180,10 @@ class Session:
         folder = self._folder
         return folder is not None and bool(self._comm.allgather(checkpoint_steps(folder.checkpoints))[0])
 
-    def _skip(self, folder: RunFolder, done: Done) -> Outcome:
+    def _skip(self, folder: RunFolder, done: Done, job: JobConfig) -> Outcome:
         if self._comm.rank == 0:
+            for note in job.notes:
+                say(f"note: {note}")
             say(
                 f"{folder.path}: already done, at step {done.step}; a larger stop continues it, '--resume never' "
                 "starts over"
@@ -199,6 +200,7 @@ class Session:
         if comm.rank == 0:
             attempt = folder.next_attempt()
             folder.clear_done()
+            keep_parts(folder.path, exp.job)
             folder.write_config(exp.job.to_yaml())
             extra = {
                 "hash": exp.job.digest(exp.dataset.fingerprint),
@@ -207,6 +209,7 @@ class Session:
                 "device": str(exp.device),
                 "torch_threads": torch.get_num_threads(),
                 "data_fingerprint": exp.dataset.fingerprint,
+                "own_parts": part_records(exp.job),
                 "resumed_from_step": exp.counters.step,
                 "num_test": len(exp.dataset.test),
                 "clients_per_rank": [len(clients_of_rank(len(exp.sizes), r, comm.size)) for r in range(comm.size)],

@@ -135,6 +135,18 @@ def _check_single_sample(template: torch.nn.Module, shape: tuple[int, int, int])
         raise ConfigError("batching: this net's BatchNorm needs at least 2 samples per client and step") from error
 
 
+def check_alike(comm: Communicator, parts: list[str]) -> None:
+    """Refuse ranks that have loaded other sources of own parts, given by their hashes; a collective.
+
+    Raises:
+        RunFailed: names a rank.
+    """
+    rows = comm.allgather(parts)
+    odd = [rank for rank, row in enumerate(rows) if row != rows[0]]
+    if odd:
+        raise RunFailed(f"rank {odd[0]} has read other own parts than rank 0; were the files changed just now?")
+
+
 def _check_agreement(comm: Communicator, data: str, weights: str) -> None:
     rows = comm.allgather((data, weights))
     for what, column in (("data", 0), ("initial weights", 1)):

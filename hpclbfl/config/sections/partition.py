@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hpclbfl.config.part_names import brief
 from hpclbfl.config.sections.base import Section
 
 
@@ -21,4 +22,4 @@ class PartitionConfig(Section):
     @property
     def title(self) -> str:
         """What it is called, in a few words."""
-        return self.kind.replace("_", " ")
+        return brief(self.kind) if ":" in self.kind else self.kind.replace("_", " ")

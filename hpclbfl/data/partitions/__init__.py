@@ -1,7 +1,8 @@
 """Partitions: how the training set is spread over the clients; one file each.
 
 Each is made from its config, the labels (int64 [N]), the number of clients C, the number of classes and a generator.
-It gives C arrays of places in the training split: disjoint, together complete, each in rising order.
+It gives C arrays of places in the training split: disjoint, together complete, each in rising order. A partition of the
+user's own may give them in any order, as whole numbers of any kind.
 """
 
 from __future__ import annotations
@@ -29,8 +30,38 @@ def partition(config: PartitionConfig, labels: IntArray, num_clients: int, num_c
     """
     check_clients(num_clients, len(labels))
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(_PARTITION_STREAM,))))
-    shards: Shards = PARTITIONS.make(config, labels, num_clients, num_classes, rng)
-    return shards
+    made = PARTITIONS.make(config, labels, num_clients, num_classes, rng)
+    return checked(made, num_clients, len(labels), config.title)
+
+
+def checked(made: Any, num_clients: int, num_samples: int, title: str) -> Shards:
+    """What a partition gave as shards, each in rising order, if every sample is in exactly one.
+
+    Raises:
+        ConfigError: it is not; says what is wrong.
+    """
+    try:
+        shards = [np.asarray(shard) for shard in made]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"partition {title}: gives {type(made).__name__}, not an array for each client") from error
+    if len(shards) != num_clients:
+        raise ConfigError(f"partition {title}: gives {len(shards)} shards for {num_clients} clients")
+    for client, shard in enumerate(shards):
+        if shard.ndim != 1 or (shard.size and not np.issubdtype(shard.dtype, np.integer)):
+            raise ConfigError(f"partition {title}: client {client}'s shard is no list of whole numbers")
+    found = [np.sort(shard.astype(np.int64)) for shard in shards]
+    every = np.sort(np.concatenate(found))
+    if not np.array_equal(every, np.arange(num_samples)):
+        outside = every[(every < 0) | (every >= num_samples)]
+        twice = every[1:][np.diff(every) == 0]
+        if len(outside):
+            wrong = f"sample {outside[0]} is none of the {num_samples}, 0 the first"
+        elif len(twice):
+            wrong = f"sample {twice[0]} is in it twice"
+        else:
+            wrong = f"sample {np.setdiff1d(np.arange(num_samples), every)[0]} is in no shard"
+        raise ConfigError(f"partition {title}: does not give every sample to one client: {wrong}")
+    return found
 
 
 def check_clients(num_clients: int, num_samples: int) -> None:
