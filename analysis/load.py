@@ -26,12 +26,15 @@ from hpclbfl.analysis.frames import RUN_COLUMNS, RUN_TYPES, Frames
 from hpclbfl.analysis.records import read_plain
 from hpclbfl.analysis.scan import Found, Kind, find_runs, run_files, run_keys
 from hpclbfl.config.part_names import HASH_DIGITS
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import EnvironmentFault, HpclbflError
 from hpclbfl.core.text import printable
 from hpclbfl.core.userkey import KEY_BYTES, user_key
 from hpclbfl.runs.lock import LOST, find_lost
 from hpclbfl.runs.log.coverage import NO_LIMIT, Attempt, LogSpan, Problem, find_limits, find_problems, row_limit
 from hpclbfl.runs.log.reader import TornFile, read_attempt_log
+
+logger = Diagnostics(__name__)
 
 CACHE_FOLDER = ".hpclbfl-cache"
 """Where a folder of runs keeps what was read of it; may be deleted at any time."""
@@ -70,11 +73,12 @@ Files = dict[str, tuple[Path, list[Found]]]
 
 
 def _load(root: Path, files: Files, cache: Cache, notes: list[str], keep_alive: Any = None) -> Frames:
-    for _, found in files.values():
-        for file in found:
-            if cache.known(file) is None:
-                _read(root, file, cache)
-    cache.save(file.path for _, found in files.values() for file in found)
+    all_files = [file for _, found in files.values() for file in found]
+    unknown = [file for file in all_files if cache.known(file) is None]
+    with logger.timing(f"{root}: {len(files)} runs, read {len(unknown)} of {len(all_files)} files, the others kept"):
+        for file in unknown:
+            _read(root, file, cache)
+    cache.save(file.path for file in all_files)
     keys = pl.Enum(list(files))
     problems: list[tuple[str, str, str, bool]] = []
     logs: list[tuple[str, int, int, int, int]] = []

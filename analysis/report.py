@@ -21,8 +21,11 @@ from hpclbfl.analysis.scan import unstarted
 from hpclbfl.analysis.summary import summarise
 from hpclbfl.analysis.tables import arms_table, comparison_table, is_same, runs_table
 from hpclbfl.core.console import make_console
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import DataError
-from hpclbfl.core.text import printable, say
+from hpclbfl.core.text import printable
+
+logger = Diagnostics(__name__)
 
 WIDTH = 100
 """Columns of text that sentences take at most."""
@@ -66,7 +69,7 @@ def load_some(directory: str | Path) -> Frames:
     """
     frames = load(directory)
     for note in frames.notes:
-        say(f"hpclbfl: {note}")
+        logger.warning(note)
     if frames.runs.is_empty():
         raise DataError(f"{directory}: holds no run; a run folder has a config.yaml, 'hpclbfl train' makes one")
     return frames

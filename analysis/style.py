@@ -60,7 +60,11 @@ def _with_domain(node: Any, labels: dict[str, int], spread: Sequence[str]) -> An
         return [_with_domain(item, labels, spread) for item in node]
     if not isinstance(node, dict):
         return node
-    found = {key: _with_domain(value, labels, spread) for key, value in node.items()}
+    # Neither a tooltip nor a grouping has an order.
+    found = {
+        key: value if key in ("tooltip", "detail") else _with_domain(value, labels, spread)
+        for key, value in node.items()
+    }
     if node.get("field") in spread and "scale" in node:
         found |= {"scale": {"type": "symlog"}, "title": f"{node['title']} (log scale)"}
     if node.get("field") == "label" and "type" in node:

@@ -7,12 +7,14 @@ import signal
 import time
 from pathlib import Path
 
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import RunFailed
 from hpclbfl.core.process import Process
-from hpclbfl.core.text import say
 from hpclbfl.runs.slurm_client import SlurmSilent, ask, live_jobs
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.state import RunState, run_states
+
+logger = Diagnostics(__name__, title="")
 
 _JOBS_PER_CALL = 200
 _ATTEMPTS = 3
@@ -45,7 +47,7 @@ def cancel(directory: Path) -> None:
     said = [f"cancelled: job {', '.join(jobs)}"] if jobs else []
     if processes:
         said.append(f"told to end on this machine: process {', '.join(str(p.pid) for p in sorted(processes))}")
-    say("; ".join(said) or "nothing is running or queued")
+    logger.info("; ".join(said) or "nothing is running or queued")
     if problems:
         raise RunFailed(f"not cancelled: {'; '.join(problems)}")
 

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import EnvironmentFault
 from hpclbfl.core.signals import ENDING, handling
 from hpclbfl.launch.children import end_session, tethered
@@ -23,6 +24,8 @@ from hpclbfl.slurm.outcome import Outcome, settle
 from hpclbfl.slurm.ranks import Launch, launch_command
 from hpclbfl.slurm.resources import ProfileConfig
 from hpclbfl.slurm.state import last_line
+
+logger = Diagnostics(__name__)
 
 GRACE_S = 60.0
 """After the first Ctrl-C runs have so long to save themselves; a second one ends them at once."""
@@ -65,11 +68,10 @@ class LocalSweep:
     Args:
         folder: the sweep's.
         profile: of kind local.
-        say: gets one line for each thing that happens.
     """
 
-    def __init__(self, folder: SweepFolder, profile: ProfileConfig, say: Callable[[str], None]) -> None:
-        self._folder, self._profile, self._say = folder, profile, say
+    def __init__(self, folder: SweepFolder, profile: ProfileConfig) -> None:
+        self._folder, self._profile = folder, profile
         self._parallel = profile.max_parallel or 1
         self._children: list[_Child] = []
         self._signals: list[int] = []
@@ -113,7 +115,7 @@ class LocalSweep:
         try:
             lease = acquire(folder.path)
         except LeaseHeld as held:
-            self._say(f"[{number}/{total}] left alone: {held}")
+            logger.info(f"[{number}/{total}] left alone: {held}")
             return
         try:
             launch = Launch(
@@ -146,7 +148,7 @@ class LocalSweep:
             lease.release()
             raise
         self._children.append(_Child(run, folder, lease, before, process))
-        self._say(f"[{number}/{total}] {run.id} {run.label}: started")
+        logger.info(f"[{number}/{total}] {run.id} {run.label}: started")
 
     def _reap(self, wait: bool = False) -> None:
         for child in list(self._children):
@@ -169,11 +171,12 @@ class LocalSweep:
         self._failed += outcome.word == "failed"
         self._stopped += outcome.word == "stopped"
         where = f" ({self._folder.log(child.run.id)})" if outcome.word == "failed" else ""
-        self._say(f"{child.run.id} {child.run.label}: {outcome}{where}")
+        tell = logger.warning if outcome.word == "failed" else logger.info
+        tell(f"{child.run.id} {child.run.label}: {outcome}{where}")
 
     def _end_children(self) -> None:
         """Ask all to save themselves; kill those that do not end in time, or at once when asked again."""
-        self._say(f"stopping {len(self._children)} run{'s' if len(self._children) != 1 else ''}; again to kill")
+        logger.info(f"stopping {len(self._children)} run{'s' if len(self._children) != 1 else ''}; again to kill")
         self._kill(signal.SIGUSR2)
         for grace_s, number in ((GRACE_S, signal.SIGTERM), (_LAST_GRACE_S, signal.SIGKILL)):
             end, count = time.monotonic() + grace_s, len(self._signals)

@@ -16,6 +16,7 @@ import numpy as np
 
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import DataConfig
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import EnvironmentFault
 from hpclbfl.core.signals import Interrupted
 from hpclbfl.core.text import say
@@ -32,6 +33,8 @@ from hpclbfl.slurm.resources import ProfileConfig, load_profile
 from hpclbfl.slurm.state import NOT_STARTED, RunState, run_states
 from hpclbfl.slurm.submit import arrays, sbatch_text, submit
 from hpclbfl.training.stopping import is_finished
+
+logger = Diagnostics(__name__)
 
 LOCK_WAIT_S = 120.0
 """Another submitter of the same sweep needs seconds; one that takes longer hangs."""
@@ -71,7 +74,7 @@ def sweep(path: Path, cluster: str | None, dry_run: bool, directory: Path | None
     profile = load_profile(name).merged(config.resources, f"{path} with profile {name}: resources")
     expansion = expand(config, path, DataSets(download=not dry_run))
     for note in expansion.notes:
-        _say(f"note: {note}")
+        logger.info(f"note: {note}")
     folder = SweepFolder(directory or Path("runs") / config.name)
     expansion = replace(expansion, runs=[adopted(run, folder) for run in expansion.runs])
     if dry_run:
@@ -82,9 +85,9 @@ def sweep(path: Path, cluster: str | None, dry_run: bool, directory: Path | None
     try:
         _submit(config, path, expansion, folder, name, profile)
     except (KeyboardInterrupt, Interrupted) as error:
-        _say("interrupted; what is submitted is written down, the same command submits the rest")
+        logger.warning("interrupted; what is submitted is written down, the same command submits the rest")
         return 128 + (error.signum if isinstance(error, Interrupted) else signal.SIGINT)
-    _say(f"to look at it: hpclbfl status {folder.path}")
+    logger.info(f"to look at it: hpclbfl status {folder.path}")
     return 0
 
 
@@ -95,12 +98,12 @@ def _submit(
         raise EnvironmentFault("no Slurm that this machine could submit to; --cluster local runs the sweep here")
     with _lock(folder):
         todo = find_todo(expansion.runs, folder)
-        _say(todo.count())
+        logger.info(todo.count())
         _explain_owned(todo)
         if todo.runs:
             planned = arrays(config.name, todo.runs, profile, max_array_size())
             folder.write_runs(config.name, path, expansion.runs)
-            submit(planned, folder, name, profile, _say)
+            submit(planned, folder, name, profile, logger.info)
 
 
 class DataSets:
@@ -159,19 +162,20 @@ def _run_here(
     with _lock(folder):
         todo = find_todo(expansion.runs, folder)
         folder.write_runs(config.name, path, expansion.runs)
-    _say(todo.count())
+    logger.info(todo.count())
     _explain_owned(todo)
-    summary = LocalSweep(folder, profile, _say).run(todo.runs)
+    summary = LocalSweep(folder, profile).run(todo.runs)
     failed, left = f"{summary.failed} failed", f"{summary.left} left"
     again = "; the same command goes on with what is left" if summary.failed or summary.left else ""
-    _say(f"{summary.done} done, {failed}, {left}{again}; hpclbfl status {folder.path}")
+    tell = logger.warning if summary.failed or summary.left else logger.info
+    tell(f"{summary.done} done, {failed}, {left}{again}; hpclbfl status {folder.path}")
     return summary.exit_code
 
 
 def _explain_owned(todo: Todo) -> None:
     for state in todo.states:
         if state.is_owned:
-            _say(f"{state.entry.id}: left alone: {state.text}")
+            logger.info(f"{state.entry.id}: left alone: {state.text}")
 
 
 def show(config: SweepConfig, expansion: Expansion, folder: SweepFolder, profile: ProfileConfig) -> None:
@@ -190,7 +194,7 @@ def show(config: SweepConfig, expansion: Expansion, folder: SweepFolder, profile
         limit = max_array_size()
     except SlurmSilent as silent:
         limit = ARRAY_SIZE
-        _say(f"note: arrays of at most {limit} runs are assumed: {silent}")
+        logger.info(f"note: arrays of at most {limit} runs are assumed: {silent}")
     planned = arrays(config.name, todo.runs, profile, limit) if todo.runs else []
     for index, array in enumerate(planned):
         after = f"afterany:<job {array.after + 1}>" if array.after is not None else None
@@ -221,7 +225,7 @@ def _lock(folder: SweepFolder) -> Iterator[None]:
             if time.monotonic() > end:
                 raise
             if not is_told:
-                _say(f"waiting: {held}")
+                logger.info(f"waiting: {held}")
             is_told = True
             time.sleep(0.5)
     try:
@@ -233,7 +237,3 @@ def _lock(folder: SweepFolder) -> Iterator[None]:
 def _show(*lines: str) -> None:
     for line in lines:
         say(line, sys.stdout, None)
-
-
-def _say(line: str) -> None:
-    say(f"hpclbfl: {line}")

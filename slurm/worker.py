@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpclbfl.config.job import load_job
+from hpclbfl.core.diagnostics import Diagnostics, on_terminal
 from hpclbfl.core.errors import REQUEUE_CODE, DataError, HpclbflError
 from hpclbfl.core.files import read_end
-from hpclbfl.core.text import say
+from hpclbfl.core.text import say_error
 from hpclbfl.launch.relay import SAID_BYTES
 from hpclbfl.runs.folder import RunFolder
 from hpclbfl.runs.lock import LeaseHeld, acquire, slurm_job
@@ -27,6 +28,8 @@ from hpclbfl.slurm.ranks import Launch, Stop, launch_command
 from hpclbfl.slurm.resources import minutes
 from hpclbfl.slurm.state import last_line
 from hpclbfl.training.stopping import is_finished
+
+logger = Diagnostics(__name__)
 
 TALLY = "tally.json"
 REQUEUE_WAIT_S = 120.0
@@ -47,9 +50,10 @@ class Task:
 def run_task(task: Task) -> None:
     """Run one array task to its end; exits with the run's code unless that is 0."""
     try:
-        code = _run(task)
+        with on_terminal():
+            code = _run(task)
     except HpclbflError as error:
-        _say(f"error: {error}")
+        say_error(error)
         code = error.exit_code
     if code:
         sys.exit(code)
@@ -64,17 +68,17 @@ def _run(task: Task) -> int:
         with suppress(DataError):
             done = run.done()
         if done is not None and is_finished(done, load_job(task.launch.job_file).stop):
-            _say(f"{run.path}: already done")
+            logger.info(f"{run.path}: already done")
             return 0
         try:
             lease = acquire(run.path)
         except LeaseHeld as held:
-            _say(f"left alone: {held}")
+            logger.info(f"left alone: {held}")
             return 0
         try:
             before = run.status()
             argv, env = launch_command(task.launch, {**os.environ, **lease.environment()})
-            _say(f"{run.path}: {task.launch.ranks} rank(s) through {task.launch.launcher}")
+            logger.info(f"{run.path}: {task.launch.ranks} rank(s) through {task.launch.launcher}")
             log = task.log_folder / f"{job}_0_log.out"
             begin = log.stat().st_size if log.exists() else 0
             code = stop.run(argv, env)
@@ -84,7 +88,8 @@ def _run(task: Task) -> int:
                 tally.write(run.path / TALLY)
         finally:
             lease.release()
-        _say(f"{run.path}: {outcome} (exit code {outcome.code})")
+        tell = logger.warning if outcome.word == "failed" else logger.info
+        tell(f"{run.path}: {outcome} (exit code {outcome.code})")
         if outcome.word == "done":
             return 0
         if tally.wants_more(outcome, task.retries) and is_requeued(job):
@@ -95,7 +100,7 @@ def _run(task: Task) -> int:
             return REQUEUE_CODE
         if not tally.wants_more(outcome, task.retries):
             again = "not restarted (hpclbfl sweep restarts it)"
-            _say(f"{run.path}: {tally.idle} attempts in a row made no progress; {again}")
+            logger.warning(f"{run.path}: {tally.idle} attempts in a row made no progress; {again}")
         return REQUEUE_CODE if outcome.word == "stopped" else outcome.code or 1
 
 
@@ -112,13 +117,13 @@ def is_requeued(job: str) -> bool:
     try:
         shown = ask(["scontrol", "show", "job", "--oneliner", job])
         if not may_requeue(shown):
-            _say(f"job {job} is being ended from outside: not requeued by itself")
+            logger.warning(f"job {job} is being ended from outside: not requeued by itself")
             return False
         ask(["scontrol", "requeue", job])
     except SlurmSilent as error:
-        _say(f"job {job} cannot be requeued: {error}; the next hpclbfl sweep goes on with it")
+        logger.warning(f"job {job} cannot be requeued: {error}; the next hpclbfl sweep goes on with it")
         return False
-    _say(f"job {job} is requeued")
+    logger.info(f"job {job} is requeued")
     return True
 
 
@@ -134,7 +139,3 @@ def may_requeue(shown: str) -> bool:
         return minutes(ran) >= minutes(limit)
     except HpclbflError:
         return False
-
-
-def _say(line: str) -> None:
-    say(f"hpclbfl: {line}")

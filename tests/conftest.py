@@ -15,6 +15,7 @@ from PIL import Image
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hpclbfl.config.job import JobConfig, parse_job
+from hpclbfl.core.diagnostics import on_terminal
 from hpclbfl.data.packed import write_packed
 
 # What a shell starts in the background ignores Ctrl-C and hands that on to its children.
@@ -33,6 +34,13 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 def no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is printed is as wide as it needs, also where those who start the tests say how wide their terminal is."""
     monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """Diagnostics go to standard error, as under the command line."""
+    with on_terminal():
+        yield
 
 
 def _png(pixels: np.ndarray) -> bytes:

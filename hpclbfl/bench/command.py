@@ -10,9 +10,12 @@ from typing import Any
 
 from hpclbfl.bench import report
 from hpclbfl.bench.turns import Turns
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.files import prepare_output, write_output
 from hpclbfl.core.text import say
+
+logger = Diagnostics(__name__, title="")
 
 BENCHMARKS = ("comm", "step", "scaler", "input", "log", "hetero")
 """Each is a module beside this one with `VARIANTS`, `Settings` and `measure`."""
@@ -54,8 +57,11 @@ def run(name: str, options: dict[str, Any], out: Path | None, as_json: bool, deb
         sys.stdout.write(text)
     else:
         report.print_tables(findings)
-    # Under --json stdout is the document alone.
-    say(path, sys.stderr if as_json else sys.stdout)
+    if as_json:
+        # Standard output is the document alone.
+        logger.info(path)
+    else:
+        say(path, sys.stdout)
 
 
 def _settings(name: str, module: Any, given: dict[str, Any]) -> Any:

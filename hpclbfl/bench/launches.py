@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hpclbfl.comm.mpi_runtime import bundled_environment
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import EnvironmentFault, RunFailed
 from hpclbfl.core.signals import Interrupted
-from hpclbfl.core.text import say
 from hpclbfl.launch.children import module_command
 from hpclbfl.launch.messages import find_start_failure
 from hpclbfl.launch.mpirun import available_cores, environment_without_job, find_mpirun, has_gpu, mpirun_command
@@ -23,6 +23,8 @@ from hpclbfl.launch.supervise import run_forwarding_signals
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+logger = Diagnostics(__name__, title="")
 
 HOROVOD_DEFAULTS = {
     "HOROVOD_CYCLE_TIME": "1",
@@ -98,7 +100,7 @@ class Launcher:
             said = output.read_text(encoding="utf-8", errors="replace")
             if self._debug:
                 for line in said.splitlines():
-                    say(line)
+                    logger.warning(line)
             if reason := find_start_failure(said):
                 raise EnvironmentFault(f"bench, variant {variant}: {reason}")
             raise RunFailed(f"bench, variant {variant}: {_reason(folder, ended.code, said)}")

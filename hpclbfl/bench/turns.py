@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from hpclbfl.core.console import make_console
-from hpclbfl.core.text import say
+from hpclbfl.core.diagnostics import Diagnostics, shows
 
 LINE_EVERY_S = 30.0
 
@@ -22,9 +22,10 @@ class Turns:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._logger = Diagnostics(__name__, f"bench {name}")
         self._last_line = time.monotonic()
         self._bar = None
-        if sys.stderr.isatty():
+        if shows("info") and sys.stderr.isatty():
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TimeElapsedColumn())
@@ -56,4 +57,4 @@ class Turns:
             self._bar.update(self._task, completed=done, total=total, description=f"{self._name}: {what}")
         elif time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = time.monotonic()
-            say(f"bench {self._name}: {what} ({done} of {total} turns done)")
+            self._logger.info(f"{what} ({done} of {total} turns done)")

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from hpclbfl.comm.base import VOTE_BITS, Communicator, Handle
 from hpclbfl.comm.buffers import flat_zeros
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.gradients.norm import SquaredNorm
+
+logger = Diagnostics(__name__)
 
 FloatArray = NDArray[np.float64]
 
@@ -104,6 +107,8 @@ class GradientReducer:
                 self._buckets.append(bucket)
                 self._bucket_of.update(dict.fromkeys(members, bucket))
                 members, begin = [], end
+        sizes = [bucket.flat.numel() * bucket.flat.element_size() / 1e6 for bucket in self._buckets]
+        logger.debug(f"gradients are reduced in buckets of {', '.join(f'{mb:.2f}' for mb in sizes)} MB")
 
     def begin_step(self, vote_bits: int = 0, times: tuple[float, float] | None = None) -> None:
         """Forget the last step; `vote_bits` are this rank's votes, `times` two numbers that it tells all others."""

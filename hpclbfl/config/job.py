@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -185,8 +185,10 @@ def _hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def load_job(path: Path, overrides: list[str] | None = None, run: Path | None = None) -> JobConfig:
-    """Read a job file and apply `key.path=value` overrides (values are YAML).
+def load_job(
+    path: Path, overrides: Iterable[str] | Mapping[str, Any] | None = None, run: Path | None = None
+) -> JobConfig:
+    """Read a job file and apply overrides: `key.path=value` texts (values are YAML), or values by key.
 
     Args:
         run: a run folder in which the job may go on, with the copies of own parts that it holds.
@@ -196,9 +198,9 @@ def load_job(path: Path, overrides: list[str] | None = None, run: Path | None = 
     """
     values = read_mapping(path, JOB)
     given: list[str] = []
-    for override in overrides or []:
+    for override in overrides or ():
         source = f"override {shown(override)}"
-        key, value = _split(override, source)
+        key, value = (override, overrides[override]) if isinstance(overrides, Mapping) else _split(override, source)
         given.append(key)
         refuse_undone(given, source)
         set_value(values, key, value, source)

@@ -1,15 +1,17 @@
-"""How far a run is: a bar on a terminal, a line per 30 s elsewhere, from rank 0 alone, on stderr."""
+"""How far a run is: a bar on a terminal, a line per 30 s elsewhere, from rank 0 alone."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from hpclbfl.core.console import make_console
+from hpclbfl.core.diagnostics import Diagnostics, shows, terminal
 from hpclbfl.core.errors import RunFailed
 from hpclbfl.core.text import printable, say
 
@@ -35,21 +37,23 @@ def _terminal_columns() -> int | None:
 
 
 class Progress:
-    """Shows the epoch, loss and accuracy of a run.
+    """Tells the epoch, loss and accuracy of a run: by a bar where diagnostics go to a terminal, else by lines.
 
     Args:
         total_epochs: where the run ends at the latest; None when time alone ends it.
         visible: False on ranks other than 0.
-        log: gets every line, too.
+        log: gets every line, too, whatever level of diagnostics is shown.
     """
 
     def __init__(self, title: str, total_epochs: float | None, visible: bool, log: TextIO | None = None) -> None:
         self._title, self._total, self._visible, self._log = printable(title), total_epochs, visible, log
+        self._logger = Diagnostics(__name__, title)
         self._last_line = self._begin = time.monotonic()
         self._top1: float | None = None
         self._bar = None
+        self._above = ExitStack()
         # Under mpirun stderr is a pipe; `hpclbfl launch` says how wide the terminal at its other end is.
-        if visible and (sys.stderr.isatty() or os.environ.get(TERMINAL_COLUMNS)):
+        if visible and shows("info") and (sys.stderr.isatty() or os.environ.get(TERMINAL_COLUMNS)):
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
@@ -65,13 +69,16 @@ class Progress:
             self._task = self._bar.add_task(self._title, total=total_epochs, text="")
 
     def __enter__(self) -> Progress:
-        if self._bar is not None:
+        handler = terminal()
+        if self._bar is not None and handler is not None:
+            self._above.enter_context(handler.above(self._title, self._bar.console.print))
             self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
+        self._above.close()
 
     def step(self, step: int, epoch: float, loss: float) -> None:
         """After every step; cheap when nothing is due."""
@@ -92,21 +99,27 @@ class Progress:
         self._top1 = top1
 
     def say(self, line: str) -> None:
-        """One line above the bar, and into the log."""
-        if not self._visible:
+        """Tell one line, and write it into the log."""
+        if self._visible:
+            self._logger.info(line)
+            self._write(line)
+
+    def warn(self, line: str) -> None:
+        """Tell one line that begins with `warning: `, and write it into the log."""
+        if self._visible:
+            self._logger.warning(f"warning: {line}")
+            self._write(f"warning: {line}")
+
+    def _write(self, line: str) -> None:
+        if self._log is None:
             return
-        if self._bar is not None:
-            self._bar.console.print(line)
-        else:
-            say(f"{self._title}: {line}")
-        if self._log is not None:
-            try:
-                say(line, self._log)
-                # A log in memory, as tests have it, cannot be removed.
-                if (name := getattr(self._log, "name", "")) and not Path(name).exists():
-                    raise RunFailed(f"{self._log.name}: was removed while it was written")
-            except OSError as error:
-                raise RunFailed(f"{self._log.name}: cannot be written: {error.strerror}") from error
+        try:
+            say(line, self._log)
+            # A log in memory, as tests have it, cannot be removed.
+            if (name := getattr(self._log, "name", "")) and not Path(name).exists():
+                raise RunFailed(f"{self._log.name}: was removed while it was written")
+        except OSError as error:
+            raise RunFailed(f"{self._log.name}: cannot be written: {error.strerror}") from error
 
     def _text(self, step: int, epoch: float, loss: float) -> str:
         end = f"/{self._total:.4g}" if self._total is not None else ""

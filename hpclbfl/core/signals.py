@@ -17,7 +17,7 @@ from typing import Any
 
 from hpclbfl.core.launched import launched_size
 from hpclbfl.core.streams import lead_nowhere, open_closed_streams
-from hpclbfl.core.text import say
+from hpclbfl.core.text import say_error
 
 ASKING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 """Slurm, the shell, a terminal that goes away and a limit of processor time say that a run is to stop."""
@@ -129,7 +129,7 @@ def orderly_end(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
                 raise SystemExit(128 + signal.SIGPIPE) from None
             interrupted = cause if isinstance(cause, Interrupted) else Interrupted(signal.SIGINT)
             with suppress(OSError):
-                say(f"hpclbfl: error: {interrupted}")
+                say_error(interrupted)
             raise interrupted from None
 
 

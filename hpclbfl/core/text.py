@@ -51,6 +51,11 @@ def say(line: object, stream: IO[str] | None = None, limit: int | None = MAX_LIN
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
+def say_error(line: object) -> None:
+    """Write the line that a failed command ends with to standard error, whatever level of diagnostics is shown."""
+    say(f"hpclbfl: error: {line}")
+
+
 def say_traceback(error: BaseException) -> None:
     """Write an exception's traceback to standard error as `say` does; a message is one line, whatever it holds."""
     for block in traceback.format_exception(error):

@@ -13,7 +13,6 @@ Floating-point pixels and other depths have no scale that all agree on; they are
 from __future__ import annotations
 
 import io
-import logging
 import struct
 import warnings
 import zlib
@@ -21,6 +20,7 @@ import zlib
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, WebPImagePlugin
 
+from hpclbfl.core.diagnostics import keep_silent
 from hpclbfl.core.errors import DataError
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
@@ -60,7 +60,7 @@ _TURNS = {
 """By the value of EXIF's orientation."""
 
 # What PIL has to remark on files that it reads all the same; the size of images is bounded here.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
+keep_silent("PIL")
 for category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
 

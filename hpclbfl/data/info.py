@@ -14,14 +14,17 @@ from rich.text import Text
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.part_names import brief
 from hpclbfl.core.console import make_console
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.files import write_output
 from hpclbfl.core.table import DataTable
-from hpclbfl.core.text import MAX_SHOWN, cell, printable, say
+from hpclbfl.core.text import MAX_SHOWN, cell, printable
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.images import decode
 from hpclbfl.data.packed import IntArray, PackedFile
 from hpclbfl.data.partitions import partition
+
+logger = Diagnostics(__name__, title="")
 
 _MAX_CLASS_COLUMNS = 20
 _CELL_PX = (3, 34)
@@ -87,7 +90,7 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
     """
     info = label_info(job)
     if info.note:
-        say(info.note)
+        logger.info(info.note)
     console = console or make_console()
     if as_json:
         values = {

@@ -14,7 +14,7 @@ from hpclbfl.config.sections import DataConfig
 from hpclbfl.core.errors import DataError, HpclbflError
 from hpclbfl.core.files import make_folder, read_begin
 from hpclbfl.core.h5library import HDF5_SIGNATURE
-from hpclbfl.core.text import say
+from hpclbfl.core.text import say_error
 from hpclbfl.data.datasets import DIGITS, load_dataset
 from hpclbfl.data.images import encode_png, holds_several
 from hpclbfl.data.packed import write_packed
@@ -119,12 +119,12 @@ def pack_digits(out: Path | str = DIGITS) -> None:
 def main(arguments: list[str]) -> int:
     """`digits [OUT]`: remake the digits."""
     if not arguments or arguments[0] != "digits" or len(arguments) > 2:
-        say("usage: python -m hpclbfl.data.pack digits [OUT]")
+        say_error("usage: python -m hpclbfl.data.pack digits [OUT]")
         return 2
     try:
         pack_digits(*arguments[1:])
     except HpclbflError as error:
-        say(error)
+        say_error(error)
         return error.exit_code
     return 0
 

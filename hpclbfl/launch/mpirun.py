@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpclbfl.comm.mpi_runtime import bundled_environment
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import REQUEUE_CODE, ConfigError, EnvironmentFault
 from hpclbfl.core.progress import TERMINAL_COLUMNS
-from hpclbfl.core.text import say
+from hpclbfl.core.text import say_error
 from hpclbfl.launch.messages import OWN_ERROR, explain_end, find_start_failure
 from hpclbfl.launch.supervise import run_forwarding_signals
+
+logger = Diagnostics(__name__)
 
 # Ranks allocate and free the same large blocks every step: keep them instead of returning them to the kernel.
 ALLOCATOR = {
@@ -175,6 +179,7 @@ def run_mpirun(
         hosts=hosts,
         bundled=bundled_environment(environ),
     )
+    logger.debug(f"starting the ranks: {shlex.join(argv)}")
     ended = run_forwarding_signals(argv, env, relays=True)
     line = explain(ended.code, ended.said, ended.signum)
     own = [said for said in ended.said.splitlines() if said.startswith(OWN_ERROR)]
@@ -183,10 +188,10 @@ def run_mpirun(
         ended.relay.finish(show=debug or not (line or own or ended.code == REQUEUE_CODE))
     with suppress(OSError):
         if line is not None:
-            say(f"{OWN_ERROR} {line}")
+            say_error(line)
         elif debug and own:
             # The notices stand below it now.
-            say(own[-1])
+            say_error(own[-1].removeprefix(OWN_ERROR).lstrip())
     if ended.signum is None and find_start_failure(ended.said) is not None:
         return EnvironmentFault.exit_code
     return ended.code

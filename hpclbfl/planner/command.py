@@ -12,10 +12,10 @@ from hpclbfl.batching.plan_file import Plan, save_plan
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.part_names import brief
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.files import prepare_output
 from hpclbfl.core.progress import result_console
-from hpclbfl.core.text import say as say_line
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.planner.recommend import make_plan
 from hpclbfl.planner.report import plan_json, print_plan
@@ -24,6 +24,9 @@ from hpclbfl.planner.store import ProbeRow, save_probes
 from hpclbfl.planner.study import Options
 from hpclbfl.training import build
 from hpclbfl.training.failure import fail
+
+logger = Diagnostics(__name__, "plan")
+plain = Diagnostics(__name__, title="")
 
 QUICK = Options(budget_s=12.0, min_rounds=1, max_step_s=3.0, repetitions=2)
 """`--quick`."""
@@ -59,7 +62,7 @@ def run_plan(
             else:
                 print_plan(plan, rows, _title(job, plan), files, result_console(comm.size))
             if plan.warnings:
-                say_line(f"warning: {plan.doubts()}; plan again while nothing else runs here, and without --quick")
+                plain.warning(f"warning: {plan.doubts()}; plan again while nothing else runs here, and without --quick")
     # A rank that ended by itself would leave the others waiting for it, whatever the reason.
     except BaseException as error:
         fail(comm, error, debug)
@@ -74,7 +77,7 @@ def _plan(
 
     def say(line: str) -> None:
         if comm.rank == 0:
-            say_line(f"plan: {time.monotonic() - begin:4.0f} s: {line}")
+            logger.info(f"{time.monotonic() - begin:4.0f} s: {line}")
 
     if job.data.download:
         load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from hpclbfl.comm.base import Communicator
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import DataError, EnvironmentFault
 from hpclbfl.core.files import create, sync_folder
 from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.core.state import check_restorable, checkpointed_types
 from hpclbfl.runs.folder import checkpoint_steps, numbers_in
 from hpclbfl.runs.tensorfile import checksum, read_tensors, to_bytes
+
+logger = Diagnostics(__name__)
 
 KEPT = 2
 FORMAT = 1
@@ -80,6 +84,7 @@ class CheckpointStore:
             EnvironmentFault: some rank could not write; older checkpoints stay as they are.
             TypeError: a component's state could not be restored; see `core.state`.
         """
+        begin = time.perf_counter()
         comm, temporary = self._comm, self.folder / f".step-{step:09d}"
         parts = {_client_file(client): part for client, part in clients.items()}
         if comm.rank == 0:
@@ -91,6 +96,7 @@ class CheckpointStore:
         checksums = {name: digest for files in written for name, digest in files.items()}
         manifest = {"format": FORMAT, "step": step, "identity": identity, "sha256": checksums}
         self._together(self._publish, temporary, manifest)
+        logger.debug(f"{self.folder}: saved the checkpoint of step {step} in {time.perf_counter() - begin:.2f} s")
 
     def _together(self, action: Any, *arguments: Any) -> list[Any]:
         """Carry out on every rank; an error on one is an error on all, so that none is left waiting."""

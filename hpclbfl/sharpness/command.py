@@ -18,8 +18,8 @@ from torch.nn import functional
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.part_names import brief
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import ConfigError, DataError, RunFailed
-from hpclbfl.core.text import say as say_line
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loader import Loader
 from hpclbfl.data.sampling import make_sampler
@@ -37,6 +37,8 @@ from hpclbfl.training import build
 from hpclbfl.training.evaluate import share_of_rank
 from hpclbfl.training.failure import fail
 from hpclbfl.training.footprint import Footprint, measure
+
+logger = Diagnostics(__name__, "sharpness")
 
 _SAMPLES, _EIGENPAIRS, _SPECTRUM = 0, 1, 2
 """What random numbers are drawn for; keys them with the seed."""
@@ -87,7 +89,8 @@ def _measure(source: Source, job: JobConfig, comm: Communicator, options: Option
 
     def say(line: str) -> None:
         if comm.rank == 0:
-            say_line(f"sharpness: {time.monotonic() - begin:4.0f} s: {line}")
+            tell = logger.warning if line.startswith("warning: ") else logger.info
+            tell(f"{time.monotonic() - begin:4.0f} s: {line}")
 
     problem = _problem(source, job, comm, options, say)
     if comm.rank:

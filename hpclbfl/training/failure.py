@@ -9,7 +9,7 @@ from typing import NoReturn
 from hpclbfl.comm.base import Communicator
 from hpclbfl.core.errors import ConfigError, DataError, HpclbflError
 from hpclbfl.core.signals import Interrupted
-from hpclbfl.core.text import say, say_traceback
+from hpclbfl.core.text import say_error, say_traceback
 
 OTHERS_WAIT_S = 1.0
 """How long a rank other than 0 holds back an error that rank 0 most likely reports, too, ending all."""
@@ -22,7 +22,7 @@ def say_failure(
     where: str = "",
     shared: type[HpclbflError] | tuple[type[HpclbflError], ...] = HpclbflError,
 ) -> tuple[int, str]:
-    """Say on stderr what happened on this rank.
+    """Say on stderr what happened on this rank; the error has the last line.
 
     Args:
         debug: show the traceback of errors of ours, too.
@@ -32,7 +32,22 @@ def say_failure(
     Returns:
         The exit code, and the line without "hpclbfl: error: ".
     """
-    if isinstance(error, KeyboardInterrupt):
+    code, line = describe_failure(comm, error, where)
+    if comm.rank and isinstance(error, shared):
+        time.sleep(OTHERS_WAIT_S)
+    if debug or not isinstance(error, HpclbflError | Interrupted | KeyboardInterrupt):
+        say_traceback(error)
+    say_error(line)
+    return code, line
+
+
+def describe_failure(comm: Communicator, error: BaseException, where: str = "") -> tuple[int, str]:
+    """What an error comes to: the exit code, and one line that names this rank, if there are several.
+
+    Args:
+        where: see `say_failure`.
+    """
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
         error = Interrupted(signal.SIGINT)
     if isinstance(error, Interrupted):
         code, line = 128 + error.signum, str(error)
@@ -40,13 +55,7 @@ def say_failure(
         code, line = error.exit_code, str(error)
     else:
         code, line = 1, f"{type(error).__name__}: {error}"
-    if comm.rank and isinstance(error, shared):
-        time.sleep(OTHERS_WAIT_S)
-    if debug or not isinstance(error, HpclbflError | Interrupted):
-        say_traceback(error)
-    line = f"{f'rank {comm.rank}: ' if comm.size > 1 else ''}{where}{line}"
-    say(f"hpclbfl: error: {line}")
-    return code, line
+    return code, f"{f'rank {comm.rank}: ' if comm.size > 1 else ''}{where}{line}"
 
 
 def fail(comm: Communicator, error: BaseException, debug: bool) -> NoReturn:

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from torch import nn
 
 from hpclbfl.algorithms.replicas import clients_of_rank
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
+from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import HpclbflError, RunFailed
 from hpclbfl.core.files import write_bytes
 from hpclbfl.core.progress import Progress
 from hpclbfl.core.signals import StopRequest
-from hpclbfl.core.text import say
+from hpclbfl.core.text import say_error
 from hpclbfl.optim.schedule import planned_epochs
-from hpclbfl.runs.checkpoint import CheckpointStore
+from hpclbfl.runs.checkpoint import CheckpointStore, Found
 from hpclbfl.runs.fingerprint import identity
 from hpclbfl.runs.folder import Attempt, Done, RunFolder, checkpoint_steps
 from hpclbfl.runs.lock import Lease, acquire
@@ -28,7 +30,7 @@ from hpclbfl.runs.parts import keep_parts, part_records
 from hpclbfl.runs.provenance import collect
 from hpclbfl.runs.tensorfile import checksum, to_bytes
 from hpclbfl.training import build
-from hpclbfl.training.failure import say_failure
+from hpclbfl.training.failure import describe_failure, say_failure
 from hpclbfl.training.loop import STOPPED, NotFinite, Outcome, Services, train
 from hpclbfl.training.notices import factor_is_lost, warning_at_end
 from hpclbfl.training.resume import Resume, default_folder, find_done, restore_newest
@@ -37,6 +39,9 @@ from hpclbfl.training.setup import check_alike, make_experiment
 from hpclbfl.training.state import Experiment
 from hpclbfl.training.watchdog import Watchdog, end_process, start_limit
 from hpclbfl.training.watched import WatchedCommunicator
+
+logger = Diagnostics(__name__)
+plain = Diagnostics(__name__, title="")
 
 
 def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False, resume: Resume = "auto") -> Outcome:
@@ -47,8 +52,7 @@ def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False, re
         debug: show the traceback of errors in the job, too.
         resume: what to do with what is in the folder, see `opening`.
     """
-    with start_limit(job.comm.start_timeout_s):
-        comm = build.communicator(job.comm)
+    comm = _join(job)
     session = Session(comm)
     try:
         outcome = session.run(job.resolved(comm.size), run_dir, resume)
@@ -59,15 +63,65 @@ def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False, re
     return outcome
 
 
+def run_in_script(
+    job: JobConfig, run_dir: Path | None = None, resume: Resume = "auto"
+) -> tuple[Path, Outcome, nn.Module | None]:
+    """Train a job within a program that goes on afterwards; see `run_job`.
+
+    Returns:
+        The run folder, complete on all ranks; what the run came to; and the trained net on the host, None where the
+        run was done before or is to be resumed.
+
+    Raises:
+        HpclbflError: the run failed, which its folder says, too. In an MPI job of several ranks a failure ends all of
+            them instead, as one that went on would leave the others waiting.
+        KeyboardInterrupt: Ctrl-C; the run counts as failed.
+    """
+    comm = _join(job)
+    session = Session(comm)
+    try:
+        outcome = session.run(job.resolved(comm.size), run_dir, resume)
+        # Rank 0 writes the folder's last files.
+        comm.barrier()
+    except BaseException as error:
+        if comm.size > 1:
+            session.fail(error, debug=False)
+        _, line = session.settle(error)
+        comm.close()
+        if isinstance(error, Exception) and not isinstance(error, HpclbflError):
+            raise RunFailed(line) from error
+        raise
+    comm.close()
+    return session.path, outcome, session.trained_net()
+
+
+def outcome_of(done: Done) -> Outcome:
+    """What a run came to that is finished."""
+    scores = (math.nan if score is None else score for score in (done.top1, done.top5, done.loss))
+    return Outcome(done.reason, done.step, done.epoch, done.num_samples, done.elapsed_s, *scores)
+
+
+def _join(job: JobConfig) -> Communicator:
+    """The MPI job that this process belongs to, or this process alone."""
+    with logger.timing("starting the engine"), start_limit(job.comm.start_timeout_s):
+        return build.communicator(job.comm)
+
+
 class Session:
-    """What has been opened so far, for a failure's sake."""
+    """What has been opened so far, for a failure's sake.
+
+    Attributes:
+        path: the run folder, once it is known.
+    """
 
     def __init__(self, comm: Communicator) -> None:
+        self.path = Path()
         self._comm = WatchedCommunicator(comm)
         self._exp: Experiment | None = None
         self._folder: RunFolder | None = None
         self._log: RunLog | None = None
         self._lease: Lease | None = None
+        self._is_trained = False
 
     def run(self, job: JobConfig, run_dir: Path | None, resume: Resume = "auto") -> Outcome:
         """Train a job whose clients are resolved; errors are the caller's, see `fail`."""
@@ -88,13 +142,15 @@ class Session:
                         raise RunFailed(f"{error}, and there is no checkpoint to go back to") from error
                     restored.add(step)
                     resume = "must"
-                    say(f"hpclbfl: {error}: back to the last checkpoint")
+                    logger.warning(f"{error}: back to the last checkpoint")
 
     def _run_once(self, job: JobConfig, run_dir: Path | None, mode: Resume, request: StopRequest) -> Outcome:
         comm = self._comm
-        self._exp = exp = make_experiment(job, comm)
+        with logger.timing("reading the data and building the net"):
+            self._exp = exp = make_experiment(job, comm)
         # Rank 0 looks for all: others may see the folder as it was a moment ago.
         folder = RunFolder(comm.allgather(run_dir or default_folder(job, exp))[0])
+        self.path = folder.path
         done, damage = comm.allgather(find_done(folder, exp, mode) if comm.rank == 0 else (None, ""))[0]
         if done is not None:
             return self._skip(folder, done, job)
@@ -102,7 +158,9 @@ class Session:
             # Another process in this folder would write over this one's checkpoints.
             self._lease = acquire(folder.path)
         store = CheckpointStore(folder.checkpoints, comm)
-        found, problems = restore_newest(exp, store, mode)
+        with logger.timing("looking for a checkpoint"):
+            found, problems = restore_newest(exp, store, mode)
+        _log_details(exp, folder, found)
         # Until here the folder may be another one's, and an error leaves it as it is.
         self._folder = folder
         aside = folder.set_aside() if mode == "never" and comm.rank == 0 else None
@@ -152,7 +210,17 @@ class Session:
                 _tell(exp, log, progress, "warning", warning)
         if comm.rank == 0:
             self._finish(exp, folder, outcome, saver)
+        self._is_trained = outcome.reason != STOPPED
         return outcome
+
+    def trained_net(self) -> nn.Module | None:
+        """A copy of the net that was evaluated last, on the host and in evaluation mode; None: nothing was trained."""
+        exp = self._exp
+        if exp is None or not self._is_trained:
+            return None
+        net = build.net(exp.job, len(exp.dataset.classes), exp.train_images.image_shape, torch.device("cpu"))
+        net.load_state_dict({key: value.cpu() for key, value in exp.mean.module.state_dict().items()})
+        return net.eval()
 
     def _finish(self, exp: Experiment, folder: RunFolder, outcome: Outcome, saver: Saver) -> None:
         """Rank 0's last words; DONE.json comes last, and vouches for the model."""
@@ -183,13 +251,12 @@ class Session:
     def _skip(self, folder: RunFolder, done: Done, job: JobConfig) -> Outcome:
         if self._comm.rank == 0:
             for note in job.notes:
-                say(f"note: {note}")
-            say(
+                plain.info(f"note: {note}")
+            plain.info(
                 f"{folder.path}: already done, at step {done.step}; a larger stop continues it, '--resume never' "
                 "starts over"
             )
-        scores = (math.nan if score is None else score for score in (done.top1, done.top5, done.loss))
-        return Outcome(done.reason, done.step, done.epoch, done.num_samples, done.elapsed_s, *scores)
+        return outcome_of(done)
 
     def _begin_attempt(self, exp: Experiment) -> Attempt:
         """Rank 0 makes the folder and tells the others the attempt's number."""
@@ -227,7 +294,7 @@ class Session:
     def _give_up(self, step: int, line: str) -> None:
         """From the watchdog's thread: the main one waits for a rank that does not come."""
         text = f"rank {self._comm.rank}: step {step}: {line}"
-        say(f"hpclbfl: error: {text}")
+        say_error(text)
         if self._folder is not None:
             with suppress(HpclbflError):
                 self._folder.write_status("failed", error=text, rank=self._comm.rank)
@@ -236,26 +303,57 @@ class Session:
     def fail(self, error: BaseException, debug: bool) -> NoReturn:
         """Say what happened on this rank, keep the log, end all ranks."""
         comm = self._comm
-        where = f"step {self._exp.counters.step}: " if self._exp is not None else ""
-        code, line = say_failure(comm, error, debug, where)
+        code, line = say_failure(comm, error, debug, self._where)
         try:
-            if self._log is not None:
-                self._log.close()
-            # A folder that somebody has removed is not made again for this.
-            if self._folder is not None and self._folder.path.is_dir():
-                self._folder.write_status("failed", error=line, rank=comm.rank)
-            self._release()
+            self._record(line)
         except HpclbflError as second:
             say_failure(comm, second, debug=False, shared=())
         comm.abort(code)
         raise SystemExit(code)
 
+    def settle(self, error: BaseException) -> tuple[int, str]:
+        """Leave the folder as a failed run's; returns the exit code and the line that the folder has.
+
+        A folder that cannot be written is a warning: the error matters more.
+        """
+        code, line = describe_failure(self._comm, error, self._where)
+        try:
+            self._record(line)
+        except HpclbflError as second:
+            logger.warning(second)
+        return code, line
+
+    @property
+    def _where(self) -> str:
+        return f"step {self._exp.counters.step}: " if self._exp is not None else ""
+
+    def _record(self, line: str) -> None:
+        if self._log is not None:
+            self._log.close()
+        # A folder that somebody has removed is not made again for this.
+        if self._folder is not None and self._folder.path.is_dir():
+            self._folder.write_status("failed", error=line, rank=self._comm.rank)
+        self._release()
+
 
 def _tell(exp: Experiment, log: RunLog, progress: Progress, kind: str, text: str) -> None:
-    """A line on rank 0's stderr, and an event."""
-    progress.say(f"{'note' if kind == 'note' else 'warning'}: {text}")
+    """A line from rank 0, and an event."""
+    if kind == "note":
+        progress.say(f"note: {text}")
+    else:
+        progress.warn(text)
     if exp.comm.rank == 0:
         log.append("events", step=exp.counters.step, kind=kind, text=text)
+
+
+def _log_details(exp: Experiment, folder: RunFolder, found: Found | None) -> None:
+    logger.debug(f"run folder {folder.path}, experiment {exp.job.digest(exp.dataset.fingerprint)}")
+    where = "held in memory" if exp.train_images.in_memory else "decoded batch by batch"
+    logger.debug(f"data {exp.job.data.title}, fingerprint {exp.dataset.fingerprint[:10]}; images are {where}")
+    num_parameters = sum(parameter.numel() for parameter in exp.mean.parameters)
+    logger.debug(f"model {exp.job.model.name}: {num_parameters:,} parameters; {torch.get_num_threads()} threads")
+    if found is not None:
+        logger.debug(f"{folder.checkpoints}: read the checkpoint of step {found.step}")
 
 
 def _title(job: JobConfig) -> str:

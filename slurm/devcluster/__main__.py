@@ -6,10 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from hpclbfl.core.diagnostics import Diagnostics, on_terminal
 from hpclbfl.core.errors import HpclbflError
-from hpclbfl.core.text import say
+from hpclbfl.core.text import say, say_error
 from hpclbfl.slurm.devcluster.cluster import DevCluster, default_folder
 from hpclbfl.slurm.devcluster.packages import install
+
+logger = Diagnostics(__name__)
 
 
 def main() -> int:
@@ -20,22 +23,19 @@ def main() -> int:
     arguments = parser.parse_args()
     cluster = DevCluster(arguments.folder)
     try:
-        if arguments.command == "down":
-            cluster.stop()
-            _say("the throw-away Slurm is stopped")
-            return 0
-        install(_say)
-        cluster.start()
+        with on_terminal():
+            if arguments.command == "down":
+                cluster.stop()
+                logger.info("the throw-away Slurm is stopped")
+                return 0
+            install(logger.info)
+            cluster.start()
+            logger.info(f"a Slurm of two nodes (n1: fast, n2: slow) runs in {cluster.folder}; to talk to it:")
     except HpclbflError as error:
-        _say(f"error: {error}")
+        say_error(error)
         return error.exit_code
-    _say(f"a Slurm of two nodes (n1: fast, n2: slow) runs in {cluster.folder}; to talk to it:")
     say(f"export SLURM_CONF={cluster.conf}", sys.stdout)
     return 0
-
-
-def _say(line: str) -> None:
-    say(f"hpclbfl: {line}")
 
 
 if __name__ == "__main__":

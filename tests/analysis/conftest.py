@@ -13,6 +13,11 @@ from hpclbfl.runs.log.writer import RunLog
 ONE_LABEL = "partition: {kind: labels_per_client, labels: 1}\n"
 
 
+@pytest.fixture(autouse=True)
+def diagnostics(terminal: None) -> None:
+    """What is told goes to standard error here."""
+
+
 def two_client_run(
     path: Path, sync: str = "{kind: bsp}", partition: str = "", state: str = "done", num_steps: int = 20, seed: int = 0
 ) -> Attempt:

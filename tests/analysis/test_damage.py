@@ -328,7 +328,7 @@ def test_export_follows_no_link(root, tmp_path_factory):
 
 
 def test_the_default_folder_of_an_export_is_no_link(root, tmp_path_factory, monkeypatch):
-    from hpclbfl.cli.app import export as command
+    from hpclbfl.cli.reports import export as command
 
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (root / "tables").symlink_to(elsewhere)

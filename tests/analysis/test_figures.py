@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 
+import altair as alt
 import numpy as np
 import polars as pl
 import pytest
@@ -51,6 +52,8 @@ ARMS = ["no scaler", "X=2", "X=4", "X=8"]
 def test_figure_draws(name, rows):
     spec = filled(name, rows[name], ARMS)
     json.dumps(spec, allow_nan=False)
+    # Complete, with data and labels, it is valid, too.
+    alt.Chart.from_dict(spec)
     picture = np.asarray(Image.open(io.BytesIO(converted(spec, VEGALITE, ["png"])[0])).convert("L"))
     assert picture.shape[0] > 200
     assert picture.shape[1] > 800

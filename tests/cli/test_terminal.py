@@ -22,6 +22,8 @@ from hpclbfl.training.failure import say_failure
 from tests.analysis.conftest import two_client_run
 from tests.conftest import _png, write_toy_set
 
+pytestmark = pytest.mark.usefixtures("terminal")
+
 HOSTILE = "r\x1b[2J\x1b]0;t\x07[/red] :smile: ü\u202e\nhpclbfl: error: forged\r"
 SHOWN = r"r\x1b[2J\x1b]0;t\x07[/red] :smile: ü\u202e\nhpclbfl: error: forged\r"
 ASCII = SHOWN.replace("ü", r"\xfc")

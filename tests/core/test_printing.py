@@ -28,17 +28,37 @@ DOCUMENTS = {
     "analysis/paper_report.py",
     "analysis/report.py",
     "bench/command.py",
-    "cli/app.py",
     "cli/doctor.py",
+    "cli/train.py",
     "planner/command.py",
     "sharpness/command.py",
     "slurm/status.py",
 }
 """They write JSON, YAML, Markdown and LaTeX, whose writers escape, to stdout."""
+DIAGNOSTICS = "core/diagnostics.py"
+"""The only module that knows of `logging`, and the only handler that writes to the terminal."""
+USAGE = {"cli/app.py"}
+"""Says how a command is used, in lines that no level of diagnostics hides."""
 
 
 def name_of(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def says_a_diagnostic(call: ast.Call) -> bool:
+    """Whether it is `say` to standard error, where a level cannot hide it."""
+    streams = [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "stream")]
+    return (
+        name_of(call) == "say"
+        and isinstance(call.func, ast.Name)
+        and not any(ast.unparse(stream) in ("sys.stdout", "self._log", "file") for stream in streams)
+    )
+
+
+def imports_logging(node: ast.AST) -> bool:
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+    return any(name.split(".")[0] == "logging" for name in names)
 
 
 def is_stream(node: ast.AST) -> bool:
@@ -56,7 +76,12 @@ def offences(path: Path) -> list[str]:
         for alias in node.names
     }
     found = []
+    own_say = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)} | {
+        argument.arg for node in ast.walk(tree) if isinstance(node, ast.arguments) for argument in node.args
+    }
     for node in ast.walk(tree):
+        if place != DIAGNOSTICS and imports_logging(node):
+            found.append(f"{place}:{node.lineno}: {ast.unparse(node)[:80]}")
         if not isinstance(node, ast.Call):
             continue
         name, is_method = name_of(node), isinstance(node.func, ast.Attribute)
@@ -67,7 +92,8 @@ def offences(path: Path) -> list[str]:
         document = (
             name in ("write", "writelines") and is_method and is_stream(node.func.value) and place not in DOCUMENTS
         )
-        if bare or other or console or own_console or document:
+        silenced = place not in USAGE | {DIAGNOSTICS} and "say" not in own_say and says_a_diagnostic(node)
+        if silenced or bare or other or console or own_console or document:
             found.append(f"{place}:{node.lineno}: {ast.unparse(node)[:80]}")
     return found
 
@@ -87,6 +113,11 @@ def test_nothing_prints_around_core_text(path):
         "import sys\nsys.stderr.write('x')",
         "from rich.progress import Progress\nProgress()",
         "from rich.markup import escape\nescape('x')",
+        "from hpclbfl.core.text import say\nsay('x')",
+        "import sys\nfrom hpclbfl.core.text import say\nsay('x', sys.stderr)",
+        "import logging",
+        "def f():\n    import logging.handlers",
+        "from logging import getLogger",
     ],
 )
 def test_the_check_finds(tmp_path, monkeypatch, source):

@@ -7,6 +7,8 @@ import pytest
 from hpclbfl.core import progress as module
 from hpclbfl.core.progress import TERMINAL_COLUMNS, Progress
 
+pytestmark = pytest.mark.usefixtures("terminal")
+
 
 class Clock:
     def __init__(self) -> None:

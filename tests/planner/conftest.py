@@ -11,6 +11,11 @@ from hpclbfl.planner.runner import Outcome, Probe
 from tests.conftest import make_job, write_toy_set
 
 
+@pytest.fixture(autouse=True)
+def diagnostics(terminal: None) -> None:
+    """What is told goes to standard error here."""
+
+
 @pytest.fixture(scope="session")
 def larger_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1200 training images of 16 x 16 px."""

@@ -29,6 +29,11 @@ BASE: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def diagnostics(terminal: None) -> None:
+    """What is told goes to standard error here."""
+
+
 def write_sweep(folder: Path, data: Path | None = None, **keys: Any) -> Path:
     """A sweep file over toy runs; `data`: the packed set, else the digits."""
     section = {"name": "digits"} if data is None else {"name": "packed", "path": str(data)}

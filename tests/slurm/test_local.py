@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -59,7 +60,13 @@ class Swept:
 
     def run(self, parallel: int = 2, runs: Sequence[Any] | None = None) -> Summary:
         profile = ProfileConfig(kind="local", max_parallel=parallel)
-        return LocalSweep(self.folder, profile, self.said.append).run(self.runs if runs is None else runs)
+        logger, handler = logging.getLogger("hpclbfl.slurm.local"), logging.Handler()
+        handler.emit = lambda record: self.said.append(record.getMessage())  # type: ignore[method-assign]
+        logger.addHandler(handler)
+        try:
+            return LocalSweep(self.folder, profile).run(self.runs if runs is None else runs)
+        finally:
+            logger.removeHandler(handler)
 
     def states(self) -> list[str]:
         return [row["state"] for row in status_rows(self.folder.path)]

@@ -1,0 +1,99 @@
+"""`hpclbfl report`, `watch` and `export`: what became of runs, out of their logs. None of them loads torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hpclbfl.cli.options import AsJson, Quiet, Runs, Verbose
+from hpclbfl.core.diagnostics import Diagnostics
+from hpclbfl.core.errors import ConfigError
+from hpclbfl.core.text import say
+
+logger = Diagnostics(__name__, title="")
+
+
+def report(
+    directory: Runs,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="report.html", help="Write tables and figures as a page, too.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="OUTDIR", help="Write the figures as PNG, SVG and PDF, too.")
+    ] = None,
+    form: Annotated[
+        Literal["text", "markdown", "latex"], typer.Option("--format", help="Of the tables that are printed.")
+    ] = "text",
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", metavar="ARM", help="Label of the arm to compare with [the first one].")
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option("--target", min=0.0, max=1.0, help="Test accuracy to reach; also print what it took."),
+    ] = None,
+    paper: Annotated[
+        str | None,
+        typer.Option("--paper", metavar="TABLE", help="Lay the runs beside a table of the paper: table1, table2."),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Print tables of runs, read back from their logs; write a page and figures of them."""
+    if paper is not None:
+        from hpclbfl.analysis.paper_report import print_paper
+
+        others = {"--out": out, "--figures": figures, "--baseline": baseline, "--target": target}
+        if given := [name for name, value in others.items() if value is not None]:
+            raise ConfigError(f"{given[0]}: does not go with --paper, which prints one table (--format, --json)")
+        print_paper(directory, paper, as_json, form)
+        return
+    from hpclbfl.analysis.report import print_report
+
+    frames, runs, heads = print_report(directory, as_json, form, baseline, target)
+    if out is not None:
+        from hpclbfl.analysis.page import write_page
+
+        write_page(out, frames, runs, heads)
+        logger.info(out)
+    if figures is not None:
+        from hpclbfl.analysis.render import write_figures
+
+        for path, left_out in write_figures(frames, heads, figures):
+            logger.info(f"{path}: {left_out}" if left_out else path)
+
+
+def watch(
+    directory: Runs,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once and stop.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the runs of a folder while they train; without a terminal: their table every 30 s."""
+    from hpclbfl.analysis.watch import watch as watch_runs
+
+    watch_runs(directory, once)
+
+
+def export(
+    directory: Runs,
+    form: Annotated[Literal["parquet", "csv"], typer.Option("--format", help="Of the files.")] = "parquet",
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write [DIR/tables].")] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the logs of runs as tidy tables: runs, steps, evals, layers, plans, events, problems."""
+    from hpclbfl.analysis.export import export as write_tables
+    from hpclbfl.analysis.report import load_some
+    from hpclbfl.core.files import make_folder
+
+    frames = load_some(directory)
+    folder = directory / "tables"
+    if out is None:
+        # Nobody named it: a link there may lead anywhere.
+        make_folder(folder)
+    for path, rows in write_tables(frames, out or folder, form):
+        say(f"{path}: {rows} rows", sys.stdout)
