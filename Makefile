@@ -1,11 +1,11 @@
 SHELL := /bin/bash
 ACTIVATE := source .venv/bin/activate
 
-.PHONY: help install quickstart test bench lint slurm-up slurm-down clean
+.PHONY: help install quickstart test bench lint docs docs-pages slurm-up slurm-down clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
-	@echo "An existing environment: make install PYTHON=... TORCH=... HOROVOD_GPU_OPERATIONS=NCCL (README)"
+	@echo "An existing environment: make install PYTHON=... TORCH=... HOROVOD_GPU_OPERATIONS=NCCL (docs/installation.md)"
 
 install: ## .venv with torch, MPI, Horovod and this package; what is there already is kept
 	@tools/install.sh
@@ -38,7 +38,15 @@ bench: install ## side by side with its peers: communication, a step, the scaler
 	@$(ACTIVATE) && set -e; $(foreach name,$(BENCHMARKS),hpclbfl bench $(name);)
 
 lint: install ## ruff and mypy
-	@$(ACTIVATE) && ruff check . && ruff format --check . && mypy -p hpclbfl
+	@$(ACTIVATE) && ruff check . && ruff format --check . && mypy -p hpclbfl -p tools.docs
+
+docs-pages: install ## writes what docs/ takes from the source anew: keys, commands, columns, components
+	@$(ACTIVATE) && python -m tools.docs
+
+docs: docs-pages ## the documentation as a site, build/site; links are checked, and reading it needs no network
+	@tools/install.sh docs && $(ACTIVATE) && NO_MKDOCS_2_WARNING=1 mkdocs build --strict \
+		&& python -m tools.docs check-site build/site
+	@echo build/site/index.html
 
 slurm-up: install ## starts a throw-away Slurm of two nodes on this machine; installs slurm-wlm where it may
 	@$(ACTIVATE) && python -m hpclbfl.slurm.devcluster up

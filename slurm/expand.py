@@ -39,23 +39,25 @@ class SweepConfig(Section):
     """A sweep file."""
 
     name: Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the folder, `runs/<name>`."""
     job: PathText | None = None
     """The job file that all runs begin with, relative to the sweep file."""
     base: dict[str, Any] | None = None
-    """Or the job itself."""
+    """The job itself, in place of a job file."""
     grid: dict[str, Rows] = Field(default_factory=dict)
     """key.path -> values; every combination."""
     zipped: dict[str, Rows] = Field(default_factory=dict, alias="zip")
-    """key.path -> values, all of one length: the first of each, the second of each ..."""
+    """key.path -> values, all of one length: the first of each, the second of each, and so on."""
     points: list[Overrides] | None = Field(default=None, alias="list", min_length=1)
     """Mappings of key.path -> value, one after the other."""
     seeds: Annotated[Whole, Field(gt=0, le=MAX_RUNS)] | list[Seed] | None = None
-    """Those seeds; or so many, from 0."""
+    """A number of seeds, from 0; or a list of seeds."""
     exclude: list[Overrides] = Field(default_factory=list, max_length=MAX_AXES)
-    """A run in which every key of one of these has the value given is left out."""
+    """Mappings of key.path -> value: a run that agrees with one of them in all of its keys is left out."""
     ranks: Annotated[Whole, Field(gt=0, le=MAX_CLIENTS)] | Literal["clients"] = 1
     """MPI ranks of each run; clients: one for each client."""
     resources: ResourcesConfig = ResourcesConfig()
+    """What each run asks of the cluster; what is left out is up to the profile."""
 
     @field_validator("grid", "zipped", mode="before")
     @classmethod

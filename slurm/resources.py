@@ -68,14 +68,18 @@ class _Wanted(Section):
     ranks_per_node: _Few | None = None
     """Ranks that a node has room for, such as its GPUs; null: all."""
     gpus_per_rank: Annotated[Whole, Field(ge=0, le=10_000)] | None = None
+    """GPUs for each rank."""
     cpus_per_rank: _Few | None = None
+    """Cores for each rank, which are also its number of threads."""
     memory: str | None = None
     """Per node, as sbatch takes it: 16G."""
     time: str | None = None
     """Of one start of a run, as sbatch takes it: 90 (minutes), 1:30:00, 2-00:00:00. A run that needs longer goes on in
     the next one."""
     partition: Word | None = None
+    """Slurm's partition."""
     account: Word | None = None
+    """Slurm's account."""
     constraint: Word | dict[Word, _Few] | None = None
     """As sbatch takes it; or node types, with the number of nodes of each: {a100: 1, v100: 2}."""
     sbatch: dict[str, Word | int | StrictBool] = Field(default_factory=dict)

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv: torch, MPI, Horovod, then this package, editable. What is done already is not done again.
 #
+# With the argument `docs` it also installs what builds the documentation.
+#
 # Variables (remembered in .venv until `make clean`, or until they are given anew):
 #   PYTHON                   interpreter to use, say a module's; default: the first python3.11 or python3 that fits
 #   TORCH                    a version or specifier of torch; or "system": the one that PYTHON has; default: 2.13.0, CPU
@@ -186,6 +188,12 @@ install_package() {
         --config-settings editable_mode=compat -e '.[dev]'
 }
 
+install_docs() {
+    say "installing mkdocs"
+    logged "installing mkdocs" "$pip" install -c "$constraints" --no-build-isolation \
+        --config-settings editable_mode=compat -e '.[docs]'
+}
+
 python_setting=$(setting python "${PYTHON:-}")
 torch_setting=$(setting torch "${TORCH:-}")
 gpu_operations=$(setting gpu "${HOROVOD_GPU_OPERATIONS:-}")
@@ -216,4 +224,6 @@ step mpi "$mpi" install_mpi
 step mpi-settings "$mpi $(fingerprint <tools/install.sh)" configure_mpi
 horovod=$(horovod_key)
 step horovod "$horovod" install_horovod "$horovod"
-step package "$(cat setup.cfg pyproject.toml tools/*.sh | fingerprint) $torch_key" install_package
+package="$(cat setup.cfg pyproject.toml tools/*.sh | fingerprint) $torch_key"
+step package "$package" install_package
+if [ "${1:-}" = docs ]; then step docs "$package" install_docs; fi

@@ -30,6 +30,7 @@ class NoiseScaleConfig(BatchingConfig):
     """B grows with the gradient noise scale."""
 
     max_local_batch_size: PositiveInt | None = None
+    """Upper bound of b_c."""
     max_global_batch_size: PositiveInt
     """Bound of B."""
     lr_rule: Literal["none", "linear", "sqrt"] | None = None

@@ -1,1 +1,1 @@
-"""Communication: one small interface, an engine a module, and the gradient buckets on top."""
+"""Communication: one small interface, a module for each engine, and gradient buckets on top."""

@@ -17,7 +17,7 @@ class Handle(Protocol):
     """A reduction under way."""
 
     def wait(self) -> None:
-        """Return once the result stands in the tensor (on a GPU: is ordered before the current stream's next work)."""
+        """Return once the tensor holds the result; on a GPU: once the current stream is ordered behind it."""
 
 
 class Communicator(Protocol):
@@ -50,10 +50,10 @@ class Communicator(Protocol):
         """Overwrite the tensors with those of `root`."""
 
     def barrier(self) -> None:
-        """Return once every rank has come here."""
+        """Return once every rank has called this."""
 
     def abort(self, code: int) -> None:
         """End every rank of the job at once with this exit code; does not return under MPI."""
 
     def close(self) -> None:
-        """Leave the job in order; every rank must come here."""
+        """Leave the job in an orderly way; every rank must call this."""

@@ -1,4 +1,4 @@
-"""Memory for what travels between ranks."""
+"""Memory for data that ranks exchange."""
 
 from __future__ import annotations
 

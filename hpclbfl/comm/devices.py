@@ -1,4 +1,4 @@
-"""The device that a rank computes on, and whether the ranks' devices go together."""
+"""The device that a rank computes on, and whether the ranks' devices are compatible."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def seat_of(comm: Communicator) -> Seat:
 
 
 def check(seats: Sequence[Seat], shares_gpus: bool) -> None:
-    """Refuse seats that do not go together; every rank gives the same and comes to the same.
+    """Refuse seats that are not compatible; every rank passes the same ones and gets the same result.
 
     Args:
         seats: by rank.

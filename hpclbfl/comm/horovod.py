@@ -23,7 +23,7 @@ SETTINGS = {
     # Ours are as large as they should be.
     "HOROVOD_FUSION_THRESHOLD": "0",
 }
-"""What ranks find set however they were started; what the user has set stays."""
+"""Settings for ranks, however they were started; variables that the user has set stay."""
 GPU_SETTINGS = {"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"}
 """Waiting for a reduction then orders the GPU's stream behind it instead of holding the host."""
 CPU_SETTINGS = {"HOROVOD_CYCLE_TIME": "5"}
@@ -139,7 +139,7 @@ class HorovodCommunicator:
         sys.stderr.flush()
         mpi = _mpi()
         if mpi.Is_finalized():
-            # The first rank to leave ends MPI for all; then there is nobody left to wait for this one.
+            # The first rank to leave ends MPI for all; then no rank is left to wait for.
             os._exit(code)
         mpi.COMM_WORLD.Abort(code)
 

@@ -1,1 +1,1 @@
-"""The job: its sections, how it is read and validated, and how older ones are brought up to date."""
+"""The job: its sections, reading, validation, and migration of jobs of older versions."""

@@ -1,7 +1,7 @@
 """A job file: YAML to a validated, frozen model, with overrides and a canonical hash.
 
-Unknown keys and wrong types are refused with the file, the key and the valid ones. The hash covers the scientific part
-alone: where data lie, which engine carries messages and how often a checkpoint is written do not change the result.
+Unknown keys and wrong types are refused with the file, the key and the valid ones. The hash covers only what changes
+the result: not where data lie, which engine communicates, or how often a checkpoint is written.
 """
 
 from __future__ import annotations
@@ -54,15 +54,18 @@ JOB = "a job file is a mapping with 'data' and 'model'"
 
 
 class JobConfig(Section):
-    """A job file, whole."""
+    """A whole job file."""
 
     name: Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")] = "run"
+    """Names the run folder and the run's rows in tables: letters, digits, spaces, dots, hyphens and underscores."""
     seed: Seed = 0
+    """Of all random numbers: initial weights, shards, shuffling, augmentation, dropout."""
     clients: Annotated[Whole, Field(gt=0, le=MAX_CLIENTS)] | None = None
-    """Federated participants; null: one per rank."""
+    """Number of federated participants; null: one per rank."""
     precision: Literal["float32", "float64", "bf16", "fp16"] = "float32"
+    """bf16, fp16: autocast, on devices that support it; parameters stay in float32."""
     deterministic: StrictBool = False
-    """GPUs: deterministic kernels alone."""
+    """On GPUs: use deterministic kernels only."""
     data: DataConfig
     partition: SerializeAsAny[PartitionConfig]
     model: SerializeAsAny[ModelConfig]
@@ -76,7 +79,8 @@ class JobConfig(Section):
     stop: StopConfig = StopConfig(epochs=10)
     evaluate: EvaluateConfig = EvaluateConfig(every_epochs=1)
     on_nonfinite: Literal["stop", "skip", "restore", "ignore"] = "stop"
-    """A gradient that is not finite: stop the run; skip the step; go back to the last checkpoint, once; or train on."""
+    """What to do about a gradient that is not finite. stop: end the run; skip: leave the step out; restore: go back to
+    the last checkpoint, once; ignore: train on."""
     checkpoint: CheckpointConfig = CheckpointConfig(every_s=300)
     comm: CommConfig = CommConfig()
     _notes: tuple[str, ...] = PrivateAttr(())
@@ -107,7 +111,7 @@ class JobConfig(Section):
         return self._notes
 
     def resolved(self, num_ranks: int) -> JobConfig:
-        """The job with its clients counted; refuses a batch list of another length."""
+        """The job with its number of clients; refuses a batch list of another length."""
         job = self if self.clients is not None else self.model_copy(update={"clients": num_ranks})
         sizes = job.batching.local_batch_size
         if isinstance(sizes, tuple) and len(sizes) != job.clients:
@@ -154,7 +158,7 @@ class JobConfig(Section):
         return job
 
     def digest(self, data_fingerprint: str) -> str:
-        """Ten hexadecimal digits that name this experiment."""
+        """Ten hexadecimal digits that identify this experiment."""
         return _hash(self.scientific(data_fingerprint))
 
     def former_digest(self, data_fingerprint: str) -> str:
@@ -168,7 +172,7 @@ class JobConfig(Section):
         return _hash(found)
 
     def slug(self) -> str:
-        """The name, fit for a folder."""
+        """The name in a form that suits a folder."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     def to_yaml(self) -> str:

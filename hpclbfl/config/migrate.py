@@ -1,4 +1,4 @@
-"""Jobs as run folders of earlier versions hold them, in today's terms."""
+"""Migration: jobs in run folders of earlier versions, in today's terms."""
 
 from __future__ import annotations
 

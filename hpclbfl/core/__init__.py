@@ -1,5 +1,6 @@
-"""What everything else stands on: files written whole, and one boundary for each kind of foreign thing.
+"""What everything else builds on: atomic files, and one boundary for each kind of foreign data.
 
-Whatever a stranger may have written passes a boundary once: YAML (`yamlfile`), JSON (`jsonfile`), HDF5 (`h5file`), text
-for a terminal (`text`). Reading there is typed and bounded, and what comes out needs no further checks.
+Everything that somebody else may have written passes its boundary once: YAML (`yamlfile`), JSON (`jsonfile`), HDF5
+(`h5file`), text for a terminal (`text`). Reading there is typed and bounded, and what comes out needs no further
+checks.
 """

@@ -1,4 +1,4 @@
-"""Times on a device's own line: wall-clock marks on a CPU, events on a GPU, which the host does not wait for."""
+"""Timing on a device: wall-clock marks on a CPU, events on a GPU, without synchronising the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Clock:
         """Marks can be read only after the device has passed them."""
 
     def mark(self) -> Mark:
-        """Now, on the device's line."""
+        """The present moment on the device."""
         if not self.is_lazy:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

@@ -1,4 +1,4 @@
-"""rich's console, for text of strangers: apart from `core.text`, as not all that prints needs rich."""
+"""rich's console for foreign text; apart from `core.text`, since not everything that prints needs rich."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 from hpclbfl.core.text import printable
 
 UNBOUNDED = 100_000
-"""Columns where there is no terminal: a line is as long as it needs, so that tools for lines work."""
+"""Width without a terminal: lines are as long as they need to be, so that line-based tools work."""
 
 
 class PlainConsole(Console):
@@ -28,9 +28,9 @@ class PlainConsole(Console):
 
 
 def make_console(**options: Any) -> Console:
-    """Return a rich console that takes a string as it is: one line, no markup, no emoji codes, no highlighting.
+    """Return a rich console that prints strings literally: one line, no markup, no emoji codes, no highlighting.
 
-    What is to have several lines or styles is given as a rich `Text`. The console is as wide as the terminal, or as
-    the environment's COLUMNS says; without either, as wide as it needs.
+    For several lines or styles, pass a rich `Text`. The console is as wide as the terminal, or as the environment's
+    COLUMNS says; without either, as wide as it needs.
     """
     return PlainConsole(**options)

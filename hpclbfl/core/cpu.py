@@ -17,7 +17,7 @@ def _cpuinfo() -> list[tuple[str, str]]:
 
 
 def cpu_model() -> str | None:
-    """Name of the processor; None: the system does not tell."""
+    """Name of the processor; None if the system does not say."""
     names = [value for key, value in _cpuinfo() if key in ("model name", "Model")]
     return names[0] if names else platform.processor() or None
 

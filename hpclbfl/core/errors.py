@@ -19,7 +19,7 @@ class ConfigError(HpclbflError):
 
 
 class DataError(HpclbflError):
-    """A data set that is missing, torn or not what the job says (names the file)."""
+    """A data set that is missing, damaged or not what the job says (names the file)."""
 
     exit_code = 2
 
@@ -29,4 +29,4 @@ class EnvironmentFault(HpclbflError):
 
 
 class RunFailed(HpclbflError):
-    """Training that started and could not go on."""
+    """Training that started and could not continue."""

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, never through a link, and read only where they are regular and small enough."""
+"""Files: written completely or not at all, never through a link; read only if they are regular and small enough."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def read_begin(path: Path, count: int) -> bytes:
 
 
 def read_end(path: Path, count: int, begin: int = 0) -> bytes:
-    """Read the last `count` bytes of a regular file, or what there is from byte `begin` on; see `read_bytes`."""
+    """Read the last `count` bytes of a regular file, but nothing before byte `begin`; see `read_bytes`."""
     return _read(path, count, lambda size: max(begin, size - count))
 
 
 def _read(path: Path, count: int, place: Callable[[int], int]) -> bytes:
-    """Read at most `count` bytes of a regular file, from the place that follows from its size."""
+    """Read at most `count` bytes of a regular file, from a position computed from its size."""
     try:
         # Opening a pipe that nobody writes to would never return.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -53,7 +53,7 @@ def _read(path: Path, count: int, place: Callable[[int], int]) -> bytes:
     with os.fdopen(handle, "rb") as file:
         try:
             file.seek(place(about.st_size))
-            # Memory is taken for as much as is asked for; a file may still grow a little.
+            # read() allocates as much as it is asked for; the file may still grow a little.
             return file.read(min(count, about.st_size + (1 << 20)))
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
@@ -65,7 +65,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file, whole or not at all: a reader sees the old one or the new one, also after a crash.
+    """Write a file atomically: a reader sees the old content or the new one, also after a crash.
 
     Raises:
         EnvironmentFault: the file cannot be written; one line that names it.
@@ -75,7 +75,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def prepare_output(path: Path) -> None:
-    """Make the folder of a file that the user wants (`--out`), and see that it can be written, before work begins.
+    """Create the folder of an output file (`--out`) and check that the file can be written, before work begins.
 
     Raises:
         EnvironmentFault: the folder cannot be made or written, or something else has the file's name.
@@ -89,14 +89,14 @@ def prepare_output(path: Path) -> None:
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write a file that the user wants: its folder is made, too. See `prepare_output` and `write_bytes`."""
+    """Write an output file and create its folder. See `prepare_output` and `write_bytes`."""
     prepare_output(path)
     write_bytes(path, content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a new file that takes the path's place, on disk, when the block ends well; else all stays as it was.
+    """Yield a new file that replaces the path once the block ends without an error; otherwise nothing changes.
 
     A link of that name is replaced, not followed.
 
@@ -109,12 +109,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing_name(path: Path) -> Iterator[Path]:
-    """As `replacing`, for what opens its files by itself: yield the name of a new, empty file."""
-    # In the same folder, for a rename that is one step.
+    """Like `replacing`, for libraries that open files by name: yield the name of a new, empty file."""
+    # In the same folder, so that the rename is atomic.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     with explained_writes(path):
         if path.exists() and not path.is_file():
-            # A device, above all: for root `-o /dev/null` would put a file in its place.
+            # Above all a device: as root, `-o /dev/null` would replace it by a file.
             raise FileExistsError(errno.EEXIST, "the name is that of something else than a file")
         try:
             create(temporary).close()
@@ -142,10 +142,10 @@ def create(path: Path | str, mode: int = 0o666, folder: int | None = None) -> Bi
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder with its parents; what is there stays.
+    """Create a folder and its parents; existing ones stay as they are.
 
     Raises:
-        EnvironmentFault: it cannot be made, or the name is a link: what lies there is not ours to change.
+        EnvironmentFault: it cannot be created, or it is a link, behind which we must not change anything.
     """
     with explained_writes(path):
         if path.is_symlink():
@@ -154,8 +154,8 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlive a crash of the machine."""
-    # Some file systems refuse this; the rename holds there all the same.
+    """Make the entries of a folder survive a crash of the machine."""
+    # Some file systems refuse this; the rename is durable there anyway.
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -166,7 +166,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def explained_writes(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in writing to the path into an EnvironmentFault of one line."""
+    """Turn errors of writing to the path into an EnvironmentFault of one line."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,9 @@
-"""HDF5 files of any origin: the only way in which they are read.
+"""Reading HDF5 files of any origin; the only place that opens them for reading.
 
 The library believes what a file says. It follows links to other files and reads data that lie there, loads a plugin
-for an unknown filter, fills a buffer of ours with as many elements as the dataset has, and takes any amount of memory.
-So links, storage, filters, type and shape are checked before a byte is read, and nothing larger than the file is.
+for an unknown filter, fills a buffer of ours with as many elements as the dataset has, and allocates any amount of
+memory. So links, storage, filters, type and shape are checked before a byte is read, and nothing is read that is larger
+than the file.
 
 A file is open until its `H5File` is closed, or for as long as anything out of it is in use.
 """
@@ -38,7 +39,7 @@ MAX_CHUNK = 64 << 20
 _MAX_NAME = 100
 
 _FILTERS = (h5z.FILTER_FLETCHER32,)
-"""Those that files of ours have: a checksum. None compresses, so what a dataset holds is no larger than its file."""
+"""Filters of our own files: a checksum. None compresses, so a dataset is never larger than its file."""
 
 
 class Dataset(H5Object):
@@ -62,7 +63,7 @@ class Dataset(H5Object):
             DamagedFile: it cannot be read, or some of it was never written.
         """
         found = self._room(self.shape)
-        # HDF5 makes up zeros for what was never written.
+        # HDF5 returns zeros for what was never written.
         if self._id.get_storage_size() < found.size * self._width:
             raise self.fault(f"is torn: parts of '{self.name}' were never written")
         if self._origin.is_live and (self._id.get_offset() or 0) + found.size * self._width > self._origin.size():
@@ -100,7 +101,7 @@ class Dataset(H5Object):
         return np.zeros(shape, self.dtype)
 
     def _check_end(self, end: int) -> None:
-        """See that the file reaches as far as the chunks do; HDF5 does not while a file may be written."""
+        """Check that the file contains all chunks; HDF5 does not while the file may still be written."""
         last = 0
 
         def note(chunk: Any) -> None:
@@ -178,7 +179,7 @@ class Group(H5Object):
         return h5o.open(self._id, raw)
 
     def _check_storage(self, name: str, handle: Any, width: int) -> None:
-        # Before its shape is asked for: that of a virtual dataset opens the files that it is made of.
+        # Before asking for the shape: for a virtual dataset that opens the files it refers to.
         plan = handle.get_create_plist()
         layout = plan.get_layout()
         if layout == h5d.VIRTUAL or plan.get_external_count():

@@ -22,8 +22,8 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 INTEGERS = "integers"
 """In place of a type: signed integers of any width and byte order."""
 
-# In SWMR mode HDF5 reads a block whose checksum is wrong 100 times over, each pause twice the last: it never ends on a
-# torn file. 26 times take about 0.1 s, from 1 ns on.
+# In SWMR mode HDF5 retries a block with a wrong checksum 100 times, doubling the pause: on a damaged file it never
+# ends. 26 times take about 0.1 s, from 1 ns on.
 _READ_ATTEMPTS = 26
 _MAX_HOLES = 100_000
 _SYSTEM_REASON = re.compile(r"error message = '([^']+)'")
@@ -54,7 +54,7 @@ def fixed_text(text: str) -> Any:
 
 
 def plain_text(text: str) -> str:
-    """Return a text without what HDF5 has no place for: lone surrogates and NUL."""
+    """Return a text without what HDF5 cannot store: lone surrogates and NUL."""
     return text.encode(errors="replace").decode().replace("\0", " ")
 
 
@@ -69,7 +69,7 @@ def access(is_live: bool) -> Any:
         found.set_fclose_degree(h5f.CLOSE_STRONG)
     else:
         found.set_libver_bounds(h5f.LIBVER_LATEST, h5f.LIBVER_LATEST)
-        # h5py has no word for this limit; its own extension module leads to the C library that it is linked to.
+        # h5py does not expose this limit; its extension module gives access to the C library that it is linked to.
         set_attempts = getattr(ctypes.PyDLL(h5p.__file__), "H5Pset_metadata_read_attempts", None)
         if set_attempts is not None:
             set_attempts.argtypes = [ctypes.c_int64, ctypes.c_uint]
@@ -79,7 +79,7 @@ def access(is_live: bool) -> Any:
 
 @cache
 def forbid_plugins() -> None:
-    """Leave HDF5 no folder to load filters from: a file that asks for an unknown one would run code."""
+    """Give HDF5 no folder to load filters from: a file that names an unknown filter would run code."""
     while h5pl.size():
         h5pl.remove(0)
 
@@ -125,7 +125,7 @@ def occupied_bytes(path: Path, about: os.stat_result) -> int:
             place = os.lseek(handle, begin, os.SEEK_HOLE)
             found += place - begin
     except OSError:
-        # Nothing but a hole is left, or the file system does not tell.
+        # Only a hole is left, or the file system does not say.
         return found or about.st_size
     finally:
         os.close(handle)

@@ -29,7 +29,7 @@ Value = int | float | str
 
 
 class DamagedFile(DataError):
-    """An HDF5 file that is missing, torn, or not what it should be; one line that names it."""
+    """An HDF5 file that is missing, damaged, or not what it should be; one line that names it."""
 
     def __init__(self, path: Path, reason: str) -> None:
         # Names and values in it are the file's.
@@ -181,7 +181,7 @@ class H5Object:
         if group == h5t.STRING:
             if attribute.get_storage_size() > min(MAX_TEXT, self._origin.occupied()):
                 raise self.fault(f"attribute '{name}' is larger than it may be")
-            # Its own type, for there is no way from UTF-8 to the one that NumPy's texts have.
+            # Its own type: HDF5 cannot convert UTF-8 to the type of NumPy's strings.
             found, read_as = np.zeros(shape, f"S{width}"), kind
         elif group in (h5t.INTEGER, h5t.FLOAT) and width <= 8:
             # An integer that does not fit becomes the nearest number that does.

@@ -1,8 +1,8 @@
-"""Variable-length text attributes, read from the file's bytes: the library never ends over a damaged heap of them.
+"""Variable-length text attributes, read from the bytes of the file, since the library hangs on a damaged heap.
 
-Files of ours have fixed-length texts; older ones have these. An attribute holds a reference for each text: its length,
-and a collection's address and an index in it. What is needed of the format (its specification, versions 0 to 3:
-sections III.D, IV.A.1 and IV.A.2.m) is read here, bounded at every step.
+Our files have fixed-length texts; older ones have these. An attribute holds a reference for each text: its length, and
+a collection's address and an index in it. What is needed of the format (its specification, versions 0 to 3: sections
+III.D, IV.A.1 and IV.A.2.m) is read here, bounded at every step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _IS_SHARED = 0x02
 
 
 class UnreadableTexts(ValueError):
-    """The texts are damaged, or lie where they are not looked for."""
+    """The texts are damaged, or not where they are expected."""
 
 
 Read = Callable[[int, int], bytes]
@@ -147,7 +147,7 @@ def _collection(read: Read, address: int, limit: int) -> dict[int, bytes]:
     found = {}
     while at + 16 <= size:
         index, length = _unpack("H6xQ", block, at)
-        # The free space, behind which nothing comes.
+        # The free space, after which nothing follows.
         if index == 0:
             break
         found[index] = block[at + 16 : at + 16 + length]

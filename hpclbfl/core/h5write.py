@@ -1,4 +1,4 @@
-"""Writing HDF5 files whole or not at all, on a disk that may be full."""
+"""Writing HDF5 files atomically, on a disk that may be full."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hpclbfl.core.h5library import fault_of
 
 @contextmanager
 def new_h5file(path: Path) -> Iterator[h5py.File]:
-    """Yield a new file that takes the path's place when the block ends well; else all stays as it was.
+    """Yield a new file that replaces the path once the block ends without an error; otherwise nothing changes.
 
-    Datasets are to be flushed before they are let go of: what fails later is not raised.
+    Flush datasets before releasing them: later failures are not raised.
 
     Args:
         path: the file; its folder exists.
@@ -51,9 +51,9 @@ def _fault(path: Path, error: Exception) -> EnvironmentFault:
 def abandon(file: Any) -> None:
     """Let HDF5 close a file that it cannot write.
 
-    It keeps what it could not write and tries again when the file is closed, at the latest at the process's end;
-    failing there, it crashes. So its descriptor is led to a copy in memory, where all goes well; the file on disk
-    stays as it is.
+    HDF5 keeps what it could not write and tries again when the file is closed, at the latest when the process ends; if
+    that fails, it crashes. So the descriptor is redirected to a copy in memory, where writing succeeds; the file on
+    disk stays as it is.
     """
     with suppress(OSError, RuntimeError, ValueError):
         descriptor = file.id.get_vfd_handle()

@@ -1,7 +1,7 @@
-"""JSON files: written with a checksum of their content, read typed and bounded.
+"""JSON files: written with a checksum of the content, read typed and bounded.
 
-Every object that is written ends with the key `checksum`, the SHA-256 of the rest of it. One that lacks the key, as an
-older version wrote it, is read all the same.
+Every object that is written ends with the key `checksum`, the SHA-256 of the rest of it. Files of older versions, which
+lack the key, are read as well.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SEAL = "checksum"
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write an object, whole or not at all, and its checksum; NaN and infinity, which JSON lacks, become null.
+    """Write an object and its checksum atomically; NaN and infinity, which JSON lacks, become null.
 
     Raises:
         EnvironmentFault: the file cannot be written; one line that names it.
@@ -38,7 +38,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def to_bytes(value: dict[str, Any]) -> bytes:
     """The content of the file that `write_json` writes."""
     plain = _without_nan({key: item for key, item in value.items() if key != SEAL})
-    # As a reader will see it: keys are texts, tuples are lists.
+    # As a reader will see it: keys are strings, tuples are lists.
     plain = json.loads(json.dumps(plain, allow_nan=False))
     sealed = {**plain, SEAL: _checksum(_canonical(plain))}
     return f"{json.dumps(sealed, indent=2, allow_nan=False)}\n".encode()
@@ -47,7 +47,7 @@ def to_bytes(value: dict[str, Any]) -> bytes:
 def read_json(path: Path, kind: type[Kind], limit: int = MAX_BYTES) -> Kind | None:
     """Read an object of this type (a dataclass, a pydantic model, `dict[str, Any]`); None where there is no file.
 
-    Nothing is converted: a number in quotes is no number. Keys that the type lacks are passed over.
+    Nothing is converted: a number in quotes is no number. Unknown keys are ignored.
 
     Raises:
         DataError: it cannot be read, is too large, is not JSON, fails its checksum, or has a wrong value; one line.

@@ -1,4 +1,4 @@
-"""What a launcher tells each process that it starts, in the environment, before any MPI call."""
+"""What a launcher tells each process in the environment, before any MPI call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 def launched_size(environ: Mapping[str, str]) -> int:
-    """How many ranks the launcher started that started this process; 1 for a lone process.
+    """Number of ranks of the launch that this process belongs to; 1 for a single process.
 
     Knows Open MPI (mpirun, horovodrun, srun with PMIx), MPICH and Slurm's PMI.
     """
@@ -20,12 +20,12 @@ def launched_size(environ: Mapping[str, str]) -> int:
 
 
 def launched_local_size(environ: Mapping[str, str]) -> int:
-    """The number of ranks on this node, where the launcher tells it; else of all, which is never less."""
+    """Number of ranks on this node if the launcher says so, else of all ranks, which is never less."""
     return int(environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", launched_size(environ)))
 
 
 def launched_rank(environ: Mapping[str, str]) -> int:
-    """The rank of this process, as the launcher tells it, before any MPI call; 0 for a lone process."""
+    """Rank of this process according to the launcher; 0 for a single process."""
     for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"):
         if name in environ:
             return int(environ[name])

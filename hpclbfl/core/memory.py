@@ -1,4 +1,4 @@
-"""How much memory there is for a rank, and sizes as people write them."""
+"""How much memory a rank may use, and sizes as people write them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hpclbfl.core.text import shown
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _UNLIMITED = 2**60
-"""Control groups say so, or nearly so, where there is no limit."""
+"""Control groups report this, or nearly this, if there is no limit."""
 
 
 def parse_size(text: str) -> int:
@@ -32,7 +32,7 @@ def parse_size(text: str) -> int:
 def shown_size(size: float) -> str:
     """Return a number of bytes as people write it, with three digits: `1.25 GB`, `20 MB`, `512 bytes`."""
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        # What would be rounded up to 1000 of a unit is 1 of the next.
+        # What rounds up to 1000 of one unit is 1 of the next.
         if abs(size) >= 0.9995 * unit:
             number = size / unit
             return f"{number:.0f} {name}" if abs(number) >= 99.95 else f"{number:.3g} {name}"
@@ -40,14 +40,14 @@ def shown_size(size: float) -> str:
 
 
 def free_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that processes can still take here: of the machine, or of the control group if that leaves less."""
+    """Free memory, bytes: of the machine, or of the control group if it allows less."""
     found = [_available(proc)]
     for group in _groups(proc, cgroups):
         limit, used = _number(group / "memory.max"), _number(group / "memory.current")
         if limit is None:
             limit, used = _number(group / "memory.limit_in_bytes"), _number(group / "memory.usage_in_bytes")
         if limit is not None and limit < _UNLIMITED:
-            # Cached files count as used and give way.
+            # Cached files count as used, but can be evicted.
             found.append(max(0, limit - (used or 0) + _cached(group)))
     return min(found)
 

@@ -1,4 +1,4 @@
-"""A process of this machine or another, told apart from a later one with the same number."""
+"""The identity of a process: its number and start time, which distinguishes it from a later process of that number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Process(NamedTuple):
     pid: Annotated[int, Field(gt=0, lt=2**31)]
     """Never 0 or below: a signal would go to many processes."""
     start: str
-    """When it was started, in the words of its machine's kernel; empty where that does not tell."""
+    """When it was started, as the kernel of its machine says; empty if it does not."""
 
     @property
     def is_here(self) -> bool:
@@ -26,13 +26,13 @@ class Process(NamedTuple):
 
     @property
     def is_running(self) -> bool:
-        """Whether it is one of this machine and still there; a dead one that nobody has reaped is not."""
+        """Whether it is a live process of this machine; a zombie is not."""
         start = _start(self.pid) if self.is_here else None
         return start is not None and (not self.start or not start or start == self.start)
 
 
 def this_process() -> Process:
-    """Return the process that asks."""
+    """Return this process."""
     return process_of(os.getpid())
 
 

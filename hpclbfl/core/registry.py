@@ -6,7 +6,7 @@ that defines it registers it, and nothing else names it:
     @OPTIMIZERS.register("sgd", SgdConfig)
     def make_sgd(config: SgdConfig, ...) -> torch.optim.Optimizer: ...
 
-A registry loads the files of its package when it is first asked. A class of the user's own is entered under a name that
+A registry loads the files of its package when it is first used. A class of the user's own is entered under a name that
 says where it comes from (`hpclbfl.config.own_parts`), if the kind says what such a class must be: its `Interface`.
 """
 
@@ -27,7 +27,7 @@ class Component(NamedTuple, Generic[Config]):
     """One entry."""
 
     config: type[Config]
-    """Of its keys in a job."""
+    """Class of its section in a job."""
     make: Callable[..., Any]
     """Called with the config first; what follows depends on the kind."""
 

@@ -1,4 +1,4 @@
-"""A run goes on when nobody reads its output any more: the reader of the pipe, or the terminal, has gone."""
+"""Lets a run continue after the reader of its output, a pipe or a terminal, has gone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 
 class Unheard:
-    """A text stream that, once it cannot be written, leads nowhere instead of raising; else as the stream it wraps."""
+    """A text stream that discards its output, instead of raising, once it cannot be written."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -42,7 +42,7 @@ def go_on_unheard() -> None:
 
 
 def lead_nowhere(stream: TextIO) -> None:
-    """Let what a stream still holds, and all that comes, vanish."""
+    """Discard what a stream still holds and all that follows."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -50,9 +50,9 @@ def lead_nowhere(stream: TextIO) -> None:
 
 
 def open_closed_streams() -> None:
-    """Give a process that was started without standard streams (`>&-`) some that lead nowhere.
+    """Give a process that was started without standard streams (`>&-`) streams that discard everything.
 
-    Else the first file that it opens would be its standard output, and get what is printed.
+    Otherwise the first file that it opens would be its standard output, and get what is printed.
     """
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass

@@ -15,7 +15,7 @@ from rich.text import Text
 from hpclbfl.core.text import cell
 
 _ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-"""For streams without lines; rich's own substitute has borders, too."""
+"""For streams that cannot show lines; rich's own substitute has borders."""
 LEAST_TEXT = 12
 """Columns of the terminal that a column of texts keeps."""
 

@@ -1,4 +1,4 @@
-"""A secret of this user, for marking what this user's own processes wrote."""
+"""A secret key of this user, to sign what this user's own processes write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def key_path() -> Path:
     Raises:
         EnvironmentFault: this user has no home.
     """
-    # The specification has a path that is not absolute passed over.
+    # The specification says to ignore a path that is not absolute.
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if base.is_absolute():
         return base / "hpclbfl" / "key"
@@ -48,7 +48,7 @@ def user_key() -> bytes:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        # Of two processes that make one at once, the later one's stays.
+        # If two processes create one at the same time, the later one's stays.
         return _read(path)
 
 

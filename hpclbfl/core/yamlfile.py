@@ -69,7 +69,7 @@ def parse_value(text: str, source: str) -> Any:
 
 
 def write_sealed(path: Path, text: str) -> None:
-    """Write a YAML text, whole or not at all, with a last line by which a later change is noticed.
+    """Write a YAML text atomically, with a checksum as its last line.
 
     Raises:
         EnvironmentFault: the file cannot be written; one line that names it.
@@ -79,7 +79,7 @@ def write_sealed(path: Path, text: str) -> None:
 
 
 def set_value(values: dict[str, Any], key: str, value: Any, source: str) -> None:
-    """Set `key.path` in nested mappings, in place; sections that are absent or null come to be.
+    """Set `key.path` in nested mappings, in place; sections that are absent or null are created.
 
     Raises:
         ConfigError: the key has an empty part, or goes through a value that has no keys; `source` begins the line.
@@ -120,7 +120,7 @@ def _parts(key: str, source: str) -> list[str]:
 
 
 def _check_seal(content: bytes, source: str) -> None:
-    """Refuse a text that ends with a checksum which does not fit it."""
+    """Refuse a text whose final checksum does not match."""
     seal = SEAL.encode()
     # The last one, as a text may be sealed again.
     place = (b"\n" + content).rfind(b"\n" + seal)

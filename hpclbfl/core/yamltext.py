@@ -26,8 +26,8 @@ MAX_ALIASED = 100_000
 _TAG = "tag:yaml.org,2002:"
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _UNFIT = re.compile("[\0\ud800-\udfff]")
-"""Neither a path nor a file can hold these."""
-# Of PyYAML the parser alone, libyaml's where it is there; what scalars mean is decided here.
+"""Characters that no path and no file can contain."""
+# Only PyYAML's parser is used, libyaml's if available; what scalars mean is decided here.
 _PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -65,7 +65,7 @@ def parse(text: str) -> Any:
 
 
 class _Composer:
-    """Makes plain values of a parser's events."""
+    """Builds plain values from a parser's events."""
 
     def __init__(self, events: Iterator[Any]) -> None:
         self._events = events
@@ -220,7 +220,7 @@ class _Dumper(yaml.SafeDumper):
     """Puts in quotes what YAML 1.1 or 1.2 would read as something else than a text; writes no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write each value out where it stands."""
+        """Write out each value in place, without aliases."""
         return True
 
 

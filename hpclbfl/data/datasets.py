@@ -32,7 +32,7 @@ class Dataset:
     whole: Dataset | None = None
     """The set before `data.limit` cut it; None: this one is whole."""
     note: str = ""
-    """What is to be told about it: files that were left out."""
+    """A remark to print: files that were left out."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -43,7 +43,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.classes)
 
 
@@ -57,7 +57,7 @@ def load_dataset(config: DataConfig, is_downloader: bool = True, wait: Callable[
 
     Raises:
         ConfigError: an unknown name, or a path that is missing.
-        DataError: the set is not there, torn, or not what it should be.
+        DataError: the set is missing, damaged, or not what it should be.
     """
     if config.name not in _LOADERS:
         raise ConfigError(f"data.name: unknown set '{config.name}': known are {', '.join(sorted(_LOADERS))}")
@@ -123,7 +123,7 @@ def open_packed(name: str, path: Path) -> Dataset:
         splits = {key: Split.of(PackedImages(split), split.labels) for key, split in file.splits.items()}
         dataset = Dataset(name, file.classes, splits["train"], splits["test"])
         if file.noted is not None:
-            # The set knows its fingerprint from then on; the file's covers any further splits, too.
+            # The set then knows its fingerprint; the file's own also covers further splits.
             file.check(dataset.fingerprint if len(splits) == 2 else file.fingerprint())
     except DataError:
         file.close()
@@ -186,7 +186,7 @@ def _open_torchvision(config: DataConfig, download: bool = False) -> tuple[Any, 
     try:
         return kinds[config.name]()
     except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
-        # torchvision checks presence and checksums, and says little of either.
+        # torchvision checks presence and checksums, but its errors say little.
         if download:
             raise DataError(f"{root}: {config.name} cannot be downloaded: {error}") from error
         raise DataError(

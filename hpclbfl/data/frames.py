@@ -21,7 +21,7 @@ Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 class Frames:
-    """A split's images, framed by `fit`: whether they lie in memory changes nothing but speed.
+    """A split's images, framed by `fit`; keeping them in memory only changes the speed.
 
     Args:
         split: the images.
@@ -96,7 +96,7 @@ def statistics(frames: Frames) -> Statistics:
     weights: NDArray[np.float64] = histogram / histogram.sum(axis=1, keepdims=True)
     mean = weights @ levels
     variance = np.sum(weights * (levels - mean[:, None]) ** 2, axis=1)
-    # A channel without contrast carries nothing: leave its scale alone instead of dividing by 0.
+    # A channel without contrast carries no information: keep its scale instead of dividing by 0.
     std = np.where(variance > 0, np.sqrt(variance), 1.0)
     return _triple(mean), _triple(std)
 

@@ -15,7 +15,7 @@ _HIDDEN, _HIDDEN_FOLDER = "hidden", "hidden folder"
 
 
 class Scan(NamedTuple):
-    """What one of the two folders holds."""
+    """Contents of one of the two folders."""
 
     classes: tuple[str, ...]
     """Names of its folders, sorted."""
@@ -73,7 +73,7 @@ def scan(folder: Path) -> Scan:
 
 
 def left_out_line(root: Path, left_out: Counter[str]) -> str:
-    """Say how many files are left out; empty: none."""
+    """A line that says how many files are left out; empty if none are."""
     ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     kinds = [f"{count} {kind}" for kind, count in ordered if count]
     if not kinds:

@@ -59,7 +59,7 @@ _TURNS = {
 }
 """By the value of EXIF's orientation."""
 
-# What PIL has to remark on files that it reads all the same; the size of images is bounded here.
+# PIL's warnings about files that it reads anyway; the size of images is bounded here.
 keep_silent("PIL")
 for category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
@@ -132,7 +132,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         found = image.getexif().get(ExifTags.Base.Orientation)
     except _UNREADABLE:
-        # A photograph whose notes are torn is a photograph all the same.
+        # A photograph with damaged metadata is still a photograph.
         return 1
     return found if isinstance(found, int) else 1
 

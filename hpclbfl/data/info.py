@@ -32,20 +32,21 @@ _PLOT_PX = 640
 
 
 class LabelInfo(NamedTuple):
-    """How a job's training set is spread over its clients."""
+    """How a job's training set is divided among its clients."""
 
     name: str
     classes: tuple[str, ...]
     counts: IntArray
-    """int64 [C, K]: samples of each class that each client holds; [1, K] of the whole set where no client owns any."""
+    """int64 [C, K]: samples of each class that each client has; [1, K] for the whole set if there are no fixed
+    shards."""
     holders: tuple[str, ...]
-    """Whose counts they are: client numbers, or `any` where every epoch deals all samples anew."""
+    """Label of each row: a client's number, or `any` if every epoch divides all samples anew."""
     title: str
     """The set, the partition, and over how many clients."""
     num_test: int
     fingerprint: str
     note: str
-    """What is to be told about the set; empty: nothing."""
+    """A remark about the set to print, or empty."""
 
 
 def label_counts(shards: Sequence[IntArray], labels: IntArray, num_classes: int) -> IntArray:
@@ -54,7 +55,7 @@ def label_counts(shards: Sequence[IntArray], labels: IntArray, num_classes: int)
 
 
 def label_info(job: JobConfig) -> LabelInfo:
-    """Load the job's set and spread it over its clients.
+    """Load the job's set and divide it among its clients.
 
     Raises:
         ConfigError: `clients` is not stated, or the partition cannot be made.
@@ -68,7 +69,7 @@ def label_info(job: JobConfig) -> LabelInfo:
     holders = tuple(map(str, range(job.clients)))
     title = f"{job.data.title}, {brief(job.partition.kind)}: {len(labels)} training images over {job.clients} clients"
     if job.partition.is_reshuffled:
-        # The law has been checked; nobody keeps a shard.
+        # The partition has been checked; there are no fixed shards.
         shards, holders, title = [np.arange(len(labels))], ("any",), f"{title}, dealt anew in every epoch"
     counts = label_counts(shards, labels, dataset.num_classes)
     num_test, note = len(dataset.test), dataset.note
@@ -116,7 +117,7 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
 
 def _fill_by_class(table: DataTable, info: LabelInfo) -> None:
     for name in info.classes:
-        # Names may fold, numbers may not.
+        # Names may wrap, numbers may not.
         table.add_column(name, justify="right", overflow="fold")
     table.add_column("total", justify="right", style="bold")
     for holder, row in zip(info.holders, info.counts, strict=True):
@@ -188,7 +189,7 @@ def _thinned(values: Sequence[Any], step_px: int, label_px: int = 14) -> list[An
 
 
 def packed_info(path: Path | str) -> dict[str, Any]:
-    """What a packed file holds: classes, fingerprint, and per split the count, counts per class and first size."""
+    """The contents of a packed file: classes, fingerprint, and per split the count, counts per class and first size."""
     with PackedFile(path) as file:
         splits = {
             name: {

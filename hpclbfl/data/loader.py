@@ -1,8 +1,8 @@
 """Batches on the device: decoded, augmented, normalised; of any size at every call.
 
-Images on the fly are decoded by threads (PIL releases the interpreter's lock), never by forked processes, which MPI
-does not survive. Batches travel to the device as uint8 and become floating point there; a set in memory for which a
-GPU has room lies there whole.
+Images are decoded on the fly by threads (PIL releases the interpreter's lock), never by forked processes, which MPI
+does not survive. Batches travel to the device as uint8 and become floating point there; a set in memory for which a GPU
+has room lies there whole.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Pending(NamedTuple):
             part.cancel()
         for part in self.parts:
             if not part.cancelled():
-                part.exception()  # waits: nobody may write into the staging buffer any more
+                part.exception()  # Waits until nothing writes into the staging buffer any more.
 
 
 class Loader:
@@ -192,7 +192,7 @@ class Loader:
         return pending.staging.send(self.split.labels[samples])
 
     def prefetch(self, samples: IntArray, passes: IntArray, augment: bool = True) -> None:
-        """Begin to decode the batch that is asked for next; in memory there is nothing to begin."""
+        """Start decoding the next batch; does nothing for images in memory."""
         if self._pool is None:
             return
         if self._pending is not None:

@@ -13,7 +13,7 @@ from hpclbfl.data.augment import PixelArray, crop_flip_offsets, padding
 from hpclbfl.data.packed import IntArray
 
 _SHARE = 8
-"""One part in so many of the free memory, at most, is given to images."""
+"""Images take at most one part in this many of the free memory."""
 
 
 class DeviceImages:
@@ -35,7 +35,7 @@ class DeviceImages:
         self._channels = torch.arange(channels, device=device).view(1, channels, 1, 1)
 
     def pick(self, samples: IntArray) -> tuple[Tensor, Tensor]:
-        """The images as they are, uint8 [b, 3, H, W], and their labels, int64 [b]."""
+        """The images without augmentation, uint8 [b, 3, H, W], and their labels, int64 [b]."""
         places = self._sent(samples)
         return self._images[places], self._labels[places]
 
@@ -62,5 +62,5 @@ class DeviceImages:
 
 
 def has_room(num_bytes: int, device: torch.device) -> bool:
-    """Whether so many bytes of images may lie on the device; never on a CPU, where they lie already."""
+    """Whether this many bytes of images may be kept on the device; never on a CPU, which has them already."""
     return device.type == "cuda" and _SHARE * num_bytes <= torch.cuda.mem_get_info(device)[0]

@@ -34,7 +34,7 @@ def pack(config: DataConfig, out: Path) -> str:
         out: the file; its folder is made. A packed file of that name is replaced once the new one is whole.
 
     Returns:
-        What is to be told about the set, one line: files left out, and files of several pictures. Empty: nothing.
+        A remark about the set to print, one line: files left out, and files of several pictures; or empty.
 
     Raises:
         ConfigError: an unknown name, or a path that is missing.
@@ -59,7 +59,7 @@ def pack(config: DataConfig, out: Path) -> str:
 
 
 def _check_target(out: Path, config: DataConfig) -> None:
-    """See that nothing is lost by writing to `out`: neither a file of the set, nor anything that is no packed file."""
+    """Refuse to write to `out` if that would destroy a file of the set, or anything that is not a packed file."""
     if config.name == "imagefolder":
         root = Path(config.path or "").resolve()
         if any(out.resolve().is_relative_to(root / split) for split in ("train", "test", "val")):

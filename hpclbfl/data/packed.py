@@ -46,11 +46,11 @@ class Content(Protocol):
         """Length of each image's content, bytes, int64 [N]."""
 
     def content(self, index: int) -> bytes:
-        """What is covered of one image."""
+        """The part of an image that a fingerprint covers."""
 
 
 def fingerprint(classes: Sequence[str], splits: Mapping[str, Content]) -> str:
-    """Name a set by its content: 64 hexadecimal digits, the same wherever and however the files lie.
+    """Identify a set by its content: 64 hexadecimal digits, independent of where and how it is stored.
 
     Covers the classes, every label and size, and the bytes of up to 64 evenly spaced images of each split.
     """
@@ -190,7 +190,7 @@ class PackedFile:
 
 
 def write_packed(path: Path | str, classes: Sequence[str], splits: Mapping[str, Iterable[tuple[bytes, int]]]) -> None:
-    """Write a packed file from streams of (image file's bytes, label); appears whole or not at all.
+    """Write a packed file atomically from streams of (image file's bytes, label).
 
     Raises:
         DataError: an image is empty, or a label is out of range.
@@ -206,7 +206,7 @@ def write_packed(path: Path | str, classes: Sequence[str], splits: Mapping[str, 
 
 
 class _Written:
-    """A split as it stands in a file that is being written."""
+    """A split of a file that is being written."""
 
     def __init__(self, encoded: Any, offsets: IntArray, labels: IntArray) -> None:
         self.labels = labels
@@ -248,6 +248,6 @@ def _write_split(group: Any, name: str, images: Iterable[tuple[bytes, int]], num
     append()
     found = _Written(encoded, np.asarray(offsets, dtype=np.int64), np.asarray(labels, dtype=np.int64))
     for name, values in (("offsets", found.offsets), ("labels", found.labels)):
-        # While it is held: what fails once it is let go of is not raised.
+        # While it is open: failures after it is released are not raised.
         group.create_dataset(name, data=values).flush()
     return found

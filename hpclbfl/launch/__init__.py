@@ -1,1 +1,1 @@
-"""How ranks are started, what mpirun says of their end, and processes that end with their parent."""
+"""Starting ranks, what mpirun says about their end, and processes that end with their parent."""

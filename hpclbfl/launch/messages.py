@@ -1,4 +1,4 @@
-"""What mpirun and srun say about ranks that ended, or that they could not start; their notices told from other text."""
+"""What mpirun and srun say about ranks that ended or could not be started, separated from other text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hpclbfl.core.signals import signal_name
 from hpclbfl.core.text import printable
 
 OWN_ERROR = "hpclbfl: error:"
-"""How a rank begins the line in which it says itself what is wrong."""
+"""Beginning of the line in which a rank itself says what is wrong."""
 SHOWN = 200
 """Characters of a launcher's own words in a line of ours."""
 
-# Numbers of few digits: what is parsed is anybody's text.
+# Numbers of few digits, as the text may come from anywhere.
 _RANK, _CODE = r"([0-9]{1,9})", r"([0-9]{1,3})"
 _MPIRUN_SIGNAL = re.compile(rf"process rank {_RANK} with PID \d+ on\s+node (\S+) exited on signal {_CODE}\b")
 _MPIRUN_IMPROPER = re.compile(rf"process rank {_RANK} with PID \d+ on\s+node (\S+) exiting improperly")
@@ -34,7 +34,7 @@ _RULE = re.compile(r"-{40,}\s*")
 _NOISE = re.compile(
     r"\[[^\]\s]+:\d+\] .*(_ERROR_LOG: |PMIX ERROR: |OPAL ERROR: |ha(s|ve) sent help message|orte_base_help_aggregate)"
 )
-"""Lines of Open MPI's that say to nobody but its authors what went wrong while the ranks were being ended."""
+"""Lines of Open MPI about trouble while ending the ranks, of use only to its authors."""
 _ECHO = re.compile(r"mpirun: Forwarding signal \d+ to job")
 _MPIRUN_USAGE = re.compile(r"^(?:mpirun|mpiexec|orterun|prterun): Error: (.+)$", re.MULTILINE)
 _MPI_ERROR = re.compile(r"\*\*\* An error occurred in (MPI_\w{1,60})")
@@ -49,7 +49,7 @@ _FIELD = re.compile(r"^\s*(Executable|Node|Host|Framework|Component|Directory|Er
 
 
 class Death(NamedTuple):
-    """The end of the rank that took the others with it."""
+    """The end of the rank that brought down the others."""
 
     rank: int
     node: str
@@ -168,12 +168,12 @@ def explain_end(
 
 
 def is_echo(line: str) -> bool:
-    """Whether mpirun repeats with this line what we have told it."""
+    """Whether this line of mpirun only repeats what we asked of it."""
     return _ECHO.fullmatch(line) is not None
 
 
 class Notices:
-    """Tells a launcher's notices from the ranks' lines, one line after the other."""
+    """Separates a launcher's notices from the ranks' lines, line by line."""
 
     def __init__(self) -> None:
         self.in_notice = False

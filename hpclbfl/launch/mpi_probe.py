@@ -1,6 +1,6 @@
 """What `hpclbfl doctor` starts in processes of its own: Horovod and mpi4py together, and a sum over the ranks.
 
-Whatever the libraries load, and however they may die, it does not touch the process that asks.
+Whatever the libraries load, and however they crash, the calling process is not affected.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ Explain = Callable[[int, str, int | None], str | None]
 
 MCA_DEFAULTS = {
     "pml": "ob1",
-    # One host needs no remote shell, yet without any mpirun would not start.
+    # A single host needs no remote shell, but mpirun does not start without one.
     "plm_rsh_agent": "ssh : rsh : /bin/sh",
     "orte_abort_print_stack": "0",
     "btl_base_warn_component_unused": "0",
@@ -184,7 +184,7 @@ def run_mpirun(
     line = explain(ended.code, ended.said, ended.signum)
     own = [said for said in ended.said.splitlines() if said.startswith(OWN_ERROR)]
     if ended.relay is not None:
-        # That a run has saved its state is its own word.
+        # A run itself says that it has saved its state.
         ended.relay.finish(show=debug or not (line or own or ended.code == REQUEUE_CODE))
     with suppress(OSError):
         if line is not None:

@@ -8,7 +8,7 @@ import threading
 import time
 
 GRACE_S = 30.0
-"""Between the wish to stop, upon which a run saves its state, and the end by force."""
+"""Between the request to stop, upon which a run saves its state, and killing it, seconds."""
 LOOK_EVERY_S = 0.5
 
 _watch: threading.Thread | None = None

@@ -1,8 +1,8 @@
-"""What became of ranks that could not say it themselves: killed, crashed, or ended before the run's end.
+"""What became of ranks that could not say so themselves: killed, crashed, or ended before the run's end.
 
-The launcher's own words name the rank and the signal; how far the rank had come is in the run folder: the rows of its
-log that were committed (at most 2 s old) and its note to the watchdog (at most 10 s old). Both are what was last heard
-of the rank; it may have come a little further. Loads HDF5 when there is a log to read, torch never.
+The launcher's messages name the rank and the signal. How far the rank had come is in the run folder: the committed rows
+of its log (at most 2 s old) and its note to the watchdog (at most 10 s old). It may have come a little further. Loads
+HDF5 only if there is a log to read, and never torch.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def launch_run(
 
 
 class LaunchedRun:
-    """The run of a job that is about to be launched: which folder it takes, and what happens there.
+    """The run of a job that is about to be launched: which folder it uses, and what happens there.
 
     Args:
         job: the job, its clients resolved.
@@ -155,7 +155,7 @@ class LaunchedRun:
 
 
 def _is_taken(run: RunFolder) -> bool:
-    """Whether a process of this machine is at it again already."""
+    """Whether a process of this machine has already taken the run up again."""
     owner = holder(run.path)
     return owner is not None and any(process.is_running for process in owner.processes)
 

@@ -1,4 +1,4 @@
-"""What ranks and launcher write to stderr, on its way to ours: a job's end is told by one line, the last of all.
+"""Relays what ranks and launcher write to stderr, so that the last line of all tells how the job ended.
 
 Open MPI tells of an end in notices of many lines, after the rank's own. They are held back for as long as an end takes,
 and dropped where a line of ours says what happened.
@@ -17,11 +17,11 @@ from typing import IO
 from hpclbfl.launch.messages import Notices, is_echo
 
 SAID_BYTES = 1 << 16
-"""So much of the end of what was written is kept, and held back at most."""
+"""How much of the end of the text is kept, and held back at most."""
 LISTEN_S = 2.0
-"""So long after the launcher's end its last words are waited for."""
+"""How long to wait for last output after the launcher has ended, seconds."""
 HOLD_S = 5.0
-"""A notice that is not followed by the end is a warning, and goes on."""
+"""A notice that is not followed by the end within this time, seconds, is a warning and is passed on."""
 
 
 class Relay:
@@ -106,7 +106,7 @@ class Relay:
         return bytes(now)
 
     def _write(self, content: bytes) -> None:
-        # Nobody may read ours any more; the ranks go on all the same.
+        # Our own reader may have gone; the ranks go on.
         with suppress(OSError):
             while content:
                 content = content[os.write(self._target, content) :]

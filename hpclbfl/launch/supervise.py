@@ -1,4 +1,4 @@
-"""Runs a launcher to its end: hands on signals, and leaves nothing behind."""
+"""Runs a launcher to its end: passes signals on and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run_forwarding_signals(argv: Sequence[str], env: Mapping[str, str], relays: 
         relay = Relay(process.stderr) if process.stderr is not None else None
         code = process.wait()
         if code < 0:
-            # Killed, it could not end its ranks: these see it, and may save their state.
+            # A killed launcher could not end its ranks; they notice and may save their state.
             end_session(process.pid, GRACE_S + 2 * LOOK_EVERY_S)
     said = relay.join() if relay is not None else ""
     code = 128 - code if code < 0 else code

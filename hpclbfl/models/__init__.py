@@ -1,7 +1,7 @@
 """Nets: torchvision's, a CIFAR-sized ViT from timm, the small residual nets of He et al., and small plain ones.
 
-Each is made from its config and from what the data are like, with weights drawn from torch's global generator, so a
-seed set before the call fixes them.
+Each is made from its config and a description of the data. Weights are drawn from torch's global generator, so a seed
+set before the call determines them.
 """
 
 from __future__ import annotations

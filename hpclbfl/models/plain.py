@@ -1,9 +1,9 @@
 """Small nets without shortcuts, for images of 8 to 32 px: a VGG of three convolutions, an AlexNet of two.
 
-What makes the large ones what they are is kept: 3x3 convolutions with pooling after each (K. Simonyan, A. Zisserman,
+The characteristics of the large nets are kept: 3x3 convolutions with pooling after each (K. Simonyan, A. Zisserman,
 "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015) or a wide first convolution with a
-stride (A. Krizhevsky, I. Sutskever, G. Hinton, "ImageNet Classification with Deep Convolutional Neural Networks",
-NIPS 2012); then fully connected layers with dropout, and no normalisation.
+stride (A. Krizhevsky, I. Sutskever, G. Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS
+2012); then fully connected layers with dropout, and no normalisation.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _classifier(features: int, num_classes: int, dropout: float | None) -> list[
 
 
 def _initialised(net: nn.Sequential) -> nn.Module:
-    # Without normalisation torch's own start, made for other slopes, loses the signal layer by layer.
+    # Without normalisation torch's default initialisation, made for other slopes, shrinks the signal layer by layer.
     for module in net:
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

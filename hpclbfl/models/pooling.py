@@ -39,7 +39,7 @@ def _means(size: int, output_size: int, dtype: torch.dtype, device: torch.device
 
 
 def with_deterministic_pooling(net: nn.Module) -> nn.Module:
-    """Put our pooling in the place of torch's, in a net whose layers somebody else has chosen."""
+    """Replace torch's adaptive pooling in a given net by ours."""
     for module in list(net.modules()):
         for name, child in module.named_children():
             # To a single pixel torch takes a plain mean.

@@ -89,7 +89,7 @@ def with_end(job: JobConfig, global_batch_size: int, num_train: int) -> JobConfi
 
 
 def batch_scaling(config: ScheduleConfig, global_batch_size: int) -> float:
-    """What the batch does to the learning rate: 1, B / B_ref or its square root."""
+    """The factor that the batch size gives the learning rate: 1, B / B_ref or its square root."""
     if config.reference_batch_size is None:
         return 1.0
     ratio = global_batch_size / config.reference_batch_size

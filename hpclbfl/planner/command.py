@@ -1,4 +1,4 @@
-"""`hpclbfl plan` on one rank: alone, or with all others in the MPI job that it finds itself in."""
+"""`hpclbfl plan` on one rank: a single process, or one rank of the MPI job around it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run_plan(
     comm = build.communicator(job.comm)
     try:
         if comm.rank == 0:
-            # Not after a minute of probing.
+            # Now, not after a minute of probing.
             for file in (*_plan_files(out), *([plot] if plot is not None else [])):
                 prepare_output(file)
         plan, rows, files = _plan(job.resolved(comm.size), comm, options, out, plot, probe)

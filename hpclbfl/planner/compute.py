@@ -13,11 +13,11 @@ from itertools import pairwise
 from hpclbfl.batching.cost_model import BentLine, fit_bent_line, medians, standard_error
 
 SMALLEST = 2
-"""BatchNorm refuses a single sample."""
+"""Smallest batch size: BatchNorm refuses a single sample."""
 USUAL = 8
-"""Where the ladder begins on a device that takes larger batches."""
+"""The smallest batch size to time on a device that can train larger ones."""
 NEAR_BEST = 0.01
-"""A batch whose epoch is longer than the shortest by no more than this is as good."""
+"""A batch counts as best if its epoch is longer than the shortest one by at most this, relative."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TimeFit:
     t_c: BentLine
     t_mov: BentLine
     batches: tuple[int, ...]
-    """Those that were timed, rising."""
+    """Batch sizes that were timed, in rising order."""
 
     def epoch_s(self, batch: int, num_train: int) -> float:
         """Time of one epoch on one rank, s: num_train / batch steps (batches go on across the end of a pass)."""
@@ -47,7 +47,7 @@ class TimeFit:
 
 
 def batch_ladder(top: int) -> tuple[list[int], list[int]]:
-    """Batch sizes to fit, `top` halved again and again, and to hold out, half way between; both rising."""
+    """Batch sizes to fit, `top` and its halves, and to hold out, half way between them; both in rising order."""
     smallest = USUAL if top >= 4 * USUAL else SMALLEST
     fitted = [top >> k for k in range(top.bit_length()) if top >> k >= smallest][::-1]
     return fitted, [(low + high) // 2 for low, high in pairwise(fitted)]

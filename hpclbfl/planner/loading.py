@@ -1,6 +1,6 @@
 """Which batch sizes are loaded for M_batch (Eq. 3, Fig. 4b), how often, and which of them the fit sees.
 
-Loading takes no net, so it is measured at the paper's batch sizes whatever a step of them would take.
+Loading needs no net, so it is measured at the paper's batch sizes, however long a step with them would take.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 BATCHES = (1, 32, 64, 128, 512, 1024)
 """Those of Fig. 4b."""
 SURE = 4
-"""So many, from the smallest, are loaded whatever memory is left: a line needs them."""
+"""This many, from the smallest, are loaded however little memory is left, as a line needs them."""
 LARGE_BYTES = 64 * 10**6
 """Batches of more bytes of images, uint8, are loaded once: reading and decoding them takes long."""
 

@@ -18,11 +18,12 @@ from hpclbfl.planner.compute import SMALLEST
 MARGIN = 0.08
 """Part of the limit that the largest permissible batch leaves free, for what probes do not see."""
 CLOSE = 0.02
-"""A peak this near to what is allowed, relative, is there; what laying out memory differently makes."""
+"""A peak this near to the allowed one, relative, counts as reached: differences in memory layout are as large."""
 BENT = 0.1
-"""Relative error of the growth between two probes, predicted from smaller ones, from which on a line is bent."""
+"""A line counts as bent if the growth between two probes, predicted from smaller ones, is wrong by more than this,
+relative."""
 BEYOND = 0.04
-"""How far above the limit the probe that must fail aims, relative."""
+"""How far above the limit the probe aims that is meant to fail, relative."""
 _REACH = 2
 _TRIES = 20
 _TRIES_ABOVE = 3
@@ -33,7 +34,7 @@ Measure = Callable[[int], float | None]
 
 @dataclass(frozen=True)
 class Check:
-    """A probe that a line had foretold before it was taken, bytes."""
+    """A probe and its prediction by a line, made before it was taken, bytes."""
 
     batch: int
     predicted: float
@@ -79,7 +80,7 @@ class PeakProbes:
 
 @dataclass(frozen=True)
 class Permissible:
-    """The largest batch that a device takes, and how that was made sure of."""
+    """The largest batch that a device can train, and how that was verified."""
 
     max_batch: int
     bound: str
@@ -93,7 +94,7 @@ class Permissible:
 
     @property
     def is_verified(self) -> bool:
-        """It ran, and where memory bounds it the next probe did not."""
+        """Whether it ran, and, if memory is the bound, the next probe did not."""
         return self.bound != "memory" or self.above_failed
 
 
@@ -114,7 +115,7 @@ def fit_peak(probes: PeakProbes, top: int, most: int) -> BentLine:
             bound = probes.bound or SMALLEST
             if bound <= SMALLEST:
                 raise RunFailed(f"memory: not even a batch of {SMALLEST} fits into the limit")
-            # Not to the very edge: that is for the search to find.
+            # Not up to the limit itself, which is left to the search.
             most = max(SMALLEST, min(most, int(0.8 * bound)))
             top = max(SMALLEST, min(most, top // 2))
             continue
@@ -127,7 +128,7 @@ def fit_peak(probes: PeakProbes, top: int, most: int) -> BentLine:
 
 
 def is_straight(points: dict[int, float]) -> bool:
-    """Whether the largest of three probes lies where the two others have it."""
+    """Whether the largest of three probes lies on the line through the two others."""
     small, middle, large = sorted(points)
     predicted = _through(small, points[small], middle, points[middle])(large)
     growth = points[large] - points[middle]

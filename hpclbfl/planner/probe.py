@@ -1,7 +1,7 @@
 """Probes, each in a process of its own: `python -m hpclbfl.planner.probe` reads a request and prints an answer.
 
-A fresh process has the memory of a run that begins, and may run out of it without taking the planner along. Requests
-and answers are JSON objects; the answer is the line that begins with `MARK`.
+A fresh process has the memory of a run at its start, and may run out of it without ending the planner. Requests and
+answers are JSON objects; the answer is the line that begins with `MARK`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def times(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
     def has_time() -> bool:
         return rounds < _MOST_ROUNDS and (time.perf_counter() - begin) * (rounds + 1) / rounds < budget_s
 
-    # In turns, so that a machine that is busy for a while does not tell on one batch size alone.
+    # In turns, so that a machine that is busy for a while does not distort a single batch size.
     while rounds < request["min_rounds"] or has_time():
         for batch in order.sample(sizes, len(sizes)):
             # The first step after another size lays out memory anew.

@@ -37,7 +37,7 @@ def print_plan(plan: Plan, rows: Sequence[ProbeRow], title: str, files: list[Pat
     _show(console, title, _ranks(plan), "step = a + b * batch: loading, forward, backward and update, no network")
     seen: list[tuple[str, float]] = []
     for rank in plan.ranks:
-        # Like devices have like memory and times; one table of each kind is enough.
+        # Identical devices have the same memory and times; one table for each kind is enough.
         if (rank.device, rank.slowdown) in seen:
             continue
         seen.append((rank.device, rank.slowdown))

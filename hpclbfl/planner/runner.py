@@ -1,4 +1,4 @@
-"""Starts probes, watches their memory as the kernel of a smaller machine would, and survives their ends."""
+"""Starts probes, limits their memory as the kernel of a smaller machine would, and survives their crashes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Outcome:
     """How a probe ended."""
 
     answer: dict[str, Any] | None
-    """None: it ran out of memory."""
+    """None if it ran out of memory."""
     peak_bytes: int = 0
-    """Largest resident memory that was seen from outside; 0 where nobody looked."""
+    """Largest resident memory seen from outside, bytes; 0 if it was not watched."""
 
     @property
     def is_out_of_memory(self) -> bool:
@@ -99,7 +99,7 @@ def _hand_over(process: subprocess.Popen[str], request: dict[str, Any]) -> None:
         process.stdin.write(json.dumps(request))
         process.stdin.close()
     except BrokenPipeError:
-        return  # it is dead already, and its exit code tells why
+        return  # It is dead already, and its exit code says why.
 
 
 def _drain(name: str, pipe: IO[str] | None, outputs: dict[str, str]) -> None:

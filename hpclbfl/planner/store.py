@@ -1,4 +1,4 @@
-"""plan.h5: every probe beside what was predicted for it, and the errors of the predictions."""
+"""plan.h5: every probe with its prediction, and the errors of the predictions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpclbfl.runs.log.tables import row_type, save_tables
 Role = Literal["fit", "held_out", "failed"]
 
 _PAGES_BYTES = 2**16
-"""Memory comes in whole pages: a batch of little more is no measure of its images."""
+"""Memory comes in whole pages, so a batch of fewer bytes does not measure its images."""
 
 # (column, type, unit, meaning)
 COLUMNS = [
@@ -106,7 +106,7 @@ def plain_line_errors(rows: Sequence[ProbeRow]) -> list[PlainErrors]:
 
 
 def save_probes(path: Path, rows: Sequence[ProbeRow], model: str, data: str, attributes: dict[str, Any]) -> None:
-    """Write plan.h5, whole or not at all: the table `probes`.
+    """Write plan.h5, the table `probes`, atomically.
 
     Raises:
         EnvironmentFault: it cannot be written.

@@ -32,7 +32,7 @@ _WORK = 1.2
 
 @dataclass(frozen=True)
 class Options:
-    """How thoroughly to probe."""
+    """How thoroughly to probe, and within which limits."""
 
     memory_limit: int | None = None
     """Bytes; None: what the job emulates, else what there is."""
@@ -48,7 +48,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Place:
-    """Which rank this is."""
+    """The rank that is studied."""
 
     rank: int = 0
     size: int = 1

@@ -1,12 +1,12 @@
-"""Checkpoints on disk: whole or not at all, checksummed, the last two kept.
+"""Checkpoints on disk: atomic, with checksums; the last two are kept.
 
 ```
 checkpoints/step-000000120/{shared.pt, client-00000.pt, ..., MANIFEST.json}
 ```
 
 Every rank writes the files of its clients into a folder with a leading dot; when all are on disk, rank 0 adds the
-manifest with their checksums and renames the folder. A folder without the dot is therefore complete, and what is
-damaged later is told by its checksum: then the one before is taken.
+manifest with their checksums and renames the folder. A folder without the dot is therefore complete. Later damage is
+detected by the checksums, and the previous checkpoint is used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = Diagnostics(__name__)
 
 KEPT = 2
 FORMAT = 1
-"""Of the files; rises when an older version could not be read any more."""
+"""Of the files; increased when older ones can no longer be read."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class CheckpointStore:
         """Publish a checkpoint.
 
         Args:
-            identity: what a resuming job is compared with; rank 0's counts, as does its `shared`.
-            clients: parts of this rank's clients.
+            identity: what a resuming job is compared with; taken from rank 0, like `shared`. clients: parts of this
+            rank's clients.
 
         Raises:
             EnvironmentFault: some rank could not write; older checkpoints stay as they are.
@@ -99,7 +99,7 @@ class CheckpointStore:
         logger.debug(f"{self.folder}: saved the checkpoint of step {step} in {time.perf_counter() - begin:.2f} s")
 
     def _together(self, action: Any, *arguments: Any) -> list[Any]:
-        """Carry out on every rank; an error on one is an error on all, so that none is left waiting."""
+        """Run on every rank; an error on one rank is an error on all, so that none is left waiting."""
         result, problem = None, ""
         try:
             result = action(*arguments)
@@ -117,7 +117,7 @@ class CheckpointStore:
         if self._comm.rank == 0:
             for stale in numbers_in(self.folder, 9, ".step-"):
                 shutil.rmtree(self.folder / f".step-{stale:09d}")
-            # Its folder is there, unless somebody has removed the run.
+            # The folder exists, unless somebody has removed the run.
             temporary.mkdir()
 
     def _publish(self, temporary: Path, manifest: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ class CheckpointStore:
     def load(
         self, clients: Iterable[int], check: Callable[[Found], None] = lambda found: None
     ) -> tuple[Found | None, list[str]]:
-        """The newest checkpoint that is whole and fits on every rank, or None; and a line about each passed over.
+        """The newest checkpoint that is complete and fits on every rank, or None; and a line about each one skipped.
 
         Args:
             clients: whose parts this rank wants.

@@ -1,4 +1,4 @@
-"""What tells experiments apart, and which one a run folder holds."""
+"""What identifies an experiment, and which one a run folder holds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHOWN = 4
 
 
 def identity(job: JobConfig, data_fingerprint: str) -> Identity:
-    """What must be equal for a job to go on in another's run folder."""
+    """What must agree for a job to continue in the run folder of another."""
     found: Identity = _plain(job.scientific(data_fingerprint))
     return found
 
@@ -43,9 +43,9 @@ def read_job(folder: RunFolder) -> JobConfig:
 
 
 def held_experiment(folder: RunFolder) -> Identity | None:
-    """Which experiment a run folder holds, whatever its state; None: none, nobody has trained there.
+    """Which experiment a run folder holds, whatever its state; None if nothing was trained there.
 
-    The newest attempt's provenance tells; in folders of older versions config.yaml does.
+    It is read from the newest attempt's provenance, in folders of older versions from config.yaml.
 
     Raises:
         DataError: there is one, and it cannot be told which; one line.
@@ -75,7 +75,7 @@ def held_experiment(folder: RunFolder) -> Identity | None:
 
 
 def checked_identity(found: Any) -> Identity:
-    """What a file says of an experiment, if it can be compared with another.
+    """The experiment that a file describes, if it can be compared with another.
 
     Raises:
         DataError: it is none.
@@ -100,7 +100,7 @@ def differences(old: Identity, new: Identity, job: JobConfig, global_batch_size:
         job, global_batch_size, num_train: what the new one was made of.
     """
     if not old.get("data", {}).get("fingerprint"):
-        # Nothing in the folder tells.
+        # Nothing in the folder says so.
         old = {**old, "data": {**old.get("data", {}), "fingerprint": new["data"]["fingerprint"]}}
     if "stop" in old:
         old = {**old}

@@ -26,14 +26,14 @@ from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.core.yamlfile import write_sealed
 
 State = Literal["running", "done", "failed", "requeue"]
-"""Of a run: training, finished, ended by an error, or stopped early and to be resumed."""
+"""State of a run: training, finished, ended by an error, or stopped early and to be resumed."""
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 RUN_FILES = (
     *("DONE.json", "model.pt", "sharpness.h5", "status.json", "tally.json"),
     *("checkpoints", "attempts", PARTS, "config.yaml"),
 )
-"""All that belongs to one training of a run, in the order in which it is set aside: `config.yaml` says what the rest is
-and goes last."""
+"""Everything that belongs to one training of a run, in the order in which it is moved away: `config.yaml`, which says
+what the rest is, goes last."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,15 @@ class Attempt:
         return self.path / f"rank{rank:05d}.h5"
 
     def write_provenance(self, provenance: dict[str, Any]) -> None:
-        """Write provenance.json, whole or not at all. Raises EnvironmentFault if it cannot be written."""
+        """Write provenance.json atomically. Raises EnvironmentFault if it cannot be written."""
         write_json(self.provenance, provenance)
 
 
 class RunFolder:
-    """A run's folder. Nothing is made or read before a method asks for it.
+    """A run's folder. Nothing is created or read before a method needs it.
 
     Every writing method raises EnvironmentFault, one line that names the path, when the folder cannot be written.
-    Under MPI rank 0 alone calls them and tells the others the attempt's number, for `attempt(number)`.
+    Under MPI only rank 0 calls them, and sends the attempt's number to the others, for `attempt(number)`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -131,7 +131,7 @@ class RunFolder:
             make_folder(folder)
 
     def write_config(self, text: str) -> None:
-        """Write config.yaml, whole or not at all, and its checksum."""
+        """Write config.yaml and its checksum atomically."""
         write_sealed(self.config, text)
 
     def attempt(self, number: int) -> Attempt:
@@ -143,7 +143,7 @@ class RunFolder:
         return [self.attempt(number) for number in numbers_in(self.path / "attempts", 3)]
 
     def next_attempt(self) -> Attempt:
-        """Make the next attempt's folder; two processes that ask at once get two numbers."""
+        """Create the next attempt's folder; two processes that do so at the same time get different numbers."""
         self.create()
         number = max((a.number for a in self.attempts()), default=-1) + 1
         while True:
@@ -180,7 +180,7 @@ class RunFolder:
         return read_json(self.path / "DONE.json", Done)
 
     def is_empty(self) -> bool:
-        """Whether nobody has trained here: an attempt that ended before its first word counts for nothing."""
+        """Whether nothing was trained here; an attempt that ended before it wrote anything does not count."""
         names = ("config.yaml", "DONE.json", "model.pt")
         if any((self.path / name).exists() for name in names) or checkpoint_steps(self.checkpoints):
             return False
@@ -205,7 +205,7 @@ class RunFolder:
         return target
 
     def clear_done(self) -> None:
-        """Take DONE.json away, if it is there: the run goes on."""
+        """Remove DONE.json, if it exists, as the run goes on."""
         path = self.path / "DONE.json"
         with explained_writes(path):
             path.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
 """Who owns a folder: one live process, or one Slurm job, at a time.
 
-`<folder>/lease/<number>.json` names the owner; the file with the highest number counts. It is made with O_EXCL, so that
-of two that find the folder free, or its owner gone, one gets it. A new owner takes the next number instead of replacing
-the file: a name is never given twice, and nobody can take away what he read a moment too early.
-
-An owner may start others that work for him (the ranks of a run): they find his token in their environment and join.
+`<folder>/lease/<number>.json` names the owner; the file with the highest number counts. It is created with O_EXCL, so
+that only one of two processes that find the folder free, or its lock stale, gets it. A new owner takes the next number
+instead of replacing the file: no name is used twice, so nobody can remove a lock that changed after he read it. The
+owner may start other processes that work for it (the ranks of a run): they find its token in their environment and
+join.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ TOKEN = "HPCLBFL_LEASE"
 _ATTEMPTS = 20
 _KEPT = 8
 _WRITING_S = 30.0
-"""A lease that cannot be read may be one that is just being written; one older than this is what a crash left."""
+"""A lock that cannot be read may be just being written; if it is older than this, it is stale."""
 
 
 LOST = "ended without a word: killed, or its node was lost"
-"""What became of a run whose status says that it trains while nobody alive owns its folder."""
+"""Error of a run whose status says that it trains although its lock is stale."""
 
 
 class LeaseHeld(HpclbflError):
-    """Somebody else owns the folder, and lives."""
+    """Another live process owns the folder."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds, or held, a folder."""
+    """The owner of a folder, present or past."""
 
     token: str
     time: str
     processes: tuple[Process, ...]
-    """Any of them alive: the owner lives."""
+    """If any of these is alive, so is the owner."""
     slurm: JobId | None = None
     """The job, `12` or `12_3`."""
     restart: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -66,7 +66,7 @@ class Owner:
 
 
 class Verdict(NamedTuple):
-    """Whether an owner lives, as far as can be known; who is in doubt, lives."""
+    """Whether an owner is alive, as far as can be known; in doubt it counts as alive."""
 
     live: bool
     why: str
@@ -78,17 +78,17 @@ Query = Callable[[Iterable[str]], Mapping[str, Job]]
 
 
 class Lease:
-    """A folder that is ours, until it is released."""
+    """A folder that this process owns until it is released."""
 
     def __init__(self, path: Path, owner: Owner, joined: bool = False) -> None:
         self.path, self.owner, self.joined = path, owner, joined
 
     def environment(self) -> dict[str, str]:
-        """What a process that works for the owner finds in its environment."""
+        """Environment variables for processes that work for the owner."""
         return {TOKEN: self.owner.token}
 
     def release(self) -> None:
-        """Let others have the folder; of no effect for those who joined, and where the lease has been lost."""
+        """Release the folder; has no effect for processes that joined, or if the lock was lost."""
         if self.joined:
             return
         number, owner = _newest(self.path.parent)
@@ -99,7 +99,7 @@ class Lease:
 def acquire(
     folder: Path, environ: Mapping[str, str] | None = None, query: Query = live_jobs, me: Owner | None = None
 ) -> Lease:
-    """Take a run folder, make it if need be; take it over from an owner that is gone.
+    """Lock a run folder, creating it if necessary; take it over if its lock is stale.
 
     Args:
         folder: the run folder, or any other.
@@ -108,7 +108,7 @@ def acquire(
         me: the new owner; default: this process.
 
     Raises:
-        LeaseHeld: another one owns it; one line that says who, and what to do if that one is gone after all.
+        LeaseHeld: another process owns it; one line that says which, and what to do if that one is gone after all.
         EnvironmentFault: the folder cannot be written.
     """
     environ = os.environ if environ is None else environ
@@ -134,7 +134,7 @@ def acquire(
             if _newest(leases)[0] == number + 1:
                 _remove_old(leases, number + 1)
                 return Lease(mine, me)
-            # Long after we had looked: others took that number, gave it back, and went on.
+            # Since we looked, others have taken that number, released it, and gone on.
             mine.unlink(missing_ok=True)
     raise LeaseHeld(f"{folder}: others take it again and again; try later")
 
@@ -146,15 +146,15 @@ def holder(folder: Path) -> Owner | None:
 
 
 def is_live(folder: Path, query: Query = live_jobs) -> bool:
-    """Tell whether somebody alive owns the folder: whether a run whose status says that it trains, does."""
+    """Whether a live process owns the folder, so that a run whose status says that it trains really does."""
     owner = holder(folder)
     return owner is not None and judge(owner, query).live
 
 
 def find_lost(folders: Iterable[Path]) -> set[Path]:
-    """Run folders among these whose status says that they train while nobody alive owns them.
+    """Run folders among these whose status says that they train although their locks are stale.
 
-    Where it cannot be known, as on another machine, the owner counts as alive. Slurm is asked once for all.
+    An owner that cannot be looked at, say on another machine, counts as alive. Slurm is asked once for all.
     """
     owners: dict[Path, Owner | None] = {}
     for folder in folders:
@@ -165,18 +165,18 @@ def find_lost(folders: Iterable[Path]) -> set[Path]:
                 owners[folder] = None if owner is None or owner.released else owner
     queue = Queue(owner.slurm for owner in owners.values() if owner is not None and owner.slurm is not None)
     lost = {folder for folder, owner in owners.items() if owner is None or not judge(owner, queue).live}
-    # One that has ended meanwhile released its lock after it had said so.
+    # A run that has ended meanwhile wrote its status before it released the lock.
     states = {folder: RunFolder(folder).status() for folder in lost}
     return {folder for folder, status in states.items() if status is not None and status.state == "running"}
 
 
 def judge(owner: Owner, query: Query = live_jobs, me: Owner | None = None) -> Verdict:
-    """Say whether an owner lives, as far as can be seen from this machine.
+    """Whether an owner is alive, as far as this machine can see.
 
     Args:
         owner: who is asked about.
         query: asks Slurm.
-        me: who asks: the same Slurm job, after a requeue, knows that its former self is gone.
+        me: this process: after a requeue, the same Slurm job knows that its former start is gone.
     """
     alive = next((p for p in owner.processes if p.is_running), None)
     if alive is not None:
@@ -226,7 +226,7 @@ def this_owner(environ: Mapping[str, str], query: Query = live_jobs) -> Owner:
 
 
 def slurm_job(environ: Mapping[str, str]) -> str | None:
-    """Return the job that these variables tell of, `12` or `12_3`."""
+    """Return the job that these variables name, `12` or `12_3`."""
     array, task = environ.get("SLURM_ARRAY_JOB_ID", ""), environ.get("SLURM_ARRAY_TASK_ID", "")
     if array.isdigit() and task.isdigit():
         return f"{array}_{task}"
@@ -248,7 +248,7 @@ def _newest(leases: Path) -> tuple[int, Owner | None]:
             return number, None
         if owner is not None or number == 0:
             return number, owner
-        time.sleep(0.001)  # taken and given up between the two calls
+        time.sleep(0.001)  # taken and released between the two calls
 
 
 def _is_fresh(path: Path) -> bool:
@@ -259,7 +259,7 @@ def _is_fresh(path: Path) -> bool:
 
 
 def _create(path: Path, owner: Owner) -> bool:
-    """Make the file; False: another one has."""
+    """Create the file; False if another process has."""
     with explained_writes(path):
         try:
             file = create(path)
@@ -281,7 +281,7 @@ def _write(path: Path, owner: Owner) -> None:
 
 
 def _remove_old(leases: Path, number: int) -> None:
-    # Some are kept for those who looked a while ago, on file systems that show others' files late.
+    # Some are kept for processes that looked earlier, on file systems that show new files late.
     for old in numbers_in(leases, 6, suffix=".json"):
         if old < number - _KEPT:
             with suppress(OSError):

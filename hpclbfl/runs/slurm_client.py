@@ -30,7 +30,7 @@ WAITING = frozenset(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPEC
 """States of jobs that will run, and do not yet."""
 
 _JOBS_PER_CALL = 200
-# Left by a job around us, or filters and formats that somebody has set for their own eyes.
+# Left by a job around us, or filters and formats of the user's own.
 _LEFTOVERS = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SCANCEL_", "SUBMITIT_")
 _ADDRESS = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 

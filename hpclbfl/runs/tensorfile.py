@@ -24,7 +24,7 @@ from hpclbfl.core.text import MAX_SHOWN, printable
 MAX_BYTES = 1 << 40
 """Of a file: a terabyte; a pipe or a device never ends."""
 
-# What torch raises over content that is none of its own.
+# What torch raises for content that is not its own.
 _UNREADABLE = (
     *(OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError),
     *(UnpicklingError, ImportError, ArithmeticError, MemoryError, zipfile.BadZipFile, zlib.error),

@@ -37,9 +37,9 @@ class Marked:
 GOOD = [None, 1.5, "x", torch.ones(2), {"a": [1, (2, torch.zeros(()))]}, ScalerState(), Plan((1, 2), "why")]
 BAD = {
     "an unmarked class": (Unmarked(), "tests.core.test_state.Unmarked"),
-    "one within a list": ([1, Unmarked()], r"part\[1\] cannot be restored .* test_state.Unmarked"),
+    "one within a list": ([1, Unmarked()], r"part\[1\] cannot be restored .*test_state.Unmarked"),
     "one within a marked one": (Marked((Unmarked(),)), r"part.values\[0\] cannot"),
-    "a number of NumPy's": ({"x": np.float64(1)}, "part.x cannot be restored .* numpy.float64"),
+    "a number of NumPy's": ({"x": np.float64(1)}, "part.x cannot be restored .*numpy.float64"),
     "an array": (np.zeros(2), "numpy.ndarray"),
     "a function": (print, "builtins.builtin_function_or_method"),
 }

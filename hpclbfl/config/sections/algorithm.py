@@ -14,6 +14,7 @@ class AlgorithmConfig(Section):
     """
 
     kind: str
+    """Which algorithm."""
 
     trains_alone: ClassVar[bool] = False
     """Whether clients train models of their own, always or for a time."""

@@ -59,7 +59,7 @@ NonNegativeFloat = Annotated[Number, Field(ge=0.0, le=LARGEST)]
 Fraction = Annotated[Number, Field(ge=0.0, lt=1.0)]
 Share = Annotated[Number, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[Number, Field(gt=0.0, le=1e9)]
-"""Of a wait; more than a timer takes would be thirty years."""
+"""Of a wait, within what a timer takes: thirty years."""
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 Name = Annotated[str, StringConstraints(max_length=100)]
 """Becomes part of the name of a file or a folder."""

@@ -1,4 +1,4 @@
-"""Sections of a job file: what all batch policies share, and devices that are made unlike."""
+"""Sections of a job file: what all batch policies share, and emulated heterogeneous devices."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class BatchingConfig(Section):
     """How many samples each client processes per step; see `hpclbfl.batching`."""
 
     policy: str
+    """How batches are chosen, and whether they change."""
     local_batch_size: PositiveInt | tuple[PositiveInt, ...] | None = None
     """b_c: one for all clients, or a list with one per client."""
     global_batch_size: PositiveInt | None = None
@@ -67,7 +68,9 @@ class BoundedConfig(BatchingConfig):
     """Bounds of b_c, which a policy keeps to."""
 
     min_local_batch_size: PositiveInt | None = None
+    """Lower bound of b_c."""
     max_local_batch_size: PositiveInt | None = None
+    """Upper bound of b_c."""
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> BoundedConfig:
@@ -83,12 +86,13 @@ class EmulatedChange(Section):
     step: NonNegativeInt
     """First step at the new speed."""
     rank: NonNegativeInt
+    """Whose speed changes."""
     factor: Slowdown
     """Its slow-down from then on."""
 
 
 class EmulateConfig(Section):
-    """Unlike devices out of like ones; results do not change."""
+    """Emulates heterogeneous devices on identical ones; results do not change."""
 
     slowdown: tuple[Slowdown, ...] | None = None
     """One for each rank: how many times as long it computes."""

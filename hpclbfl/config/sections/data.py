@@ -1,4 +1,4 @@
-"""Sections of a job file: which data."""
+"""Section of a job file: the data set."""
 
 from __future__ import annotations
 
@@ -15,22 +15,30 @@ TORCHVISION = ("cifar10", "cifar100", "caltech101", "food101")
 
 
 class DataConfig(Section):
-    """Which images, from where, and how they are prepared."""
+    """The data set, where it lies and how its images are prepared.
+
+    Images become 8-bit RGB: 16-bit grey is scaled and other depths are refused, the camera's orientation is applied,
+    alpha is dropped, and of an animation the first frame is used.
+    """
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
-    """digits, packed, cifar10, cifar100, caltech101, food101 or imagefolder."""
+    """`digits` (8x8 px, comes with the package), `packed` (a file written by `hpclbfl data pack`), `cifar10`,
+    `cifar100`, `caltech101` (80 % of each class for training), `food101`, or `imagefolder` (train/CLASS/ and
+    test/CLASS/; hidden files and files without an image's ending are left out and counted)."""
     path: PathText | None = None
-    """The packed file, the image folder, or the folder that holds a torchvision set; relative to the job file."""
+    """The packed file, the image folder, or the folder of a torchvision set; relative to the job file."""
     download: StrictBool = False
-    """Fetch a torchvision set that is not there; one rank per node does it."""
+    """Download a torchvision set that is not there yet; one rank per node does it."""
     augment: Literal["none", "crop_flip", "resized_crop_flip"] = "none"
-    """crop_flip: pad by size/8, crop, flip (CIFAR). resized_crop_flip: random resized crop and flip (ImageNet)."""
+    """crop_flip: pad by size/8, crop, flip (as usual for CIFAR). resized_crop_flip: random resized crop and flip (as
+    usual for ImageNet); needs `resize`."""
     limit: PositiveInt | None = None
-    """Keep this many training images, evenly over the classes; the test split is cut in the same proportion."""
+    """Keep only this many training images, evenly over the classes; the test split shrinks in the same proportion."""
     resize: Annotated[Whole, Field(gt=0, le=10_000)] | None = None
-    """Side of the square images that the net sees, pixels; null keeps the size of the files."""
+    """Side of the square input images, pixels; null: as large as the files are. `alexnet` needs 63 and more,
+    `vit_b_16` 224."""
     in_memory: StrictBool | None = None
-    """Decode all images once into memory; null: when they are of one size and small."""
+    """Decode all images once and keep them in memory; null: if they are small and of one size."""
     workers: Annotated[Whole, Field(ge=0, le=1024)] = 2
     """Threads per rank that decode images on the fly (not used for images in memory)."""
 

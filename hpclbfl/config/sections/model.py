@@ -6,12 +6,14 @@ from hpclbfl.config.sections.base import Fraction, Section
 
 
 class ModelConfig(Section):
-    """Which net; see `hpclbfl.models`."""
+    """The net."""
 
     name: str
+    """Which net."""
 
 
 class LossConfig(Section):
     """Cross-entropy."""
 
     label_smoothing: Fraction = 0.0
+    """Part of the target that is spread evenly over all classes."""

@@ -10,13 +10,17 @@ from hpclbfl.config.sections.base import NonNegativeFloat, PositiveFloat, Sectio
 
 
 class OptimizerConfig(Section):
-    """The local optimizer; see `hpclbfl.optim.optimizers`."""
+    """The optimizer; in local training each client has its own."""
 
     name: str
+    """Which optimizer."""
     lr: PositiveFloat = 0.1
+    """Learning rate, before the schedule."""
     weight_decay: NonNegativeFloat = 0.0
+    """Weight decay."""
     decay: Literal["all", "weights"] = "all"
-    """weights: no decay (and no trust ratio) for norm parameters and biases, the tensors of fewer than 2 dimensions."""
+    """What weight decay applies to. weights: neither decay nor trust ratio for biases and the parameters of norms, the
+    tensors of fewer than 2 dimensions."""
 
     adapts_layers: ClassVar[bool] = False
     """Whether each layer's step is made proportional to its norm (LARS, LAMB)."""

@@ -7,16 +7,17 @@ from hpclbfl.config.sections.base import Section
 
 
 class PartitionConfig(Section):
-    """How the training set is spread over the clients; see `hpclbfl.data.partitions`.
+    """How the training set is divided among the clients.
 
-    Shards are disjoint and never change hands, unless samples are reshuffled.
+    Shards are disjoint and fixed: each client keeps its own for the whole run, unless samples are reshuffled.
     """
 
     kind: str
+    """Which partition."""
 
     @property
     def is_reshuffled(self) -> bool:
-        """Whether clients own nothing, and every epoch deals all samples anew over all of them."""
+        """Whether clients have no shards of their own, and every epoch divides all samples among them anew."""
         return False
 
     @property

@@ -1,4 +1,4 @@
-"""Sections of a job file: the end of the run, evaluation, and who carries the messages."""
+"""Sections of a job file: the end of the run, evaluation, checkpoints and communication."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ Megabytes = Annotated[Number, Field(ge=1e-4, le=1e6)]
 
 
 class StopConfig(Section):
-    """When the run ends: the first one met."""
+    """When the run ends: at the first of these limits.
+
+    They are no part of what identifies a run: a finished run goes on when they are raised.
+    """
 
     epochs: PositiveFloat | None = None
+    """Passes over the training set, counted in samples of all clients."""
     steps: PositiveInt | None = None
+    """Optimizer steps of every client."""
     samples: PositiveInt | None = None
+    """Samples processed by all clients together."""
     seconds: PositiveFloat | None = None
     """Training time, without evaluation and checkpoints."""
     top1: Annotated[Number, Field(gt=0.0, le=1.0)] | None = None
@@ -30,12 +36,16 @@ class StopConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """How often the test accuracy is taken: every epoch unless said otherwise; always at the end, too."""
+    """When the model is evaluated: every epoch by default, and always at the end."""
 
     every_epochs: PositiveFloat | None = None
+    """Epochs between two evaluations."""
     every_steps: PositiveInt | None = None
+    """Steps between two evaluations; instead of every_epochs."""
     splits: tuple[Literal["test", "train"], ...] = ("test",)
+    """What it is evaluated on; `test` is always among them."""
     batch_size: PositiveInt = 256
+    """Images at a time; does not change the result."""
 
     @model_validator(mode="before")
     @classmethod
@@ -59,11 +69,12 @@ class EvaluateConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """How often the state is saved: every 300 s unless said otherwise; always when asked to stop."""
+    """When the state is saved: every 300 s of training by default, at the end, and when the run is asked to stop."""
 
     every_steps: PositiveInt | None = None
+    """Steps between two checkpoints."""
     every_s: PositiveFloat | None = None
-    """Seconds of training, by rank 0's clock."""
+    """Seconds of training between two checkpoints, by rank 0's clock."""
 
     @model_validator(mode="before")
     @classmethod
@@ -74,18 +85,19 @@ class CheckpointConfig(Section):
 
 
 class CommConfig(Section):
-    """Who carries the messages; never changes the result."""
+    """How ranks communicate; never changes the result."""
 
     engine: Literal["auto", "horovod", "mpi", "local"] = "auto"
-    """auto: Horovod under MPI, local in a lone process; mpi: mpi4py alone, the fastest where all ranks are CPUs."""
+    """auto: Horovod under MPI, local in a single process; mpi: mpi4py without Horovod, the fastest where all ranks are
+    CPUs."""
     bucket_mb: Megabytes = 25.0
-    """Size of the gradient buckets that are reduced at once, MB."""
+    """Size of the buckets in which gradients are reduced, MB."""
     chunk_mb: Megabytes = 1.0
-    """mpi: size of the pieces, small enough for a processor's cache, MB."""
+    """mpi: size of the chunks of a bucket, small enough for a processor's cache, MB."""
     start_timeout_s: Seconds = 600.0
-    """A rank that has waited so long for all to start ends the job."""
+    """A rank that has waited this long for all ranks to start ends the job, seconds."""
     stall_timeout_s: Seconds = 1800.0
-    """A rank that waits longer than this for others ends the job, with the name of the one that is missing."""
+    """A rank that has waited this long for another one ends the job and names the missing rank, seconds."""
 
     @model_validator(mode="after")
     def _own_keys(self) -> CommConfig:

@@ -10,14 +10,16 @@ from hpclbfl.config.sections.base import NonNegativeFloat, PositiveInt, Section
 
 
 class ScheduleConfig(Section):
-    """The learning rate over the run, in epochs (global samples / training set size); see `hpclbfl.optim.schedules`."""
+    """The learning rate over the run, as a function of the epoch (samples of all clients / training set size)."""
 
     kind: str
+    """Which schedule."""
     warmup_epochs: NonNegativeFloat = 0.0
-    """Rise in equal steps over this many epochs: to lr from zero, or when scaled from lr to the scaled rate."""
+    """Linear warm-up over this many epochs: from 0 to lr, or from lr to the scaled rate where `scaling` is used."""
     scaling: Literal["none", "linear", "sqrt"] = "none"
     """linear: lr * B / reference_batch_size; sqrt: lr * sqrt(B / reference_batch_size)."""
     reference_batch_size: PositiveInt | None = None
+    """The global batch size that lr was tuned for; with `scaling`, and only with it."""
 
     @model_validator(mode="after")
     def _scaling_has_a_reference(self) -> ScheduleConfig:

@@ -1,8 +1,8 @@
-"""Partitions: how the training set is spread over the clients; one file each.
+"""Partitions: how the training set is divided among the clients; one file each.
 
-Each is made from its config, the labels (int64 [N]), the number of clients C, the number of classes and a generator.
-It gives C arrays of places in the training split: disjoint, together complete, each in rising order. A partition of the
-user's own may give them in any order, as whole numbers of any kind.
+Each is called with its config, the labels (int64 [N]), the number of clients C, the number of classes and a random
+generator. It returns C arrays of indices into the training split: disjoint, together complete, each in rising order. A
+partition of the user's own may return them in any order, as whole numbers of any kind.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def partition(config: PartitionConfig, labels: IntArray, num_clients: int, num_c
     """The shards that a job's `partition` section asks for; a function of its arguments alone.
 
     Raises:
-        ConfigError: more clients than samples, or a law that these data cannot follow.
+        ConfigError: more clients than samples, or a partition that these data cannot have.
     """
     check_clients(num_clients, len(labels))
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(_PARTITION_STREAM,))))

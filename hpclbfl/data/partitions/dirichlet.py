@@ -1,8 +1,8 @@
-"""Skewed class mixes: each class is divided over the clients in proportions drawn from Dirichlet(alpha).
+"""Skewed label distributions: each class is divided among the clients in proportions drawn from Dirichlet(alpha).
 
 Yurochkin et al. 2019, "Bayesian Nonparametric Federated Learning of Neural Networks"; Hsu et al. 2019, "Measuring the
-Effects of Non-Identical Data Distribution for Federated Visual Classification", draw from the same law a class mix per
-client instead. Small alpha: a class lies with few clients, and a client may get nothing.
+Effects of Non-Identical Data Distribution for Federated Visual Classification", draw the label distribution of each
+client instead. With a small alpha few clients hold a class, and a client may get nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Concentration = Annotated[Number, Field(ge=1e-6, le=1e6)]
 
 
 class DirichletConfig(PartitionConfig):
-    """Skewed class mixes."""
+    """See the module."""
 
     alpha: Concentration
-    """Concentration of the class mix; small is skewed."""
+    """Concentration; the smaller, the more skewed."""
 
 
 @PARTITIONS.register("dirichlet", DirichletConfig)

@@ -1,4 +1,4 @@
-"""Independent and identically distributed: every client holds an equal share of a random permutation."""
+"""Independent and identically distributed: every client gets an equal part of the training set, drawn at random."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hpclbfl.data.partitions import IntArray, Shards
 
 
 class IidConfig(PartitionConfig):
-    """Equal shards of a random permutation."""
+    """See the module."""
 
     reshuffle: StrictBool = False
-    """Clients own nothing; every epoch deals all samples anew over all of them, as data-parallel training does."""
+    """No fixed shards: every epoch divides all samples among the clients anew, as data-parallel training does."""
 
     @property
     def is_reshuffled(self) -> bool:

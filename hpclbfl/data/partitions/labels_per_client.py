@@ -1,8 +1,8 @@
 """A few classes per client, as in the paper (section II-A): client c holds classes [c L, (c + 1) L).
 
-With fewer places than classes (C L < K) the remaining classes go to the last clients, one more each, and blocks stay
-contiguous. With more places than classes the blocks wrap around, and the samples of a class are divided evenly, at
-random, among its holders.
+If C clients with L classes each do not cover all K classes (C L < K), the last clients get one class more each, and
+blocks stay contiguous. If there are more places than classes (C L > K), blocks wrap around, and the samples of a class
+are divided evenly, at random, among the clients that hold it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from hpclbfl.data.partitions import IntArray, Shards, joined
 
 
 class LabelsConfig(PartitionConfig):
-    """Contiguous blocks of classes."""
+    """See the module."""
 
     labels: PositiveInt
-    """L, classes that each client holds."""
+    """L, number of classes per client."""
 
     @property
     def title(self) -> str:

@@ -1,4 +1,4 @@
-"""Skewed sizes of i.i.d. shards: one sample each, the others in proportions drawn from Dirichlet(alpha)."""
+"""I.i.d. shards of skewed sizes: one sample each, the others in proportions drawn from Dirichlet(alpha)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hpclbfl.data.partitions.dirichlet import Concentration
 
 
 class QuantityConfig(PartitionConfig):
-    """Skewed sizes."""
+    """See the module."""
 
     alpha: Concentration
-    """Concentration of the sizes; small is skewed."""
+    """Concentration; the smaller, the more skewed."""
 
 
 @PARTITIONS.register("quantity", QuantityConfig)

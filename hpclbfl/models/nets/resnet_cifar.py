@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @MODELS.register("resnet8", ImageModelConfig)
 def make_resnet8(config: ImageModelConfig, data: DataSpec) -> nn.Module:
-    """N = 1: 75 thousand parameters."""
+    """ResNet for small images with N = 1 (He et al., CVPR 2016, section 4.2): 75 thousand parameters."""
     from hpclbfl.models.residual import ResNetCifar
 
     return ResNetCifar(1, data.num_classes)
@@ -21,7 +21,7 @@ def make_resnet8(config: ImageModelConfig, data: DataSpec) -> nn.Module:
 
 @MODELS.register("resnet8_gn", ImageModelConfig)
 def make_resnet8_gn(config: ImageModelConfig, data: DataSpec) -> nn.Module:
-    """The same with groups of eight channels normalised in place of batches."""
+    """resnet8 with group normalisation (groups of eight channels) in place of batch normalisation."""
     from hpclbfl.models.residual import ResNetCifar, group_norm
 
     return ResNetCifar(1, data.num_classes, group_norm)
@@ -29,7 +29,7 @@ def make_resnet8_gn(config: ImageModelConfig, data: DataSpec) -> nn.Module:
 
 @MODELS.register("resnet20", ImageModelConfig)
 def make_resnet20(config: ImageModelConfig, data: DataSpec) -> nn.Module:
-    """N = 3: 270 thousand parameters."""
+    """ResNet for small images with N = 3: 270 thousand parameters."""
     from hpclbfl.models.residual import ResNetCifar
 
     return ResNetCifar(3, data.num_classes)

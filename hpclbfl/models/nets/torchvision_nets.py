@@ -16,14 +16,15 @@ class ResNetConfig(ImageModelConfig):
     """K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016."""
 
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    """A 7x7 stride-2 convolution with pooling, or a 3x3 one (6 times the work at 32 px)."""
+    """imagenet: a 7x7 convolution of stride 2 and pooling; cifar: a 3x3 convolution of stride 1 (6 times the work at
+    32 px)."""
 
 
 class DropoutConfig(ImageModelConfig):
     """A net with dropout."""
 
     dropout: Fraction | None = None
-    """null: the net's own (0.5; 0 for ViTs)."""
+    """Probability; null: the net's own (0.5; 0 for ViTs)."""
 
 
 class VggConfig(DropoutConfig):

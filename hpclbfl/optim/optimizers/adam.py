@@ -1,4 +1,9 @@
-"""Adam (D. P. Kingma, J. Ba, ICLR 2015): torch's, fused. Decay is added to the gradient."""
+"""Adam (D. P. Kingma, J. Ba, ICLR 2015): torch's, fused. Decay is added to the gradient.
+
+With the bias-corrected moments m and v of g + wd * w:
+
+    w -= lr * m / (sqrt(v) + eps)
+"""
 
 from __future__ import annotations
 
@@ -17,14 +22,14 @@ class AdamConfig(OptimizerConfig):
     """torch.optim.Adam and AdamW."""
 
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Weights of the averages of the gradient and of its square."""
+    """Decay rates of the averages of the gradient and of its square."""
     eps: PositiveFloat = 1e-8
     """Added to the root of the averaged square."""
 
 
 @OPTIMIZERS.register("adam", AdamConfig)
 def make_adam(c: AdamConfig, groups: Groups) -> torch.optim.Optimizer:
-    """w -= lr * m / (sqrt(v) + eps), of the bias-corrected moments of g + wd * w."""
+    """See the module."""
     import torch
 
     return torch.optim.Adam(groups, lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay, fused=True)

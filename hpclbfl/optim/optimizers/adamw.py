@@ -1,4 +1,9 @@
-"""AdamW (I. Loshchilov, F. Hutter, ICLR 2019): torch's, fused. Decay is apart from the gradient."""
+"""AdamW (I. Loshchilov, F. Hutter, ICLR 2019): torch's, fused. Decay is decoupled from the gradient.
+
+With the bias-corrected moments m and v of g:
+
+    w -= lr * (m / (sqrt(v) + eps) + wd * w)
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ if TYPE_CHECKING:
 
 @OPTIMIZERS.register("adamw", AdamConfig)
 def make_adamw(c: AdamConfig, groups: Groups) -> torch.optim.Optimizer:
-    """w -= lr * (m / (sqrt(v) + eps) + wd * w)."""
+    """See the module."""
     import torch
 
     return torch.optim.AdamW(groups, lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay, fused=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LambConfig(AdamConfig):
-    """timm.optim.Lamb."""
+    """See the module."""
 
     decay: Literal["all", "weights"] = "weights"
     eps: PositiveFloat = 1e-6

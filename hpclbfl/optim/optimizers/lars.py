@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class LarsConfig(MomentumConfig):
-    """timm.optim.Lars."""
+    """See the module."""
 
     decay: Literal["all", "weights"] = "weights"
     trust_coefficient: PositiveFloat = 0.001
-    """eta, the part of a layer's norm that a step of rate 1 may move it."""
+    """eta: a step of rate 1 moves a layer by at most this fraction of its norm."""
 
     adapts_layers: ClassVar[bool] = True
 

@@ -1,4 +1,9 @@
-"""Stochastic gradient descent with momentum: torch's, fused."""
+"""Stochastic gradient descent with momentum: torch's, fused.
+
+For a parameter w with gradient g, momentum mu and decay wd:
+
+    buf = mu * buf + g + wd * w;  w -= lr * buf
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,9 @@ class MomentumConfig(OptimizerConfig):
     """What SGD and LARS share."""
 
     momentum: Fraction = 0.0
+    """Momentum."""
     nesterov: StrictBool = False
+    """Nesterov's momentum."""
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> MomentumConfig:
@@ -29,14 +36,14 @@ class MomentumConfig(OptimizerConfig):
 
 
 class SgdConfig(MomentumConfig):
-    """torch.optim.SGD."""
+    """See the module."""
 
     keeps_scale: ClassVar[bool] = True
 
 
 @OPTIMIZERS.register("sgd", SgdConfig)
 def make_sgd(c: SgdConfig, groups: Groups) -> torch.optim.Optimizer:
-    """buf = momentum * buf + g + wd * w;  w -= lr * buf."""
+    """See the module."""
     import torch
 
     return torch.optim.SGD(

@@ -1,6 +1,6 @@
-"""Schedules: what the learning rate is multiplied with as training goes on, from the end of the warm-up; one file each.
+"""Schedules: the factor of the learning rate as training goes on, from the end of the warm-up; one file each.
 
-Each is made from its config, and is a pure function of the epoch (global samples / training set size).
+Each is made from its config, and is a pure function of the epoch (samples of all clients / training set size).
 """
 
 from __future__ import annotations

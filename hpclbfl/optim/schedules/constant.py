@@ -1,4 +1,4 @@
-"""The same rate all along."""
+"""A constant learning rate."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from hpclbfl.optim.schedules import Decay
 
 @SCHEDULES.register("constant", ScheduleConfig)
 def make_constant(config: ScheduleConfig) -> Decay:
-    """1."""
+    """See the module."""
     return lambda epoch: 1.0

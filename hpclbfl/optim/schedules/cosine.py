@@ -1,4 +1,7 @@
-"""Half a period of a cosine, from 1 to 0: I. Loshchilov, F. Hutter, "SGDR", ICLR 2017, without restarts."""
+"""Half a period of a cosine, from 1 at the end of the warm-up to 0 at `total_epochs` and after.
+
+I. Loshchilov, F. Hutter, "SGDR", ICLR 2017, without restarts.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from hpclbfl.optim.schedules import Decay
 
 
 class CosineConfig(ScheduleConfig):
-    """1 at the end of the warm-up, 0 at `total_epochs` and after."""
+    """See the module."""
 
     total_epochs: PositiveFloat | None = None
     """Where the rate reaches 0; null: the end of the run."""

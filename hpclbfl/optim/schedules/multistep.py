@@ -1,4 +1,4 @@
-"""The rate falls by a factor at each of some milestones."""
+"""The learning rate is multiplied by `gamma` at each milestone."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ _LARGEST_FALL = 300
 
 
 class MultistepConfig(ScheduleConfig):
-    """gamma to the power of the milestones that have been passed."""
+    """See the module."""
 
     milestones_epochs: tuple[PositiveFloat, ...] = Field(min_length=1)
+    """Epochs, in rising order."""
     gamma: PositiveFloat = 0.1
+    """Factor."""
 
     @model_validator(mode="after")
     def _milestones_rise(self) -> MultistepConfig:

@@ -1,4 +1,4 @@
-"""The learning rate's factor of TVLARS, a sigmoid that starts high and falls: LARS without warm-up.
+"""TVLARS: LARS without warm-up, its learning rate times a sigmoid that starts high and falls.
 
 K. Do et al., "Revisiting LARS for Large Batch Training Generalization of Neural Networks", arXiv 2309.14053:
 
@@ -27,13 +27,13 @@ class TvlarsConfig(ScheduleConfig):
     """See the module."""
 
     alpha: PositiveFloat = 1.0
-    """1 / alpha bounds the factor."""
+    """alpha; the factor is at most 1 / alpha."""
     rate: PositiveFloat
-    """lambda, steepness of the fall, per epoch."""
+    """lambda: how steeply the factor falls, per epoch."""
     delay_epochs: NonNegativeFloat
-    """d, the middle of the fall."""
+    """d: the epoch in the middle of the fall."""
     floor: NonNegativeFloat = 0.0
-    """gamma_min, what stays of the factor."""
+    """gamma_min: what the factor falls to."""
 
     @model_validator(mode="after")
     def _no_warmup(self) -> TvlarsConfig:

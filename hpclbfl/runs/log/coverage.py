@@ -1,8 +1,8 @@
 """Which rows of which attempt count, and which are missing: one rule for `reader.read_run` and the analysis. Pure.
 
 An attempt that resumed from step n trained n, n + 1, ... whatever was trained before, so rows of earlier attempts count
-below n alone: an attempt's *limit* is the least start of those after it. Up to its limit every log of the attempt must
-reach, for a checkpoint is published only when all ranks have flushed their logs; those of the last attempt must reach
+below n alone: an attempt's *limit* is the least start of those after it. Every log of the attempt must reach up to its
+limit, as a checkpoint is published only when all ranks have flushed their logs; those of the last attempt must reach
 the step in DONE.json, and may end anywhere while there is none. The first attempt must have begun at step 0. An attempt
 without any log ended before its first step and counts for nothing.
 """
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from hpclbfl.runs.log.schema import MAX_NUMBER
 
 NO_LIMIT = 2**62
-"""Step that no run reaches."""
+"""A step that no run reaches."""
 
 
 class LogSpan(NamedTuple):
@@ -31,7 +31,7 @@ class LogSpan(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """What the files of one attempt tell."""
+    """What the files of one attempt say."""
 
     path: str
     logs: Sequence[LogSpan]
@@ -41,7 +41,7 @@ class Attempt(NamedTuple):
 
     @property
     def start(self) -> int | None:
-        """Step from which it resumed; None when neither a log nor the provenance tells."""
+        """Step from which it resumed; None if neither a log nor the provenance says so."""
         starts = [log.start for log in self.logs if not log.problem]
         return min(starts, default=_number(self.provenance, "resumed_from_step"))
 

@@ -1,7 +1,7 @@
 """Reading logs: one rank's file, or a run folder with all its ranks and attempts as one set of tables.
 
 Loads neither torch nor Horovod. Files of live and of killed writers read alike: rows up to the counter `committed`.
-A file that is torn is named, never averaged in silence.
+A damaged file is named, never averaged silently.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Table = np.ndarray[Any, np.dtype[Any]]
 
 
 class TornFile(DamagedFile):
-    """A file of a run that cannot be trusted: unreadable, cut short, with holes or without rows, or missing."""
+    """A damaged file of a run: unreadable, truncated, with holes or without rows, or missing."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""The kinds of components, each with its contract and the text of an example."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from hpclbfl.config.components import SECTIONS
+from hpclbfl.core.registry import Registry
+from tools.docs.markdown import text
+
+ROOT = Path(__file__).parents[2]
+OWN_PARTS = ROOT / "docs" / "examples" / "own_parts"
+"""Complete examples of parts that stand outside the package, with the jobs that name them."""
+
+
+def components() -> str:
+    """The reference, as Markdown."""
+    parts = [part for section, registry in SECTIONS.items() for part in _kind(section, registry)]
+    files = sorted(path for path in OWN_PARTS.glob("*") if path.suffix in (".py", ".yaml"))
+    if files:
+        parts.append("## Examples of your own parts")
+    for path in files:
+        parts += [f"### `{path.name}`", _listing(path)]
+    return "\n\n".join(parts)
+
+
+def _kind(section: str, registry: Registry[Any]) -> list[str]:
+    found = {name: component for name in registry.names() if (component := registry.find(name)) is not None}
+    modules = {component.make.__module__ for component in found.values()}
+    own = {component.make.__module__ for component in found.values()} & {
+        component.config.__module__ for component in found.values()
+    }
+    shortest = min((_path(module) for module in own or modules), key=lambda path: (len(path.read_bytes()), path))
+    package = importlib.import_module(next(iter(sorted(modules))).rpartition(".")[0])
+    names = ", ".join(f"`{name}`" for name in found)
+    return [
+        f"### {registry.what[0].upper()}{registry.what[1:]}: section `{section}`",
+        text(inspect.cleandoc(package.__doc__ or "")),
+        f"In the package, `{_path(package.__name__).parent.relative_to(ROOT)}/`: {names}.",
+        _listing(shortest),
+    ]
+
+
+def _path(module: str) -> Path:
+    return Path(inspect.getsourcefile(importlib.import_module(module)) or "")
+
+
+def _listing(path: Path) -> str:
+    language = {".py": "python", ".yaml": "yaml"}[path.suffix]
+    title = f"# {path.relative_to(ROOT)}"
+    return f"```{language}\n{title}\n{path.read_text(encoding='utf-8').rstrip()}\n```"
