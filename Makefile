@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 ACTIVATE := source .venv/bin/activate
 
-.PHONY: help install quickstart test bench lint docs docs-pages slurm-up slurm-down clean
+.PHONY: help install quickstart test test-quick bench lint docs docs-pages slurm-up slurm-down clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -26,6 +26,9 @@ define train
 hpclbfl launch -np 2 jobs/quickstart.yaml 'sync=$(SYNC_$(2))' 'partition=$(PARTITION_$(patsubst $(2)-%,%,$(1)))' \
 	--run-dir runs/quickstart/runs/$(1)
 endef
+
+test-quick: install ## in two minutes: the tests that start no ranks and no Slurm, without the slow ones and without lint
+	@$(ACTIVATE) && HPCLBFL_FUZZ_S=0.3 pytest -q --numprocesses 2 --dist loadfile -m "not mpi and not slurm and not slow"
 
 test: install lint ## lint, then all tests: those that start ranks or a Slurm by themselves, the others two at a time
 	@$(ACTIVATE) && set -e; \

@@ -145,7 +145,7 @@ def run(
         HpclbflError: the run failed; its folder says so, too. Where several ranks train, a failure ends all of them.
     """
     from hpclbfl.api.own_torch import kept_torch_state
-    from hpclbfl.training.session import run_in_script
+    from hpclbfl.training.script import run_in_script
 
     if resume not in get_args(Resume):
         raise ConfigError(f"resume: {shown(resume)} is not known: {', '.join(get_args(Resume))}")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, SerializeAsAny, StrictBool, ValidationInfo, model_validator
 
 from hpclbfl.config.components import with_components
+from hpclbfl.config.migrate import as_former
 from hpclbfl.config.own_parts import NOWHERE, Lookup, as_written, pinned
 from hpclbfl.config.own_sources import PARTS
 from hpclbfl.config.part_names import anchored
@@ -166,10 +167,7 @@ class JobConfig(Section):
 
         Fixed i.i.d. shards, which it did not have, have no folder of that time.
         """
-        found = self._scientific(data_fingerprint, {"name", "comm", "checkpoint"})
-        if self.partition.is_reshuffled:
-            del found["partition"]["reshuffle"]
-        return _hash(found)
+        return _hash(as_former(self._scientific(data_fingerprint, {"name", "comm", "checkpoint"})))
 
     def slug(self) -> str:
         """The name in a form that suits a folder."""

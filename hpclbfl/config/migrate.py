@@ -7,49 +7,49 @@ from typing import Any
 
 from hpclbfl.config.part_names import parse_name
 
-_MOMENTUM, _MOMENTS = ("sgd", "lars"), ("adam", "adamw", "lamb")
-_HOLDERS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = {
-    "model": (
-        "name",
-        {
-            "stem": ("resnet18", "resnet50"),
-            "dropout": ("vgg11", "vgg11_bn", "alexnet", "vit_b_16", "vit_cifar", "vgg_small", "alexnet_small"),
-        },
-    ),
-    "partition": (
-        "kind",
-        {"labels": ("labels_per_client",), "alpha": ("dirichlet", "quantity"), "reshuffle": ("iid",)},
-    ),
+_MOMENTUM, _MOMENTS, _TVLARS = ("sgd", "lars"), ("adam", "adamw", "lamb"), ("tvlars",)
+_WITH_DROPOUT = ("vgg11", "vgg11_bn", "alexnet", "vit_b_16", "vit_cifar", "vgg_small", "alexnet_small")
+_BY_SPEED = ("proportional", "dynamic")
+_FORMER: Mapping[str, tuple[str, Mapping[str, tuple[tuple[str, ...], Any]]]] = {
+    "model": ("name", {"stem": (("resnet18", "resnet50"), "imagenet"), "dropout": (_WITH_DROPOUT, None)}),
+    "partition": ("kind", {"labels": (("labels_per_client",), None), "alpha": (("dirichlet", "quantity"), None)}),
     "optimizer": (
         "name",
         {
-            **dict.fromkeys(("momentum", "nesterov"), _MOMENTUM),
-            **dict.fromkeys(("betas", "eps"), _MOMENTS),
-            "trust_coefficient": ("lars",),
+            "momentum": (_MOMENTUM, 0.0),
+            "nesterov": (_MOMENTUM, False),
+            "betas": (_MOMENTS, [0.9, 0.999]),
+            "eps": (_MOMENTS, 1e-8),
+            "trust_coefficient": (("lars",), 0.001),
         },
     ),
     "batching": (
         "policy",
         {
-            "from": ("proportional",),
-            "window": ("proportional", "dynamic"),
-            "min_gain": ("dynamic",),
-            "min_local_batch_size": ("proportional", "dynamic"),
-            "max_local_batch_size": ("proportional", "dynamic", "noise_scale"),
-            **dict.fromkeys(("max_global_batch_size", "lr_rule"), ("noise_scale",)),
+            "from": (("proportional",), None),
+            "window": (_BY_SPEED, None),
+            "min_gain": (("dynamic",), None),
+            "min_local_batch_size": (_BY_SPEED, None),
+            "max_local_batch_size": ((*_BY_SPEED, "noise_scale"), None),
+            "max_global_batch_size": (("noise_scale",), None),
+            "lr_rule": (("noise_scale",), None),
         },
     ),
     "schedule": (
         "kind",
         {
-            **dict.fromkeys(("milestones_epochs", "gamma"), ("multistep",)),
-            "total_epochs": ("cosine",),
-            **dict.fromkeys(("alpha", "rate", "delay_epochs", "floor"), ("tvlars",)),
+            "milestones_epochs": (("multistep",), []),
+            "gamma": (("multistep",), 0.1),
+            "total_epochs": (("cosine",), None),
+            "alpha": (_TVLARS, 1.0),
+            "rate": (_TVLARS, None),
+            "delay_epochs": (_TVLARS, None),
+            "floor": (_TVLARS, 0.0),
         },
     ),
 }
-"""By section: what names the component, and the keys that versions up to 0.1 wrote for all of them, though only these
-read them."""
+"""By section: what names the component, and the keys that versions up to 0.1 wrote for all of them: which components
+read them, and what stood there for the others."""
 
 
 def migrated(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,10 +64,21 @@ def migrated(job: Mapping[str, Any]) -> dict[str, Any]:
     partition = job.get("partition")
     if isinstance(partition, Mapping) and partition.get("kind") == "iid" and "reshuffle" not in partition:
         found["partition"] = {**partition, "reshuffle": True}
-    for section, (naming, holders) in _HOLDERS.items():
+    for section, (naming, keys) in _FORMER.items():
         values = found.get(section)
         # Those versions had no parts of the user's own, whose keys are their own.
         if isinstance(values, Mapping) and naming in values and parse_name(values[naming]) is None:
-            own = {key: value for key, value in values.items() if values[naming] in holders.get(key, (values[naming],))}
-            found[section] = own
+            name = values[naming]
+            found[section] = {key: value for key, value in values.items() if key not in keys or name in keys[key][0]}
+    return found
+
+
+def as_former(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections of a job as version 0.1 wrote them; the reverse of `migrated`."""
+    found = dict(job)
+    for section, (_, keys) in _FORMER.items():
+        found[section] = {key: default for key, (_, default) in keys.items()} | dict(found[section])
+    # What it called i.i.d. was reshuffled; fixed shards it did not have.
+    if found["partition"].get("reshuffle") is not False:
+        found["partition"].pop("reshuffle", None)
     return found

@@ -14,6 +14,7 @@ from torch import nn
 from hpclbfl.algorithms.replicas import clients_of_rank
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import CommConfig
 from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import HpclbflError, RunFailed
 from hpclbfl.core.files import write_bytes
@@ -21,7 +22,7 @@ from hpclbfl.core.progress import Progress
 from hpclbfl.core.signals import StopRequest
 from hpclbfl.core.text import say_error
 from hpclbfl.optim.schedule import planned_epochs
-from hpclbfl.runs.checkpoint import CheckpointStore, Found
+from hpclbfl.runs.checkpoint import CheckpointStore
 from hpclbfl.runs.fingerprint import identity
 from hpclbfl.runs.folder import Attempt, Done, RunFolder, checkpoint_steps
 from hpclbfl.runs.lock import Lease, acquire
@@ -30,6 +31,7 @@ from hpclbfl.runs.parts import keep_parts, part_records
 from hpclbfl.runs.provenance import collect
 from hpclbfl.runs.tensorfile import checksum, to_bytes
 from hpclbfl.training import build
+from hpclbfl.training.announce import closing_line, opening_line, tell, tell_details, title
 from hpclbfl.training.failure import describe_failure, say_failure
 from hpclbfl.training.loop import STOPPED, NotFinite, Outcome, Services, train
 from hpclbfl.training.notices import factor_is_lost, warning_at_end
@@ -52,7 +54,7 @@ def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False, re
         debug: show the traceback of errors in the job, too.
         resume: what to do with what is in the folder, see `opening`.
     """
-    comm = _join(job)
+    comm = join(job.comm)
     session = Session(comm)
     try:
         outcome = session.run(job.resolved(comm.size), run_dir, resume)
@@ -63,48 +65,16 @@ def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False, re
     return outcome
 
 
-def run_in_script(
-    job: JobConfig, run_dir: Path | None = None, resume: Resume = "auto"
-) -> tuple[Path, Outcome, nn.Module | None]:
-    """Train a job within a program that goes on afterwards; see `run_job`.
-
-    Returns:
-        The run folder, complete on all ranks; what the run came to; and the trained net on the host, None where the
-        run was done before or is to be resumed.
-
-    Raises:
-        HpclbflError: the run failed, which its folder says, too. In an MPI job of several ranks a failure ends all of
-            them instead, as one that went on would leave the others waiting.
-        KeyboardInterrupt: Ctrl-C; the run counts as failed.
-    """
-    comm = _join(job)
-    session = Session(comm)
-    try:
-        outcome = session.run(job.resolved(comm.size), run_dir, resume)
-        # Rank 0 writes the folder's last files.
-        comm.barrier()
-    except BaseException as error:
-        if comm.size > 1:
-            session.fail(error, debug=False)
-        _, line = session.settle(error)
-        comm.close()
-        if isinstance(error, Exception) and not isinstance(error, HpclbflError):
-            raise RunFailed(line) from error
-        raise
-    comm.close()
-    return session.path, outcome, session.trained_net()
-
-
 def outcome_of(done: Done) -> Outcome:
     """What a run came to that is finished."""
     scores = (math.nan if score is None else score for score in (done.top1, done.top5, done.loss))
     return Outcome(done.reason, done.step, done.epoch, done.num_samples, done.elapsed_s, *scores)
 
 
-def _join(job: JobConfig) -> Communicator:
-    """The MPI job that this process belongs to, or this process alone."""
-    with logger.timing("starting the engine"), start_limit(job.comm.start_timeout_s):
-        return build.communicator(job.comm)
+def join(config: CommConfig) -> Communicator:
+    """The MPI job that this process belongs to, or this process alone; see `build.communicator`."""
+    with logger.timing("starting the engine"), start_limit(config.start_timeout_s):
+        return build.communicator(config)
 
 
 class Session:
@@ -160,7 +130,7 @@ class Session:
         store = CheckpointStore(folder.checkpoints, comm)
         with logger.timing("looking for a checkpoint"):
             found, problems = restore_newest(exp, store, mode)
-        _log_details(exp, folder, found)
+        tell_details(exp, folder, found)
         # Until here the folder may be another one's, and an error leaves it as it is.
         self._folder = folder
         aside = folder.set_aside() if mode == "never" and comm.rank == 0 else None
@@ -178,36 +148,27 @@ class Session:
             self._log = log = stack.enter_context(RunLog(attempt.rank_log(comm.rank), attributes))
             text = stack.enter_context(attempt.log.open("a", encoding="utf-8")) if comm.rank == 0 else None
             end = planned_epochs(job, exp.global_batch_size, exp.num_train)
-            progress = stack.enter_context(Progress(_title(job), end, comm.rank == 0, text))
-            progress.say(
-                f"{_count(len(exp.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, "
-                f"{exp.device.type}), global batch {exp.global_batch_size}, {exp.num_train} training images"
-            )
+            progress = stack.enter_context(Progress(title(job), end, comm.rank == 0, text))
+            progress.say(opening_line(exp))
             if exp.dataset.note:
                 progress.say(exp.dataset.note)
             for note in (*job.notes, *exp.notes):
-                _tell(exp, log, progress, "note", note)
+                tell(exp, log, progress, "note", note)
             if aside is not None:
                 progress.say(f"what was here is in {aside}")
             for line in [damage, *problems] if damage else problems:
-                _tell(exp, log, progress, "checkpoint", f"passed over: {line}")
+                tell(exp, log, progress, "checkpoint", f"passed over: {line}")
             if found is not None:
                 progress.say(f"resumes after step {found.step}, epoch {exp.epoch:.2f}")
             for line in exp.policy.warnings:
-                _tell(exp, log, progress, "plan", line)
+                tell(exp, log, progress, "plan", line)
             if job.gradients.scaler is not None and not job.optimizer.keeps_scale:
-                _tell(exp, log, progress, "warning", factor_is_lost(job.optimizer))
+                tell(exp, log, progress, "warning", factor_is_lost(job.optimizer))
             saver = Saver(exp, store)
             outcome = train(exp, Services(log, progress, saver, request, watchdog))
-            progress.say(
-                f"top-1 {100 * outcome.top1:.1f} % after {_count(outcome.step, 'step')}, {outcome.epoch:.2f} epochs, "
-                f"{outcome.elapsed_s:.1f} s of training ({outcome.reason}); {folder.path}"
-                if outcome.reason != STOPPED
-                else f"{request.name or 'another rank'} asked to stop: saved after step {outcome.step}, epoch "
-                f"{outcome.epoch:.2f}; the same command resumes it; {folder.path}"
-            )
+            progress.say(closing_line(outcome, request, folder))
             if outcome.reason != STOPPED and (warning := warning_at_end(exp)):
-                _tell(exp, log, progress, "warning", warning)
+                tell(exp, log, progress, "warning", warning)
         if comm.rank == 0:
             self._finish(exp, folder, outcome, saver)
         self._is_trained = outcome.reason != STOPPED
@@ -334,31 +295,3 @@ class Session:
         if self._folder is not None and self._folder.path.is_dir():
             self._folder.write_status("failed", error=line, rank=self._comm.rank)
         self._release()
-
-
-def _tell(exp: Experiment, log: RunLog, progress: Progress, kind: str, text: str) -> None:
-    """A line from rank 0, and an event."""
-    if kind == "note":
-        progress.say(f"note: {text}")
-    else:
-        progress.warn(text)
-    if exp.comm.rank == 0:
-        log.append("events", step=exp.counters.step, kind=kind, text=text)
-
-
-def _log_details(exp: Experiment, folder: RunFolder, found: Found | None) -> None:
-    logger.debug(f"run folder {folder.path}, experiment {exp.job.digest(exp.dataset.fingerprint)}")
-    where = "held in memory" if exp.train_images.in_memory else "decoded batch by batch"
-    logger.debug(f"data {exp.job.data.title}, fingerprint {exp.dataset.fingerprint[:10]}; images are {where}")
-    num_parameters = sum(parameter.numel() for parameter in exp.mean.parameters)
-    logger.debug(f"model {exp.job.model.name}: {num_parameters:,} parameters; {torch.get_num_threads()} threads")
-    if found is not None:
-        logger.debug(f"{folder.checkpoints}: read the checkpoint of step {found.step}")
-
-
-def _title(job: JobConfig) -> str:
-    return f"{job.name} {job.sync.title}, {job.partition.title}"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' if number != 1 else ''}"

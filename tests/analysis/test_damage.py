@@ -125,6 +125,7 @@ def test_a_bad_run_costs_the_others_nothing(root, capsys, file, content, reason,
     assert "good" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_export_and_page_go_on_with_every_bad_run(tmp_path):
     two_client_run(tmp_path / "good", seed=1)
     for number, (file, content, _, _) in enumerate(CASES):
@@ -339,6 +340,7 @@ def test_the_default_folder_of_an_export_is_no_link(root, tmp_path_factory, monk
     assert (elsewhere / "runs.csv").exists()
 
 
+@pytest.mark.slow
 def test_figures_follow_no_link_and_overwrite_no_other(tmp_path):
     for number, (model, data) in enumerate((("a/b", "x"), ("a-b", "x"), ("a/b", "y"), ("a-b", "y"))):
         for seed in (0, 1):

@@ -283,6 +283,7 @@ def test_the_rows_of_a_figure_are_few_however_long_a_run_is(tmp_path):
     assert max(counts[0].values()) <= 100
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same_whoever_draws_them(rows, monkeypatch):
     """By this process, or by several, in the order asked for."""
     specs = [filled(name, rows[name], ARMS) for name in ("time_shares", "final_accuracy", "scale_factor")] * 2

@@ -5,6 +5,7 @@ import sys
 
 import h5py
 import numpy as np
+import pytest
 
 from tests.analysis.conftest import two_client_run
 
@@ -42,6 +43,7 @@ REASONS = {
 }
 
 
+@pytest.mark.slow
 def test_report_export_and_watch_go_on(tmp_path):
     runs = tmp_path / "runs"
     two_client_run(runs / "good")

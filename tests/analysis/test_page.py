@@ -76,6 +76,7 @@ def click(browser, selector, count):
     browser.wait_for(f"document.body.dataset.ready === '{count}'")
 
 
+@pytest.mark.slow
 def test_page_in_a_browser(html, browser):
     opened(browser, html)
     assert browser.evaluate("document.querySelectorAll('figure .chart svg.marks').length") == 6

@@ -335,6 +335,7 @@ def test_loads_neither_torch_nor_horovod(tmp_path):
     assert done.stdout.splitlines()[-1] == "set()"
 
 
+@pytest.mark.slow
 def test_command_writes_page_and_figures(seeds, tmp_path):
     words = ["report", str(seeds), "-o", str(tmp_path / "r.html"), "--figures", str(tmp_path / "figures")]
     # In this process: what draws figures takes seconds to start.

@@ -205,6 +205,7 @@ def test_export_that_cannot_be_written(frames, tmp_path):
         export(frames, tmp_path / "out", "csv")
 
 
+@pytest.mark.slow
 def test_commands(frames, tmp_path):
     def run(*words):
         return subprocess.run([sys.executable, "-m", "hpclbfl", *words], capture_output=True, text=True, timeout=60)

@@ -85,6 +85,7 @@ def test_a_run_and_its_tables(result: hpclbfl.Result) -> None:
     assert result.events.columns == ["step", "kind", "text"]
 
 
+@pytest.mark.slow
 def test_the_same_run_from_the_command_line(result: hpclbfl.Result, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hpclbfl", "train", str(result.path / "config.yaml"), "--run-dir", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
@@ -319,6 +320,7 @@ def test_figures_of_several_tasks(tmp_path: Path) -> None:
     assert len({row["arm"] for row in rows}) == 2 and all("vgg11" in row["arm"] for row in rows)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(EXAMPLE), str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

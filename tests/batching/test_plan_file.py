@@ -131,6 +131,7 @@ def test_a_plan_that_was_changed_is_refused(tmp_path: Path) -> None:
     assert load_plan(file).ranks[0].max_batch == 4096
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_thousand_ranks_is_read(tmp_path: Path) -> None:
     first = full_plan(job_of(tmp_path)).ranks[0]
     plan = Plan(ranks=(first,) * 1000, job={})

@@ -42,7 +42,11 @@ def test_print_config_is_whole_and_resolved() -> None:
         (["train", "none.yaml"], "hpclbfl: error: none.yaml: cannot be read: No such file or directory"),
         (["launch", "-np", "2", str(JOB), "modle.name=x"], "unknown key 'modle': did you mean 'model'?"),
         (["train", str(JOB), "model.name=resnet9"], "model.name: 'resnet9' is not known: did you mean 'resnet8'?"),
-        (["train", str(JOB), "data={name: cifar10, path: /nonexistent}"], "data.download: true"),
+        pytest.param(
+            ["train", str(JOB), "data={name: cifar10, path: /nonexistent}"],
+            "data.download: true",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_errors_are_one_line_with_exit_code_2(words: list[str], message: str) -> None:

@@ -51,9 +51,9 @@ def test_every_command_takes_both() -> None:
     ("before", "after", "environ"),
     [
         (["--quiet"], [], {}),
-        ([], ["-q"], {}),
-        ([], [], {LOG_LEVEL: "warning"}),
-        ([], ["--quiet"], {LOG_LEVEL: "debug"}),
+        pytest.param([], ["-q"], {}, marks=pytest.mark.slow),
+        pytest.param([], [], {LOG_LEVEL: "warning"}, marks=pytest.mark.slow),
+        pytest.param([], ["--quiet"], {LOG_LEVEL: "debug"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_quiet_run_leaves_its_log_whole(
@@ -66,6 +66,7 @@ def test_a_quiet_run_leaves_its_log_whole(
     assert lines[-1].startswith("top-1 ") and len(lines) == 2
 
 
+@pytest.mark.slow
 def test_warnings_stay(job: Path, tmp_path: Path, toy_set: Path) -> None:
     # Its clients train alone and are never averaged.
     job.write_text(JOB.format(path=toy_set, clients=2, more="sync: {kind: fedavg, local_steps: 50}"))
@@ -84,6 +85,7 @@ def test_the_error_is_the_last_line_at_every_level(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, f"{error}\n")
 
 
+@pytest.mark.slow
 def test_a_verbose_run_tells_details_and_keeps_them_out_of_its_log(job: Path, tmp_path: Path) -> None:
     done = hpclbfl("train", job, "--run-dir", tmp_path / "run", "-v")
     assert done.returncode == 0
@@ -120,6 +122,7 @@ def test_without_a_command() -> None:
 SWEEP = "name: s\njob: job.yaml\nseeds: 1\nranks: 1\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "is_told", "has_details"), [([], True, False), (["-q"], False, False), (["-v"], True, True)]
 )
@@ -137,6 +140,7 @@ def test_a_sweep_hands_its_level_on(
     assert ("hpclbfl: gradients are reduced in buckets" in said) == has_details
 
 
+@pytest.mark.slow
 def test_a_failed_run_of_a_quiet_sweep_is_told(job: Path, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(SWEEP)
     write_toy_set(tmp_path / "other.h5", num_train=8)

@@ -155,6 +155,7 @@ def test_the_machine(tmp_path, here, monkeypatch):
         assert_plain(here(*words, cwd=tmp_path))
 
 
+@pytest.mark.slow
 def test_training_into_a_folder_with_a_markup_name(tmp_path):
     write_toy_set(tmp_path / "ü.h5")
     (tmp_path / "job.yaml").write_text(

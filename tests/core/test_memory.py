@@ -49,6 +49,7 @@ def plan(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_too_small_is_named_as_it_was_given(tmp_path: Path) -> None:
     done = plan(tmp_path, "--memory-limit", "1MB")
     assert done.returncode == 1
@@ -56,6 +57,7 @@ def test_a_limit_that_is_too_small_is_named_as_it_was_given(tmp_path: Path) -> N
     assert done.stderr.splitlines()[-1] == error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--out", "{}/a"], ["--plot", "{}/a.svg"]])
 def test_a_place_that_cannot_be_written_is_refused_before_the_probes(tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "file").touch()

@@ -152,6 +152,7 @@ def handles_signals(pid: int) -> bool:
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.0, 1.2])
 @pytest.mark.parametrize(
     ("command", "name"),
@@ -181,6 +182,7 @@ def test_commands_end_with_128_and_the_signal(
     assert "Traceback" not in said and said.count("hpclbfl: error:") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["report", "{}"], ["export", "{}"], ["train", str(JOB), "--print-config"], ["--help"]]
 )
@@ -193,6 +195,7 @@ def test_a_reader_that_goes_away_is_no_error(runs: Path, words: list[str]) -> No
     assert (process.returncode, said) == (141, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_without_standard_streams_commands_work(runs: Path, closed: str) -> None:
     script = f'exec "$0" -m hpclbfl report "$1" {closed}'
@@ -200,6 +203,7 @@ def test_without_standard_streams_commands_work(runs: Path, closed: str) -> None
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_nobody_reads(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -210,6 +214,7 @@ def test_a_run_goes_on_when_nobody_reads(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "DONE.json").exists()
 
 
+@pytest.mark.slow
 def test_a_terminal_that_closes_lets_a_run_save_its_state(tmp_path: Path) -> None:
     leader, terminal = pty.openpty()
     command = [*HPCLBFL, "train", str(JOB), "stop.epochs=1000", "--run-dir", str(tmp_path / "run")]

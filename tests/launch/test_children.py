@@ -158,6 +158,7 @@ def test_python_m_works_beside_them(shadows: Path, words: list[str]) -> None:
     assert done.returncode == (0 if words[0] == "train" else 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["hpclbfl.planner.probe", "hpclbfl.launch.mpi_probe"])
 def test_probes_work_beside_them(shadows: Path, module: str) -> None:
     done = subprocess.run(module_command(module), input="{}", capture_output=True, text=True, timeout=120)

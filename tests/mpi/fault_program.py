@@ -17,6 +17,7 @@ import hpclbfl.runs.checkpoint
 import hpclbfl.training.session
 import hpclbfl.training.steps
 from hpclbfl.config.job import load_job
+from hpclbfl.core.diagnostics import on_terminal
 from hpclbfl.core.launched import launched_rank
 from hpclbfl.training.session import run_job
 
@@ -70,7 +71,9 @@ if is_hit:
         # The other rank waits in MPI's start.
         wrap(hpclbfl.training.session.build, "communicator", before=lambda *_: die())
     elif fault == "absent":
-        wrap(hpclbfl.training.session.build, "communicator", before=lambda *_: (note(), time.sleep(300)))
+        # Before it waits itself: its own limit would be over at the same moment.
+        note()
+        time.sleep(300)
     elif fault == "leaves":
         # What is said depends on whether the other rank has come to MPI's start before.
         wrap(hpclbfl.training.session.build, "communicator", before=lambda *_: (note(), os._exit(0)))
@@ -100,5 +103,6 @@ if is_hit:
 if fault in ("USR2", "TERM"):
     wrap(hpclbfl.training.steps, "forward_backward", before=lambda *_: time.sleep(0.05))
 overrides = ["comm.start_timeout_s=10"] if fault in ("absent", "leaves") else None
-outcome = run_job(load_job(Path(job_file), overrides), Path(run_folder))
+with on_terminal():
+    outcome = run_job(load_job(Path(job_file), overrides), Path(run_folder))
 sys.exit(75 if outcome.reason == "asked to stop" else 0)

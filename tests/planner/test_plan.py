@@ -258,6 +258,7 @@ def test_errors_of_a_plain_line_are_of_the_sizes_it_was_fitted_to() -> None:
     assert (found.least, found.worst, found.num_sizes) == (pytest.approx(0, abs=1e-9), pytest.approx(1 / 6), 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

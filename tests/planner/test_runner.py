@@ -52,6 +52,7 @@ def test_other_ends_are_errors_of_one_line() -> None:
         run(f'print(\'{MARK}\' + \'{{"error": "no such net", "exit_code": 2}}\')')
 
 
+@pytest.mark.slow
 def test_batch_memory_is_what_images_take(larger_set: Path) -> None:
     job = planned_job(larger_set)
     request = {"kind": "batches", "job": job.model_dump(mode="json"), "local_rank": 0, "local_size": 1}
@@ -66,6 +67,7 @@ def test_batch_memory_is_what_images_take(larger_set: Path) -> None:
         assert size == pytest.approx(batch * 16 * 16 * 3 * (1 + 1 + 4), rel=0.05, abs=40_000 if batch == 1 else 0)
 
 
+@pytest.mark.slow
 def test_a_real_probe_runs_out_of_memory(larger_set: Path) -> None:
     job = planned_job(larger_set)
     request = {"kind": "peak", "job": job.model_dump(mode="json"), "local_rank": 0, "local_size": 1}

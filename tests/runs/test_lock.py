@@ -245,6 +245,7 @@ def _race(folder: str, rounds: int, barrier: Any, results: Any) -> None:
     results.put(won)
 
 
+@pytest.mark.slow
 def test_of_those_who_find_the_owner_gone_one_takes_over(tmp_path: Path) -> None:
     rounds, racers = 40, 3
     for number in range(rounds):

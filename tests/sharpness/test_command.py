@@ -83,6 +83,7 @@ def test_json_and_file_agree(run: Path) -> None:
     assert [path.name for path in run.glob(".*")] == []
 
 
+@pytest.mark.slow
 def test_ten_vectors_unless_told_otherwise_and_one_has_no_error(run: Path) -> None:
     assert answer(run, "--lanczos", "2")["vectors"] == 10
     found = answer(run, "--lanczos", "3", "--vectors", "1")
@@ -91,6 +92,7 @@ def test_ten_vectors_unless_told_otherwise_and_one_has_no_error(run: Path) -> No
     assert {part["error"] for part in found["spectrum"]} == {None}
 
 
+@pytest.mark.slow
 def test_more_vectors_begin_with_the_same_ones(run: Path) -> None:
     seen = []
     for vectors in ("2", "3"):
@@ -136,6 +138,7 @@ def test_a_file_of_the_first_version_is_read_and_kept(run: Path) -> None:
     assert tables["spectrum"]["step"].tolist() == [5] * 2 + [10] * 4
 
 
+@pytest.mark.slow
 def test_a_step_is_replaced_and_another_is_added(run: Path) -> None:
     answer(run, "--top", "2", "--lanczos", "3", "--vectors", "1")
     (run / "DONE.json").rename(run / "done")
@@ -151,6 +154,7 @@ def test_a_step_is_replaced_and_another_is_added(run: Path) -> None:
     assert len(tables["spectrum"]) == 0
 
 
+@pytest.mark.slow
 def test_rows_of_another_experiment_in_the_folder_go(run: Path) -> None:
     (run / "DONE.json").rename(run / "done")
     (run / "checkpoints" / "step-000000010").rename(run / "last")
@@ -183,6 +187,7 @@ def test_another_seed_takes_other_images(run: Path) -> None:
     assert abs(values[0] - values[1]) > 1e-3 * abs(values[0])
 
 
+@pytest.mark.slow
 def test_the_table_as_printed(run: Path) -> None:
     done = hpclbfl("sharpness", str(run), *QUICK, "--lanczos", "30", "--vectors", "3")
     assert done.returncode == 0, done.stderr

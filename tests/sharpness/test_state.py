@@ -95,6 +95,7 @@ def test_damage_is_named(tmp_path: Path, toy_set: Path) -> None:
         state_of(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_older", [False, True], ids=["with a checksum", "of an older version"])
 def test_no_damage_to_the_model_gives_another_net(tmp_path: Path, toy_set: Path, is_older: bool) -> None:
     run_job(make_job(toy_set, **FEW), tmp_path)

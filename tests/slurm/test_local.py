@@ -149,6 +149,7 @@ def test_a_run_in_other_hands_is_left_alone(tmp_path: Path, monkeypatch: pytest.
     lease.release()
 
 
+@pytest.mark.slow
 def test_real_runs_through_the_command_line(tmp_path: Path, toy_set: Path) -> None:
     """Two ranks, one rank, and one net that does not take the images."""
     points = [{"seed": 0}, {"seed": 1, "clients": 1}, {"seed": 2, "clients": 1, "model.name": "alexnet"}]

@@ -165,6 +165,7 @@ def test_without_a_cluster_the_way_out_is_named(tmp_path: Path, fake_slurm: Fake
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_racing_submitters_submit_every_run_once(
     tmp_path: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +179,7 @@ def test_racing_submitters_submit_every_run_once(
     assert sum("9 to do" in text for text in said) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_terminal_group", [True, False])
 def test_ctrl_c_leaves_nothing_half_written(
     tmp_path: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, is_terminal_group: bool

@@ -75,7 +75,9 @@ def untimed(run: RunLogs) -> dict[str, Any]:
     return {(name, c): run.tables[name][c].tobytes() for name in DTYPES if name != "events" for c in columns[name]}
 
 
-@pytest.mark.parametrize("name", list(JOBS))
+@pytest.mark.parametrize(
+    "name", [name if name in ("bsp", "fedavg") else pytest.param(name, marks=pytest.mark.slow) for name in JOBS]
+)
 def test_cut_and_resumed_twice_is_bit_identical(
     tmp_path: Path, toy_set: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +100,7 @@ def test_cut_and_resumed_twice_is_bit_identical(
     assert steps == ([18, 20] if name == "growing" else [9, 12])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [14, 29], ids=["while the window fills", "after it has filled"])
 def test_selsyncs_window_goes_on_bit_for_bit(
     tmp_path: Path, toy_set: Path, cut: int, monkeypatch: pytest.MonkeyPatch

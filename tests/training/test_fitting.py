@@ -142,6 +142,7 @@ def forge(checkpoint: Path, file: str, content: bytes | memoryview) -> None:
     write_json(checkpoint / "MANIFEST.json", manifest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "file", "change", "reason"), CASES)
 def test_a_part_that_does_not_fit_is_passed_over(
     tmp_path: Path,

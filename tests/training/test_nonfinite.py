@@ -55,6 +55,7 @@ def test_stop(
     assert run_job(make_job(toy_set, sync=sync, **FEW), tmp_path, resume="must").step == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sync", SYNCS, ids=["bsp", "fedavg"])
 def test_skip_leaves_the_state_as_it_was(
     tmp_path: Path, toy_set: Path, sync: dict[str, Any], monkeypatch: pytest.MonkeyPatch

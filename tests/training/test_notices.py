@@ -135,6 +135,7 @@ def test_a_lone_client_needs_no_averaging(tmp_path: Path, toy_set: Path, capsys:
     assert "never averaged" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local_steps", [3, 50])
 def test_the_warning_covers_the_whole_run(
     tmp_path: Path,

@@ -92,6 +92,7 @@ def test_a_folder_that_does_not_tell_what_it_holds_is_refused(
     assert files(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "more"),
     [
@@ -117,6 +118,7 @@ def test_a_finished_run_goes_on_where_stop_has_grown(
     assert (found.num_attempts, found.torn, found.config["stop"]["steps"]) == (2, [], more.get("steps"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "first", "more"),
     [
@@ -362,6 +364,7 @@ def test_digest_without_stop() -> None:
     assert short.former_digest("f" * 64) != long.former_digest("f" * 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [5, [], "x", None])
 @pytest.mark.parametrize("where", ["provenance", "manifest"])
 def test_an_identity_that_is_none_is_passed_over(

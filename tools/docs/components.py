@@ -13,18 +13,33 @@ from tools.docs.markdown import text
 
 ROOT = Path(__file__).parents[2]
 OWN_PARTS = ROOT / "docs" / "examples" / "own_parts"
-"""Complete examples of parts that stand outside the package, with the jobs that name them."""
+"""Complete examples of parts outside the package, with the jobs that name them."""
+FROM_PYTHON = ROOT / "docs" / "examples" / "from_python.py"
+KINDS = """## Kinds of components
+
+Each kind comes with the contract of its folder and the shortest built-in component that has a config of its own."""
 
 
 def components() -> str:
-    """The reference, as Markdown."""
-    parts = [part for section, registry in SECTIONS.items() for part in _kind(section, registry)]
+    """Examples of a user's own parts, then each kind, as Markdown."""
     files = sorted(path for path in OWN_PARTS.glob("*") if path.suffix in (".py", ".yaml"))
-    if files:
-        parts.append("## Examples of your own parts")
+    parts = ["## Examples of your own parts"] if files else []
     for path in files:
-        parts += [f"### `{path.name}`", _listing(path)]
+        parts += [f"### `{path.name}`", listing(path)]
+    parts.append(KINDS)
+    parts += [part for section, registry in SECTIONS.items() for part in _kind(section, registry)]
     return "\n\n".join(parts)
+
+
+def python_example() -> str:
+    """The example of the Python API, as Markdown."""
+    return f"## An example\n\n{listing(FROM_PYTHON)}" if FROM_PYTHON.exists() else ""
+
+
+def listing(path: Path) -> str:
+    """A file of the checkout as a block of code, its path above it."""
+    language = {".py": "python", ".yaml": "yaml"}[path.suffix]
+    return f"```{language}\n# {path.relative_to(ROOT)}\n{path.read_text(encoding='utf-8').rstrip()}\n```"
 
 
 def _kind(section: str, registry: Registry[Any]) -> list[str]:
@@ -40,15 +55,9 @@ def _kind(section: str, registry: Registry[Any]) -> list[str]:
         f"### {registry.what[0].upper()}{registry.what[1:]}: section `{section}`",
         text(inspect.cleandoc(package.__doc__ or "")),
         f"In the package, `{_path(package.__name__).parent.relative_to(ROOT)}/`: {names}.",
-        _listing(shortest),
+        listing(shortest),
     ]
 
 
 def _path(module: str) -> Path:
     return Path(inspect.getsourcefile(importlib.import_module(module)) or "")
-
-
-def _listing(path: Path) -> str:
-    language = {".py": "python", ".yaml": "yaml"}[path.suffix]
-    title = f"# {path.relative_to(ROOT)}"
-    return f"```{language}\n{title}\n{path.read_text(encoding='utf-8').rstrip()}\n```"

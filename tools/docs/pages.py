@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tools.docs.commands import commands
-from tools.docs.components import components
+from tools.docs.components import components, python_example
 from tools.docs.job_file import job_file
 from tools.docs.logs import logs
 from tools.docs.markdown import with_generated
@@ -18,6 +18,7 @@ GENERATED = {
     "runs.md": logs,
     "clusters.md": sweeps,
     "extending.md": components,
+    "python-api.md": python_example,
 }
 
 

@@ -94,6 +94,7 @@ def test_post_local_averages_after_the_switch(tmp_path: Path, toy_set: Path) -> 
     assert steps["round"].tolist() == steps["step"].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "unknown"), [("selsync", 25), ("squared_norm", 1)])
 def test_selsync_between_its_limits(tmp_path: Path, toy_set: Path, change: str, unknown: int) -> None:
     """As long as no change is known, every step averages, whatever the threshold."""

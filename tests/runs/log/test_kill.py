@@ -15,6 +15,7 @@ from hpclbfl.runs.log.reader import read_file
 PROGRAM = Path(__file__).with_name("kill_program.py")
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_system_calls_loses_no_flushed_row(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(PROGRAM), str(tmp_path)], capture_output=True, text=True, timeout=120)
     if "no ptrace here" in done.stderr:

@@ -46,6 +46,7 @@ def test_what_is_written_is_read(plan, sharpness):
     assert attributes == {"hash": "abc", "config": "name: ?\n", "schema_version": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", [read_plan, read_sharpness])
 def test_a_flipped_bit_never_gives_another_number(plan, sharpness, read):
     path = plan if read is read_plan else sharpness
