@@ -111,13 +111,14 @@ def fit_peak(probes: PeakProbes, top: int, most: int) -> BentLine:
     top = max(SMALLEST, min(max(top, 4 * SMALLEST), most))
     while True:
         sizes = sorted({max(SMALLEST, top // 4), max(SMALLEST, top // 2), top})
-        if not all(probes.fits(size) for size in sizes):
+        # Once something has not fitted, the largest comes first: if it does not fit, either, two probes are saved.
+        order = sizes if probes.bound is None else sizes[::-1]
+        if not all(probes.fits(size) for size in order):
             bound = probes.bound or SMALLEST
             if bound <= SMALLEST:
                 raise RunFailed(f"memory: not even a batch of {SMALLEST} fits into the limit")
             # Not up to the limit itself, which is left to the search.
-            most = max(SMALLEST, min(most, int(0.8 * bound)))
-            top = max(SMALLEST, min(most, top // 2))
+            most = top = max(SMALLEST, min(most, int(0.8 * bound)))
             continue
         points = {size: probes.points[size] for size in sizes}
         if len(sizes) < 3 or is_straight(points):

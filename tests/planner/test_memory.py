@@ -104,6 +104,8 @@ def test_a_limit_below_the_devices_own() -> None:
 )
 # One probe lies just above what is allowed, near enough to its prediction.
 @example(fixed=0.109375, early=0.0, per_sample=0.109375, top=356, seed=380)
+# The search begins far below, and what fits lies between two of its doublings.
+@example(fixed=1.28125, early=0.5, per_sample=0.4375, top=21, seed=214)
 def test_whatever_the_curve_the_answer_fits(fixed: float, early: float, per_sample: float, top: int, seed: int) -> None:
     noise = np.random.default_rng(seed)
     layout: dict[int, float] = {}
