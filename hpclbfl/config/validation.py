@@ -72,8 +72,6 @@ class _Place(NamedTuple):
     """The keys as the user wrote them."""
     group: str
     """The key whose value is wrong, without what lies within it where it may be of several types."""
-    field: FieldInfo | None
-    """The last key's."""
     model: type[BaseModel]
     """The section that holds it."""
 
@@ -88,10 +86,6 @@ def _explain(error: Any, place: _Place) -> str:
         return f"unknown key '{key}': {hint}valid {where}: {', '.join(valid)}"
     if kind == "missing":
         return f"'{key}' is missing"
-    if kind == "union_tag_not_found":
-        return f"'{key}.kind' is missing: {' or '.join(_kinds(place.field))}"
-    if kind == "union_tag_invalid":
-        return f"{key}.kind: {shown(error['ctx']['tag'])} is not known: {' or '.join(_kinds(place.field))}"
     message = _MESSAGES.get(kind) or error["msg"].removeprefix("Value error, ")
     return f"{f'{key}: ' if key else ''}{message[0].lower() + message[1:]}{_not_this(error.get('input'))}"
 
@@ -122,10 +116,6 @@ def _locate(location: tuple[int | str, ...], root: type[Section], within: Sequen
     model: type[BaseModel] = root
     field: FieldInfo | None = None
     for index, part in enumerate(location):
-        branches = _kinds(field)
-        if part in branches:
-            model, field = branches[str(part)], None
-            continue
         if _is_choice(field):
             group, field = ".".join(path), None
             continue
@@ -134,20 +124,13 @@ def _locate(location: tuple[int | str, ...], root: type[Section], within: Sequen
         if index < len(location) - 1 and field is not None:
             # A section, or one that may be absent: `Section | None`.
             for annotation in get_args(field.annotation) or (field.annotation,):
-                if isinstance(annotation, type) and issubclass(annotation, BaseModel) and not _kinds(field):
+                if isinstance(annotation, type) and issubclass(annotation, BaseModel):
                     model = annotation
-    return _Place(path, ".".join(path) if group is None else group, field, model)
-
-
-def _kinds(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
-    """The sections that a field may hold, by their `kind`; none for a field without that choice."""
-    if field is None or field.discriminator != "kind":
-        return {}
-    return {get_args(branch.model_fields["kind"].annotation)[0]: branch for branch in get_args(field.annotation)}
+    return _Place(path, ".".join(path) if group is None else group, model)
 
 
 def _is_choice(field: FieldInfo | None) -> bool:
     """Whether a field takes values of several types, each of which pydantic tries and names."""
-    if field is None or field.discriminator is not None or get_origin(field.annotation) not in (Union, UnionType):
+    if field is None or get_origin(field.annotation) not in (Union, UnionType):
         return False
     return sum(member is not NoneType for member in get_args(field.annotation)) > 1

@@ -1,4 +1,4 @@
-"""From the names in a job file to objects: the only lookup tables."""
+"""From sections of a job to the parts of a run that are no components."""
 
 from __future__ import annotations
 

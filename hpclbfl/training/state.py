@@ -1,4 +1,4 @@
-"""Everything that a run holds on one rank: data, net, clients, optimizers, synchroniser, and how far it is."""
+"""Everything that a run holds on one rank: data, net, clients, optimizers, algorithm, and how far it is."""
 
 from __future__ import annotations
 
