@@ -6,6 +6,11 @@ What a class of the user's own must be to join a kind stands with the kind, see 
   generator, which is seeded before;
 - a partition is made with its config, and called with labels (int64 [N]), the number of clients, the number of classes
   and a numpy generator; it returns the places of each client's samples, as those of `hpclbfl.data.partitions` do;
+- an algorithm is made with its config, the global batch size and the size of the training set, and has the methods of
+  `hpclbfl.algorithms.Synchroniser`;
+- a batch policy is made with its config, the job, the number of ranks, the batch sizes at the start and what each
+  client can hold at most; it is a `hpclbfl.batching.BatchPolicy`, and its state holds
+  what `hpclbfl.core.state` lets through;
 - an optimizer is a `torch.optim.Optimizer`, made with its config and torch's parameter groups; one that is not derived
   from torch's SGD, Adam or AdamW has a method `reset_state`, see `hpclbfl.optim.slots`;
 - a schedule is made with its config, and called with an epoch; it returns what the rate is multiplied with.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from hpclbfl.config.part_names import brief
 from hpclbfl.config.sections.base import Section
 
 
@@ -24,7 +25,7 @@ class AlgorithmConfig(Section):
     @property
     def title(self) -> str:
         """What it is called, in a few words."""
-        return self.kind
+        return brief(self.kind)
 
     @property
     def watched_change(self) -> Literal["squared_norm", "selsync"] | None:
