@@ -18,7 +18,7 @@ _UNBOUNDED = ("gap_top1", "samples_per_s", "elapsed_s")
 
 
 @dataclass(frozen=True)
-class Headline:
+class ArmSummary:
     """Arms of one task side by side; accuracies are means over seeds of complete runs, shares (0 to 1)."""
 
     title: str
@@ -49,7 +49,7 @@ class Headline:
 
 def headlines(
     frames: Frames, summary: pl.DataFrame, baseline: str | None = None, target: float | None = None
-) -> list[Headline]:
+) -> list[ArmSummary]:
     """Arms side by side, one headline per task (see `tasks.arm_tasks`).
 
     Args:
@@ -75,7 +75,7 @@ def headlines(
     return found
 
 
-def ranked_arms(head: Headline, limit: int) -> list[str]:
+def ranked_arms(head: ArmSummary, limit: int) -> list[str]:
     """Labels of the arms that a figure has room for, in their order: all, or the baseline and the most accurate."""
     labels = head.labels
     if len(labels) <= limit:
@@ -84,7 +84,7 @@ def ranked_arms(head: Headline, limit: int) -> list[str]:
     return [label for label in labels if label in chosen]
 
 
-def by_rank(head: Headline) -> list[str]:
+def by_rank(head: ArmSummary) -> list[str]:
     """Labels of all arms, the baseline first, then by accuracy."""
     best = head.arms.sort("top1", descending=True, nulls_last=True)["arm"].cast(pl.String).to_list()
     first = [] if head.baseline is None else [head.baseline]
@@ -98,7 +98,7 @@ def _headline(
     summary: pl.DataFrame,
     baseline: str | None,
     target: float | None,
-) -> Headline:
+) -> ArmSummary:
     table = summary.filter("complete")
     evals = evals.join(table.select("run"), on="run", how="semi")
     # Points that unlike tasks have in common say nothing.
@@ -134,7 +134,7 @@ def _headline(
     rounding = _rounding(runs)
     compared = {} if baseline is None else {m: _compared(table, m, baseline, rounding) for m in measures}
     comparisons = stats.judged(compared)
-    return Headline(title, arms, points, baseline, comparisons, target, size)
+    return ArmSummary(title, arms, points, baseline, comparisons, target, size)
 
 
 def _rounding(runs: pl.DataFrame) -> float | None:

@@ -26,7 +26,7 @@ from hpclbfl.analysis.captions import CAPTIONS
 from hpclbfl.analysis.configs import as_text
 from hpclbfl.analysis.figures import definition
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.headline import Headline, by_rank
+from hpclbfl.analysis.headline import ArmSummary, by_rank
 from hpclbfl.analysis.markup import TextTable, to_html
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.render import BY_ROW, MAX_BARS, VEGALITE, figure_rows, parts_of
@@ -53,7 +53,7 @@ _PROVENANCE = (
 _MORE_PROVENANCE = ("torch", "horovod", "mpi_library", "python", "platform", "data_fingerprint")
 
 
-def write_page(path: Path, frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -> None:
+def write_page(path: Path, frames: Frames, runs: pl.DataFrame, heads: Sequence[ArmSummary]) -> None:
     """Write the page, whole or not at all.
 
     Args:
@@ -68,7 +68,7 @@ def write_page(path: Path, frames: Frames, runs: pl.DataFrame, heads: Sequence[H
     write_text(path, text)
 
 
-def page(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -> str:
+def page(frames: Frames, runs: pl.DataFrame, heads: Sequence[ArmSummary]) -> str:
     """The page's HTML."""
     labels = [label for head in heads for label in head.labels]
     places = {label: place for place, label in enumerate(labels)}
@@ -179,7 +179,7 @@ def _html(table: TextTable, name: str, nth: int = 0) -> Markup:
     return Markup(to_html(table, f"{name}-{nth + 1}" if nth else name))
 
 
-def _placed(table: TextTable, head: Headline, places: Mapping[str, int]) -> TextTable:
+def _placed(table: TextTable, head: ArmSummary, places: Mapping[str, int]) -> TextTable:
     """A task's table whose rows bear their arms' places among those of all tasks."""
     marks = [{**mark, "arm": str(places[head.labels[int(mark["arm"])]])} for mark in table.marks]
     return replace(table, marks=marks)

@@ -15,7 +15,7 @@ from hpclbfl.analysis import views
 from hpclbfl.analysis.convert import convert_all
 from hpclbfl.analysis.figures import definition
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.headline import Headline, ranked_arms
+from hpclbfl.analysis.headline import ArmSummary, ranked_arms
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.style import MAX_ARMS, PARTS, ROWS, fill
 from hpclbfl.core.files import explained_writes, write_bytes
@@ -67,7 +67,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_figures(
-    frames: Frames, heads: Sequence[Headline], folder: Path, kinds: Sequence[str] = FORMATS
+    frames: Frames, heads: Sequence[ArmSummary], folder: Path, kinds: Sequence[str] = FORMATS
 ) -> Iterator[tuple[Path, str]]:
     """Write every figure that there is something to draw for, over all seeds, into a folder; what is there is replaced.
 

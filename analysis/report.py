@@ -13,7 +13,7 @@ import polars as pl
 
 from hpclbfl.analysis import eigenvalues
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.headline import Headline, headlines
+from hpclbfl.analysis.headline import ArmSummary, headlines
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.markup import to_latex, to_markdown, to_rich
 from hpclbfl.analysis.metrics import AXES, to_target
@@ -40,7 +40,7 @@ def print_report(
     form: Format = "text",
     baseline: str | None = None,
     target: float | None = None,
-) -> tuple[Frames, pl.DataFrame, list[Headline]]:
+) -> tuple[Frames, pl.DataFrame, list[ArmSummary]]:
     """Print the runs at or below a folder to stdout; returns what was loaded and computed for it.
 
     Raises:
@@ -75,7 +75,7 @@ def load_some(directory: str | Path) -> Frames:
     return frames
 
 
-def summary_rows(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline] = ()) -> list[dict[str, Any]]:
+def summary_rows(frames: Frames, runs: pl.DataFrame, heads: Sequence[ArmSummary] = ()) -> list[dict[str, Any]]:
     """One row per run, for machines: the columns of `summary.summarise`, `ranks` for num_ranks, and `problems`.
 
     With headlines that have a target: target_steps, target_samples, target_seconds of the run; with those that have a
@@ -112,7 +112,7 @@ def problem_lines(frames: Frames) -> dict[str, list[str]]:
     return {run: list(map(printable, said)) for run, said in lines.items()}
 
 
-def _print_text(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -> None:
+def _print_text(frames: Frames, runs: pl.DataFrame, heads: Sequence[ArmSummary]) -> None:
     console = make_console()
     has_seeds = any((head.arms["n"] > 1).any() for head in heads)
     for head in heads if any(map(_says_more, heads)) else ():
@@ -144,7 +144,7 @@ def _print_text(frames: Frames, runs: pl.DataFrame, heads: Sequence[Headline]) -
             console.print(f"{name}: {line}", soft_wrap=True)
 
 
-def _says_more(head: Headline) -> bool:
+def _says_more(head: ArmSummary) -> bool:
     """Whether arms say more than their single runs do."""
     if (head.arms["n"] > 1).any() or head.target is not None or head.size is not None:
         return True

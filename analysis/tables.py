@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from hpclbfl.analysis.headline import Headline
+from hpclbfl.analysis.headline import ArmSummary
 from hpclbfl.analysis.markup import TextTable, signed
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS, MOST_SEEDS, POWER, TOO_FEW
@@ -28,7 +28,7 @@ _DIFFERENCES = (
 )
 
 
-def arms_table(head: Headline, brief: bool = False) -> TextTable:
+def arms_table(head: ArmSummary, brief: bool = False) -> TextTable:
     """Arms side by side: accuracy at the end and at equal steps, samples and seconds, with intervals and n.
 
     Args:
@@ -71,7 +71,7 @@ def arms_table(head: Headline, brief: bool = False) -> TextTable:
     )
 
 
-def comparison_table(head: Headline) -> TextTable:
+def comparison_table(head: ArmSummary) -> TextTable:
     """Every arm against the baseline, at equal steps, samples and seconds.
 
     Without rows, and with one sentence as its note, where there is nothing to compare or too few seeds.

@@ -10,7 +10,7 @@ from pathlib import Path
 from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import RunFailed
 from hpclbfl.core.process import Process
-from hpclbfl.runs.slurm_client import SlurmSilent, ask, live_jobs
+from hpclbfl.runs.slurm_client import SlurmUnavailable, ask, live_jobs
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.state import RunState, run_states
 
@@ -42,7 +42,7 @@ def cancel(directory: Path) -> None:
             problems.append(f"process {process.pid} cannot be told to end: {error.strerror}")
     try:
         _scancel(jobs)
-    except SlurmSilent as silent:
+    except SlurmUnavailable as silent:
         problems.append(f"{', '.join(jobs)}: {silent}")
     said = [f"cancelled: job {', '.join(jobs)}"] if jobs else []
     if processes:
@@ -53,14 +53,14 @@ def cancel(directory: Path) -> None:
 
 
 def _scancel(jobs: list[str]) -> None:
-    """Cancel jobs; some may just be ending, or being requeued, and are tried again. Raises SlurmSilent."""
-    refused: SlurmSilent | None = None
+    """Cancel jobs; some may just be ending, or being requeued, and are tried again. Raises SlurmUnavailable."""
+    refused: SlurmUnavailable | None = None
     for _ in range(_ATTEMPTS):
         refused = None
         for begin in range(0, len(jobs), _JOBS_PER_CALL):
             try:
                 ask(["scancel", *jobs[begin : begin + _JOBS_PER_CALL]])
-            except SlurmSilent as silent:
+            except SlurmUnavailable as silent:
                 refused = silent
         if refused is None:
             return

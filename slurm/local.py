@@ -17,7 +17,7 @@ from hpclbfl.core.signals import ENDING, handling
 from hpclbfl.launch.children import end_session, tethered
 from hpclbfl.launch.mpirun import available_cores
 from hpclbfl.runs.folder import RunFolder, Status
-from hpclbfl.runs.lock import Lease, LeaseHeld, acquire
+from hpclbfl.runs.lock import LeaseHeld, RunLock, acquire
 from hpclbfl.slurm.expand import Run
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.outcome import Outcome, settle
@@ -39,7 +39,7 @@ class _Child:
 
     run: Run
     folder: RunFolder
-    lease: Lease
+    lease: RunLock
     before: Status | None
     """The run's status before it was started."""
     process: subprocess.Popen[bytes]

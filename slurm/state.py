@@ -12,7 +12,7 @@ from typing import Literal
 from hpclbfl.core.errors import DataError, EnvironmentFault
 from hpclbfl.core.files import read_end
 from hpclbfl.runs.folder import Done, RunFolder
-from hpclbfl.runs.lock import LOST, Owner, holder, judge
+from hpclbfl.runs.lock import LOST, Owner, holder, owner_liveness
 from hpclbfl.runs.slurm_client import WAITING, Queue
 from hpclbfl.slurm.folder import Entry, SweepFolder
 
@@ -85,7 +85,7 @@ def _judged(folder: SweepFolder, entry: Entry, jobs: list[str], owner: Owner | N
 
 def _owned(entry: Entry, jobs: list[str], owner: Owner | None, queue: Queue, state: RunState) -> RunState | None:
     """The state of a run that somebody is at, or will be; None: nobody."""
-    live = judge(owner, queue) if owner is not None else None
+    live = owner_liveness(owner, queue) if owner is not None else None
     if owner is not None and live is not None and live.live:
         job = queue(jobs).get(owner.slurm or "") if queue.silence is None else None
         state = replace(state, is_owned=True, owner=owner)

@@ -24,7 +24,7 @@ from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.sampling import make_sampler
 from hpclbfl.optim.schedule import with_end
 from hpclbfl.runs.lock import LeaseHeld, acquire
-from hpclbfl.runs.slurm_client import SlurmSilent, is_here, max_array_size
+from hpclbfl.runs.slurm_client import SlurmUnavailable, is_here, max_array_size
 from hpclbfl.slurm.expand import Expansion, Run, SweepConfig, expand, read_sweep
 from hpclbfl.slurm.folder import Entry, SweepFolder
 from hpclbfl.slurm.local import LocalSweep
@@ -192,7 +192,7 @@ def show(config: SweepConfig, expansion: Expansion, folder: SweepFolder, profile
         return
     try:
         limit = max_array_size()
-    except SlurmSilent as silent:
+    except SlurmUnavailable as silent:
         limit = ARRAY_SIZE
         logger.info(f"note: arrays of at most {limit} runs are assumed: {silent}")
     planned = arrays(config.name, todo.runs, profile, limit) if todo.runs else []

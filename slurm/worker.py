@@ -22,7 +22,7 @@ from hpclbfl.core.text import say_error
 from hpclbfl.launch.relay import SAID_BYTES
 from hpclbfl.runs.folder import RunFolder
 from hpclbfl.runs.lock import LeaseHeld, acquire, slurm_job
-from hpclbfl.runs.slurm_client import SlurmSilent, ask
+from hpclbfl.runs.slurm_client import SlurmUnavailable, ask
 from hpclbfl.slurm.outcome import Tally, settle
 from hpclbfl.slurm.ranks import Launch, Stop, launch_command
 from hpclbfl.slurm.resources import minutes
@@ -120,7 +120,7 @@ def is_requeued(job: str) -> bool:
             logger.warning(f"job {job} is being ended from outside: not requeued by itself")
             return False
         ask(["scontrol", "requeue", job])
-    except SlurmSilent as error:
+    except SlurmUnavailable as error:
         logger.warning(f"job {job} cannot be requeued: {error}; the next hpclbfl sweep goes on with it")
         return False
     logger.info(f"job {job} is requeued")

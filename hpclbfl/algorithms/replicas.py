@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hpclbfl.comm.buffers import flat_zeros
 
 
-class Replica:
+class FlatModel:
     """A net on a device, its parameters and floating-point buffers laid flat.
 
     Args:
@@ -30,7 +30,7 @@ class Replica:
         buffers: [F], floating-point buffers (BatchNorm's running statistics).
     """
 
-    def __init__(self, template: nn.Module, parameters_of: Replica | None = None) -> None:
+    def __init__(self, template: nn.Module, parameters_of: FlatModel | None = None) -> None:
         memo = {}
         if parameters_of is not None:
             shared = dict(parameters_of.module.named_parameters())
@@ -93,7 +93,7 @@ class Client:
     def __init__(
         self,
         client_id: int,
-        replica: Replica,
+        replica: FlatModel,
         optimizer: torch.optim.Optimizer | None,
         loss_scaler: torch.amp.GradScaler,
     ) -> None:
@@ -110,7 +110,7 @@ def clients_of_rank(num_clients: int, rank: int, size: int) -> range:
     return range(begin, begin + quotient + (rank < rest))
 
 
-def key_generators(*key: int) -> None:
+def seed_generators(*key: int) -> None:
     """Seed torch's generators from (seed, client, step), so that dropout does not depend on who runs beside whom."""
     digest = hashlib.blake2b(b"".join(int(k).to_bytes(8, "little") for k in key), digest_size=8).digest()
     seed = int.from_bytes(digest, "little") >> 1

@@ -18,8 +18,8 @@ from hpclbfl.config.sections import CommConfig
 from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.training import build
 from hpclbfl.training.loop import begin_record
-from hpclbfl.training.rebalance import adapt, observe
-from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.rebalance import observe, rebalance
+from hpclbfl.training.setup import make_state
 from hpclbfl.training.steps import shared_step
 
 
@@ -46,23 +46,23 @@ def _computing(task: Task, settings: Settings, scenario: Scenario, variant: str,
         emulate={"slowdown": scenario.slowdown},
         comm={"engine": "mpi"},
     )
-    exp = make_experiment(job, comm)
+    state = make_state(job, comm)
     log = RunLog(Path(task.folder) / f"rank{comm.rank:05d}.h5", {})
     steps, policy, plans = [], [], []
     rows: list[tuple[tuple[int, ...], FloatArray]] = []
     for step in range(scenario.steps):
         begin = time.perf_counter()
-        record = begin_record(exp)
-        shared_step(exp, record, 0)
-        exp.counters.positions += exp.sampler.counts(exp.sizes_now)
-        exp.counters.step += 1
-        told = observe(exp, record, True, False)
+        record = begin_record(state)
+        shared_step(state, record, 0)
+        state.counters.positions += state.sampler.counts(state.sizes_now)
+        state.counters.step += 1
+        told = observe(state, record, True, False)
         rows += [(times.sizes, times.compute) for times in told]
-        before, decided = exp.plan, time.perf_counter()
-        adapt(exp, log, told, record, ends_epoch=False)
+        before, decided = state.plan, time.perf_counter()
+        rebalance(state, log, told, record, ends_epoch=False)
         policy.append(time.perf_counter() - decided)
-        if exp.plan is not before:
-            plans.append([step + 1, list(exp.sizes)])
+        if state.plan is not before:
+            plans.append([step + 1, list(state.sizes)])
         steps.append(time.perf_counter() - begin)
     return _summary(scenario, rows, steps, policy, plans)
 

@@ -66,8 +66,8 @@ class Ours:
         self._meter, self._is_scaled = Meter(), True
         self._meter.wrap(SquaredNorm, "add", "norm")
         self._meter.wrap(SquaredNorm, "take", "norm")
-        self._meter.wrap(training.exp.pipeline, "update", "change")
-        self._meter.wrap(training.exp.optimizer, "step", "optimizer")
+        self._meter.wrap(training.state.pipeline, "update", "change")
+        self._meter.wrap(training.state.optimizer, "step", "optimizer")
 
         def scale_every_other(optimizer: torch.optim.Optimizer, factor: Tensor, has_loss_scaler: bool) -> None:
             if self._is_scaled:
@@ -84,7 +84,7 @@ class Ours:
 
     def sq_norm(self) -> float:
         """The reducer's."""
-        reducer = self.training.exp.reducer
+        reducer = self.training.state.reducer
         return float("nan") if reducer is None or reducer.sq_norm is None else float(reducer.sq_norm)
 
 
@@ -104,8 +104,8 @@ class Afterwards:
         self._norm, self._multiply = norm, multiply
         self._before = self._newest = 0.0
         self._added_s = 0.0
-        if training.exp.optimizer is not None:
-            training.exp.optimizer.register_step_pre_hook(self._scale)
+        if training.state.optimizer is not None:
+            training.state.optimizer.register_step_pre_hook(self._scale)
 
     def _scale(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         begin = time.perf_counter()
@@ -178,7 +178,7 @@ def _timed(action: Callable[[], None]) -> float:
 
 def _error(variant: Measured, number: int) -> float:
     """Relative error of the squared norm in one step more, against a sum in float64."""
-    reducer: Any = variant.training.exp.reducer
+    reducer: Any = variant.training.state.reducer
     finish = reducer.finish
     exact: list[float] = []
 

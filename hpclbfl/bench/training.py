@@ -19,7 +19,7 @@ from hpclbfl.models import ImageModelConfig
 from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.rebalance import observe
-from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.setup import make_state
 from hpclbfl.training.steplog import StepLog, StepRecord
 from hpclbfl.training.steps import average_clients, local_step, shared_step
 
@@ -85,23 +85,23 @@ class Training:
     """
 
     def __init__(self, job: JobConfig, comm: Communicator, log: Path) -> None:
-        self.exp = make_experiment(job, comm)
-        self.device = self.exp.device
-        self._is_shared = self.exp.sync.shared(1)
-        self._steps = StepLog(RunLog(log, {}), self.exp.clock)
+        self.state = make_state(job, comm)
+        self.device = self.state.device
+        self._is_shared = self.state.sync.shared(1)
+        self._steps = StepLog(RunLog(log, {}), self.state.clock)
         self._open: StepRecord | None = None
         """The newest step, while an averaging may follow."""
 
     def step(self) -> None:
         """One optimizer step of every client, without the averaging that may follow."""
-        exp, counters = self.exp, self.exp.counters
+        state, counters = self.state, self.state.counters
         self._finish(averages=False)
-        self._open = record = begin_record(exp)
+        self._open = record = begin_record(state)
         take_step = shared_step if self._is_shared else local_step
-        take_step(exp, record, 0)
-        counters.positions += exp.sampler.counts(exp.sizes_now)
+        take_step(state, record, 0)
+        counters.positions += state.sampler.counts(state.sizes_now)
         counters.step += 1
-        record.epoch, record.num_samples = exp.epoch, counters.num_samples
+        record.epoch, record.num_samples = state.epoch, counters.num_samples
         if self._is_shared:
             self._finish(averages=False)
 
@@ -109,11 +109,11 @@ class Training:
         """Average the clients' models after a step."""
         if self._open is None:
             raise RuntimeError("clients average after a local step")
-        average_clients(self.exp, self._open)
+        average_clients(self.state, self._open)
         self._finish(averages=True)
 
     def _finish(self, averages: bool) -> None:
         if self._open is not None:
-            observe(self.exp, self._open, self._is_shared, averages)
+            observe(self.state, self._open, self._is_shared, averages)
             self._steps.add(self._open)
             self._open = None

@@ -26,7 +26,7 @@ from hpclbfl.gradients.chain import Chain
 from hpclbfl.gradients.change import ChangeState, Metric
 from hpclbfl.gradients.clip import Clip
 from hpclbfl.gradients.owned import HorovodGradients, by_kind, gradients_of, loss_scale_of, squared_norm_of
-from hpclbfl.gradients.scaler import ScalerState, StepUp, When, rides_on_step
+from hpclbfl.gradients.scaler import ScalerState, StepUpScale, When, rides_on_step
 
 NORMALISERS = frozenset({"adam", "adamw", "adamax", "nadam", "radam", "lamb", "lars"})
 """Optimizers, in lower case, that divide out a constant factor on the gradient, or nearly."""
@@ -83,7 +83,7 @@ class GradientScaler:
         _check("seed", seed, is_seed, "a whole number of at least 0")
         _check("agree", agree, agree is None or callable(agree), "a function of a tensor, or None")
 
-        step_up = StepUp(float(factor), float(threshold), when, 1.0 if duty is None else float(duty), change)
+        step_up = StepUpScale(float(factor), float(threshold), when, 1.0 if duty is None else float(duty), change)
         self._chain = Chain([step_up] if max_norm is None else [step_up, Clip(float(max_norm))])
         self._state = self._chain.init()
         self._seed = seed

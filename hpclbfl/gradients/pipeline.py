@@ -20,7 +20,7 @@ class Pipeline:
     """What is measured of gradients and what multiplies them.
 
     Args:
-        transform: its first part is a `hpclbfl.gradients.scaler.StepUp`, which measures the change.
+        transform: its first part is a `hpclbfl.gradients.scaler.StepUpScale`, which measures the change.
         noise_scale: None where it is not asked for.
         seed: of the job.
         agree: makes a reduced gradient's norm equal on ranks whose arithmetic rounds differently; else the identity.

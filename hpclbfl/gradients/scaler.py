@@ -43,7 +43,7 @@ class ScalerState:
 
 
 @dataclass(frozen=True)
-class StepUp:
+class StepUpScale:
     """A `hpclbfl.gradients.GradientTransform`.
 
     Where the change is not known (in the first step, or the first 25 under SelSync's), the delta gates give 1.

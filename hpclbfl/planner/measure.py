@@ -26,7 +26,7 @@ from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.frames import Frames
 from hpclbfl.data.sampling import GlobalSampler
 from hpclbfl.training.loop import begin_record
-from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.setup import make_state
 from hpclbfl.training.steps import local_step, shared_step
 
 IMAGES = 4096
@@ -53,40 +53,40 @@ class Bench:
 
     def __init__(self, job: JobConfig, local_rank: int, local_size: int, num_clients: int = 1) -> None:
         whole = load_dataset(job.data.model_copy(update={"download": False}))
-        self.exp = make_experiment(probe_job(job, whole, num_clients), ProbeCommunicator(local_rank, local_size))
+        self.state = make_state(probe_job(job, whole, num_clients), ProbeCommunicator(local_rank, local_size))
         # A batch may be larger than what is opened here, up to the whole set.
-        num_opened, num_train = len(self.exp.train_images), len(whole.train)
-        self.exp.sampler = GlobalSampler(num_opened, len(self.exp.sizes), job.seed, max(num_opened, num_train))
-        self.device = self.exp.device
+        num_opened, num_train = len(self.state.train_images), len(whole.train)
+        self.state.sampler = GlobalSampler(num_opened, len(self.state.sizes), job.seed, max(num_opened, num_train))
+        self.device = self.state.device
         self.num_train = num_train
         self.fingerprint = whole.fingerprint
         self.missing_bytes = self._missing_bytes(whole)
         """Of decoded images that a training run keeps in memory and this process does not."""
 
     def _missing_bytes(self, whole: Dataset) -> int:
-        exp, image = self.exp, int(np.prod(self.exp.train_images.image_shape))
-        opened = [(whole.train, exp.train_images), (whole.test, exp.test_images)]
+        state, image = self.state, int(np.prod(self.state.train_images.image_shape))
+        opened = [(whole.train, state.train_images), (whole.test, state.test_images)]
         return sum(image * (len(split) - len(loader)) for split, loader in opened if loader.in_memory)
 
     def step(self, batch: int) -> tuple[float, float]:
         """Train one step with `batch` samples on the first client; t_mov and t_c, s, the device synchronised."""
-        exp = self.exp
-        exp.plan = Plan((batch, *[OTHERS] * (len(exp.clients) - 1)), "probe")
-        record = begin_record(exp)
-        take = shared_step if exp.optimizer is not None else local_step
-        take(exp, record, 0)
-        exp.counters.positions += exp.sampler.counts(exp.sizes_now)
-        exp.counters.step += 1
+        state = self.state
+        state.plan = Plan((batch, *[OTHERS] * (len(state.clients) - 1)), "probe")
+        record = begin_record(state)
+        take = shared_step if state.optimizer is not None else local_step
+        take(state, record, 0)
+        state.counters.positions += state.sampler.counts(state.sizes_now)
+        state.counters.step += 1
         t_mov = _total(client.data for client in record.clients)
         t_c = _total(client.compute for client in record.clients) + _total(record.update) + _total(record.sync)
         return t_mov, t_c
 
     def account(self, batch: int) -> dict[str, int]:
         """Train one step and count its memory: bytes of the model, gradient, optimizer and activation."""
-        exp = self.exp
-        modules = [exp.mean.module, *(client.replica.module for client in exp.clients)]
+        state = self.state
+        modules = [state.mean.module, *(client.replica.module for client in state.clients)]
         model = _Storages(t for module in modules for t in (*module.parameters(), *module.buffers()))
-        optimizers = [o for o in (exp.optimizer, *(client.optimizer for client in exp.clients)) if o is not None]
+        optimizers = [o for o in (state.optimizer, *(client.optimizer for client in state.clients)) if o is not None]
         inputs, saved, gradients = _Storages(), _Storages(), _Storages()
 
         def keep(tensor: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class Bench:
                     if parameter.grad is not None:
                         gradients.add(parameter.grad)
 
-        handles = [exp.clients[0].replica.module.register_forward_pre_hook(note_inputs)]
+        handles = [state.clients[0].replica.module.register_forward_pre_hook(note_inputs)]
         handles += [optimizer.register_step_pre_hook(note_gradients) for optimizer in optimizers[:1]]
         try:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -111,7 +111,7 @@ class Bench:
         finally:
             for handle in handles:
                 handle.remove()
-        states = [value for o in optimizers for state in o.state.values() for value in state.values()]
+        states = [value for o in optimizers for slots in o.state.values() for value in slots.values()]
         return {
             "model": model.num_bytes,
             "gradient": gradients.num_bytes,

@@ -23,7 +23,7 @@ from hpclbfl.config.job import JobConfig
 from hpclbfl.planner.measure import IMAGES
 from hpclbfl.training import build
 from hpclbfl.training.loop import begin_record
-from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.setup import make_state
 from hpclbfl.training.steps import average_clients, local_step, shared_step
 
 FITTED = (0.5, 1.0, 1.5)
@@ -147,26 +147,26 @@ def time_steps(
         "batching": batching,
         "partition": component_config(PARTITIONS, {"reshuffle": True}, "plan", "partition"),
     }
-    exp = make_experiment(job.model_copy(update=changes), comm)
-    is_shared = exp.optimizer is not None
+    state = make_state(job.model_copy(update=changes), comm)
+    is_shared = state.optimizer is not None
     taken = []
     for repetition in range(-2, repetitions):
         comm.barrier()
         begin = time.perf_counter()
-        record = begin_record(exp)
-        (shared_step if is_shared else local_step)(exp, record, 0)
-        exp.counters.positions += exp.sampler.counts(exp.sizes_now)
-        exp.counters.step += 1
-        _wait(exp.device)
+        record = begin_record(state)
+        (shared_step if is_shared else local_step)(state, record, 0)
+        state.counters.positions += state.sampler.counts(state.sizes_now)
+        state.counters.step += 1
+        _wait(state.device)
         stepped = time.perf_counter()
         if not is_shared:
-            average_clients(exp, record)
-            _wait(exp.device)
+            average_clients(state, record)
+            _wait(state.device)
         averaged = time.perf_counter() - stepped
         if repetition >= 0:
             taken.append(stepped - begin + averaged / local_steps)
-    if exp.reducer is not None:
-        exp.reducer.close()
+    if state.reducer is not None:
+        state.reducer.close()
     return [max(column) for column in zip(*comm.allgather(taken), strict=True)]
 
 

@@ -116,7 +116,7 @@ def times(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
                 rows.append((batch, repetitions[batch], t_mov, t_c))
                 repetitions[batch] += 1
         rounds += 1
-    parameters = bench.exp.mean.parameters
+    parameters = bench.state.mean.parameters
     return {
         "device": device_name({"OMPI_COMM_WORLD_LOCAL_RANK": str(request["local_rank"])}),
         "is_gpu": is_gpu,
@@ -124,13 +124,13 @@ def times(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
         "free_bytes": free_bytes,
         "num_train": bench.num_train,
         "fingerprint": bench.fingerprint,
-        "image_shape": list(bench.exp.train_images.image_shape),
-        "in_memory": bench.exp.train_images.in_memory,
+        "image_shape": list(bench.state.train_images.image_shape),
+        "in_memory": bench.state.train_images.in_memory,
         "missing_bytes": 0 if is_gpu else bench.missing_bytes,
         "host_bytes": host_bytes,
         "start_bytes": 0 if is_gpu else host_bytes,
         "parameter_bytes": sum(p.numel() * p.element_size() for p in parameters),
-        "buffer_bytes": bench.exp.mean.buffers.numel() * bench.exp.mean.buffers.element_size(),
+        "buffer_bytes": bench.state.mean.buffers.numel() * bench.state.mean.buffers.element_size(),
         "rows": rows,
         "fitted": fitted,
         "held_out": held_out,

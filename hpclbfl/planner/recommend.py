@@ -17,7 +17,7 @@ from hpclbfl.config.job import JobConfig
 from hpclbfl.planner.network import FITTED, fit_ring, message_bytes, step_seconds, time_reductions, time_steps
 from hpclbfl.planner.runner import Probe
 from hpclbfl.planner.store import ProbeRow, Role, errors_above, prediction_errors
-from hpclbfl.planner.study import DeviceStudy, Options, Place, Study
+from hpclbfl.planner.study import DeviceProfiler, Options, Place, Study
 from hpclbfl.runs.folder import utc_now
 
 REDUCTIONS = 7
@@ -33,7 +33,7 @@ def make_plan(
     Args:
         job: resolved.
         is_gpu: whether ranks compute on GPUs.
-        probe, say: see `DeviceStudy`.
+        probe, say: see `DeviceProfiler`.
 
     Returns:
         The plan, all probes, and what was found out about rank 0.
@@ -41,7 +41,7 @@ def make_plan(
     seat = seat_of(comm)
     sharing = comm.allgather(seat).count(seat) if is_gpu else 1
     place = Place(comm.rank, comm.size, comm.local_rank, comm.local_size, comm.engine, is_gpu, sharing)
-    own = DeviceStudy(job, place, probe, options, say).run()
+    own = DeviceProfiler(job, place, probe, options, say).run()
     studies: list[Study] = comm.allgather(own)
     first = studies[0]
     rows = [row for found in studies for row in found.rows]

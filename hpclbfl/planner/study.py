@@ -74,7 +74,7 @@ class Study:
 
 
 @dataclass
-class DeviceStudy:
+class DeviceProfiler:
     """Probes a rank's device.
 
     Args:

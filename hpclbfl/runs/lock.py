@@ -25,7 +25,7 @@ from hpclbfl.core.files import create, explained_writes, make_folder
 from hpclbfl.core.jsonfile import read_json, to_bytes, write_json
 from hpclbfl.core.process import Process, this_process
 from hpclbfl.runs.folder import RunFolder, numbers_in, utc_now
-from hpclbfl.runs.slurm_client import ENDED, Job, JobId, Queue, SlurmSilent, cluster_name, live_jobs
+from hpclbfl.runs.slurm_client import ENDED, Job, JobId, Queue, SlurmUnavailable, cluster_name, live_jobs
 
 TOKEN = "HPCLBFL_LEASE"
 """Environment variable: the token of the lease that this process works under."""
@@ -77,7 +77,7 @@ Query = Callable[[Iterable[str]], Mapping[str, Job]]
 """Live jobs among these ids, see `squeue.live_jobs`."""
 
 
-class Lease:
+class RunLock:
     """A folder that this process owns until it is released."""
 
     def __init__(self, path: Path, owner: Owner, joined: bool = False) -> None:
@@ -98,7 +98,7 @@ class Lease:
 
 def acquire(
     folder: Path, environ: Mapping[str, str] | None = None, query: Query = live_jobs, me: Owner | None = None
-) -> Lease:
+) -> RunLock:
     """Lock a run folder, creating it if necessary; take it over if its lock is stale.
 
     Args:
@@ -122,8 +122,8 @@ def acquire(
             if found.token == environ.get(TOKEN):
                 joined = replace(found, processes=(*found.processes, *me.processes))
                 _write(path, joined)
-                return Lease(path, joined, joined=True)
-            verdict = judge(found, query, me)
+                return RunLock(path, joined, joined=True)
+            verdict = owner_liveness(found, query, me)
             if verdict.live:
                 advice = "" if verdict.certain else f"; if it is gone, remove {path}"
                 raise LeaseHeld(f"{folder}: owned by {found} since {found.time} ({verdict.why}){advice}")
@@ -133,7 +133,7 @@ def acquire(
         if _create(mine, me):
             if _newest(leases)[0] == number + 1:
                 _remove_old(leases, number + 1)
-                return Lease(mine, me)
+                return RunLock(mine, me)
             # Since we looked, others have taken that number, released it, and gone on.
             mine.unlink(missing_ok=True)
     raise LeaseHeld(f"{folder}: others take it again and again; try later")
@@ -148,7 +148,7 @@ def holder(folder: Path) -> Owner | None:
 def is_live(folder: Path, query: Query = live_jobs) -> bool:
     """Whether a live process owns the folder, so that a run whose status says that it trains really does."""
     owner = holder(folder)
-    return owner is not None and judge(owner, query).live
+    return owner is not None and owner_liveness(owner, query).live
 
 
 def find_lost(folders: Iterable[Path]) -> set[Path]:
@@ -164,13 +164,13 @@ def find_lost(folders: Iterable[Path]) -> set[Path]:
             if owner is not None or not number or not _is_fresh(_file(folder / "lease", number)):
                 owners[folder] = None if owner is None or owner.released else owner
     queue = Queue(owner.slurm for owner in owners.values() if owner is not None and owner.slurm is not None)
-    lost = {folder for folder, owner in owners.items() if owner is None or not judge(owner, queue).live}
+    lost = {folder for folder, owner in owners.items() if owner is None or not owner_liveness(owner, queue).live}
     # A run that has ended meanwhile wrote its status before it released the lock.
     states = {folder: RunFolder(folder).status() for folder in lost}
     return {folder for folder, status in states.items() if status is not None and status.state == "running"}
 
 
-def judge(owner: Owner, query: Query = live_jobs, me: Owner | None = None) -> Verdict:
+def owner_liveness(owner: Owner, query: Query = live_jobs, me: Owner | None = None) -> Verdict:
     """Whether an owner is alive, as far as this machine can see.
 
     Args:
@@ -199,7 +199,7 @@ def _judge_job(owner: Owner, query: Query) -> Verdict:
         if owner.cluster is not None and (here := cluster_name()) != owner.cluster:
             return Verdict(True, f"job {job} is one of cluster {owner.cluster}, this is {here}", False)
         found = query([job]).get(job)
-    except SlurmSilent as error:
+    except SlurmUnavailable as error:
         return Verdict(True, f"whether job {job} lives is unknown: {error}", False)
     if found is None or found.state in ENDED:
         return Verdict(False, f"job {job} has ended")
@@ -212,7 +212,7 @@ def this_owner(environ: Mapping[str, str], query: Query = live_jobs) -> Owner:
     job = slurm_job(environ)
     if job is None:
         return me
-    with suppress(SlurmSilent):
+    with suppress(SlurmUnavailable):
         if job not in query([job]):
             # Variables that outlived their job, in a shell that was started in it.
             return me

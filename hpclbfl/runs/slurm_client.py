@@ -35,7 +35,7 @@ _LEFTOVERS = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SCANCEL_", "SUBMITIT_")
 _ADDRESS = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 
-class SlurmSilent(EnvironmentFault):
+class SlurmUnavailable(EnvironmentFault):
     """Slurm gives no answer, or none that can be read."""
 
 
@@ -73,14 +73,14 @@ def ask(command: list[str]) -> str:
             timeout=TIMEOUT_S,
         )
     except FileNotFoundError as error:
-        raise SlurmSilent(f"{name}: no such command on this machine") from error
+        raise SlurmUnavailable(f"{name}: no such command on this machine") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmSilent(f"{name}: no answer within {TIMEOUT_S:.0f} s") from error
+        raise SlurmUnavailable(f"{name}: no answer within {TIMEOUT_S:.0f} s") from error
     except OSError as error:
-        raise SlurmSilent(f"{name}: cannot be started: {error.strerror}") from error
+        raise SlurmUnavailable(f"{name}: cannot be started: {error.strerror}") from error
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise SlurmSilent(f"{name} failed: {lines[-1] if lines else f'exit code {done.returncode}, no message'}")
+        raise SlurmUnavailable(f"{name} failed: {lines[-1] if lines else f'exit code {done.returncode}, no message'}")
     return done.stdout
 
 
@@ -105,7 +105,7 @@ def _squeue(ids: list[str]) -> list[Job]:
     command = ["squeue", "--noheader", "-r", "--states=all", "--format=%A|%F|%K|%T|%r", "--jobs=" + ",".join(ids)]
     try:
         text = ask(command)
-    except SlurmSilent as error:
+    except SlurmUnavailable as error:
         # Said of a lone job that has ended and is forgotten; among several, squeue passes over such a one.
         if "Invalid job id" in str(error):
             return []
@@ -114,7 +114,7 @@ def _squeue(ids: list[str]) -> list[Job]:
     for line in text.splitlines():
         fields = line.strip().split("|")
         if len(fields) != 5 or not fields[0].isdigit():
-            raise SlurmSilent(f"squeue: a line that cannot be read: {line.strip()[:80]!r}")
+            raise SlurmUnavailable(f"squeue: a line that cannot be read: {line.strip()[:80]!r}")
         number, array, task, state, reason = fields
         jobs.append(Job(f"{array}_{task}" if task.isdigit() else number, state, reason))
     return jobs
@@ -130,14 +130,14 @@ def max_array_size() -> int:
 
 
 def cluster_name() -> str:
-    """Return the cluster's name. Raises SlurmSilent if scontrol does not answer."""
+    """Return the cluster's name. Raises SlurmUnavailable if scontrol does not answer."""
     return _setting("ClusterName", r"\S+")
 
 
 def _setting(name: str, pattern: str) -> str:
     found = re.search(rf"^{name}\s*=\s*({pattern})\s*$", ask(["scontrol", "show", "config"]), re.MULTILINE)
     if found is None:
-        raise SlurmSilent(f"scontrol show config: names no {name}")
+        raise SlurmUnavailable(f"scontrol show config: names no {name}")
     return found[1]
 
 
@@ -148,7 +148,7 @@ def is_here() -> bool:
     try:
         # Where it is installed and no cluster configured, even this fails.
         ask(["sbatch", "--version"])
-    except SlurmSilent:
+    except SlurmUnavailable:
         return False
     return True
 
@@ -157,16 +157,16 @@ class Queue:
     """Slurm's answer about many jobs, asked for once; or that it gives none."""
 
     def __init__(self, jobs: Iterable[str]) -> None:
-        self.silence: SlurmSilent | None = None
+        self.silence: SlurmUnavailable | None = None
         self._live: dict[str, Job] = {}
         wanted = set(jobs)
         try:
             self._live = live_jobs(wanted) if wanted else {}
-        except SlurmSilent as error:
+        except SlurmUnavailable as error:
             self.silence = error
 
     def __call__(self, ids: Iterable[str]) -> Mapping[str, Job]:
-        """Live jobs among these. Raises SlurmSilent if there are any and Slurm gave no answer."""
+        """Live jobs among these. Raises SlurmUnavailable if there are any and Slurm gave no answer."""
         wanted = list(ids)
         if wanted and self.silence is not None:
             raise self.silence

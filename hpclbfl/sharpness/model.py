@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpclbfl.algorithms.averaging import average, averaging_weights, largest
-from hpclbfl.algorithms.replicas import Replica, clients_of_rank
+from hpclbfl.algorithms.replicas import FlatModel, clients_of_rank
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.migrate import migrated
@@ -54,7 +54,7 @@ def load_state(
         told = f": {problems[0]}" if problems else ""
         raise ConfigError(f"{source.folder.path}: holds no checkpoint that can be read{told}")
     _check_experiment(found, source, job)
-    replica = Replica(net)
+    replica = FlatModel(net)
     try:
         _fill(replica, found, job, shards, comm)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -89,7 +89,7 @@ def _read_model(net: nn.Module, source: Source) -> None:
         raise DataError(f"{source.model}: does not fit the run's config.yaml: {reason}") from error
 
 
-def _fill(replica: Replica, found: Found, job: JobConfig, shards: NDArray[np.int64], comm: Communicator) -> None:
+def _fill(replica: FlatModel, found: Found, job: JobConfig, shards: NDArray[np.int64], comm: Communicator) -> None:
     """As `Experiment.average_replicas` does, without the optimizers and policies of an experiment."""
     state, shared, config = replica.state, found.shared, job.sync
     positions = np.array(shared["positions"], np.int64)

@@ -12,28 +12,28 @@ from hpclbfl.runs.checkpoint import Found
 from hpclbfl.runs.folder import RunFolder
 from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.training.loop import STOPPED, Outcome
-from hpclbfl.training.state import Experiment
+from hpclbfl.training.state import TrainState
 
 logger = Diagnostics(__name__)
 
 
-def tell(exp: Experiment, log: RunLog, progress: Progress, kind: str, text: str) -> None:
+def tell(state: TrainState, log: RunLog, progress: Progress, kind: str, text: str) -> None:
     """A line from rank 0, and an event."""
     if kind == "note":
         progress.say(f"note: {text}")
     else:
         progress.warn(text)
-    if exp.comm.rank == 0:
-        log.append("events", step=exp.counters.step, kind=kind, text=text)
+    if state.comm.rank == 0:
+        log.append("events", step=state.counters.step, kind=kind, text=text)
 
 
-def tell_details(exp: Experiment, folder: RunFolder, found: Found | None) -> None:
+def tell_details(state: TrainState, folder: RunFolder, found: Found | None) -> None:
     """Tell, for those who ask, what the run consists of."""
-    logger.debug(f"run folder {folder.path}, experiment {exp.job.digest(exp.dataset.fingerprint)}")
-    where = "held in memory" if exp.train_images.in_memory else "decoded batch by batch"
-    logger.debug(f"data {exp.job.data.title}, fingerprint {exp.dataset.fingerprint[:10]}; images are {where}")
-    num_parameters = sum(parameter.numel() for parameter in exp.mean.parameters)
-    logger.debug(f"model {exp.job.model.name}: {num_parameters:,} parameters; {torch.get_num_threads()} threads")
+    logger.debug(f"run folder {folder.path}, experiment {state.job.digest(state.dataset.fingerprint)}")
+    where = "held in memory" if state.train_images.in_memory else "decoded batch by batch"
+    logger.debug(f"data {state.job.data.title}, fingerprint {state.dataset.fingerprint[:10]}; images are {where}")
+    num_parameters = sum(parameter.numel() for parameter in state.mean.parameters)
+    logger.debug(f"model {state.job.model.name}: {num_parameters:,} parameters; {torch.get_num_threads()} threads")
     if found is not None:
         logger.debug(f"{folder.checkpoints}: read the checkpoint of step {found.step}")
 
@@ -43,12 +43,12 @@ def title(job: JobConfig) -> str:
     return f"{job.name} {job.sync.title}, {job.partition.title}"
 
 
-def opening_line(exp: Experiment) -> str:
+def opening_line(state: TrainState) -> str:
     """Who trains, and on what."""
-    comm = exp.comm
+    comm = state.comm
     return (
-        f"{_count(len(exp.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, {exp.device.type}), "
-        f"global batch {exp.global_batch_size}, {exp.num_train} training images"
+        f"{_count(len(state.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, {state.device.type}), "
+        f"global batch {state.global_batch_size}, {state.num_train} training images"
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpclbfl.algorithms.replicas import Client, Replica, key_generators
+from hpclbfl.algorithms.replicas import Client, FlatModel, seed_generators
 from hpclbfl.batching.bounds import check_one_client_per_rank
 from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator
@@ -28,7 +28,7 @@ from hpclbfl.gradients.chain import Chain
 from hpclbfl.gradients.clip import Clip
 from hpclbfl.gradients.noise_scale import NoiseScale
 from hpclbfl.gradients.pipeline import Pipeline
-from hpclbfl.gradients.scaler import StepUp
+from hpclbfl.gradients.scaler import StepUpScale
 from hpclbfl.models import DataSpec, make_model
 from hpclbfl.optim.extrapolation import Extrapolation
 from hpclbfl.optim.optimizers import make_optimizer
@@ -102,7 +102,7 @@ def loss_scaler(job: JobConfig, on: torch.device) -> torch.amp.GradScaler:
 
 def local_client(job: JobConfig, client_id: int, template: nn.Module, on: torch.device) -> Client:
     """A client with a copy of a net and an optimizer of its own."""
-    replica = Replica(template)
+    replica = FlatModel(template)
     return Client(client_id, replica, optimizer(job.optimizer, replica.parameters), loss_scaler(job, on))
 
 
@@ -125,12 +125,12 @@ def pipeline(job: JobConfig, agree: Callable[[Tensor], Tensor]) -> Pipeline | No
     config = job.gradients
     if not config.measure:
         return None
-    step_up = StepUp(factor=1.0, when="never")
+    step_up = StepUpScale(factor=1.0, when="never")
     if config.scaler is not None:
         c = config.scaler
-        step_up = StepUp(c.factor, c.threshold, c.when, c.duty if c.duty is not None else 1.0, c.change)
+        step_up = StepUpScale(c.factor, c.threshold, c.when, c.duty if c.duty is not None else 1.0, c.change)
     elif job.sync.watched_change is not None:
-        step_up = StepUp(factor=1.0, when="never", change=job.sync.watched_change)
+        step_up = StepUpScale(factor=1.0, when="never", change=job.sync.watched_change)
     transforms: list[GradientTransform[Any]] = [step_up]
     if config.clip_norm is not None:
         transforms.append(Clip(config.clip_norm))
@@ -195,6 +195,6 @@ def emulation(job: JobConfig, comm: Communicator, on: torch.device) -> Emulation
 
 def net(job: JobConfig, num_classes: int, image_shape: tuple[int, int, int], on: torch.device) -> nn.Module:
     """The job's net with weights drawn from its seed, the same on every rank."""
-    key_generators(job.seed)
+    seed_generators(job.seed)
     made: nn.Module = make_model(job.model, DataSpec(image_shape, num_classes)).to(device=on, dtype=dtype(job))
     return made

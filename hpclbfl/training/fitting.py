@@ -20,7 +20,7 @@ from hpclbfl.algorithms.replicas import Client
 from hpclbfl.batching import Plan
 from hpclbfl.core.errors import DataError
 from hpclbfl.core.text import shown
-from hpclbfl.training.state import Experiment
+from hpclbfl.training.state import TrainState
 
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
 _COUNT: TypeAdapter[int] = TypeAdapter(_Count)
@@ -60,7 +60,7 @@ def check_progress(shared: Any, step: int, num_clients: int) -> None:
             raise DataError("averaged_at is ahead of positions")
 
 
-def check_fits(exp: Experiment, step: int, shared: Any, clients: Mapping[int, Any]) -> None:
+def check_fits(state: TrainState, step: int, shared: Any, clients: Mapping[int, Any]) -> None:
     """Check a whole checkpoint against a freshly built experiment.
 
     Args:
@@ -70,44 +70,44 @@ def check_fits(exp: Experiment, step: int, shared: Any, clients: Mapping[int, An
     Raises:
         DataError: something is missing, or of another type or shape; one line that names it.
     """
-    check_progress(shared, step, len(exp.sizes))
+    check_progress(shared, step, len(state.sizes))
     is_local = shared.get("model") is None
     with _named("the shared part"):
-        _check_plan(exp, shared)
-        if exp.pipeline is not None:
-            _check_states(exp.pipeline.transform.init(), shared.get("pipeline"), "pipeline")
-            _check_like(exp.pipeline.noise_state, shared.get("noise"), "noise")
-        if is_local and exp.optimizer is not None and exp.sync.shared(step + 1):
+        _check_plan(state, shared)
+        if state.pipeline is not None:
+            _check_states(state.pipeline.transform.init(), shared.get("pipeline"), "pipeline")
+            _check_like(state.pipeline.noise_state, shared.get("noise"), "noise")
+        if is_local and state.optimizer is not None and state.sync.shared(step + 1):
             raise DataError("model is missing")
         if not is_local:
-            if exp.optimizer is None:
+            if state.optimizer is None:
                 raise DataError("model is there, but this job's clients train alone")
-            _check_like(exp.mean.state, shared["model"], "model")
-            _check_optimizer(exp.optimizer, shared.get("optimizer"))
-            _check_like(exp.loss_scaler.state_dict(), shared.get("loss_scaler"), "loss_scaler")
-    for client in exp.clients:
+            _check_like(state.mean.state, shared["model"], "model")
+            _check_optimizer(state.optimizer, shared.get("optimizer"))
+            _check_like(state.loss_scaler.state_dict(), shared.get("loss_scaler"), "loss_scaler")
+    for client in state.clients:
         with _named(f"client {client.id}"):
-            _check_client(exp, client, clients.get(client.id), is_local)
+            _check_client(state, client, clients.get(client.id), is_local)
 
 
-def _check_plan(exp: Experiment, shared: dict[str, Any]) -> None:
-    for key, like in (("plan", exp.plan), ("policy", exp.policy_state)):
+def _check_plan(state: TrainState, shared: dict[str, Any]) -> None:
+    for key, like in (("plan", state.plan), ("policy", state.policy_state)):
         found = shared.get(key)
         if type(found) is not type(like):
             raise DataError(f"{key} is a {type(found).__name__}, not a {type(like).__name__}")
         if is_dataclass(found) and not isinstance(found, type):
             _check_fields(type(like), found, key)
     plan: Plan = shared["plan"]
-    total, most = sum(plan.sizes), max(exp.num_train, exp.job.batching.most)
-    if exp.job.batching.keeps_global_batch:
-        most = sum(exp.sizes)
-    if len(plan.sizes) != len(exp.sizes) or min(plan.sizes) < 0 or not 0 < total <= most:
-        raise DataError(f"plan has the sizes {shown(plan.sizes)} for {len(exp.sizes)} clients")
+    total, most = sum(plan.sizes), max(state.num_train, state.job.batching.most)
+    if state.job.batching.keeps_global_batch:
+        most = sum(state.sizes)
+    if len(plan.sizes) != len(state.sizes) or min(plan.sizes) < 0 or not 0 < total <= most:
+        raise DataError(f"plan has the sizes {shown(plan.sizes)} for {len(state.sizes)} clients")
     steps = shared.get("local_steps")
-    if (steps is None) != (exp.local_steps is None):
+    if (steps is None) != (state.local_steps is None):
         raise DataError("local_steps does not go with this job")
-    if steps is not None and len(_validated(_COUNTS, shared, "local_steps")) != len(exp.sizes):
-        raise DataError(f"local_steps has {len(steps)} clients, not {len(exp.sizes)}")
+    if steps is not None and len(_validated(_COUNTS, shared, "local_steps")) != len(state.sizes):
+        raise DataError(f"local_steps has {len(steps)} clients, not {len(state.sizes)}")
 
 
 def _check_fields(kind: type[Any], found: Any, key: str) -> None:
@@ -118,21 +118,21 @@ def _check_fields(kind: type[Any], found: Any, key: str) -> None:
         raise DataError(f"{key} has a field of another type: {shown(found)}") from error
 
 
-def _check_client(exp: Experiment, client: Client, part: Any, is_local: bool) -> None:
+def _check_client(state: TrainState, client: Client, part: Any, is_local: bool) -> None:
     if not isinstance(part, dict):
         raise DataError("is missing")
     _check_like(dict(client.replica.module.named_buffers()), part.get("buffers"), "buffers")
-    if exp.pipeline is not None:
-        _check_states(exp.pipeline.transform.init(), part.get("pipeline"), "pipeline")
+    if state.pipeline is not None:
+        _check_states(state.pipeline.transform.init(), part.get("pipeline"), "pipeline")
     if is_local:
-        _check_like(exp.mean.state, part.get("model"), "model")
-        optimizer = client.optimizer if client.optimizer is not None else exp.optimizer
+        _check_like(state.mean.state, part.get("model"), "model")
+        optimizer = client.optimizer if client.optimizer is not None else state.optimizer
         if optimizer is not None:
             _check_optimizer(optimizer, part.get("optimizer"))
         _check_like(client.loss_scaler.state_dict(), part.get("loss_scaler"), "loss_scaler")
-    if exp.extrapolation is not None and "extrapolation" in part:
+    if state.extrapolation is not None and "extrapolation" in part:
         found = part["extrapolation"]
-        parameters = exp.mean.parameters
+        parameters = state.mean.parameters
         if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], list):
             raise DataError("extrapolation is not a factor and a list of gradients")
         if len(found[1]) != len(parameters):

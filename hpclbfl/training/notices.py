@@ -8,7 +8,7 @@ from hpclbfl.config.job import JobConfig
 from hpclbfl.config.part_names import parse_name
 from hpclbfl.config.sections import OptimizerConfig
 from hpclbfl.data.sampling import Sampler
-from hpclbfl.training.state import Experiment
+from hpclbfl.training.state import TrainState
 
 _NAMED = 5
 """Clients that are named; of more, the first ones and how many there are."""
@@ -31,15 +31,15 @@ def notices_at_start(job: JobConfig, sampler: Sampler, global_batch_size: int, n
     return tuple(line for line in lines if line)
 
 
-def warning_at_end(exp: Experiment) -> str:
+def warning_at_end(state: TrainState) -> str:
     """Of a run whose clients trained alone and were never averaged; empty: nothing to warn of.
 
     It covers the whole run, also where it was resumed.
     """
-    counters = exp.counters
-    if exp.optimizer is not None or counters.averaged_step or (counters.positions > 0).sum() < 2:
+    counters = state.counters
+    if state.optimizer is not None or counters.averaged_step or (counters.positions > 0).sum() < 2:
         return ""
-    why = exp.sync.why_never(counters.step, counters.round)
+    why = state.sync.why_never(counters.step, counters.round)
     if not why:
         return ""
     return (

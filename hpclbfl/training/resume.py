@@ -11,7 +11,7 @@ from hpclbfl.runs.checkpoint import CheckpointStore, Found
 from hpclbfl.runs.fingerprint import held_experiment
 from hpclbfl.runs.folder import Done, RunFolder, checkpoint_steps
 from hpclbfl.training.saving import differences_from, resume
-from hpclbfl.training.state import Experiment
+from hpclbfl.training.state import TrainState
 from hpclbfl.training.stopping import is_finished
 
 Resume = Literal["auto", "must", "never"]
@@ -19,22 +19,22 @@ Resume = Literal["auto", "must", "never"]
 set aside what is there and start anew."""
 
 
-def default_folder(job: JobConfig, exp: Experiment) -> Path:
+def default_folder(job: JobConfig, state: TrainState) -> Path:
     """`runs/<slug>-<hash>`; where a run of an older version lies under its own hash, that.
 
     Args:
         job: as the user gave it.
-        exp: its experiment, whose job is resolved further.
+        state: of the run, whose job is resolved further.
     """
-    fingerprint = exp.dataset.fingerprint
+    fingerprint = state.dataset.fingerprint
     path, former = (
         Path("runs") / f"{job.slug()}-{digest}"
-        for digest in (exp.job.digest(fingerprint), job.former_digest(fingerprint))
+        for digest in (state.job.digest(fingerprint), job.former_digest(fingerprint))
     )
     return former if former.exists() and not path.exists() else path
 
 
-def find_done(folder: RunFolder, exp: Experiment, mode: Resume) -> tuple[Done | None, str]:
+def find_done(folder: RunFolder, state: TrainState, mode: Resume) -> tuple[Done | None, str]:
     """Look into the folder, before it is touched; on one rank.
 
     Returns:
@@ -47,7 +47,7 @@ def find_done(folder: RunFolder, exp: Experiment, mode: Resume) -> tuple[Done | 
     if mode == "never":
         return None, ""
     held = held_experiment(folder)
-    if held is not None and (other := differences_from(exp, held)):
+    if held is not None and (other := differences_from(state, held)):
         raise ConfigError(
             f"{folder.path}: holds another experiment: {other}; give another --run-dir, or '--resume never', which "
             "sets it aside"
@@ -60,7 +60,7 @@ def find_done(folder: RunFolder, exp: Experiment, mode: Resume) -> tuple[Done | 
                 f"{error}; there is no checkpoint from which the run could go on; '--resume never' sets it aside"
             ) from error
         return None, str(error)
-    if done is not None and is_finished(done, exp.job.stop):
+    if done is not None and is_finished(done, state.job.stop):
         return done, ""
     if done is not None and not checkpoint_steps(folder.checkpoints):
         raise ConfigError(
@@ -70,7 +70,7 @@ def find_done(folder: RunFolder, exp: Experiment, mode: Resume) -> tuple[Done | 
     return None, ""
 
 
-def restore_newest(exp: Experiment, store: CheckpointStore, mode: Resume) -> tuple[Found | None, list[str]]:
+def restore_newest(state: TrainState, store: CheckpointStore, mode: Resume) -> tuple[Found | None, list[str]]:
     """Go on from the newest checkpoint, as the mode says; a collective. See `saving.resume`.
 
     Raises:
@@ -79,7 +79,7 @@ def restore_newest(exp: Experiment, store: CheckpointStore, mode: Resume) -> tup
     """
     if mode == "never":
         return None, []
-    found, problems = resume(exp, store)
+    found, problems = resume(state, store)
     if found is None and mode == "must":
         raise ConfigError(f"--resume must: {store.folder} holds no checkpoint; without it the run starts anew")
     return found, problems

@@ -9,44 +9,44 @@ from hpclbfl.runs.checkpoint import CheckpointStore, Found
 from hpclbfl.runs.fingerprint import Identity, checked_identity, differences, identity
 from hpclbfl.training.fitting import check_fits
 from hpclbfl.training.snapshot import restore, take
-from hpclbfl.training.state import Experiment
+from hpclbfl.training.state import TrainState
 
 
-class Saver:
+class CheckpointManager:
     """Saves an experiment at its intervals.
 
     Args:
-        exp: the experiment.
+        state: of the run.
         store: where to.
     """
 
-    def __init__(self, exp: Experiment, store: CheckpointStore) -> None:
-        self._exp, self._store = exp, store
-        self._identity = identity(exp.job, exp.dataset.fingerprint)
+    def __init__(self, state: TrainState, store: CheckpointStore) -> None:
+        self._state, self._store = state, store
+        self._identity = identity(state.job, state.dataset.fingerprint)
         self._last = time.monotonic()
         self.count, self.seconds = 0, 0.0
         """Checkpoints saved, and the time that it took."""
 
     def asks(self) -> bool:
         """Whether this rank, the first one, finds that it is time by its clock."""
-        every = self._exp.job.checkpoint.every_s
-        return every is not None and self._exp.comm.rank == 0 and time.monotonic() - self._last >= every
+        every = self._state.job.checkpoint.every_s
+        return every is not None and self._state.comm.rank == 0 and time.monotonic() - self._last >= every
 
     def is_due(self, was_asked: bool) -> bool:
         """Whether a checkpoint follows the step just taken; equal on all ranks."""
-        every = self._exp.job.checkpoint.every_steps
-        return was_asked or (every is not None and self._exp.counters.step % every == 0)
+        every = self._state.job.checkpoint.every_steps
+        return was_asked or (every is not None and self._state.counters.step % every == 0)
 
     def save(self) -> None:
         """A collective. Raises EnvironmentFault where a rank cannot write."""
         begin = time.monotonic()
-        self._store.save(self._exp.counters.step, self._identity, *take(self._exp))
+        self._store.save(self._state.counters.step, self._identity, *take(self._state))
         self._last = time.monotonic()
         self.seconds += self._last - begin
         self.count += 1
 
 
-def resume(exp: Experiment, store: CheckpointStore) -> tuple[Found | None, list[str]]:
+def resume(state: TrainState, store: CheckpointStore) -> tuple[Found | None, list[str]]:
     """Put the experiment where its newest whole checkpoint left it; a collective.
 
     Returns:
@@ -59,12 +59,12 @@ def resume(exp: Experiment, store: CheckpointStore) -> tuple[Found | None, list[
 
     def take_up(found: Found) -> None:
         # Another experiment's is not damaged; an older one would not be this one's, either.
-        if not differences_from(exp, found.identity):
-            check_fits(exp, found.step, found.shared, found.clients)
+        if not differences_from(state, found.identity):
+            check_fits(state, found.step, found.shared, found.clients)
             # Whatever it changed, an older one puts in its place.
-            restore(exp, found.shared, found.clients)
+            restore(state, found.shared, found.clients)
 
-    found, problems = store.load([client.id for client in exp.clients], take_up)
+    found, problems = store.load([client.id for client in state.clients], take_up)
     if found is None and problems:
         raise DataError(
             f"{store.folder}: no checkpoint can be used: {'; '.join(problems)}; '--resume never' sets them aside and "
@@ -72,7 +72,7 @@ def resume(exp: Experiment, store: CheckpointStore) -> tuple[Found | None, list[
         )
     if found is None:
         return None, problems
-    if other := differences_from(exp, found.identity):
+    if other := differences_from(state, found.identity):
         raise ConfigError(
             f"{store.folder}: the checkpoint at step {found.step} belongs to another experiment: {other}; give "
             "another --run-dir, or '--resume never' to start anew"
@@ -80,8 +80,8 @@ def resume(exp: Experiment, store: CheckpointStore) -> tuple[Found | None, list[
     return found, problems
 
 
-def differences_from(exp: Experiment, other: Identity) -> str:
+def differences_from(state: TrainState, other: Identity) -> str:
     """Which keys tell this experiment from another one; see `identity.differences` and `identity.checked_identity`."""
     other = checked_identity(other)
-    own = identity(exp.job, exp.dataset.fingerprint)
-    return differences(other, own, exp.job, exp.global_batch_size, exp.num_train)
+    own = identity(state.job, state.dataset.fingerprint)
+    return differences(other, own, state.job, state.global_batch_size, state.num_train)

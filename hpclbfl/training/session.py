@@ -25,7 +25,7 @@ from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.runs.checkpoint import CheckpointStore
 from hpclbfl.runs.fingerprint import identity
 from hpclbfl.runs.folder import Attempt, Done, RunFolder, checkpoint_steps
-from hpclbfl.runs.lock import Lease, acquire
+from hpclbfl.runs.lock import RunLock, acquire
 from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.runs.parts import keep_parts, part_records
 from hpclbfl.runs.provenance import collect
@@ -36,9 +36,9 @@ from hpclbfl.training.failure import describe_failure, say_failure
 from hpclbfl.training.loop import STOPPED, NotFinite, Outcome, Services, train
 from hpclbfl.training.notices import factor_is_lost, warning_at_end
 from hpclbfl.training.resume import Resume, default_folder, find_done, restore_newest
-from hpclbfl.training.saving import Saver
-from hpclbfl.training.setup import check_alike, make_experiment
-from hpclbfl.training.state import Experiment
+from hpclbfl.training.saving import CheckpointManager
+from hpclbfl.training.setup import check_alike, make_state
+from hpclbfl.training.state import TrainState
 from hpclbfl.training.watchdog import Watchdog, end_process, start_limit
 from hpclbfl.training.watched import WatchedCommunicator
 
@@ -87,10 +87,10 @@ class Session:
     def __init__(self, comm: Communicator) -> None:
         self.path = Path()
         self._comm = WatchedCommunicator(comm)
-        self._exp: Experiment | None = None
+        self._state: TrainState | None = None
         self._folder: RunFolder | None = None
         self._log: RunLog | None = None
-        self._lease: Lease | None = None
+        self._lease: RunLock | None = None
         self._is_trained = False
 
     def run(self, job: JobConfig, run_dir: Path | None, resume: Resume = "auto") -> Outcome:
@@ -104,7 +104,7 @@ class Session:
                     self._release()
                     return outcome
                 except NotFinite as error:
-                    step = self._exp.counters.step if self._exp is not None else 0
+                    step = self._state.counters.step if self._state is not None else 0
                     # The same step again would end the same way.
                     if job.on_nonfinite != "restore" or step in restored:
                         raise
@@ -117,11 +117,11 @@ class Session:
     def _run_once(self, job: JobConfig, run_dir: Path | None, mode: Resume, request: StopRequest) -> Outcome:
         comm = self._comm
         with logger.timing("reading the data and building the net"):
-            self._exp = exp = make_experiment(job, comm)
+            self._state = state = make_state(job, comm)
         # Rank 0 looks for all: others may see the folder as it was a moment ago.
-        folder = RunFolder(comm.allgather(run_dir or default_folder(job, exp))[0])
+        folder = RunFolder(comm.allgather(run_dir or default_folder(job, state))[0])
         self.path = folder.path
-        done, damage = comm.allgather(find_done(folder, exp, mode) if comm.rank == 0 else (None, ""))[0]
+        done, damage = comm.allgather(find_done(folder, state, mode) if comm.rank == 0 else (None, ""))[0]
         if done is not None:
             return self._skip(folder, done, job)
         if comm.rank == 0 and self._lease is None:
@@ -129,72 +129,72 @@ class Session:
             self._lease = acquire(folder.path)
         store = CheckpointStore(folder.checkpoints, comm)
         with logger.timing("looking for a checkpoint"):
-            found, problems = restore_newest(exp, store, mode)
-        tell_details(exp, folder, found)
+            found, problems = restore_newest(state, store, mode)
+        tell_details(state, folder, found)
         # Until here the folder may be another one's, and an error leaves it as it is.
         self._folder = folder
         aside = folder.set_aside() if mode == "never" and comm.rank == 0 else None
-        attempt = self._begin_attempt(exp)
+        attempt = self._begin_attempt(state)
         with ExitStack() as stack:
             attributes: dict[str, str | int | float] = {
-                "config": exp.job.to_yaml(),
+                "config": state.job.to_yaml(),
                 "provenance": attempt.provenance.read_text(encoding="utf-8"),
                 "rank": comm.rank,
                 "attempt": attempt.number,
-                "resumed_from_step": exp.counters.step,
+                "resumed_from_step": state.counters.step,
             }
             watchdog = Watchdog(attempt.path, comm.rank, comm.size, job.comm.stall_timeout_s, self._give_up)
             comm.watchdog = stack.enter_context(watchdog)
             self._log = log = stack.enter_context(RunLog(attempt.rank_log(comm.rank), attributes))
             text = stack.enter_context(attempt.log.open("a", encoding="utf-8")) if comm.rank == 0 else None
-            end = planned_epochs(job, exp.global_batch_size, exp.num_train)
+            end = planned_epochs(job, state.global_batch_size, state.num_train)
             progress = stack.enter_context(Progress(title(job), end, comm.rank == 0, text))
-            progress.say(opening_line(exp))
-            if exp.dataset.note:
-                progress.say(exp.dataset.note)
-            for note in (*job.notes, *exp.notes):
-                tell(exp, log, progress, "note", note)
+            progress.say(opening_line(state))
+            if state.dataset.note:
+                progress.say(state.dataset.note)
+            for note in (*job.notes, *state.notes):
+                tell(state, log, progress, "note", note)
             if aside is not None:
                 progress.say(f"what was here is in {aside}")
             for line in [damage, *problems] if damage else problems:
-                tell(exp, log, progress, "checkpoint", f"passed over: {line}")
+                tell(state, log, progress, "checkpoint", f"passed over: {line}")
             if found is not None:
-                progress.say(f"resumes after step {found.step}, epoch {exp.epoch:.2f}")
-            for line in exp.policy.warnings:
-                tell(exp, log, progress, "plan", line)
+                progress.say(f"resumes after step {found.step}, epoch {state.epoch:.2f}")
+            for line in state.policy.warnings:
+                tell(state, log, progress, "plan", line)
             if job.gradients.scaler is not None and not job.optimizer.keeps_scale:
-                tell(exp, log, progress, "warning", factor_is_lost(job.optimizer))
-            saver = Saver(exp, store)
-            outcome = train(exp, Services(log, progress, saver, request, watchdog))
+                tell(state, log, progress, "warning", factor_is_lost(job.optimizer))
+            saver = CheckpointManager(state, store)
+            outcome = train(state, Services(log, progress, saver, request, watchdog))
             progress.say(closing_line(outcome, request, folder))
-            if outcome.reason != STOPPED and (warning := warning_at_end(exp)):
-                tell(exp, log, progress, "warning", warning)
+            if outcome.reason != STOPPED and (warning := warning_at_end(state)):
+                tell(state, log, progress, "warning", warning)
         if comm.rank == 0:
-            self._finish(exp, folder, outcome, saver)
+            self._finish(state, folder, outcome, saver)
         self._is_trained = outcome.reason != STOPPED
         return outcome
 
     def trained_net(self) -> nn.Module | None:
         """A copy of the net that was evaluated last, on the host and in evaluation mode; None: nothing was trained."""
-        exp = self._exp
-        if exp is None or not self._is_trained:
+        state = self._state
+        if state is None or not self._is_trained:
             return None
-        net = build.net(exp.job, len(exp.dataset.classes), exp.train_images.image_shape, torch.device("cpu"))
-        net.load_state_dict({key: value.cpu() for key, value in exp.mean.module.state_dict().items()})
+        net = build.net(state.job, len(state.dataset.classes), state.train_images.image_shape, torch.device("cpu"))
+        net.load_state_dict({key: value.cpu() for key, value in state.mean.module.state_dict().items()})
         return net.eval()
 
-    def _finish(self, exp: Experiment, folder: RunFolder, outcome: Outcome, saver: Saver) -> None:
+    def _finish(self, state: TrainState, folder: RunFolder, outcome: Outcome, saver: CheckpointManager) -> None:
         """Rank 0's last words; DONE.json comes last, and vouches for the model."""
         if outcome.reason == STOPPED:
             folder.write_status("requeue", **asdict(outcome))
             return
-        model = to_bytes({key: value.cpu() for key, value in exp.mean.module.state_dict().items()})
+        model = to_bytes({key: value.cpu() for key, value in state.mean.module.state_dict().items()})
         write_bytes(folder.model, model)
         folder.mark_done(
             {
                 **asdict(outcome),
-                "hash": exp.job.digest(exp.dataset.fingerprint),
-                "num_train": exp.num_train,
+                "hash": state.job.digest(state.dataset.fingerprint),
+                "num_train": state.num_train,
                 "engine": self._comm.engine,
                 "num_ranks": self._comm.size,
                 # Of this attempt; training time is without them.
@@ -219,7 +219,7 @@ class Session:
             )
         return outcome_of(done)
 
-    def _begin_attempt(self, exp: Experiment) -> Attempt:
+    def _begin_attempt(self, state: TrainState) -> Attempt:
         """Rank 0 makes the folder and tells the others the attempt's number."""
         comm, folder = self._comm, self._folder
         if folder is None:
@@ -228,22 +228,22 @@ class Session:
         if comm.rank == 0:
             attempt = folder.next_attempt()
             folder.clear_done()
-            keep_parts(folder.path, exp.job)
-            folder.write_config(exp.job.to_yaml())
+            keep_parts(folder.path, state.job)
+            folder.write_config(state.job.to_yaml())
             extra = {
-                "hash": exp.job.digest(exp.dataset.fingerprint),
-                "identity": identity(exp.job, exp.dataset.fingerprint),
+                "hash": state.job.digest(state.dataset.fingerprint),
+                "identity": identity(state.job, state.dataset.fingerprint),
                 "mpi_library": comm.library,
-                "device": str(exp.device),
+                "device": str(state.device),
                 "torch_threads": torch.get_num_threads(),
-                "data_fingerprint": exp.dataset.fingerprint,
-                "own_parts": part_records(exp.job),
-                "resumed_from_step": exp.counters.step,
-                "num_test": len(exp.dataset.test),
-                "clients_per_rank": [len(clients_of_rank(len(exp.sizes), r, comm.size)) for r in range(comm.size)],
+                "data_fingerprint": state.dataset.fingerprint,
+                "own_parts": part_records(state.job),
+                "resumed_from_step": state.counters.step,
+                "num_test": len(state.dataset.test),
+                "clients_per_rank": [len(clients_of_rank(len(state.sizes), r, comm.size)) for r in range(comm.size)],
             }
             attempt.write_provenance(collect(comm.engine, comm.size, extra))
-            folder.write_status("running", step=exp.counters.step)
+            folder.write_status("running", step=state.counters.step)
             number = attempt.number
         return folder.attempt(int(comm.allgather(number)[0]))
 
@@ -286,7 +286,7 @@ class Session:
 
     @property
     def _where(self) -> str:
-        return f"step {self._exp.counters.step}: " if self._exp is not None else ""
+        return f"step {self._state.counters.step}: " if self._state is not None else ""
 
     def _record(self, line: str) -> None:
         if self._log is not None:

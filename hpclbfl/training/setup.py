@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpclbfl.algorithms.replicas import Client, Replica, clients_of_rank
+from hpclbfl.algorithms.replicas import Client, FlatModel, clients_of_rank
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.components import ALGORITHMS, POLICIES
 from hpclbfl.config.job import JobConfig
@@ -25,11 +25,11 @@ from hpclbfl.optim.schedule import make_schedule, with_end
 from hpclbfl.training import build
 from hpclbfl.training.footprint import measure
 from hpclbfl.training.notices import notices_at_start
-from hpclbfl.training.state import Experiment
+from hpclbfl.training.state import TrainState
 from hpclbfl.training.times import TimeExchange
 
 
-def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
+def make_state(job: JobConfig, comm: Communicator) -> TrainState:
     """Build this rank's share of a job whose clients are resolved.
 
     Raises:
@@ -64,17 +64,17 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
         _check_single_sample(template, train_images.image_shape)
     clock = Clock(device)
     ids = clients_of_rank(num_clients, comm.rank, comm.size)
-    mean = Replica(template)
+    mean = FlatModel(template)
     optimizer, reducer, loss_scaler = None, None, build.loss_scaler(job, device)
     if sync.shared(1):
         optimizer = build.optimizer(job.optimizer, mean.parameters)
         reducer = build.reducer(job, mean.parameters, comm)
-        clients = [Client(i, Replica(template, parameters_of=mean), None, loss_scaler) for i in ids]
+        clients = [Client(i, FlatModel(template, parameters_of=mean), None, loss_scaler) for i in ids]
     else:
         clients = [build.local_client(job, i, template, device) for i in ids]
     _check_agreement(comm, dataset.fingerprint, mean.digest())
     footprint = replace(measure(mean.module, train_images.image_shape, autocast), local_size=comm.local_size)
-    exp = Experiment(
+    state = TrainState(
         job=job,
         comm=comm,
         device=device,
@@ -103,8 +103,8 @@ def make_experiment(job: JobConfig, comm: Communicator) -> Experiment:
         times=TimeExchange(comm, clock),
         emulation=build.emulation(job, comm, device),
     )
-    exp.check_memory()
-    return exp
+    state.check_memory()
+    return state
 
 
 def _agreeing(comm: Communicator, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hpclbfl.algorithms import Synchroniser
 from hpclbfl.algorithms.averaging import average, averaging_weights, largest
-from hpclbfl.algorithms.replicas import Client, Replica
+from hpclbfl.algorithms.replicas import Client, FlatModel
 from hpclbfl.batching import BatchPolicy, Plan
 from hpclbfl.batching.local_steps import takes_part
 from hpclbfl.comm.base import Communicator
@@ -65,7 +65,7 @@ class Counters:
 
 
 @dataclass
-class Experiment:
+class TrainState:
     """One rank's share of a run."""
 
     job: JobConfig
@@ -92,7 +92,7 @@ class Experiment:
     """Of the shared model; None in local training, where every client has its own."""
     reducer: GradientReducer | None
     """Of the shared model's gradients."""
-    mean: Replica
+    mean: FlatModel
     """The net that is evaluated: the clients' (virtual) average."""
     autocast: Callable[[], AbstractContextManager[object]]
     loss_scaler: torch.amp.GradScaler

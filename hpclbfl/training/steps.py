@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpclbfl.algorithms.averaging import average_optimizer_states
-from hpclbfl.algorithms.replicas import Client, key_generators
+from hpclbfl.algorithms.replicas import Client, seed_generators
 from hpclbfl.algorithms.selsync import SelectiveSynchronisation
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config.sections import LocalConfig
@@ -22,7 +22,7 @@ from hpclbfl.gradients.pipeline import SHARED
 from hpclbfl.gradients.scaler import scale_gradients
 from hpclbfl.gradients.weight_noise import client_factors
 from hpclbfl.optim.slots import reset_slots
-from hpclbfl.training.state import Experiment
+from hpclbfl.training.state import TrainState
 from hpclbfl.training.steplog import ClientRecord, StepRecord
 
 TIME_UP = 1
@@ -41,229 +41,229 @@ _LOOK_EVERY = 50
 """Steps between two looks at a GPU for a gradient that was not finite."""
 
 
-def shared_step(exp: Experiment, record: StepRecord, votes: int) -> int:
+def shared_step(state: TrainState, record: StepRecord, votes: int) -> int:
     """One step of the shared model; this rank's votes go with the gradients, those of all ranks come back."""
-    optimizer, reducer = exp.optimizer, exp.reducer
+    optimizer, reducer = state.optimizer, state.reducer
     if optimizer is None or reducer is None:
         raise RuntimeError("a shared step needs the shared model's optimizer and reducer")
-    counts = exp.sampler.counts(exp.sizes_now)
-    loss_scale = _loss_scale(exp)
+    counts = state.sampler.counts(state.sizes_now)
+    loss_scale = _loss_scale(state)
     # sum over samples / B, then a sum over clients: the mean over all B samples, whatever each client's share.
-    divisors = counts.sum() / _client_factors(exp, counts)
-    reducer.begin_step(votes, exp.times.outgoing())
-    for client in exp.clients:
+    divisors = counts.sum() / _client_factors(state, counts)
+    reducer.begin_step(votes, state.times.outgoing())
+    for client in state.clients:
         count = max(1, int(counts[client.id]))
         divisor = float(divisors[client.id])
         share = count / divisor
-        with exp.extrapolation.ahead(client.id, share) if exp.extrapolation else nullcontext() as keep:
-            reducer.begin_pass(client is exp.clients[-1], 1.0 / share, keep)
-            forward_backward(exp, client, record, divisor)
+        with state.extrapolation.ahead(client.id, share) if state.extrapolation else nullcontext() as keep:
+            reducer.begin_pass(client is state.clients[-1], 1.0 / share, keep)
+            forward_backward(state, client, record, divisor)
             own = reducer.end_pass()
         if own is not None and counts[client.id]:
             record.clients[-1].columns["local_grad_sq_norm"] = own / (share * loss_scale) ** 2
-    begin = exp.clock.mark()
+    begin = state.clock.mark()
     votes = reducer.finish()
-    if exp.emulation is not None:
-        exp.emulation.transfer(reducer.flat.nbytes)
-    synced, host_begin = exp.clock.mark(), time.perf_counter()
-    exp.loss_scaler.unscale_(optimizer)
-    multiplier = _measure_shared(exp, record, reducer, counts, loss_scale)
-    if _is_broken(exp, record.columns.get("grad_sq_norm")):
+    if state.emulation is not None:
+        state.emulation.transfer(reducer.flat.nbytes)
+    synced, host_begin = state.clock.mark(), time.perf_counter()
+    state.loss_scaler.unscale_(optimizer)
+    multiplier = _measure_shared(state, record, reducer, counts, loss_scale)
+    if _is_broken(state, record.columns.get("grad_sq_norm")):
         # All ranks see it in the sum.
         votes |= NONFINITE
-        if exp.comm.rank == 0:
-            record.events.append(("nonfinite", _nonfinite_text(exp, "the reduced gradient")))
+        if state.comm.rank == 0:
+            record.events.append(("nonfinite", _nonfinite_text(state, "the reduced gradient")))
     else:
-        _update(exp, optimizer, exp.loss_scaler, record.lr, multiplier)
+        _update(state, optimizer, state.loss_scaler, record.lr, multiplier)
     reducer.zero_grad()
-    if exp.emulation is not None:
-        exp.emulation.stretch(exp.counters.step, host_begin)
+    if state.emulation is not None:
+        state.emulation.stretch(state.counters.step, host_begin)
     record.sync.append((begin, synced))
-    record.update.append((synced, exp.clock.mark()))
+    record.update.append((synced, state.clock.mark()))
     return votes
 
 
-def local_step(exp: Experiment, record: StepRecord, votes: int) -> int:
+def local_step(state: TrainState, record: StepRecord, votes: int) -> int:
     """One step of every client's own model; returns the votes where they are taken."""
-    counts = exp.sampler.counts(exp.sizes_now)
-    for client in exp.clients:
+    counts = state.sampler.counts(state.sizes_now)
+    for client in state.clients:
         if client.optimizer is None:
             raise RuntimeError("a local step needs every client's own optimizer")
-        forward_backward(exp, client, record, int(counts[client.id]))
-        begin, host_begin = exp.clock.mark(), time.perf_counter()
+        forward_backward(state, client, record, int(counts[client.id]))
+        begin, host_begin = state.clock.mark(), time.perf_counter()
         if counts[client.id]:
             client.loss_scaler.unscale_(client.optimizer)
-            multiplier = _measure_local(exp, client, record.clients[-1])
-            votes |= _ask_for_averaging(exp, record.clients[-1])
-            if _is_broken(exp, record.clients[-1].columns.get("local_grad_sq_norm")):
+            multiplier = _measure_local(state, client, record.clients[-1])
+            votes |= _ask_for_averaging(state, record.clients[-1])
+            if _is_broken(state, record.clients[-1].columns.get("local_grad_sq_norm")):
                 votes |= NONFINITE
-                record.events.append(("nonfinite", _nonfinite_text(exp, f"client {client.id}'s gradient")))
+                record.events.append(("nonfinite", _nonfinite_text(state, f"client {client.id}'s gradient")))
             else:
-                _update(exp, client.optimizer, client.loss_scaler, record.lr, multiplier)
+                _update(state, client.optimizer, client.loss_scaler, record.lr, multiplier)
         client.optimizer.zero_grad(set_to_none=True)
-        if exp.emulation is not None:
-            exp.emulation.stretch(exp.counters.step, host_begin)
-        record.update.append((begin, exp.clock.mark()))
-    exp.pending_votes |= votes & NONFINITE
-    if not exp.sync.needs_vote(exp.counters.step + 1):
+        if state.emulation is not None:
+            state.emulation.stretch(state.counters.step, host_begin)
+        record.update.append((begin, state.clock.mark()))
+    state.pending_votes |= votes & NONFINITE
+    if not state.sync.needs_vote(state.counters.step + 1):
         return 0
-    begin = exp.clock.mark()
-    votes = exp.comm.vote(votes | exp.pending_votes)
-    exp.pending_votes = 0
-    record.sync.append((begin, exp.clock.mark()))
+    begin = state.clock.mark()
+    votes = state.comm.vote(votes | state.pending_votes)
+    state.pending_votes = 0
+    record.sync.append((begin, state.clock.mark()))
     return votes
 
 
-def average_clients(exp: Experiment, record: StepRecord) -> None:
+def average_clients(state: TrainState, record: StepRecord) -> None:
     """Give every client the weighted mean of all; what becomes of momentum is the job's choice."""
-    begin = exp.clock.mark()
-    weights = exp.average_replicas()
-    if exp.emulation is not None:
-        exp.emulation.transfer(exp.mean.state.nbytes)
-    counts = exp.mean.counts
-    for client in exp.clients:
-        client.replica.state.copy_(exp.mean.state)
+    begin = state.clock.mark()
+    weights = state.average_replicas()
+    if state.emulation is not None:
+        state.emulation.transfer(state.mean.state.nbytes)
+    counts = state.mean.counts
+    for client in state.clients:
+        client.replica.state.copy_(state.mean.state)
         client.replica.set_counts(counts)
-    config = exp.job.sync
+    config = state.job.sync
     if isinstance(config, LocalConfig) and config.optimizer_state == "average":
-        average_optimizer_states(exp.clients, [weights[c.id] for c in exp.clients], exp.comm)
+        average_optimizer_states(state.clients, [weights[c.id] for c in state.clients], state.comm)
     elif isinstance(config, LocalConfig) and config.optimizer_state == "reset":
-        for client in exp.clients:
+        for client in state.clients:
             if client.optimizer is not None:
                 reset_slots(client.optimizer)
-    exp.counters.averaged_at = exp.counters.positions.copy()
-    record.sync.append((begin, exp.clock.mark()))
+    state.counters.averaged_at = state.counters.positions.copy()
+    record.sync.append((begin, state.clock.mark()))
 
 
-def forward_backward(exp: Experiment, client: Client, record: StepRecord, divisor: float) -> None:
+def forward_backward(state: TrainState, client: Client, record: StepRecord, divisor: float) -> None:
     """Add the gradient of sum(losses) / divisor to the client's parameters."""
-    clock, job, step = exp.clock, exp.job, exp.counters.step
+    clock, job, step = state.clock, state.job, state.counters.step
     begin, host_begin = clock.mark(), time.perf_counter()
-    samples, passes = exp.sampler.take(client.id, exp.counters.positions, exp.sizes_now)
+    samples, passes = state.sampler.take(client.id, state.counters.positions, state.sizes_now)
     if len(samples) == 0:
         record.clients.append(ClientRecord(client.id, 0, (begin, begin), (begin, begin)))
         return
-    images, labels = exp.train_images.batch(samples, passes)
-    exp.prefetch_after(client)
+    images, labels = state.train_images.batch(samples, passes)
+    state.prefetch_after(client)
     loaded: Mark = clock.mark()
-    key_generators(job.seed, client.id, step)
-    with exp.autocast():
+    seed_generators(job.seed, client.id, step)
+    with state.autocast():
         scores = client.replica.module(images)
         losses = nn.functional.cross_entropy(scores, labels, reduction="sum", label_smoothing=job.loss.label_smoothing)
     client.loss_scaler.scale(losses / divisor).backward()
-    if exp.emulation is not None:
-        exp.emulation.stretch(step, host_begin)
+    if state.emulation is not None:
+        state.emulation.stretch(step, host_begin)
     columns = {"loss": losses.detach() / len(samples)}
     record.clients.append(ClientRecord(client.id, len(samples), (begin, loaded), (loaded, clock.mark()), columns))
 
 
-def look_for_nonfinite(exp: Experiment, record: StepRecord) -> int:
+def look_for_nonfinite(state: TrainState, record: StepRecord) -> int:
     """NONFINITE where a rank saw a gradient that was not finite; a collective, before the state is relied on.
 
     Between two looks a GPU's host knows nothing of them. A CPU's looks in every step, but while clients train alone it
     tells the other ranks at the next vote.
     """
-    tells_at_once = not _looks_late(exp) and exp.optimizer is not None
-    if tells_at_once or exp.job.on_nonfinite not in ("stop", "restore"):
+    tells_at_once = not _looks_late(state) and state.optimizer is not None
+    if tells_at_once or state.job.on_nonfinite not in ("stop", "restore"):
         return 0
-    is_broken = exp.is_broken is not None and bool(exp.is_broken)
-    seen = NONFINITE if is_broken else exp.pending_votes & NONFINITE
-    votes = exp.comm.vote(seen) & NONFINITE
+    is_broken = state.is_broken is not None and bool(state.is_broken)
+    seen = NONFINITE if is_broken else state.pending_votes & NONFINITE
+    votes = state.comm.vote(seen) & NONFINITE
     # All ranks see a shared model's gradient; rank 0 logs it.
-    speaks = exp.optimizer is None or exp.comm.rank == 0
+    speaks = state.optimizer is None or state.comm.rank == 0
     if is_broken and speaks and not any(kind == "nonfinite" for kind, _ in record.events):
-        record.events.append(("nonfinite", _nonfinite_text(exp, "a gradient at or before this step")))
+        record.events.append(("nonfinite", _nonfinite_text(state, "a gradient at or before this step")))
     return votes
 
 
-def _loss_scale(exp: Experiment) -> Tensor | float:
+def _loss_scale(state: TrainState) -> Tensor | float:
     """By how much the gradients of the shared model are too large until they are unscaled; 0-d, on the device."""
-    if not exp.loss_scaler.is_enabled():
+    if not state.loss_scaler.is_enabled():
         return 1.0
-    one: Tensor = exp.loss_scaler.scale(torch.ones((), dtype=torch.float64, device=exp.device))
+    one: Tensor = state.loss_scaler.scale(torch.ones((), dtype=torch.float64, device=state.device))
     return one
 
 
-def _client_factors(exp: Experiment, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def _client_factors(state: TrainState, counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """[C] what each client's weight is multiplied with."""
-    noise = exp.job.gradients.weight_noise
+    noise = state.job.gradients.weight_noise
     if noise is None:
         return np.ones(len(counts))
-    return client_factors(counts, noise, exp.job.seed, exp.counters.step)
+    return client_factors(counts, noise, state.job.seed, state.counters.step)
 
 
 def _measure_shared(
-    exp: Experiment,
+    state: TrainState,
     record: StepRecord,
     reducer: GradientReducer,
     counts: NDArray[np.int64],
     loss_scale: Tensor | float,
 ) -> Tensor | None:
     """Log the reduced, unscaled gradient and return its multiplier."""
-    every = exp.job.gradients.layers_every
-    logs_layers = every is not None and exp.counters.step % every == 0
-    needs_layers = exp.pipeline is not None and exp.pipeline.transform.needs_layers
+    every = state.job.gradients.layers_every
+    logs_layers = every is not None and state.counters.step % every == 0
+    needs_layers = state.pipeline is not None and state.pipeline.transform.needs_layers
     layers = layer_squared_norms(reducer.by_layer()) if logs_layers or needs_layers else None
-    if logs_layers and exp.comm.rank == 0:
+    if logs_layers and state.comm.rank == 0:
         record.layer_sq_norms = layers
-    if exp.pipeline is None:
+    if state.pipeline is None:
         return None
     sq_norm = reducer.sq_norm if reducer.sq_norm is not None else squared_norm([reducer.flat])
-    multiplier, record.columns = exp.pipeline.update(sq_norm, exp.counters.step, SHARED, layers)
+    multiplier, record.columns = state.pipeline.update(sq_norm, state.counters.step, SHARED, layers)
     num_clients = int((counts > 0).sum())
-    if num_clients > 1 and exp.pipeline.noise_scale is not None:
+    if num_clients > 1 and state.pipeline.noise_scale is not None:
         # The clients' own norms were taken before the loss scaling was undone.
         local = reducer.noise / loss_scale**2
-        record.columns |= exp.pipeline.estimate_noise(local, sq_norm, num_clients, int(counts.sum()))
+        record.columns |= state.pipeline.estimate_noise(local, sq_norm, num_clients, int(counts.sum()))
     return multiplier
 
 
-def _measure_local(exp: Experiment, client: Client, record: ClientRecord) -> Tensor | None:
+def _measure_local(state: TrainState, client: Client, record: ClientRecord) -> Tensor | None:
     """Log a client's own, unscaled gradient and return its multiplier."""
-    if exp.pipeline is None:
+    if state.pipeline is None:
         return None
     gradients = [p.grad for p in client.replica.parameters if p.grad is not None]
-    layers = layer_squared_norms(gradients) if exp.pipeline.transform.needs_layers else None
+    layers = layer_squared_norms(gradients) if state.pipeline.transform.needs_layers else None
     sq_norm = squared_norm(gradients)
-    multiplier, columns = exp.pipeline.update(sq_norm, exp.counters.step, client.id, layers)
+    multiplier, columns = state.pipeline.update(sq_norm, state.counters.step, client.id, layers)
     record.columns |= columns
     return multiplier
 
 
-def _ask_for_averaging(exp: Experiment, record: ClientRecord) -> int:
+def _ask_for_averaging(state: TrainState, record: ClientRecord) -> int:
     """SelSync: this client's vote."""
-    if not isinstance(exp.sync, SelectiveSynchronisation):
+    if not isinstance(state.sync, SelectiveSynchronisation):
         return 0
     change, sq_norm = record.columns["grad_change"], record.columns["local_grad_sq_norm"]
-    if has_changed(change, exp.sync.threshold):
+    if has_changed(change, state.sync.threshold):
         return CHANGED
     return UNKNOWN if is_unknown(change, sq_norm) else 0
 
 
-def _is_broken(exp: Experiment, sq_norm: Tensor | None) -> bool:
+def _is_broken(state: TrainState, sq_norm: Tensor | None) -> bool:
     """Whether the step must not be taken; loss scaling looks after its own overflows."""
-    mode = exp.job.on_nonfinite
-    if mode == "ignore" or sq_norm is None or exp.loss_scaler.is_enabled():
+    mode = state.job.on_nonfinite
+    if mode == "ignore" or sq_norm is None or state.loss_scaler.is_enabled():
         return False
-    if not _looks_late(exp) or mode == "skip":
+    if not _looks_late(state) or mode == "skip":
         return not bool(torch.isfinite(sq_norm))
     # A run that is to end may end a little later.
     broken = ~torch.isfinite(sq_norm)
-    exp.is_broken = broken if exp.is_broken is None else exp.is_broken | broken
-    return exp.counters.step % _LOOK_EVERY == 0 and bool(exp.is_broken)
+    state.is_broken = broken if state.is_broken is None else state.is_broken | broken
+    return state.counters.step % _LOOK_EVERY == 0 and bool(state.is_broken)
 
 
-def _looks_late(exp: Experiment) -> bool:
+def _looks_late(state: TrainState) -> bool:
     """Whether looking at a number makes the host wait for the device."""
-    return exp.device.type == "cuda"
+    return state.device.type == "cuda"
 
 
-def _nonfinite_text(exp: Experiment, whose: str) -> str:
-    return f"{whose} is not finite{'; the step is skipped' if exp.job.on_nonfinite == 'skip' else ''}"
+def _nonfinite_text(state: TrainState, whose: str) -> str:
+    return f"{whose} is not finite{'; the step is skipped' if state.job.on_nonfinite == 'skip' else ''}"
 
 
 def _update(
-    exp: Experiment,
+    state: TrainState,
     optimizer: torch.optim.Optimizer,
     loss_scaler: torch.amp.GradScaler,
     lr: float,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hpclbfl.core.errors import EnvironmentFault
 from hpclbfl.core.process import Process, process_of
-from hpclbfl.runs.slurm_client import SlurmSilent, ask
+from hpclbfl.runs.slurm_client import SlurmUnavailable, ask
 from hpclbfl.slurm.devcluster.conf import Node, slurm_conf
 from hpclbfl.slurm.devcluster.packages import find
 
@@ -167,7 +167,7 @@ class DevCluster:
     def _wait_until_idle(self, num_nodes: int) -> None:
         end = time.monotonic() + START_S
         while True:
-            with suppress(SlurmSilent):
+            with suppress(SlurmUnavailable):
                 if self._ask("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * num_nodes:
                     return
             self._look_alive(end)
@@ -181,7 +181,7 @@ class DevCluster:
         raise EnvironmentFault(f"the throw-away Slurm in {self.folder} does not start: {reason}")
 
     def _end_jobs(self) -> None:
-        with suppress(SlurmSilent):
+        with suppress(SlurmUnavailable):
             jobs = self._ask("squeue", "-h", "-o", "%A").split()
             if jobs:
                 self._ask("scancel", *jobs)

@@ -5,7 +5,7 @@ import traceback
 import pytest
 import torch
 
-from hpclbfl.algorithms.replicas import key_generators
+from hpclbfl.algorithms.replicas import seed_generators
 
 
 def test_keyed_draws_are_those_of_torchs_own_seeding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,9 +14,9 @@ def test_keyed_draws_are_those_of_torchs_own_seeding(monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patch:
         patch.setattr(traceback, "format_stack", refuse)
-        key_generators(3, 1, 250)
+        seed_generators(3, 1, 250)
     seed, draws = torch.initial_seed(), torch.rand(5)
     torch.manual_seed(seed)
     assert torch.equal(torch.rand(5), draws)
-    key_generators(3, 1, 251)
+    seed_generators(3, 1, 251)
     assert torch.initial_seed() != seed

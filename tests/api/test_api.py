@@ -150,10 +150,10 @@ def test_a_signal_saves_the_state_and_the_script_goes_on(
     before = signal.signal(signal.SIGTERM, lambda signum, frame: heard.append(signum))
     begin_record = loop.begin_record
 
-    def begin(exp: Any) -> Any:
-        if exp.counters.step == 2:
+    def begin(state: Any) -> Any:
+        if state.counters.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return begin_record(exp)
+        return begin_record(state)
 
     monkeypatch.setattr(loop, "begin_record", begin)
     try:
@@ -192,10 +192,10 @@ def test_a_failure_comes_out_and_the_folder_says_so(
 ) -> None:
     begin_record = loop.begin_record
 
-    def begin(exp: Any) -> Any:
-        if exp.counters.step == 2:
+    def begin(state: Any) -> Any:
+        if state.counters.step == 2:
             raise error
-        return begin_record(exp)
+        return begin_record(state)
 
     monkeypatch.setattr(loop, "begin_record", begin)
     with pytest.raises(kind) as raised:

@@ -16,9 +16,9 @@ from hpclbfl.core.state import checkpointed_types
 from hpclbfl.runs.tensorfile import read_tensors
 from hpclbfl.training.fitting import check_fits
 from hpclbfl.training.session import run_job
-from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.setup import make_state
 from hpclbfl.training.snapshot import restore
-from hpclbfl.training.state import Experiment
+from hpclbfl.training.state import TrainState
 from tests.fuzz.budget import fuzz
 from tests.training.test_checkpoint import job_of
 
@@ -54,20 +54,20 @@ def save(toy_set: Path, name: str, run: Path) -> Any:
     clients = {
         client: read_tensors(folder / f"client-{client:05d}.pt", None, checkpointed_types()) for client in range(4)
     }
-    exp = make_experiment(job, LocalCommunicator())
-    return exp, step, read_tensors(folder / "shared.pt", None, checkpointed_types()), clients, folder
+    state = make_state(job, LocalCommunicator())
+    return state, step, read_tensors(folder / "shared.pt", None, checkpointed_types()), clients, folder
 
 
 @pytest.mark.parametrize("name", ["bsp", "fedavg"])
 def test_checkpoint_parts(toy_set: Path, tmp_path: Path, name: str) -> None:
-    exp, step, shared, clients, _ = save(toy_set, name, tmp_path)
-    check_fits(exp, step, shared, clients)
+    state, step, shared, clients, _ = save(toy_set, name, tmp_path)
+    check_fits(state, step, shared, clients)
 
     def check(example: tuple[int, list[int], Any]) -> None:
         who, places, value = example
         parts = {**clients} if who < 0 else {**clients, who: changed(clients[who], places, value)}
         whole = changed(shared, places, value) if who < 0 else shared
-        fresh: Experiment = copy.copy(exp)
+        fresh: TrainState = copy.copy(state)
         try:
             check_fits(fresh, step, whole, parts)
         except DataError as error:

@@ -11,7 +11,7 @@ import torch
 
 import hpclbfl.training.loop
 from hpclbfl.runs.log.reader import read_run
-from hpclbfl.training.saving import Saver
+from hpclbfl.training.saving import CheckpointManager
 from hpclbfl.training.session import run_job
 from tests.conftest import make_job
 from tests.gpu import needs_gpu
@@ -57,15 +57,15 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint_or_the_end(
 
 def test_a_timed_checkpoint_is_saved_once(tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    save = Saver.save
+    save = CheckpointManager.save
 
-    def watching(saver: Saver) -> None:
-        saved.append(saver._exp.counters.step)
+    def watching(saver: CheckpointManager) -> None:
+        saved.append(saver._state.counters.step)
         save(saver)
 
-    monkeypatch.setattr(hpclbfl.training.loop.Saver, "save", watching)
+    monkeypatch.setattr(hpclbfl.training.loop.CheckpointManager, "save", watching)
     # By a clock that is past its time after four steps, until something has been saved.
-    monkeypatch.setattr(Saver, "asks", lambda saver: saver.count == 0 and saver._exp.counters.step >= 4)
+    monkeypatch.setattr(CheckpointManager, "asks", lambda saver: saver.count == 0 and saver._state.counters.step >= 4)
     run_job(make_job(toy_set, stop={"steps": 12}, checkpoint={"every_s": 1000}), tmp_path)
     assert saved == [6]
 

@@ -6,7 +6,7 @@ import torch
 from hpclbfl.gradients import Context
 from hpclbfl.gradients.chain import Chain
 from hpclbfl.gradients.clip import Clip
-from hpclbfl.gradients.scaler import StepUp
+from hpclbfl.gradients.scaler import StepUpScale
 
 
 def of(value: float) -> torch.Tensor:
@@ -23,7 +23,7 @@ def test_clip_by_hand() -> None:
 
 def test_a_chain_clips_first_and_measures_what_was_not_clipped() -> None:
     """Squared norms 16, 64: change 3, factor 4 after a clip to norm 2, whose multiplier is 2 / 8."""
-    chain = Chain([StepUp(factor=4.0, threshold=2.0), Clip(max_norm=2.0)])
+    chain = Chain([StepUpScale(factor=4.0, threshold=2.0), Clip(max_norm=2.0)])
     state, products = chain.init(), []
     for step, value in enumerate((16.0, 64.0)):
         product, state = chain.update(of(value), state, Context(0, step))

@@ -7,7 +7,7 @@ import torch
 
 from hpclbfl.gradients import Context
 from hpclbfl.gradients.change import DECAY, WINDOW, ChangeState, SmoothedChange, SquaredNormChange
-from hpclbfl.gradients.scaler import StepUp
+from hpclbfl.gradients.scaler import StepUpScale
 
 
 def of(*values: float) -> torch.Tensor:
@@ -122,7 +122,7 @@ def test_selsync_does_not_go_on_firing_on_the_change_before() -> None:
 
 def test_a_change_that_is_not_known_scales_nothing() -> None:
     for when in ("delta_ge", "delta_lt"):
-        transform = StepUp(4.0, threshold=0.5, when=when)
+        transform = StepUpScale(4.0, threshold=0.5, when=when)
         _, state = transform.update(of(1e-28), transform.init(), Context(0, 0, 0, None))
         scale, state = transform.update(of(49.0), state, Context(0, 1, 0, None))
         assert scale.item() == 1.0 and math.isnan(state.detector.change.item())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpclbfl.gradients import Context
-from hpclbfl.gradients.scaler import StepUp, When
+from hpclbfl.gradients.scaler import StepUpScale, When
 
 
 def of(value: float) -> torch.Tensor:
@@ -24,7 +24,7 @@ def of(value: float) -> torch.Tensor:
     ],
 )
 def test_gate(when: When, expected: list[int]) -> None:
-    scaler = StepUp(factor=3.0, threshold=0.5, when=when)
+    scaler = StepUpScale(factor=3.0, threshold=0.5, when=when)
     state, factors = scaler.init(), []
     for step, value in enumerate((4.0, 6.0, 6.0, 12.0, 2.0)):
         factor, state = scaler.update(of(value), state, Context(0, step, -1))
@@ -33,7 +33,7 @@ def test_gate(when: When, expected: list[int]) -> None:
 
 
 def test_random_gate_has_its_duty_and_is_a_function_of_seed_step_and_client() -> None:
-    scaler = StepUp(factor=2.0, when="random", duty=0.3)
+    scaler = StepUpScale(factor=2.0, when="random", duty=0.3)
 
     def draws(seed: int, client: int) -> list[float]:
         return [scaler.update(of(1.0), scaler.init(), Context(seed, s, client))[0].item() for s in range(2000)]

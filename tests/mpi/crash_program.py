@@ -18,10 +18,10 @@ job_file, run_folder, rank = sys.argv[1:]
 forward_backward = hpclbfl.training.steps.forward_backward
 
 
-def faulty(exp, client, record, divisor):  # type: ignore[no-untyped-def]
-    if exp.counters.step == 2:
+def faulty(state, client, record, divisor):  # type: ignore[no-untyped-def]
+    if state.counters.step == 2:
         raise ValueError("the sensor fell off")
-    forward_backward(exp, client, record, divisor)
+    forward_backward(state, client, record, divisor)
 
 
 if launched_rank(os.environ) == int(rank):

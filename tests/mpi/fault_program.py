@@ -56,7 +56,9 @@ def wrap(module, name, before=None, after=None):  # type: ignore[no-untyped-def]
 def in_step(action):  # type: ignore[no-untyped-def]
     """In the passes of a step."""
     wrap(
-        hpclbfl.training.steps, "forward_backward", before=lambda exp, *_: exp.counters.step == fault_step and action()
+        hpclbfl.training.steps,
+        "forward_backward",
+        before=lambda state, *_: state.counters.step == fault_step and action(),
     )
 
 

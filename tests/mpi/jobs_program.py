@@ -19,23 +19,23 @@ from hpclbfl.config.sections import CommConfig
 from hpclbfl.training import build
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.session import Session
-from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.setup import make_state
 from hpclbfl.training.steps import forward_backward
 
 
 def recording(taken):  # type: ignore[no-untyped-def]
     """The trainer's forward and backward pass, writing down which images the loader gave."""
 
-    def run(exp, client, record, divisor):  # type: ignore[no-untyped-def]
-        batch = exp.train_images.batch
+    def run(state, client, record, divisor):  # type: ignore[no-untyped-def]
+        batch = state.train_images.batch
 
         def spy(samples, passes):  # type: ignore[no-untyped-def]
-            taken.extend((client.id, exp.counters.step, int(s)) for s in samples)
+            taken.extend((client.id, state.counters.step, int(s)) for s in samples)
             return batch(samples, passes)
 
-        exp.train_images.batch = spy
-        forward_backward(exp, client, record, divisor)
-        del exp.train_images.batch
+        state.train_images.batch = spy
+        forward_backward(state, client, record, divisor)
+        del state.train_images.batch
 
     return run
 
@@ -51,17 +51,17 @@ for job_file, run_folder, what in json.loads(Path(sys.argv[1]).read_text()):
             session.run(job, Path(run_folder))
             np.save(Path(run_folder) / f"samples{comm.rank}.npy", np.array(taken))
             continue
-        exp = make_experiment(job, comm)
-        record = begin_record(exp)
-        exp.reducer.begin_step()
-        for client in exp.clients:
-            exp.reducer.begin_pass(client is exp.clients[-1])
-            forward_backward(exp, client, record, sum(exp.sizes))
-            exp.reducer.end_pass()
-        exp.reducer.finish()
+        state = make_state(job, comm)
+        record = begin_record(state)
+        state.reducer.begin_step()
+        for client in state.clients:
+            state.reducer.begin_pass(client is state.clients[-1])
+            forward_backward(state, client, record, sum(state.sizes))
+            state.reducer.end_pass()
+        state.reducer.finish()
         if comm.rank == 0:
             Path(run_folder).mkdir(parents=True)
-            np.save(Path(run_folder) / "gradient.npy", exp.reducer.flat.numpy())
+            np.save(Path(run_folder) / "gradient.npy", state.reducer.flat.numpy())
     except BaseException as error:
         session.fail(error, debug=True)
 comm.close()

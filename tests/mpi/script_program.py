@@ -14,10 +14,10 @@ if len(sys.argv) > 3:
 
     begin_record = loop.begin_record
 
-    def begin(exp):
-        if exp.comm.rank == 1 and exp.counters.step == 1:
+    def begin(state):
+        if state.comm.rank == 1 and state.counters.step == 1:
             raise ValueError("only here")
-        return begin_record(exp)
+        return begin_record(state)
 
     loop.begin_record = begin
 first = hpclbfl.run(job, f"{sys.argv[2]}/first")

@@ -33,9 +33,9 @@ def ask(where: str, step: int) -> None:
             os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
 
 
-def asking_pass(exp: Any, *rest: Any) -> None:
-    ask("passes", exp.counters.step)
-    forward_backward(exp, *rest)
+def asking_pass(state: Any, *rest: Any) -> None:
+    ask("passes", state.counters.step)
+    forward_backward(state, *rest)
 
 
 def asking_write(folder: Path, parts: dict[str, Any]) -> dict[str, str]:

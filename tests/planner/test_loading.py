@@ -9,7 +9,7 @@ import pytest
 
 from hpclbfl.planner.loading import fitted_sizes, load_order, loaded_sizes
 from hpclbfl.planner.runner import Outcome
-from hpclbfl.planner.study import DeviceStudy, Options, Place
+from hpclbfl.planner.study import DeviceProfiler, Options, Place
 from tests.planner.conftest import planned_job
 
 GB = 10**9
@@ -29,7 +29,7 @@ def test_large_ones_are_loaded_once() -> None:
     assert load_order([1, 512], 3 * 32 * 32, 2) == [(1, 0), (512, 0), (1, 1), (512, 1)]
 
 
-def batch_memory(tmp_path: Path, limit: int, sizes: dict[int, int]) -> tuple[DeviceStudy, dict[str, Any], list[str]]:
+def batch_memory(tmp_path: Path, limit: int, sizes: dict[int, int]) -> tuple[DeviceProfiler, dict[str, Any], list[str]]:
     """A study of 224 px images after loading; IMAGE * 6 bytes a sample unless `sizes` says otherwise."""
     asked: dict[str, Any] = {}
     said: list[str] = []
@@ -39,7 +39,7 @@ def batch_memory(tmp_path: Path, limit: int, sizes: dict[int, int]) -> tuple[Dev
         return Outcome({"rows": [(b, r, sizes.get(b, IMAGE * 6 * b)) for b, r in request["batches"]]})
 
     job = planned_job(tmp_path / "x.h5").resolved(1)
-    study = DeviceStudy(job, Place(), probe, Options(limit, repetitions=2), said.append)
+    study = DeviceProfiler(job, Place(), probe, Options(limit, repetitions=2), said.append)
     told = {"image_shape": [3, 224, 224], "host_bytes": 600 * 10**6, "in_memory": False}
     line = study._batch_memory(told, limit)
     assert line.per_sample == pytest.approx(IMAGE * 6)

@@ -23,8 +23,8 @@ from hpclbfl.core.errors import EnvironmentFault
 from hpclbfl.core.process import Process, process_of, this_process
 from hpclbfl.runs import lock as lease_module
 from hpclbfl.runs.folder import RunFolder
-from hpclbfl.runs.lock import Lease, LeaseHeld, Owner, acquire, holder, is_live, judge, this_owner
-from hpclbfl.runs.slurm_client import Job, SlurmSilent
+from hpclbfl.runs.lock import LeaseHeld, Owner, RunLock, acquire, holder, is_live, owner_liveness, this_owner
+from hpclbfl.runs.slurm_client import Job, SlurmUnavailable
 from tests.slurm.conftest import FakeSlurm
 
 GONE = Process(socket.gethostname(), 2**22 - 1, "never/0")
@@ -36,7 +36,7 @@ def queue(*jobs: str, state: str = "RUNNING"):  # type: ignore[no-untyped-def]
 
 
 def silent(ids: Any) -> Any:
-    raise SlurmSilent("squeue: no answer within 60 s")
+    raise SlurmUnavailable("squeue: no answer within 60 s")
 
 
 def owner(*processes: Process, **fields: Any) -> Owner:
@@ -132,11 +132,11 @@ def test_ranks_join_the_lease_that_they_work_under(tmp_path: Path) -> None:
 
 
 def test_an_owner_lives_while_one_of_its_processes_does(tmp_path: Path) -> None:
-    assert not judge(owner(GONE)).live
-    assert judge(owner(GONE, this_process())).live
+    assert not owner_liveness(owner(GONE)).live
+    assert owner_liveness(owner(GONE, this_process())).live
     # The number alone does not make the process.
-    assert not judge(owner(this_process()._replace(start="never/0"))).live
-    verdict = judge(owner(ELSEWHERE))
+    assert not owner_liveness(owner(this_process()._replace(start="never/0"))).live
+    verdict = owner_liveness(owner(ELSEWHERE))
     assert verdict.live and not verdict.certain and "another-host" in verdict.why
 
 
@@ -152,22 +152,22 @@ def test_a_dead_process_that_nobody_reaps_is_dead() -> None:
 
 def test_slurm_owners() -> None:
     mine = owner(GONE, slurm="12_3")
-    assert judge(mine, queue("12_3")).live
-    assert judge(mine, queue("12_3", state="PENDING")).live
-    assert not judge(mine, queue("12_4")).live
-    assert not judge(mine, queue("12_3", state="CANCELLED")).live
-    verdict = judge(mine, silent)
+    assert owner_liveness(mine, queue("12_3")).live
+    assert owner_liveness(mine, queue("12_3", state="PENDING")).live
+    assert not owner_liveness(mine, queue("12_4")).live
+    assert not owner_liveness(mine, queue("12_3", state="CANCELLED")).live
+    verdict = owner_liveness(mine, silent)
     assert verdict.live and "whether job 12_3 lives is unknown: squeue: no answer" in verdict.why
     # The job itself, requeued; and a former process of it that may still be there.
     again = owner(slurm="12_3", restart=1)
-    assert not judge(mine, queue("12_3"), again).live
-    assert not judge(owner(ELSEWHERE, slurm="12_3"), silent, again).live
-    assert judge(owner(ELSEWHERE, slurm="12_3", restart=1), silent, again).live
+    assert not owner_liveness(mine, queue("12_3"), again).live
+    assert not owner_liveness(owner(ELSEWHERE, slurm="12_3"), silent, again).live
+    assert owner_liveness(owner(ELSEWHERE, slurm="12_3", restart=1), silent, again).live
 
 
 def test_jobs_of_another_cluster_are_left_alone(fake_slurm: FakeSlurm) -> None:
-    assert not judge(owner(GONE, slurm="12", cluster="fake"), queue()).live
-    assert judge(owner(GONE, slurm="12", cluster="other"), queue()).live
+    assert not owner_liveness(owner(GONE, slurm="12", cluster="fake"), queue()).live
+    assert owner_liveness(owner(GONE, slurm="12", cluster="other"), queue()).live
 
 
 def test_the_refusal_says_what_to_do(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ class Leases(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.alive = {"1", "2", "3"}
         self.restarts = dict.fromkeys(self.alive, 0)
-        self.held: tuple[str, Lease] | None = None
+        self.held: tuple[str, RunLock] | None = None
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)

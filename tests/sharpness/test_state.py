@@ -19,7 +19,7 @@ from hpclbfl.sharpness.source import find_source
 from hpclbfl.training import build
 from hpclbfl.training.saving import resume
 from hpclbfl.training.session import run_job
-from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.setup import make_state
 from tests.conftest import make_job
 
 FEW: dict[str, Any] = {
@@ -41,7 +41,7 @@ def state_of(run: Path) -> tuple[dict[str, torch.Tensor], int, list[str]]:
     source, comm = find_source(run), LocalCommunicator()
     job = load_job(source.folder.config)
     net = build.net(job, 4, (3, 8, 8), torch.device("cpu"))
-    shards = make_experiment(job, comm).sampler.capacity
+    shards = make_state(job, comm).sampler.capacity
     net, step, problems = load_state(net, source, job, shards, comm)
     return dict(net.state_dict()), step, problems
 
@@ -61,16 +61,16 @@ def state_of(run: Path) -> tuple[dict[str, torch.Tensor], int, list[str]]:
 def test_a_checkpoint_is_averaged_as_for_an_evaluation(tmp_path: Path, toy_set: Path, sync: dict[str, Any]) -> None:
     job = make_job(toy_set, sync=sync, partition={"kind": "quantity", "alpha": 0.5}, **FEW)
     run_job(job, tmp_path)
-    state, step, problems = state_of(unfinished(tmp_path))
+    saved, step, problems = state_of(unfinished(tmp_path))
     assert (step, problems) == (9, [])
-    exp = make_experiment(job, LocalCommunicator())
-    resume(exp, CheckpointStore(tmp_path / "checkpoints", exp.comm))
-    exp.average_replicas()
-    for name, expected in exp.mean.module.state_dict().items():
+    state = make_state(job, LocalCommunicator())
+    resume(state, CheckpointStore(tmp_path / "checkpoints", state.comm))
+    state.average_replicas()
+    for name, expected in state.mean.module.state_dict().items():
         if not expected.is_floating_point():
-            assert torch.equal(state[name], expected.cpu()) and int(expected) == 9, name
+            assert torch.equal(saved[name], expected.cpu()) and int(expected) == 9, name
         else:
-            torch.testing.assert_close(state[name], expected.cpu(), atol=1e-14, rtol=1e-12, msg=name)
+            torch.testing.assert_close(saved[name], expected.cpu(), atol=1e-14, rtol=1e-12, msg=name)
 
 
 def test_a_finished_run_has_its_last_state(tmp_path: Path, toy_set: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hpclbfl.runs import slurm_client as squeue
-from hpclbfl.runs.slurm_client import Job, SlurmSilent, clean_environment, cluster_name, live_jobs, max_array_size
+from hpclbfl.runs.slurm_client import Job, SlurmUnavailable, clean_environment, cluster_name, live_jobs, max_array_size
 from tests.slurm.conftest import FakeSlurm
 
 
@@ -62,21 +62,21 @@ def test_no_answer_is_not_taken_for_the_end_of_jobs(
 ) -> None:
     monkeypatch.setattr(squeue, "TIMEOUT_S", 0.5)
     fake_slurm.say("squeue", script.replace("sleep 5", "exec sleep 5"))
-    with pytest.raises(SlurmSilent) as error:
+    with pytest.raises(SlurmUnavailable) as error:
         live_jobs(["12"])
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(SlurmSilent, match="squeue: no such command on this machine"):
+    with pytest.raises(SlurmUnavailable, match="squeue: no such command on this machine"):
         live_jobs(["12"])
 
 
 def test_settings(fake_slurm: FakeSlurm) -> None:
     assert (max_array_size(), cluster_name()) == (4, "fake")
     fake_slurm.say("scontrol", "echo MaxArray = many")
-    with pytest.raises(SlurmSilent, match="scontrol show config: names no MaxArraySize"):
+    with pytest.raises(SlurmUnavailable, match="scontrol show config: names no MaxArraySize"):
         max_array_size()
 
 

@@ -17,7 +17,7 @@ from hpclbfl.core.errors import ConfigError
 from hpclbfl.runs.log.reader import read_run
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.session import run_job
-from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.setup import make_state
 from hpclbfl.training.steps import shared_step
 from tests.conftest import make_job
 
@@ -77,16 +77,16 @@ def test_batches_of_1_7_and_24_are_one_of_32(toy_set: Path) -> None:
             batching={"local_batch_size": sizes},
             stop={"steps": 3},
         )
-        exp = make_experiment(job, LocalCommunicator())
+        state = make_state(job, LocalCommunicator())
         for _ in range(3):
-            shared_step(exp, begin_record(exp), 0)
-            exp.counters.positions += exp.sampler.counts(exp.sizes_now)
-            exp.counters.step += 1
-        models[len(sizes)] = parameters_to_vector(exp.clients[0].replica.module.parameters()).detach()
+            shared_step(state, begin_record(state), 0)
+            state.counters.positions += state.sampler.counts(state.sizes_now)
+            state.counters.step += 1
+        models[len(sizes)] = parameters_to_vector(state.clients[0].replica.module.parameters()).detach()
     assert models[1].dtype == torch.float64
     torch.testing.assert_close(models[3], models[1], rtol=0, atol=1e-9)
     # Had nothing been learnt, they would agree, too.
-    start = parameters_to_vector(make_experiment(job, LocalCommunicator()).clients[0].replica.module.parameters())
+    start = parameters_to_vector(make_state(job, LocalCommunicator()).clients[0].replica.module.parameters())
     assert float((models[1] - start).detach().norm()) > 1e-3
 
 
@@ -136,7 +136,7 @@ def test_batches_of_1_7_and_24_are_one_of_32(toy_set: Path) -> None:
 )
 def test_policies_that_do_not_fit_the_job(toy_set: Path, sections: dict[str, Any], error: str) -> None:
     with pytest.raises(ConfigError, match=error):
-        make_experiment(make_job(toy_set, **sections), LocalCommunicator())
+        make_state(make_job(toy_set, **sections), LocalCommunicator())
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,6 @@ def test_a_plan_with_a_negative_time_is_refused(tmp_path: Path, toy_set: Path) -
         "ranks: [{device: x, max_batch: 8, t_fixed_s: -1.7, t_per_sample_s: 0.01}]\njob: {}\n"
     )
     with pytest.raises(ConfigError) as caught:
-        make_experiment(job, LocalCommunicator())
+        make_state(job, LocalCommunicator())
     reason = "ranks.0.t_fixed_s: should be 0 or more (run hpclbfl plan again), not -1.7"
     assert str(caught.value) == f"{tmp_path / 'plan.yaml'}: {reason}"

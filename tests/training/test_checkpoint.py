@@ -18,7 +18,7 @@ from hpclbfl.runs.log.reader import RunLogs, read_run
 from hpclbfl.runs.log.schema import DTYPES
 from hpclbfl.training.loop import STOPPED
 from hpclbfl.training.session import run_job
-from hpclbfl.training.state import Experiment
+from hpclbfl.training.state import TrainState
 from tests.conftest import make_job
 
 SCALER = {"scaler": {"factor": 2.0, "threshold": 0.3}}
@@ -58,10 +58,10 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
     taken = hpclbfl.training.steps.forward_backward
 
-    def faulty(exp: Experiment, *rest: Any) -> None:
-        if exp.counters.step == step:
+    def faulty(state: TrainState, *rest: Any) -> None:
+        if state.counters.step == step:
             raise Cut
-        taken(exp, *rest)
+        taken(state, *rest)
 
     monkeypatch.setattr(hpclbfl.training.steps, "forward_backward", faulty)
 
@@ -173,10 +173,10 @@ def test_asked_to_stop_it_saves_and_goes_on_later(
     run_job(job, tmp_path / "whole")
     taken = hpclbfl.training.steps.forward_backward
 
-    def asking(exp: Experiment, *rest: Any) -> None:
-        if exp.counters.step == 6:
+    def asking(state: TrainState, *rest: Any) -> None:
+        if state.counters.step == 6:
             os.kill(os.getpid(), signum)
-        taken(exp, *rest)
+        taken(state, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(hpclbfl.training.steps, "forward_backward", asking)

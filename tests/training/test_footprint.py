@@ -18,7 +18,7 @@ from hpclbfl.training import footprint
 from hpclbfl.training.evaluate import evaluate
 from hpclbfl.training.footprint import PRODUCT, Footprint, measure, size_text
 from hpclbfl.training.session import run_job
-from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.setup import make_state
 from tests.conftest import make_job
 
 
@@ -73,7 +73,7 @@ def test_a_run_whose_first_step_does_not_fit_ends_before_it(
     told = capsys.readouterr().err
     assert "hpclbfl: error: batching: a step of 90 samples needs about" in told
     assert "of memory, 3.68 MB are free: the largest batch that fits is about" in told
-    make_experiment(make_job(toy_set, batching={"local_batch_size": 4}, clients=1), LocalCommunicator())
+    make_state(make_job(toy_set, batching={"local_batch_size": 4}, clients=1), LocalCommunicator())
 
 
 def test_a_batch_that_grows_beyond_memory_is_refused(

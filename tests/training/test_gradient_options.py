@@ -19,8 +19,8 @@ from hpclbfl.runs.log.reader import read_run
 from hpclbfl.training import build
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.session import run_job
-from hpclbfl.training.setup import make_experiment
-from hpclbfl.training.state import Experiment
+from hpclbfl.training.setup import make_state
+from hpclbfl.training.state import TrainState
 from hpclbfl.training.steps import shared_step
 from tests.conftest import make_job
 
@@ -28,63 +28,63 @@ SIZES = [1, 7, 2, 6]
 PLAIN = {"model": {"name": "vit_cifar"}, "optimizer": {"lr": 0.05}, "batching": {"local_batch_size": SIZES}}
 
 
-def experiment(toy_set: Path, **sections: Any) -> Experiment:
+def experiment(toy_set: Path, **sections: Any) -> TrainState:
     job = make_job(toy_set, **{**PLAIN, **sections})
-    return make_experiment(job, LocalCommunicator())
+    return make_state(job, LocalCommunicator())
 
 
-def client_gradients(exp: Experiment, at: list[list[Tensor]] | None = None) -> list[list[Tensor]]:
+def client_gradients(state: TrainState, at: list[list[Tensor]] | None = None) -> list[list[Tensor]]:
     """Each client's mean gradient over the batch of the coming step, at the model or at parameters of its own."""
     found = []
-    parameters = exp.mean.parameters
+    parameters = state.mean.parameters
     for client in range(4):
-        images, labels = exp.train_images.batch(*exp.sampler.take(client, exp.counters.positions, exp.sizes))
-        values = dict(zip(dict(exp.mean.module.named_parameters()), at[client] if at else parameters, strict=True))
-        loss = nn.functional.cross_entropy(torch.func.functional_call(exp.mean.module, values, images), labels)
+        images, labels = state.train_images.batch(*state.sampler.take(client, state.counters.positions, state.sizes))
+        values = dict(zip(dict(state.mean.module.named_parameters()), at[client] if at else parameters, strict=True))
+        loss = nn.functional.cross_entropy(torch.func.functional_call(state.mean.module, values, images), labels)
         found.append(list(torch.autograd.grad(loss, list(values.values()))))
     return found
 
 
-def take_step(exp: Experiment) -> dict[str, Tensor]:
-    record = begin_record(exp)
-    shared_step(exp, record, 0)
-    exp.counters.positions += exp.sampler.counts(exp.sizes)
-    exp.counters.step += 1
+def take_step(state: TrainState) -> dict[str, Tensor]:
+    record = begin_record(state)
+    shared_step(state, record, 0)
+    state.counters.positions += state.sampler.counts(state.sizes)
+    state.counters.step += 1
     return record.columns
 
 
 def test_extrapolated_steps_by_hand(toy_set: Path) -> None:
     """w <- w - lr sum (b_c / B) g_c(w - lr' g_c of the step before)."""
-    exp = experiment(toy_set, gradients={"extrapolation_lr": 0.3})
+    state = experiment(toy_set, gradients={"extrapolation_lr": 0.3})
     last: list[list[Tensor]] | None = None
     for _ in range(3):
-        before = [p.detach().clone() for p in exp.mean.parameters]
+        before = [p.detach().clone() for p in state.mean.parameters]
         points = None
         if last is not None:
             points = [[(p - 0.3 * g).requires_grad_() for p, g in zip(before, own, strict=True)] for own in last]
-        last = client_gradients(exp, points)
-        take_step(exp)
-        for k, parameter in enumerate(exp.mean.parameters):
+        last = client_gradients(state, points)
+        take_step(state)
+        for k, parameter in enumerate(state.mean.parameters):
             gradient = sum(b / 16 * own[k] for b, own in zip(SIZES, last, strict=True))
             torch.testing.assert_close(parameter.detach(), before[k] - 0.05 * gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_noisy_weights_by_hand(toy_set: Path) -> None:
-    exp = experiment(toy_set, gradients={"weight_noise": 0.5})
+    state = experiment(toy_set, gradients={"weight_noise": 0.5})
     for step in range(2):
-        before = [p.detach().clone() for p in exp.mean.parameters]
-        own = client_gradients(exp)
+        before = [p.detach().clone() for p in state.mean.parameters]
+        own = client_gradients(state)
         factors = client_factors(np.array(SIZES), 0.5, 0, step)
-        take_step(exp)
-        for k, parameter in enumerate(exp.mean.parameters):
+        take_step(state)
+        for k, parameter in enumerate(state.mean.parameters):
             gradient = sum(f * b / 16 * g[k] for f, b, g in zip(factors, SIZES, own, strict=True))
             torch.testing.assert_close(parameter.detach(), before[k] - 0.05 * gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_noise_scale_and_layers_in_the_log(tmp_path: Path, toy_set: Path) -> None:
     options = {"noise_scale": {"decay": 0.0}, "layers_every": 2}
-    exp = experiment(toy_set, gradients=options)
-    own = client_gradients(exp)
+    state = experiment(toy_set, gradients=options)
+    own = client_gradients(state)
     run_job(make_job(toy_set, **PLAIN, gradients=options, stop={"steps": 3}), tmp_path)
     tables = read_run(tmp_path).tables
     row = tables["steps"][:4]
@@ -100,7 +100,7 @@ def test_noise_scale_and_layers_in_the_log(tmp_path: Path, toy_set: Path) -> Non
     np.testing.assert_allclose(row["b_simple"], row["tr_sigma"] / row["true_grad_sq_norm"], rtol=1e-9)
     layers = tables["layers"]
     assert sorted(set(layers["step"])) == [0, 2]
-    names = [name.encode() for name, _ in exp.mean.module.named_parameters()]
+    names = [name.encode() for name, _ in state.mean.module.named_parameters()]
     assert layers["layer"][layers["step"] == 0].tolist() == names
     assert layers["grad_sq_norm"][layers["step"] == 0].sum() == pytest.approx(total, rel=1e-9)
 
@@ -108,10 +108,10 @@ def test_noise_scale_and_layers_in_the_log(tmp_path: Path, toy_set: Path) -> Non
 def test_clipping_bounds_the_update_and_not_the_log(toy_set: Path) -> None:
     free = experiment(toy_set)
     norm = take_step(free)["grad_sq_norm"].item() ** 0.5
-    exp = experiment(toy_set, gradients={"clip_norm": norm / 4})
-    before = [p.detach().clone() for p in exp.mean.parameters]
-    assert take_step(exp)["grad_sq_norm"].item() ** 0.5 == pytest.approx(norm)
-    moved = sum((p.detach() - b).square().sum().item() for p, b in zip(exp.mean.parameters, before, strict=True))
+    state = experiment(toy_set, gradients={"clip_norm": norm / 4})
+    before = [p.detach().clone() for p in state.mean.parameters]
+    assert take_step(state)["grad_sq_norm"].item() ** 0.5 == pytest.approx(norm)
+    moved = sum((p.detach() - b).square().sum().item() for p, b in zip(state.mean.parameters, before, strict=True))
     assert moved**0.5 == pytest.approx(0.05 * norm / 4, rel=1e-6)
 
 

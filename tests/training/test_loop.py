@@ -15,7 +15,7 @@ from hpclbfl.data.sampling import ShardSampler
 from hpclbfl.runs.log.reader import RunLogs, read_run
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.session import run_job
-from hpclbfl.training.setup import make_experiment
+from hpclbfl.training.setup import make_state
 from hpclbfl.training.steps import average_clients
 from tests.conftest import make_job
 
@@ -104,12 +104,12 @@ def test_the_saved_model_counts_the_steps_of_its_batch_norms(
 
 def test_clients_take_over_the_count_with_the_average(toy_set: Path) -> None:
     """A slow client took one of four steps; a cumulative BatchNorm would weigh its next batch as the second."""
-    exp = make_experiment(make_job(toy_set, sync={"kind": "fedavg", "local_steps": 4}), LocalCommunicator())
-    for client, steps in zip(exp.clients, (4, 1, 3, 0), strict=True):
+    state = make_state(make_job(toy_set, sync={"kind": "fedavg", "local_steps": 4}), LocalCommunicator())
+    for client, steps in zip(state.clients, (4, 1, 3, 0), strict=True):
         client.replica.set_counts(torch.full_like(client.replica.counts, steps))
-    exp.counters.positions += 4
-    average_clients(exp, begin_record(exp))
-    for client in exp.clients:
+    state.counters.positions += 4
+    average_clients(state, begin_record(state))
+    for client in state.clients:
         assert set(client.replica.counts.tolist()) == {4}
 
 
@@ -134,23 +134,23 @@ def test_clients_take_over_the_count_with_the_average(toy_set: Path) -> None:
 def test_weights_of_averagings_and_of_evaluations_between_them(
     toy_set: Path, sync: dict[str, Any], weights: str, expected: float
 ) -> None:
-    exp = make_experiment(make_job(toy_set, sync={**sync, "weights": weights}), LocalCommunicator())
-    exp.sampler = ShardSampler([np.arange(size) for size in (40, 30, 20, 6)], seed=0)
+    state = make_state(make_job(toy_set, sync={**sync, "weights": weights}), LocalCommunicator())
+    state.sampler = ShardSampler([np.arange(size) for size in (40, 30, 20, 6)], seed=0)
     if sync["kind"] == "post_local":
-        exp.counters.positions += 7
-        exp.start_local_training()
-    exp.counters.positions += [2, 4, 8, 16]
-    for client in exp.clients:
+        state.counters.positions += 7
+        state.start_local_training()
+    state.counters.positions += [2, 4, 8, 16]
+    for client in state.clients:
         client.replica.state.fill_(client.id + 1)
-    exp.average_replicas()
-    torch.testing.assert_close(exp.mean.state, torch.full_like(exp.mean.state, expected))
-    average_clients(exp, begin_record(exp))
-    for client in exp.clients:
-        torch.testing.assert_close(client.replica.state, exp.mean.state)
+    state.average_replicas()
+    torch.testing.assert_close(state.mean.state, torch.full_like(state.mean.state, expected))
+    average_clients(state, begin_record(state))
+    for client in state.clients:
+        torch.testing.assert_close(client.replica.state, state.mean.state)
     # Just averaged: an evaluation sees the same.
-    exp.mean.state.zero_()
-    exp.average_replicas()
-    assert torch.equal(exp.mean.state, exp.clients[0].replica.state)
+    state.mean.state.zero_()
+    state.average_replicas()
+    assert torch.equal(state.mean.state, state.clients[0].replica.state)
 
 
 def test_learning_rate_follows_the_schedule(tmp_path: Path, toy_set: Path) -> None:

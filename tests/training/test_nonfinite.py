@@ -14,7 +14,7 @@ from hpclbfl.runs.folder import RunFolder, checkpoint_steps
 from hpclbfl.runs.log.reader import read_run
 from hpclbfl.training.session import run_job
 from hpclbfl.training.snapshot import take
-from hpclbfl.training.state import Experiment
+from hpclbfl.training.state import TrainState
 from tests.conftest import make_job
 
 SYNCS: list[dict[str, Any]] = [{"kind": "bsp"}, {"kind": "fedavg", "local_steps": 3}]
@@ -25,10 +25,10 @@ def poison(monkeypatch: pytest.MonkeyPatch, times: int, step: int = 4) -> None:
     """Client 2's gradient becomes NaN in a step, so many times over."""
     taken, left = hpclbfl.training.steps.forward_backward, [times]
 
-    def faulty(exp: Experiment, client: Any, record: Any, divisor: float) -> None:
-        is_hit = exp.counters.step == step and client.id == 2 and left[0] > 0
+    def faulty(state: TrainState, client: Any, record: Any, divisor: float) -> None:
+        is_hit = state.counters.step == step and client.id == 2 and left[0] > 0
         left[0] -= is_hit
-        taken(exp, client, record, float("nan") if is_hit else divisor)
+        taken(state, client, record, float("nan") if is_hit else divisor)
 
     monkeypatch.setattr(hpclbfl.training.steps, "forward_backward", faulty)
 
@@ -64,11 +64,11 @@ def test_skip_leaves_the_state_as_it_was(
     seen: list[tuple[int, torch.Tensor]] = []
     counted = hpclbfl.training.steps._is_broken
 
-    def watching(exp: Experiment, sq_norm: Any) -> bool:
-        broken = counted(exp, sq_norm)
-        shared, clients = take(exp)
+    def watching(state: TrainState, sq_norm: Any) -> bool:
+        broken = counted(state, sq_norm)
+        shared, clients = take(state)
         model = shared["model"] if shared["model"] is not None else clients[2]["model"]
-        seen.append((exp.counters.step, model.clone()))
+        seen.append((state.counters.step, model.clone()))
         return broken
 
     monkeypatch.setattr(hpclbfl.training.steps, "_is_broken", watching)
@@ -153,7 +153,7 @@ def test_a_host_that_looks_late_looks_before(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(hpclbfl.training.steps, "_looks_late", lambda exp: True)
+    monkeypatch.setattr(hpclbfl.training.steps, "_looks_late", lambda state: True)
     poison(monkeypatch, times=1)
     few = {"stop": {"steps": 9}, "evaluate": {"every_steps": 9}, "checkpoint": checkpoint}
     with pytest.raises(SystemExit) as ended:
@@ -168,7 +168,7 @@ def test_a_host_that_looks_late_looks_before(
 def test_a_host_that_looks_late_goes_back_to_a_finite_checkpoint(
     tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hpclbfl.training.steps, "_looks_late", lambda exp: True)
+    monkeypatch.setattr(hpclbfl.training.steps, "_looks_late", lambda state: True)
     poison(monkeypatch, times=1)
     outcome = run_job(make_job(toy_set, on_nonfinite="restore", **FEW), tmp_path)
     assert outcome.step == 9 and np.isfinite(outcome.loss)

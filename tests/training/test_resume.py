@@ -302,13 +302,13 @@ def test_a_run_folder_that_is_removed_in_training_fails_the_run(
     taken = hpclbfl.training.steps.forward_backward
     folder = tmp_path / "run"
 
-    def removing(exp: Any, *rest: Any) -> None:
-        if exp.counters.step == 3 and folder.exists():
+    def removing(state: Any, *rest: Any) -> None:
+        if state.counters.step == 3 and folder.exists():
             shutil.rmtree(folder)
             if when == "replaced":
                 (folder / "attempts" / "000").mkdir(parents=True)
                 (folder / "attempts" / "000" / "rank00000.h5").write_text("another's")
-        taken(exp, *rest)
+        taken(state, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(hpclbfl.training.steps, "forward_backward", removing)
@@ -406,9 +406,9 @@ def test_a_text_log_that_is_removed_in_training_fails_the_run(
 
     taken = hpclbfl.training.steps.forward_backward
 
-    def removing(exp: Any, *rest: Any) -> None:
+    def removing(state: Any, *rest: Any) -> None:
         (tmp_path / "attempts" / "000" / "log").unlink(missing_ok=True)
-        taken(exp, *rest)
+        taken(state, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(hpclbfl.training.steps, "forward_backward", removing)

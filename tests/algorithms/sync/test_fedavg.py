@@ -10,7 +10,7 @@ from torch import nn
 from hpclbfl.algorithms.averaging import average, average_optimizer_states, averaging_weights, largest
 from hpclbfl.algorithms.bsp import BulkSynchronous
 from hpclbfl.algorithms.fedavg import FederatedAveraging, steps_of_epochs, whole_steps
-from hpclbfl.algorithms.replicas import Client, Replica
+from hpclbfl.algorithms.replicas import Client, FlatModel
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.data.sampling import GlobalSampler
 
@@ -86,7 +86,7 @@ def net() -> nn.Module:
 
 def test_replica_lays_parameters_and_buffers_flat() -> None:
     template = net()
-    replica = Replica(template)
+    replica = FlatModel(template)
     # 6 weights, 2 biases, 2 + 2 of BatchNorm, then 2 running means and 2 running variances.
     assert replica.state.tolist()[-4:] == [0, 0, 1, 1]
     assert replica.state.numel() == 16 and replica.buffers.numel() == 4
@@ -102,7 +102,7 @@ def test_counts_are_all_buffers_that_are_no_fractions() -> None:
     template = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2, momentum=None))
     template.register_buffer("seen", torch.tensor([[True, False]]))
     template.register_buffer("places", torch.tensor([3, -1], dtype=torch.int32))
-    replica = Replica(template)
+    replica = FlatModel(template)
     replica.module.train()(torch.randn(4, 2))
     # In the order of the net: its own buffers, then its parts'.
     assert replica.counts.tolist() == [1, 0, 3, -1, 1, 1]
@@ -114,13 +114,13 @@ def test_counts_are_all_buffers_that_are_no_fractions() -> None:
     before = state["1.running_mean"].clone()
     replica.module[1](torch.full((4, 2), 6.0))  # type: ignore[index]
     torch.testing.assert_close(replica.module[1].running_mean, before + (6.0 - before) / 6)  # type: ignore[index]
-    assert Replica(nn.Linear(2, 2)).counts.numel() == 0
+    assert FlatModel(nn.Linear(2, 2)).counts.numel() == 0
 
 
 def test_replicas_share_parameters_but_not_buffers() -> None:
     template = net()
-    first = Replica(template)
-    second = Replica(template, parameters_of=first)
+    first = FlatModel(template)
+    second = FlatModel(template, parameters_of=first)
     assert all(a is b for a, b in zip(first.parameters, second.parameters, strict=True))
     second.module(torch.randn(4, 3))
     assert second.buffers.tolist() != [0, 0, 1, 1]
@@ -131,7 +131,7 @@ def test_replicas_share_parameters_but_not_buffers() -> None:
 def test_momentum_is_averaged_by_weight() -> None:
     clients = []
     for client in range(2):
-        replica = Replica(net())
+        replica = FlatModel(net())
         optimizer = torch.optim.SGD(replica.parameters, lr=0.1, momentum=0.9)
         for parameter in replica.parameters:
             parameter.grad = torch.full_like(parameter, 1.0 + 3 * client)
