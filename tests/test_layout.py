@@ -14,7 +14,7 @@ import hpclbfl
 
 ROOT = Path(hpclbfl.__file__).parent
 FOLDERS = (
-    *("core", "config", "models", "data", "gradients", "optim", "comm", "algorithms", "batching", "runs", "training"),
+    *("core", "config", "models", "data", "gradients", "optim", "comm", "batching", "algorithms", "runs", "training"),
     *("launch", "planner", "sharpness", "bench", "slurm", "analysis", "api", "cli"),
 )
 """The lowest first."""

@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpclbfl.algorithms.replicas import Client, weighted_sum
+from hpclbfl.algorithms.client import Client
+from hpclbfl.algorithms.flat_model import FlatModel, weighted_sum
+from hpclbfl.algorithms.local_client import LocalClient
 from hpclbfl.comm.base import Communicator
 
 
@@ -53,6 +55,19 @@ def largest(rows: Sequence[Tensor], name: str, comm: Communicator, like: Tensor)
     return finish
 
 
+def begin_counts(clients: Sequence[Client], mean: FlatModel, comm: Communicator) -> Callable[[], None]:
+    """Begin to take the largest of the counters among the clients' buffers (see `flat_model`) into `mean`.
+
+    Returns:
+        What waits for them. Other reductions may be begun before.
+    """
+    counts = [client.replica.counts for client in clients]
+    if not counts[0].numel():
+        return lambda: None
+    finish = largest(counts, "counts", comm, mean.counts)
+    return lambda: mean.set_counts(finish())
+
+
 def average(
     tensors: Sequence[Tensor], local_weights: Sequence[float], comm: Communicator, name: str, out: Tensor
 ) -> Tensor:
@@ -67,23 +82,16 @@ def average(
     return out
 
 
-def average_optimizer_states(clients: Sequence[Client], local_weights: Sequence[float], comm: Communicator) -> None:
+def average_optimizer_states(
+    clients: Sequence[LocalClient], local_weights: Sequence[float], comm: Communicator
+) -> None:
     """Replace every client's momentum and the like by their weighted mean over all clients."""
-    reference = clients[0].optimizer
-    if reference is None:
-        return
     parameters = clients[0].replica.parameters
-    keys = sorted(k for k, v in reference.state[parameters[0]].items() if _is_slot(v, parameters[0]))
+    keys = sorted(k for k, v in clients[0].optimizer.state[parameters[0]].items() if _is_slot(v, parameters[0]))
     for key in keys:
-        flats = [
-            torch.cat([c.optimizer.state[p][key].reshape(-1) for p in c.replica.parameters])
-            for c in clients
-            if c.optimizer is not None
-        ]
+        flats = [torch.cat([c.optimizer.state[p][key].reshape(-1) for p in c.replica.parameters]) for c in clients]
         mean = average(flats, local_weights, comm, f"optimizer.{key}", torch.empty_like(flats[0]))
         for client in clients:
-            if client.optimizer is None:
-                continue
             begin = 0
             for parameter in client.replica.parameters:
                 slot = client.optimizer.state[parameter][key]

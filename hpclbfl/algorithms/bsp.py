@@ -6,8 +6,15 @@ mean over all B samples, however unequal the clients' batches are.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from hpclbfl.algorithms.base import Algorithm
 from hpclbfl.config.components import ALGORITHMS
 from hpclbfl.config.sections import AlgorithmConfig
+
+if TYPE_CHECKING:
+    from hpclbfl.algorithms.record import StepRecord
+    from hpclbfl.algorithms.state import RankState
 
 
 class BspConfig(AlgorithmConfig):
@@ -19,24 +26,27 @@ class BspConfig(AlgorithmConfig):
         return "BSP"
 
 
-class BulkSynchronous:
-    """See `hpclbfl.algorithms.Synchroniser`."""
+class BulkSynchronous(Algorithm):
+    """See the module."""
 
-    def shared(self, step: int) -> bool:
+    def shares_model(self, step: int) -> bool:
         """Always."""
         return True
 
-    def needs_vote(self, step: int) -> bool:
-        """Never: votes ride on the gradients."""
-        return False
+    def step(self, state: RankState, record: StepRecord, flags: int) -> int:
+        """Buckets of the summed gradient are reduced during the last client's backward pass."""
+        model = state.shared_model
+        state.side_channel.begin(flags, state.times.outgoing())
+        model.begin_step(state)
+        for client in model.clients:
+            model.backward(state, client, record)
+        model.reduce(state, record)
+        flags, record.gathered_times = state.side_channel.finish()
+        return flags | model.update(state, record)
 
-    def averages(self, step: int, fired: bool) -> bool:
-        """Never: there is one model."""
-        return False
-
-    def why_never(self, step: int, num_averagings: int) -> str:
-        """Nobody trains alone."""
-        return ""
+    def end_of_step(self, state: RankState, record: StepRecord, flags: int) -> bool:
+        """Nothing: there is one model, and every step is a round."""
+        return True
 
 
 @ALGORITHMS.register("bsp", BspConfig)

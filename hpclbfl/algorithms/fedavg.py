@@ -11,12 +11,10 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from hpclbfl.algorithms.base import VOTE_EVERY, LocalTraining
 from hpclbfl.config.components import ALGORITHMS
 from hpclbfl.config.sections import LocalConfig
 from hpclbfl.config.sections.base import PositiveFloat, PositiveInt
-
-VOTE_EVERY = 50
-"""Steps between votes while replicas train alone, unless H is shorter."""
 
 
 class FedAvgConfig(LocalConfig):
@@ -76,37 +74,31 @@ class FedAvgConfig(LocalConfig):
         )
 
 
-class FederatedAveraging:
-    """See `hpclbfl.algorithms.Synchroniser`.
+@ALGORITHMS.register("fedavg", FedAvgConfig)
+class FederatedAveraging(LocalTraining):
+    """See the module.
 
     Args:
-        local_steps: H, steps between two averagings.
+        config: of the job.
+        global_batch_size: B, samples per step.
+        num_train: N, size of the training set.
     """
 
-    def __init__(self, local_steps: int) -> None:
-        self.local_steps = local_steps
+    def __init__(self, config: FedAvgConfig, global_batch_size: int, num_train: int) -> None:
+        self.local_steps = config.period(global_batch_size, num_train)
+        """H, steps between two averagings."""
 
-    def shared(self, step: int) -> bool:
-        """Never: every client has its own model."""
-        return False
-
-    def needs_vote(self, step: int) -> bool:
+    def exchanges_flags(self, step: int) -> bool:
         """Every min(H, 50) steps."""
         return step % min(self.local_steps, VOTE_EVERY) == 0
 
-    def averages(self, step: int, fired: bool) -> bool:
+    def averages(self, step: int, flags: int) -> bool:
         """Every H steps."""
         return step % self.local_steps == 0
 
     def why_never(self, step: int, num_averagings: int) -> str:
         """The first round has not ended."""
         return f"a round has {self.local_steps} steps, the run {step}"
-
-
-@ALGORITHMS.register("fedavg", FedAvgConfig)
-def make_fedavg(config: FedAvgConfig, global_batch_size: int, num_train: int) -> FederatedAveraging:
-    """With H in steps."""
-    return FederatedAveraging(config.period(global_batch_size, num_train))
 
 
 def steps_of_epochs(epochs: float, num_train: int, global_batch_size: int) -> float:

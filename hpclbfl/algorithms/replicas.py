@@ -1,129 +1,105 @@
-"""Nets whose parameters and BatchNorm buffers are views of flat tensors, and the clients that train them.
-
-Buffers of floating-point numbers are averaged. Others, such as BatchNorm's `num_batches_tracked`, cannot be: of these
-the average has the largest that a client has, which for a counter is the number of steps so far. A BatchNorm with
-`momentum=None` weighs its next batch by that counter, so clients take it over with the average.
-"""
+"""Models of which every client trains its own, until an averaging."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
-from hpclbfl.comm.buffers import flat_zeros
+from hpclbfl.algorithms.averaging import average, average_optimizer_states, averaging_weights, begin_counts
+from hpclbfl.algorithms.flat_model import FlatModel
+from hpclbfl.algorithms.local_client import LocalClient
+from hpclbfl.algorithms.rank import Rank
+from hpclbfl.core.errors import DataError
+from hpclbfl.core.state import Stateful
+from hpclbfl.optim.slots import reset_slots
+
+if TYPE_CHECKING:
+    from hpclbfl.algorithms.record import StepRecord
+    from hpclbfl.algorithms.shared_model import SharedModel
 
 
-class FlatModel:
-    """A net on a device, its parameters and floating-point buffers laid flat.
+class Replicas:
+    """See the module; a `hpclbfl.core.state.Stateful`, its clients are others.
 
     Args:
-        template: the net to copy; stays as it is.
-        parameters_of: share this replica's parameters instead of copying; the buffers are always this one's own.
-
-    Attributes:
-        module: the net.
-        state: [P + F], parameters then buffers; what is averaged when replicas train alone. Only where the parameters
-            are its own.
-        buffers: [F], floating-point buffers (BatchNorm's running statistics).
+        mean: a net for the clients' (virtual) average, which is what is evaluated.
+        clients: of this rank.
     """
 
-    def __init__(self, template: nn.Module, parameters_of: FlatModel | None = None) -> None:
-        memo = {}
-        if parameters_of is not None:
-            shared = dict(parameters_of.module.named_parameters())
-            memo = {id(p): shared[name] for name, p in template.named_parameters()}
-        self.module: nn.Module = copy.deepcopy(template, memo)
-        like = next(template.parameters())
-        buffers = [b for b in self.module.buffers() if b.is_floating_point()]
-        own = [] if parameters_of is not None else list(self.module.parameters())
-        num_parameters = sum(p.numel() for p in own)
-        size = num_parameters + sum(b.numel() for b in buffers)
-        self.state = flat_zeros(size, like.dtype, like.device)
-        self.buffers = self.state[num_parameters:]
-        begin = 0
-        with torch.no_grad():
-            for tensor in (*own, *buffers):
-                view = self.state[begin : begin + tensor.numel()].view_as(tensor)
-                view.copy_(tensor)
-                tensor.data = view
-                begin += tensor.numel()
+    def __init__(self, mean: FlatModel, clients: list[LocalClient]) -> None:
+        self.mean, self.clients = mean, clients
+
+    @classmethod
+    def of_shared(cls, shared: SharedModel, make_client: Callable[[int, nn.Module], LocalClient]) -> Replicas:
+        """A copy of a shared model, of its optimizer and of its loss scaling for every client."""
+        clients = [make_client(client.id, client.replica.module) for client in shared.clients]
+        for client in clients:
+            # torch would share the tensors of the state that it loads.
+            client.stepper.load_state_dict(copy.deepcopy(shared.stepper.state_dict()))
+        return cls(shared.mean, clients)
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
-        """In the order of the net."""
-        return list(self.module.parameters())
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """One of each client."""
+        return [client.optimizer for client in self.clients]
 
-    @property
-    def counts(self) -> Tensor:
-        """[K] a copy of the buffers that are not floating-point numbers, float64 (exact up to 2^53)."""
-        flat = [b.reshape(-1).double() for b in self._count_buffers()]
-        return torch.cat(flat) if flat else torch.empty(0, dtype=torch.float64, device=self.state.device)
+    def average(self, rank: Rank) -> NDArray[np.float64]:
+        """Fill `mean` with the clients' average, parameters and buffers, weighted as the job says: [C] the weights.
 
-    def set_counts(self, counts: Tensor) -> None:
-        """Overwrite these buffers."""
-        begin = 0
-        for buffer in self._count_buffers():
-            buffer.copy_(counts[begin : begin + buffer.numel()].view_as(buffer))
-            begin += buffer.numel()
+        The weights are zeros where there was nothing to average.
+        """
+        finish_counts = begin_counts(self.clients, self.mean, rank.comm)
+        since = rank.counters.since_averaging
+        weights = averaging_weights(since, rank.job.sync.averaged_by, rank.sampler.capacity)
+        states = [client.replica.state for client in self.clients]
+        if since.any():
+            average(states, [weights[c.id] for c in self.clients], rank.comm, "state", self.mean.state)
+        else:
+            # Just averaged: all clients hold the same model.
+            self.mean.state.copy_(states[0])
+        finish_counts()
+        return weights
 
-    def _count_buffers(self) -> list[Tensor]:
-        return [b for b in self.module.buffers() if not b.is_floating_point()]
+    def average_clients(self, rank: Rank, record: StepRecord) -> None:
+        """Give every client the weighted mean of all; what becomes of momentum is the job's choice."""
+        begin = rank.clock.mark()
+        weights = self.average(rank)
+        if rank.emulation is not None:
+            rank.emulation.transfer(self.mean.state.nbytes)
+        counts = self.mean.counts
+        for client in self.clients:
+            client.replica.state.copy_(self.mean.state)
+            client.replica.set_counts(counts)
+        kept = rank.job.sync.optimizer_state_after
+        if kept == "average":
+            average_optimizer_states(self.clients, [weights[c.id] for c in self.clients], rank.comm)
+        elif kept == "reset":
+            for client in self.clients:
+                reset_slots(client.optimizer)
+        rank.counters.averaged_at = rank.counters.positions.copy()
+        record.sync.append((begin, rank.clock.mark()))
 
-    def digest(self) -> str:
-        """SHA-256 of the parameters' bytes, for comparing ranks."""
-        sha = hashlib.sha256()
-        for parameter in self.module.parameters():
-            sha.update(parameter.detach().cpu().contiguous().numpy().tobytes())
-        return sha.hexdigest()
+    def parts_of(self, client: LocalClient) -> list[Stateful]:
+        """What is to be remembered of a client of this rank."""
+        return [client]
 
+    def close(self) -> None:
+        """Nothing to leave."""
 
-class Client:
-    """A federated participant on this rank.
+    def state_dict(self) -> dict[str, Any]:
+        """That there is no shared model; see `hpclbfl.core.state.Stateful`."""
+        return {"model": None}
 
-    Attributes:
-        id: its number among all clients of the job.
-        replica: its net: parameters of its own (local training) or shared by all clients of the rank.
-        optimizer: None while the parameters are shared.
-        loss_scaler: the shared model's, or the client's own.
-    """
+    def check_state(self, found: Mapping[str, Any]) -> None:
+        """See `hpclbfl.core.state.Stateful`."""
+        if found.get("model") is not None:
+            raise DataError("model is there, but this job's clients train alone")
 
-    def __init__(
-        self,
-        client_id: int,
-        replica: FlatModel,
-        optimizer: torch.optim.Optimizer | None,
-        loss_scaler: torch.amp.GradScaler,
-    ) -> None:
-        self.id, self.replica, self.optimizer, self.loss_scaler = client_id, replica, optimizer, loss_scaler
-
-
-def clients_of_rank(num_clients: int, rank: int, size: int) -> range:
-    """The contiguous block of clients that a rank holds; sizes differ by one at most.
-
-    More ranks than clients would leave ranks without work; the caller refuses that.
-    """
-    quotient, rest = divmod(num_clients, size)
-    begin = rank * quotient + min(rank, rest)
-    return range(begin, begin + quotient + (rank < rest))
-
-
-def seed_generators(*key: int) -> None:
-    """Seed torch's generators from (seed, client, step), so that dropout does not depend on who runs beside whom."""
-    digest = hashlib.blake2b(b"".join(int(k).to_bytes(8, "little") for k in key), digest_size=8).digest()
-    seed = int.from_bytes(digest, "little") >> 1
-    torch.default_generator.manual_seed(seed)
-    # torch.manual_seed would note down where it was called from, for each GPU that may yet come: 0.1 ms each time.
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed(seed)
-
-
-def weighted_sum(tensors: list[Tensor], weights: list[float], out: Tensor) -> Tensor:
-    """sum_k weights[k] * tensors[k], into `out`; zero for an empty list."""
-    out.zero_()
-    for tensor, weight in zip(tensors, weights, strict=True):
-        if weight:
-            out.add_(tensor, alpha=weight)
-    return out
+    def load_state_dict(self, found: Mapping[str, Any]) -> None:
+        """See `hpclbfl.core.state.Stateful`."""

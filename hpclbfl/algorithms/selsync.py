@@ -8,14 +8,21 @@ too: under `change: selsync` each of the first 25 steps ends with one, under `sq
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from hpclbfl.config.components import ALGORITHMS
-from hpclbfl.config.sections import LocalConfig
-from hpclbfl.config.sections.base import NonNegativeFloat, with_threshold
-from hpclbfl.config.thresholds import SELSYNC
+from hpclbfl.algorithms.base import LocalTraining
+from hpclbfl.algorithms.flags import CHANGED, UNKNOWN
+from hpclbfl.config.components import ALGORITHMS, detector_config
+from hpclbfl.config.sections import DetectorConfig, DetectorName, LocalConfig
+from hpclbfl.config.sections.base import NonNegativeFloat
+from hpclbfl.gradients.change import has_changed, is_unknown
+
+if TYPE_CHECKING:
+    from hpclbfl.algorithms.local_client import LocalClient
+    from hpclbfl.algorithms.record import StepRecord
+    from hpclbfl.algorithms.state import RankState
 
 
 class SelSyncConfig(LocalConfig):
@@ -26,14 +33,16 @@ class SelSyncConfig(LocalConfig):
 
     threshold: NonNegativeFloat = 0.0
     """Of the change of a client's own gradient, from which on all average; default 0.05, under squared_norm 1 (see
-    `hpclbfl.config.thresholds`)."""
-    change: Literal["squared_norm", "selsync"] = "selsync"
-    """selsync: of the layers' norms, smoothed over 25 steps; squared_norm: Eq. 8."""
+    `hpclbfl.gradients.detectors`)."""
+    change: DetectorName = "selsync"
+    """selsync: of the layers' norms, smoothed over 25 steps; squared_norm: Eq. 8; or a detector of your own."""
 
     @model_validator(mode="before")
     @classmethod
     def _default_threshold(cls, values: Any) -> Any:
-        return with_threshold(values, SELSYNC, "selsync")
+        if not isinstance(values, dict) or values.get("threshold") is not None:
+            return values
+        return {**values, "threshold": detector_config(values.get("change", "selsync")).averaging_threshold}
 
     @property
     def title(self) -> str:
@@ -41,7 +50,7 @@ class SelSyncConfig(LocalConfig):
         return "SelSync"
 
     @property
-    def watched_change(self) -> Literal["squared_norm", "selsync"]:
+    def watched_change(self) -> str | DetectorConfig:
         """See `AlgorithmConfig`."""
         return self.change
 
@@ -54,27 +63,41 @@ class SelSyncConfig(LocalConfig):
             raise ValueError("sync.change and gradients.scaler.change must agree: a run has one change metric")
 
 
-class SelectiveSynchronisation:
-    """See `hpclbfl.algorithms.Synchroniser`.
+@ALGORITHMS.register("selsync", SelSyncConfig)
+class SelectiveSynchronisation(LocalTraining):
+    """See the module.
 
     Args:
-        threshold: of the change of a client's gradient.
+        config: of the job.
+        global_batch_size, num_train: not used.
     """
 
-    def __init__(self, threshold: float) -> None:
-        self.threshold = threshold
+    def __init__(self, config: SelSyncConfig, global_batch_size: int, num_train: int) -> None:
+        self.threshold = config.threshold
 
-    def shared(self, step: int) -> bool:
-        """Never: every client has its own model."""
-        return False
-
-    def needs_vote(self, step: int) -> bool:
+    def exchanges_flags(self, step: int) -> bool:
         """Always: any client may ask for an averaging."""
         return True
 
-    def averages(self, step: int, fired: bool) -> bool:
+    def ask(self, client: LocalClient, record: StepRecord) -> int:
+        """CHANGED where the client's gradient did, UNKNOWN where there is nothing to compare it with yet."""
+        columns = record.clients[-1].columns
+        change, sq_norm = columns["grad_change"], columns["local_grad_sq_norm"]
+        if has_changed(change, self.threshold):
+            return CHANGED
+        return UNKNOWN if is_unknown(change, sq_norm) else 0
+
+    def averages(self, step: int, flags: int) -> bool:
         """Where a client asked."""
-        return fired
+        return bool(flags & (CHANGED | UNKNOWN))
+
+    def end_of_step(self, state: RankState, record: StepRecord, flags: int) -> bool:
+        """An averaging that no change has asked for is not counted as one."""
+        before = state.counters.averaged_step
+        averaged = super().end_of_step(state, record, flags)
+        if not flags & CHANGED:
+            state.counters.averaged_step = before
+        return averaged
 
     def why_never(self, step: int, num_averagings: int) -> str:
         """No change was large enough; averagings while none was known do not count."""
@@ -83,9 +106,3 @@ class SelectiveSynchronisation:
         first = "step" if num_averagings == 1 else f"{num_averagings} steps"
         after = f" after the first {first}" if num_averagings else ""
         return f"no change of a client's gradient reached sync.threshold {self.threshold:g}{after}"
-
-
-@ALGORITHMS.register("selsync", SelSyncConfig)
-def make_selsync(config: SelSyncConfig, global_batch_size: int, num_train: int) -> SelectiveSynchronisation:
-    """See the module."""
-    return SelectiveSynchronisation(config.threshold)

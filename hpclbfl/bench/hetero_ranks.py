@@ -20,7 +20,6 @@ from hpclbfl.training import build
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.rebalance import observe, rebalance
 from hpclbfl.training.setup import make_state
-from hpclbfl.training.steps import shared_step
 
 
 def measure(task: Task) -> dict[str, Any]:
@@ -53,10 +52,10 @@ def _computing(task: Task, settings: Settings, scenario: Scenario, variant: str,
     for step in range(scenario.steps):
         begin = time.perf_counter()
         record = begin_record(state)
-        shared_step(state, record, 0)
-        state.counters.positions += state.sampler.counts(state.sizes_now)
+        state.algorithm.step(state, record, 0)
+        state.counters.positions += state.counts_now
         state.counters.step += 1
-        told = observe(state, record, True, False)
+        told = observe(state, record, ends_round=True)
         rows += [(times.sizes, times.compute) for times in told]
         before, decided = state.plan, time.perf_counter()
         rebalance(state, log, told, record, ends_epoch=False)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-import hpclbfl.training.steps
 from hpclbfl.bench import peers
 from hpclbfl.bench.ranks import Task, run, slowest
 from hpclbfl.bench.scaler import Settings
 from hpclbfl.bench.training import IMAGES, SCALER, Training, make_job
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.sections import CommConfig
+from hpclbfl.gradients.apply import FactorOnStep
 from hpclbfl.gradients.norm import SquaredNorm
-from hpclbfl.gradients.scaler import scale_gradients
 from hpclbfl.training import build
 
 
@@ -66,16 +65,16 @@ class Ours:
         self._meter, self._is_scaled = Meter(), True
         self._meter.wrap(SquaredNorm, "add", "norm")
         self._meter.wrap(SquaredNorm, "take", "norm")
-        self._meter.wrap(training.state.pipeline, "update", "change")
-        self._meter.wrap(training.state.optimizer, "step", "optimizer")
+        model = training.state.shared_model
+        self._meter.wrap(model.chain, "update", "change")
+        self._meter.wrap(model.stepper.optimizer, "step", "optimizer")
+        apply = FactorOnStep.apply
 
-        def scale_every_other(optimizer: torch.optim.Optimizer, factor: Tensor, has_loss_scaler: bool) -> None:
+        def apply_every_other(on_step: FactorOnStep, gradients: Sequence[Tensor], factor: Tensor) -> None:
             if self._is_scaled:
-                scale_gradients(optimizer, factor, has_loss_scaler)
-            else:
-                optimizer.grad_scale = None  # type: ignore[attr-defined]
+                apply(on_step, gradients, factor)
 
-        self._meter.wrap(hpclbfl.training.steps, "scale_gradients", "hand-over", scale_every_other)
+        self._meter.wrap(FactorOnStep, "apply", "hand-over", apply_every_other)
 
     def step(self, number: int) -> dict[str, float]:
         """With the factor and without in turn."""
@@ -84,8 +83,8 @@ class Ours:
 
     def sq_norm(self) -> float:
         """The reducer's."""
-        reducer = self.training.state.reducer
-        return float("nan") if reducer is None or reducer.sq_norm is None else float(reducer.sq_norm)
+        sq_norm = self.training.state.shared_model.reducer.sq_norm
+        return float("nan") if sq_norm is None else float(sq_norm)
 
 
 class Afterwards:
@@ -104,8 +103,7 @@ class Afterwards:
         self._norm, self._multiply = norm, multiply
         self._before = self._newest = 0.0
         self._added_s = 0.0
-        if training.state.optimizer is not None:
-            training.state.optimizer.register_step_pre_hook(self._scale)
+        training.state.shared_model.stepper.optimizer.register_step_pre_hook(self._scale)
 
     def _scale(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         begin = time.perf_counter()
@@ -178,15 +176,14 @@ def _timed(action: Callable[[], None]) -> float:
 
 def _error(variant: Measured, number: int) -> float:
     """Relative error of the squared norm in one step more, against a sum in float64."""
-    reducer: Any = variant.training.state.reducer
+    reducer: Any = variant.training.state.shared_model.reducer
     finish = reducer.finish
     exact: list[float] = []
 
-    def spy() -> int:
-        votes: int = finish()
+    def spy() -> None:
+        finish()
         # Here, as the optimizer changes the gradient later.
         exact.append(sum(float(g.double().square().sum()) for g in reducer.by_layer()))
-        return votes
 
     reducer.finish = spy
     variant.step(number)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hpclbfl.algorithms.record import StepRecord
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.components import MODELS
 from hpclbfl.config.job import JobConfig, parse_job
@@ -20,8 +21,7 @@ from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.rebalance import observe
 from hpclbfl.training.setup import make_state
-from hpclbfl.training.steplog import StepLog, StepRecord
-from hpclbfl.training.steps import average_clients, local_step, shared_step
+from hpclbfl.training.steplog import StepLog
 
 NUM_CLASSES = 10
 IMAGES = "images.h5"
@@ -87,7 +87,7 @@ class Training:
     def __init__(self, job: JobConfig, comm: Communicator, log: Path) -> None:
         self.state = make_state(job, comm)
         self.device = self.state.device
-        self._is_shared = self.state.sync.shared(1)
+        self._is_shared = self.state.algorithm.shares_model(1)
         self._steps = StepLog(RunLog(log, {}), self.state.clock)
         self._open: StepRecord | None = None
         """The newest step, while an averaging may follow."""
@@ -97,9 +97,8 @@ class Training:
         state, counters = self.state, self.state.counters
         self._finish(averages=False)
         self._open = record = begin_record(state)
-        take_step = shared_step if self._is_shared else local_step
-        take_step(state, record, 0)
-        counters.positions += state.sampler.counts(state.sizes_now)
+        state.algorithm.step(state, record, 0)
+        counters.positions += state.counts_now
         counters.step += 1
         record.epoch, record.num_samples = state.epoch, counters.num_samples
         if self._is_shared:
@@ -109,11 +108,11 @@ class Training:
         """Average the clients' models after a step."""
         if self._open is None:
             raise RuntimeError("clients average after a local step")
-        average_clients(self.state, self._open)
+        self.state.replicas.average_clients(self.state, self._open)
         self._finish(averages=True)
 
     def _finish(self, averages: bool) -> None:
         if self._open is not None:
-            observe(self.state, self._open, self._is_shared, averages)
+            observe(self.state, self._open, averages)
             self._steps.add(self._open)
             self._open = None

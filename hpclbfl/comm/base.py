@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     # The command line asks this module for its rank and must answer without loading torch.
     from torch import Tensor
 
-VOTE_BITS = 8
-"""How many independent yes-no votes one reduction can carry."""
+FLAG_BITS = 8
+"""How many flags, of one bit each, ranks can exchange at once."""
 
 
 class Handle(Protocol):
@@ -41,7 +41,7 @@ class Communicator(Protocol):
         """
 
     def vote(self, bits: int) -> int:
-        """Bitwise or of `bits` (VOTE_BITS wide) over ranks."""
+        """Bitwise or of `bits` (FLAG_BITS wide) over ranks."""
 
     def allgather(self, row: Any) -> list[Any]:
         """Every rank's `row` (any picklable object), by rank."""

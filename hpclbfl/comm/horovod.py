@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpclbfl.comm import mpi_runtime
-from hpclbfl.comm.base import VOTE_BITS
+from hpclbfl.comm.base import FLAG_BITS
 from hpclbfl.core.errors import EnvironmentFault
 from hpclbfl.core.launched import launched_local_size
 
@@ -113,8 +113,8 @@ class HorovodCommunicator:
         return _Reduction(self._hvd, handle, flat, on_chunk)
 
     def vote(self, bits: int) -> int:
-        """Bitwise or, as a sum of VOTE_BITS counters."""
-        ballots = torch.tensor([float(bits >> k & 1) for k in range(VOTE_BITS)])
+        """Bitwise or, as a sum of FLAG_BITS counters."""
+        ballots = torch.tensor([float(bits >> k & 1) for k in range(FLAG_BITS)])
         counts = self._hvd.allreduce(ballots, name="vote", op=self._hvd.Sum).tolist()
         return sum(1 << k for k, count in enumerate(counts) if count > 0)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hpclbfl.comm import mpi_runtime
-from hpclbfl.comm.base import VOTE_BITS
+from hpclbfl.comm.base import FLAG_BITS
 from hpclbfl.core.errors import ConfigError, EnvironmentFault
 
 
@@ -85,7 +85,7 @@ class MpiCommunicator:
 
     def vote(self, bits: int) -> int:
         """Bitwise or."""
-        return int(self._comm.allreduce(bits & ((1 << VOTE_BITS) - 1), op=self._mpi.BOR))
+        return int(self._comm.allreduce(bits & ((1 << FLAG_BITS) - 1), op=self._mpi.BOR))
 
     def allgather(self, row: Any) -> list[Any]:
         """Pickles the rows: for set-up and accounting, not for the inner loop."""

@@ -9,19 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpclbfl.comm.base import VOTE_BITS, Communicator, Handle
+from hpclbfl.comm.base import Communicator, Handle
 from hpclbfl.comm.buffers import flat_zeros
 from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.gradients.norm import SquaredNorm
 
 logger = Diagnostics(__name__)
-
-FloatArray = NDArray[np.float64]
 
 
 class _Bucket:
@@ -64,19 +60,13 @@ class GradientReducer:
         self._parameters = [p for p in reversed(parameters) if p.requires_grad]
         like = self._parameters[0]
         self._gathers = like.is_cuda
-        self._total = sum(p.numel() for p in self._parameters)
-        # Votes, ranks' times and the clients' part of the noise scale travel behind the gradients of the last bucket.
-        size = self._total + VOTE_BITS + 2 * comm.size + 1
-        self._storage = flat_zeros(size, like.dtype, like.device)
-        self._wire = torch.empty_like(self._storage, dtype=wire_dtype) if wire_dtype is not None else self._storage
-        self.flat = self._storage[: self._total]
+        self.flat = flat_zeros(sum(p.numel() for p in self._parameters), like.dtype, like.device)
         """The gradient, flat [P], in reverse order of the parameters; after `finish` the sum over ranks."""
+        self._wire = torch.empty_like(self.flat, dtype=wire_dtype) if wire_dtype is not None else self.flat
         self.sq_norm: Tensor | None = None
         """Of that sum, 0-d float64, after `finish`; None unless measured."""
-        self.times: FloatArray | None = None
-        """[R, 2] what each rank gave to `begin_step`, after `finish` (on a GPU a step later, None after the first)."""
-        self._told = self._storage[self._total : size - 1]
-        self._noise = self._storage[size - 1]
+        self.noise = torch.zeros((), dtype=torch.float64, device=like.device)
+        """A of the noise scale, 0-d, after `finish`; 0 unless clients are measured."""
         self._norm = SquaredNorm(self.flat) if measure else None
         self._own_norm = SquaredNorm(self.flat) if measure_clients else None
         self._views: dict[nn.Parameter, Tensor] = {}
@@ -87,22 +77,18 @@ class GradientReducer:
         self._in_pass = self._is_last = False
         self._kept: dict[nn.Parameter, Tensor] | None = None
         self._noise_weight = 0.0
-        self._late = _LateCopy(self._told) if like.is_cuda else None
-        self._answered = 0
         self._hooks = [p.register_post_accumulate_grad_hook(self._on_gradient) for p in self._parameters]
 
     def _lay_out(self, bucket_elements: int) -> None:
         members: list[nn.Parameter] = []
         begin = end = 0
         for parameter in self._parameters:
-            self._views[parameter] = self._storage[end : end + parameter.numel()].view_as(parameter)
+            self._views[parameter] = self.flat[end : end + parameter.numel()].view_as(parameter)
             members.append(parameter)
             end += parameter.numel()
-            is_last = parameter is self._parameters[-1]
-            if end - begin >= bucket_elements or is_last:
-                stop = self._storage.numel() if is_last else end
+            if end - begin >= bucket_elements or parameter is self._parameters[-1]:
                 name = f"gradients.{len(self._buckets)}"
-                bucket = _Bucket(self._storage[begin:stop], self._wire[begin:stop], name)
+                bucket = _Bucket(self.flat[begin:end], self._wire[begin:end], name)
                 bucket.num_parameters = len(members)
                 self._buckets.append(bucket)
                 self._bucket_of.update(dict.fromkeys(members, bucket))
@@ -110,16 +96,9 @@ class GradientReducer:
         sizes = [bucket.flat.numel() * bucket.flat.element_size() / 1e6 for bucket in self._buckets]
         logger.debug(f"gradients are reduced in buckets of {', '.join(f'{mb:.2f}' for mb in sizes)} MB")
 
-    def begin_step(self, vote_bits: int = 0, times: tuple[float, float] | None = None) -> None:
-        """Forget the last step; `vote_bits` are this rank's votes, `times` two numbers that it tells all others."""
-        # Always written: the slots hold the last step's sums.
-        self._storage[self._total :].zero_()
-        if vote_bits or times is not None:
-            told = torch.zeros(len(self._told))
-            told[:VOTE_BITS] = torch.tensor([float(vote_bits >> k & 1) for k in range(VOTE_BITS)])
-            begin = VOTE_BITS + 2 * self._comm.rank
-            told[begin : begin + 2] = torch.tensor(times or (0.0, 0.0))
-            self._told.copy_(told, non_blocking=True)
+    def begin_step(self) -> None:
+        """Forget the last step."""
+        self.noise.zero_()
         self._filled.clear()
         for bucket in self._buckets:
             bucket.num_waiting, bucket.handle = bucket.num_parameters, None
@@ -156,8 +135,7 @@ class GradientReducer:
             self._kept[parameter] = gradient
         if self._is_last:
             bucket.num_waiting -= 1
-            # What travels with the last bucket is known only at the end of the pass.
-            if bucket.num_waiting == 0 and bucket is not self._buckets[-1]:
+            if bucket.num_waiting == 0:
                 self._start(bucket)
 
     @torch.no_grad()
@@ -181,36 +159,30 @@ class GradientReducer:
         if self._own_norm is None:
             return None
         own = self._own_norm.take()
-        self._noise.add_(own * self._noise_weight)
+        self.noise.add_(own * self._noise_weight)
         return own
 
     def _start(self, bucket: _Bucket) -> None:
         on_chunk = None
-        if self._wire is not self._storage:
+        if self._wire is not self.flat:
             bucket.wire.copy_(bucket.flat)
             on_chunk = self._take_from_wire
         elif self._norm is not None:
-            on_chunk = self._measure
+            on_chunk = self._norm.add
         bucket.handle = self._comm.reduce_(bucket.wire, bucket.name, on_chunk)
 
     def _take_from_wire(self, piece: Tensor) -> None:
         begin = piece.storage_offset()
-        wide = self._storage[begin : begin + piece.numel()]
+        wide = self.flat[begin : begin + piece.numel()]
         wide.copy_(piece)
         if self._norm is not None:
-            self._measure(wide)
+            self._norm.add(wide)
 
-    def _measure(self, piece: Tensor) -> None:
-        size = min(piece.numel(), self._total - piece.storage_offset())
-        if self._norm is not None and size > 0:
-            self._norm.add(piece[:size])
-
-    def finish(self) -> int:
-        """Wait for all buckets; every `grad` is then a view of the sum. Returns the votes, or-ed over ranks.
+    def finish(self) -> None:
+        """Wait for all buckets; every `grad` is then a view of the sum.
 
         A parameter that no pass reached, and a rank without samples, take part with what they have: every rank makes
-        the same calls. On a GPU the votes are those of the step before, as reading this step's would make the host wait
-        for the device.
+        the same calls.
         """
         for parameter in self._parameters:
             if parameter not in self._filled:
@@ -222,24 +194,9 @@ class GradientReducer:
         for bucket in self._buckets:
             if bucket.handle is not None:
                 bucket.handle.wait()
+        if self._own_norm is not None:
+            self._comm.reduce_(self.noise.view(1), "noise").wait()
         self.sq_norm = self._norm.take() if self._norm is not None else None
-        values = self._told.tolist() if self._late is None else self._late.exchange()
-        if values is None:
-            self.times = None
-            return 0
-        told = np.array(values)
-        self.times = told[VOTE_BITS:].reshape(-1, 2)
-        votes = sum(1 << k for k, count in enumerate(told[:VOTE_BITS]) if count > 0)
-        if self._late is not None:
-            # A vote that was answered a step ago was cast once more before its answer was there.
-            votes &= ~self._answered
-            self._answered = votes
-        return votes
-
-    @property
-    def noise(self) -> Tensor:
-        """A of the noise scale, 0-d, after `finish`."""
-        return self._noise.clone()
 
     def by_layer(self) -> list[Tensor]:
         """The reduced gradient of every parameter that has one, in the order of the net."""
@@ -254,22 +211,3 @@ class GradientReducer:
         """Take the hooks off."""
         for hook in self._hooks:
             hook.remove()
-
-
-class _LateCopy:
-    """A tensor read one step late, through pinned memory, without waiting for the device."""
-
-    def __init__(self, source: Tensor) -> None:
-        self._source = source
-        self._host = torch.zeros(source.shape, dtype=source.dtype, pin_memory=True)
-        self._copied: torch.cuda.Event | None = None
-
-    def exchange(self) -> list[float] | None:
-        values: list[float] | None = None
-        if self._copied is not None:
-            self._copied.synchronize()
-            values = self._host.tolist()
-        self._host.copy_(self._source, non_blocking=True)
-        self._copied = torch.cuda.Event()
-        self._copied.record()
-        return values

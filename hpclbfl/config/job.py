@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, SerializeAsAny, StrictBool, ValidationInfo, model_validator
 
-from hpclbfl.config.components import with_components
+from hpclbfl.config.components import transform_configs, with_components
 from hpclbfl.config.migrate import as_former
 from hpclbfl.config.own_parts import NOWHERE, Lookup, as_written, pinned
 from hpclbfl.config.own_sources import PARTS
@@ -98,6 +98,7 @@ class JobConfig(Section):
     def _sections_fit(self) -> JobConfig:
         gradients = self.gradients
         self.sync.check(self)
+        transform_configs(gradients)
         if gradients.extrapolation_lr is not None and self.precision == "fp16":
             raise ValueError("gradients.extrapolation_lr does not go with precision fp16")
         if self.on_nonfinite in ("skip", "restore") and not gradients.measure:

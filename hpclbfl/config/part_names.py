@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HASH_DIGITS = 12
-KEYS = ("name", "kind", "policy")
+KEYS = ("name", "kind", "policy", "change")
 """Under which a section names its component."""
 _SOURCE = re.compile(rf"(?P<source>.+?)(?:@(?P<sha256>[0-9a-f]{{{HASH_DIGITS}}}))?", re.DOTALL)
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")

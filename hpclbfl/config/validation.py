@@ -79,7 +79,8 @@ class _Place(NamedTuple):
 def _explain(error: Any, place: _Place) -> str:
     kind, key = error["type"], printable(".".join(place.path), MAX_SHOWN)
     if kind == "extra_forbidden":
-        valid = [field.alias or name for name, field in place.model.model_fields.items()]
+        # What is left out of a job that is written is not for a user to set.
+        valid = [field.alias or name for name, field in place.model.model_fields.items() if not field.exclude]
         *parents, last = place.path
         hint = suggestion(last, valid)
         where = f"under '{'.'.join(parents)}'" if parents else "here"

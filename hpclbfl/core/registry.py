@@ -114,6 +114,13 @@ class Registry(Generic[Config]):
         self._load()
         return self._own.get(name) or self._found.get(name)
 
+    def config(self, name: str) -> type[Config]:
+        """Class of the config of a component that there is. Raises LookupError: there is none."""
+        found = self.find(name)
+        if found is None:
+            raise LookupError(f"{self.what} {name!r} is not known")
+        return found.config
+
     def holders(self, key: str) -> dict[str, type[Config]]:
         """Configs of the components that have this key, by name, sorted."""
         self._load()

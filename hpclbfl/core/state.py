@@ -1,6 +1,7 @@
-"""What a checkpoint may hold: tensors, plain values, and the types that are marked for it.
+"""What a run must remember: who has something to remember, and what a checkpoint may hold.
 
-A component marks the dataclass of its state, and is restored; nothing else names it:
+Every part of a run that the next step depends on is `Stateful`, and is registered where it is made: nothing else names
+it. A checkpoint holds tensors, plain values, and the dataclasses that are marked for it:
 
     @checkpointed
     @dataclass(frozen=True)
@@ -10,14 +11,38 @@ A component marks the dataclass of its state, and is restored; nothing else name
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 Kind = TypeVar("Kind", bound=type)
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _TYPES: list[type] = []
+
+
+class Stateful(Protocol):
+    """A part of a run with something to remember."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state, by keys that no other part of the run uses; tensors are its own, not copies."""
+
+    def check_state(self, found: Mapping[str, Any]) -> None:
+        """Look at what all parts have saved, before any of them is changed. Raises DataError: its own does not fit."""
+
+    def load_state_dict(self, found: Mapping[str, Any]) -> None:
+        """Go on from what all parts have saved; moves tensors to where they belong."""
+
+
+def states_of(parts: Iterable[Stateful]) -> dict[str, Any]:
+    """What all parts have to remember, in one mapping. Raises ValueError: two of them use the same key."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        own = part.state_dict()
+        if twice := found.keys() & own.keys():
+            raise ValueError(f"two parts of a run remember {', '.join(sorted(twice))}")
+        found |= own
+    return found
 
 
 def checkpointed(kind: Kind) -> Kind:

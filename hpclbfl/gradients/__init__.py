@@ -1,47 +1,53 @@
-"""Gradient transforms: multipliers of the gradient, decided from its squared norm.
+"""What happens to a gradient between its reduction and the optimizer: it is measured, transformed, and stepped with.
 
-A transform is two pure functions and an explicit state, which is checkpointed. Norms, changes and multipliers are 0-d
-float64 tensors on the gradient's device, so that a GPU's host waits for none of them; on every rank they come from
-reduced values and are therefore equal.
+A transform is a pure function of the gradient, of its own state and of what all ranks know, so that it does the same on
+every rank, and its state is checkpointed. Norms, changes and factors are 0-d float64 tensors on the gradient's device:
+a GPU's host waits for none of them.
 
-The order is fixed: undo loss scaling, measure, clip (from that norm), scale by X, step.
+The order is fixed: undo loss scaling, measure, transform (`gradients.chain`), step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hpclbfl.gradients.gradient import Gradient, Layout
 
 State = TypeVar("State")
+Metrics: TypeAlias = "dict[str, Tensor]"
+"""0-d numbers for the log, by name: columns of its table `steps`, and others, which go to its table `metrics`."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a transform may know besides the norm."""
+    """What a transform may know besides the gradient; equal on all ranks."""
 
     seed: int
     step: int
     client: int = -1
     """-1 while the model is shared."""
-    layer_sq_norms: Tensor | None = None
-    """[L] squared norm of each parameter's gradient, float64; where a transform's `needs_layers` asks for it."""
 
 
 class GradientTransform(Protocol[State]):
-    """A multiplier of the gradient; see the package."""
+    """Turns one gradient into another: (gradient, state, context) to (gradient, state, metrics).
+
+    While clients train models of their own, each has a state of its own; a shared model has one.
+    """
 
     @property
     def needs_layers(self) -> bool:
-        """Whether it reads the norms of the layers."""
+        """Whether it reads `Gradient.layer_sq_norms`, which a shared gradient's ranks then agree on."""
 
     @property
     def is_identity(self) -> bool:
-        """Whether the multiplier is 1 in every step."""
+        """Whether it only measures."""
 
-    def init(self) -> State:
+    def init(self, layout: Layout | None) -> State:
         """Before the first step."""
 
-    def update(self, grad_sq_norm: Tensor, state: State, ctx: Context) -> tuple[Tensor, State]:
-        """The multiplier of this step's gradient, whose squared norm is given, and the next state."""
+    def update(self, gradient: Gradient, state: State, ctx: Context) -> tuple[Gradient, State, Metrics]:
+        """Return the step's gradient and the next state; neither argument is changed in place."""

@@ -20,20 +20,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hpclbfl.config.thresholds import SCALER
-from hpclbfl.gradients import Context
+from hpclbfl.config.components import DETECTORS, detector_config
+from hpclbfl.gradients.apply import FactorOnStep
 from hpclbfl.gradients.chain import Chain
-from hpclbfl.gradients.change import ChangeState, Metric
+from hpclbfl.gradients.change import ChangeState
 from hpclbfl.gradients.clip import Clip
-from hpclbfl.gradients.owned import HorovodGradients, by_kind, gradients_of, loss_scale_of, squared_norm_of
-from hpclbfl.gradients.scaler import ScalerState, StepUpScale, When, rides_on_step
+from hpclbfl.gradients.gradient import Gradient
+from hpclbfl.gradients.optimizer_gradients import HorovodGradients, gradients_of, loss_scale_of, squared_norm_of
+from hpclbfl.gradients.scaler import ScalerState, StepUpScale, When
 
 NORMALISERS = frozenset({"adam", "adamw", "adamax", "nadam", "radam", "lamb", "lars"})
 """Optimizers, in lower case, that divide out a constant factor on the gradient, or nearly."""
 
 _STATE_KEYS = ("steps", "grad_sq_norm", "previous", "change", "window", "scale")
 _OWNER = "_hpclbfl_scaler"
-_ABSENT = object()
 
 
 class GradientScaler:
@@ -61,7 +61,7 @@ class GradientScaler:
         factor: float,
         threshold: float | None = None,
         when: When = "delta_ge",
-        change: Metric = "squared_norm",
+        change: str = "squared_norm",
         duty: float | None = None,
         max_norm: float | None = None,
         seed: int = 0,
@@ -69,8 +69,8 @@ class GradientScaler:
     ) -> None:
         _check("factor", factor, _is_number(factor) and factor > 0, "a number above 0")
         _check("when", when, when in get_args(When), f"one of {', '.join(get_args(When))}")
-        _check("change", change, change in get_args(Metric), f"one of {', '.join(get_args(Metric))}")
-        threshold = SCALER[change] if threshold is None else threshold
+        _check("change", change, change in DETECTORS.names(), f"one of {', '.join(DETECTORS.names())}")
+        threshold = detector_config(change).scaler_threshold if threshold is None else threshold
         _check("threshold", threshold, _is_number(threshold) and threshold >= 0, "a number of at least 0")
         if when == "random":
             is_share = duty is not None and _is_number(duty) and 0 <= duty <= 1
@@ -84,17 +84,15 @@ class GradientScaler:
         _check("agree", agree, agree is None or callable(agree), "a function of a tensor, or None")
 
         step_up = StepUpScale(float(factor), float(threshold), when, 1.0 if duty is None else float(duty), change)
-        self._chain = Chain([step_up] if max_norm is None else [step_up, Clip(float(max_norm))])
-        self._state = self._chain.init()
-        self._seed = seed
+        self._chain = Chain([step_up] if max_norm is None else [step_up, Clip(float(max_norm))], seed)
         self._agree = agree
         self._steps = 0
         self._grad_sq_norm: Tensor | None = None
         self._measured: Tensor | None = None
         self._optimizer: Optimizer | None = None
+        self._factor: FactorOnStep | None = None
         self._horovod: HorovodGradients | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._ridden: tuple[Tensor, Any] | None = None
 
     @property
     def steps(self) -> int:
@@ -138,7 +136,7 @@ class GradientScaler:
         if name is not None:
             text = f"{name} divides by the gradient's own size: a factor on the gradient hardly acts; SGD follows it"
             warnings.warn(text, stacklevel=2)
-        self._optimizer = optimizer
+        self._optimizer, self._factor = optimizer, FactorOnStep(optimizer)
         setattr(optimizer, _OWNER, self)
         if hasattr(optimizer, "skip_synchronize"):
             self._horovod = HorovodGradients(optimizer)
@@ -152,13 +150,14 @@ class GradientScaler:
         """Leave the optimizer as it was; the state stays."""
         if self._optimizer is None:
             return
-        self._restore_grad_scale(self._optimizer)
+        if self._factor is not None:
+            self._factor.restore()
         for hook in self._hooks:
             hook.remove()
         if self._horovod is not None:
             self._horovod.detach()
         delattr(self._optimizer, _OWNER)
-        self._optimizer, self._horovod, self._hooks, self._measured = None, None, [], None
+        self._optimizer, self._factor, self._horovod, self._hooks, self._measured = None, None, None, [], None
 
     @torch.no_grad()
     def measure(self) -> Tensor:
@@ -216,12 +215,12 @@ class GradientScaler:
 
     @property
     def _scaler_state(self) -> ScalerState:
-        state: ScalerState = self._state[0]
+        state: ScalerState = self._chain.current()[0]
         return state
 
     @_scaler_state.setter
     def _scaler_state(self, state: ScalerState) -> None:
-        self._state = (state, *self._state[1:])
+        self._chain.states = (state, *self._chain.current()[1:])
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -232,7 +231,9 @@ class GradientScaler:
             )
         if self._horovod is not None and not self._horovod.take():
             return
-        self._restore_grad_scale(optimizer)  # Left over where the step before has raised.
+        if self._factor is None:
+            return
+        self._factor.restore()  # Left over where the step before has raised.
         measured, self._measured = self._measured, None
         gradients = gradients_of(optimizer)
         if not gradients:
@@ -243,33 +244,16 @@ class GradientScaler:
             loss_scale = loss_scale.to(sq_norms.device, torch.float64)
             sq_norms = sq_norms / loss_scale.square()
         self._scaler_state = _moved(self._scaler_state, sq_norms.device)
-        context = Context(seed=self._seed, step=self._steps, layer_sq_norms=sq_norms[1:])
-        multiplier, self._state = self._chain.update(sq_norms[0], self._state, context)
+        measured_gradient = Gradient(gradients, sq_norm=sq_norms[0], layer_sq_norms=sq_norms[1:])
+        gradient, _ = self._chain.update(measured_gradient, self._steps)
         self._grad_sq_norm = sq_norms[0]
         self._steps += 1
-        # Elsewhere than on a CPU the host does not know the multiplier, and does not wait for it.
-        if self._chain.is_identity or (multiplier.device.type == "cpu" and multiplier.item() == 1):
-            return
-        if rides_on_step(optimizer) and all(g.dtype != torch.float64 for g in gradients):
-            # It divides by grad_scale, which has to be float32: exact for powers of two, to rounding else.
-            divisor = multiplier.reciprocal() if loss_scale is None else loss_scale / multiplier
-            self._ridden = (divisor.float(), getattr(optimizer, "grad_scale", _ABSENT))
-            optimizer.grad_scale = self._ridden[0]  # type: ignore[attr-defined]
-            return
-        for (device, dtype), group in by_kind(gradients).items():
-            torch._foreach_mul_(group, multiplier.to(device, torch.promote_types(dtype, torch.float32)))
+        if not self._chain.is_identity and gradient.factor is not None:
+            self._factor.apply(gradients, gradient.factor, loss_scale)
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._restore_grad_scale(optimizer)
-
-    def _restore_grad_scale(self, optimizer: Optimizer) -> None:
-        ridden, self._ridden = self._ridden, None
-        if ridden is None or getattr(optimizer, "grad_scale", None) is not ridden[0]:
-            return
-        if ridden[1] is _ABSENT:
-            del optimizer.grad_scale  # type: ignore[attr-defined]
-        else:
-            optimizer.grad_scale = ridden[1]  # type: ignore[attr-defined]
+        if self._factor is not None:
+            self._factor.restore()
 
     def _sq_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """[1] of the whole, or [1 + L] with those of the parameters after it; float64, on the first one's device."""

@@ -1,47 +1,92 @@
-"""Several gradient transforms as one: their multipliers' product."""
+"""The transforms of one stream of gradients, one after the other, with their state: of a shared model, or of a client.
+
+It is what the trainer and `hpclbfl.GradientScaler` have in common.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from hpclbfl.gradients import Context, GradientTransform
+from hpclbfl.core.errors import ConfigError
+from hpclbfl.core.fitting import check_like, placed_like
+from hpclbfl.core.text import shown
+from hpclbfl.gradients import Context, GradientTransform, Metrics
+from hpclbfl.gradients.gradient import Gradient, Layout
+
+SHARED = -1
+"""Stands for a client where the model is shared."""
 
 
 class Chain:
-    """A `hpclbfl.gradients.GradientTransform`; all of its parts see the norm of the same, unscaled gradient.
+    """Transforms, with their state; a `hpclbfl.core.state.Stateful`.
 
     Args:
-        transforms: at least one.
+        transforms: in their order; all see the values that the one before has left, and their norms.
+        seed: of the job.
+        client: whose gradients these are; SHARED: of the shared model.
+        layout: of the parameters, where it is known.
+        agree: makes norms equal on ranks whose arithmetic rounds differently; None: they are.
     """
 
-    def __init__(self, transforms: Sequence[GradientTransform[Any]]) -> None:
-        if not transforms:
-            raise ValueError("a chain needs at least one transform")
+    def __init__(
+        self,
+        transforms: Sequence[GradientTransform[Any]],
+        seed: int,
+        client: int = SHARED,
+        layout: Layout | None = None,
+        agree: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.transforms = tuple(transforms)
+        self.client, self.layout, self.seed = client, layout, seed
+        self._agree = agree
+        self.states: tuple[Any, ...] | None = None
+        """One of each transform; None before the first step."""
+        # A class of the user's own may leave these two away.
+        self.needs_layers = any(getattr(t, "needs_layers", False) for t in self.transforms)
+        self.is_identity = all(getattr(t, "is_identity", False) for t in self.transforms)
 
-    @property
-    def needs_layers(self) -> bool:
-        """Any part does."""
-        return any(t.needs_layers for t in self.transforms)
+    def update(self, gradient: Gradient, step: int) -> tuple[Gradient, Metrics]:
+        """Measure a step's unscaled gradient and transform it.
 
-    @property
-    def is_identity(self) -> bool:
-        """All parts are."""
-        return all(t.is_identity for t in self.transforms)
-
-    def init(self) -> tuple[Any, ...]:
-        """One state for each part."""
-        return tuple(t.init() for t in self.transforms)
-
-    def update(self, grad_sq_norm: Tensor, state: tuple[Any, ...], ctx: Context) -> tuple[Tensor, tuple[Any, ...]]:
-        """The product and the parts' next states."""
-        product: Tensor | None = None
+        Returns:
+            The gradient to step with, and numbers for the log: its squared norm as it came, and the transforms'.
+        """
+        if self._agree is not None:
+            layers = self._agree(gradient.layer_sq_norms) if self.needs_layers else None
+            gradient = Gradient(gradient.values, gradient.layout, self._agree(gradient.sq_norm), layers)
+        context, measured = Context(self.seed, step, self.client), gradient
+        metrics = {"grad_sq_norm" if self.client == SHARED else "local_grad_sq_norm": gradient.sq_norm}
         states = []
-        for transform, before in zip(self.transforms, state, strict=True):
-            multiplier, after = transform.update(grad_sq_norm, before, ctx)
-            product = multiplier if product is None else product * multiplier
+        for transform, before in zip(self.transforms, self.current(), strict=True):
+            gradient, after, found = transform.update(gradient, before, context)
+            if not isinstance(gradient, Gradient):
+                raise ConfigError(f"{type(transform).__name__}.update gives no Gradient first, but {shown(gradient)}")
+            metrics |= found
             states.append(after)
-        return product if product is not None else grad_sq_norm.new_ones(()), tuple(states)
+        self.states = tuple(states)
+        # Whatever only measures leaves a factor of 1, which need not be multiplied with.
+        return measured if self.is_identity else gradient, metrics
+
+    def current(self) -> tuple[Any, ...]:
+        """The states that the next step begins with."""
+        return self._fresh() if self.states is None else self.states
+
+    def _fresh(self) -> tuple[Any, ...]:
+        return tuple(t.init(self.layout) for t in self.transforms)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `hpclbfl.core.state.Stateful`."""
+        return {"pipeline": self.states}
+
+    def check_state(self, found: Mapping[str, Any]) -> None:
+        """See `hpclbfl.core.state.Stateful`."""
+        if found.get("pipeline") is not None:
+            check_like(self._fresh(), found["pipeline"], "pipeline")
+
+    def load_state_dict(self, found: Mapping[str, Any]) -> None:
+        """See `hpclbfl.core.state.Stateful`."""
+        states = found["pipeline"]
+        self.states = None if states is None else placed_like(self._fresh(), states)

@@ -14,11 +14,14 @@ averages over steps. Shards that are not i.i.d. inflate it: clients then differ 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hpclbfl.core.fitting import check_like
 from hpclbfl.core.state import checkpointed
 
 _ZERO = torch.zeros((), dtype=torch.float64)
@@ -54,11 +57,17 @@ class NoiseScale:
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
+        self.state = NoiseState()
+
+    def observe(self, local: Tensor, grad_sq_norm: Tensor, num_clients: int, batch_size: int) -> dict[str, Tensor]:
+        """Take a step's norms, as `update` does, and return the log's columns."""
+        found, self.state = self.update(local, grad_sq_norm, num_clients, batch_size, self.state)
+        return {name.name: getattr(found, name.name) for name in fields(found)}
 
     def update(
         self, local: Tensor, grad_sq_norm: Tensor, num_clients: int, batch_size: int, state: NoiseState
     ) -> tuple[NoiseEstimate, NoiseState]:
-        """Take a step's norms.
+        """A step's estimate and the averages after it.
 
         Args:
             local: A, 0-d.
@@ -81,6 +90,18 @@ class NoiseScale:
         )
         # The mass, by which each average would be divided, cancels.
         return NoiseEstimate(tr_sigma, truth, after.tr_sigma / after.true_grad_sq_norm), after
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `hpclbfl.core.state.Stateful`."""
+        return {"noise": self.state}
+
+    def check_state(self, found: Mapping[str, Any]) -> None:
+        """See `hpclbfl.core.state.Stateful`."""
+        check_like(NoiseState(), found.get("noise"), "noise")
+
+    def load_state_dict(self, found: Mapping[str, Any]) -> None:
+        """See `hpclbfl.core.state.Stateful`."""
+        self.state = found["noise"]
 
 
 def estimate(local: Tensor, grad_sq_norm: Tensor, num_clients: int, batch_size: int) -> tuple[Tensor, Tensor]:

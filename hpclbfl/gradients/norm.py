@@ -10,9 +10,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    from hpclbfl.core.lazy import lazy
+
+    torch = lazy("torch")
 
 ROW = 1 << 14
 """Elements whose squares are added up, pairwise, in the gradient's own precision."""

@@ -17,19 +17,77 @@ The noise of Eq. 7, (X - 1) G, is parallel to G: scaling adds no independent noi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
+from pydantic import Field, model_validator
 
+from hpclbfl.config.components import DETECTORS, TRANSFORMS, detector_config
+from hpclbfl.config.sections import DetectorConfig, DetectorName, GradientsConfig, TransformConfig
+from hpclbfl.config.sections.base import NonNegativeFloat, PositiveFloat, Share
 from hpclbfl.core.state import checkpointed
-from hpclbfl.gradients import Context
-from hpclbfl.gradients.change import METRICS, ChangeState, Metric
+from hpclbfl.gradients import Context, Metrics
+from hpclbfl.gradients.change import ChangeState, Detector
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from hpclbfl.gradients.gradient import Gradient, Layout
+else:
+    from hpclbfl.core.lazy import lazy
+
+    torch = lazy("torch")
 
 When = Literal["delta_ge", "delta_lt", "always", "never", "random"]
 _GATE_STREAM = 4
-_ONE = torch.ones((), dtype=torch.float64)
+
+
+class ScalerConfig(TransformConfig):
+    """The step-up function of Eq. 6: the gradient is multiplied by `factor` in some steps."""
+
+    name: Literal["scaler"] = Field("scaler", exclude=True)
+    factor: PositiveFloat
+    """X; 1 changes nothing."""
+    threshold: NonNegativeFloat = 0.5
+    """Of the relative change of the squared gradient norm (Eq. 8); default 0.5, under change selsync 0.02."""
+    when: When = "delta_ge"
+    """delta_ge: where the change reaches the threshold, as the paper evaluated it; delta_lt: where it stays below, as
+    its Eq. 6 reads (the two contradict each other); always, never, random: controls."""
+    duty: Share | None = None
+    """random: share of the steps that are scaled."""
+    change: DetectorName = "squared_norm"
+    """squared_norm: Eq. 8; selsync: of the layers' norms, smoothed over 25 steps, in which it is not known; or a
+    detector of your own."""
+
+    place: ClassVar[int] = 2
+
+    @classmethod
+    def of_section(cls, gradients: GradientsConfig) -> TransformConfig | None:
+        """See `TransformConfig`."""
+        return gradients.scaler
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_threshold(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("threshold") is not None:
+            return values
+        return {**values, "threshold": detector_config(values.get("change", "squared_norm")).scaler_threshold}
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> ScalerConfig:
+        if (self.duty is not None) != (self.when == "random"):
+            raise ValueError("'duty' goes with when: random, and only with it")
+        # Whatever `change` is, older versions filled in 0.5.
+        usual = (0.5, detector_config(self.change).scaler_threshold)
+        if self.threshold not in usual and self.when not in ("delta_ge", "delta_lt"):
+            raise ValueError(f"'threshold' goes with when: delta_ge or delta_lt, not {self.when}")
+        return self
+
+
+def _one() -> Tensor:
+    return torch.ones((), dtype=torch.float64)
 
 
 @checkpointed
@@ -38,7 +96,7 @@ class ScalerState:
     """What the next step's factor depends on, and what the last one's was."""
 
     detector: ChangeState = field(default_factory=ChangeState)
-    scale: Tensor = _ONE
+    scale: Tensor = field(default_factory=_one)
     """X or 1, of the newest step."""
 
 
@@ -54,29 +112,35 @@ class StepUpScale:
     when: When = "delta_ge"
     duty: float = 1.0
     """random: share of the steps that are scaled."""
-    change: Metric = "squared_norm"
-    """squared_norm: Eq. 8; selsync: see `hpclbfl.gradients.change`."""
+    change: str | DetectorConfig = "squared_norm"
+
+    @cached_property
+    def detector(self) -> Detector:
+        """What tells the change."""
+        made: Detector = DETECTORS.make(detector_config(self.change))
+        return made
 
     @property
     def needs_layers(self) -> bool:
         """Whether the change is taken from the layers' norms."""
-        return METRICS[self.change].needs_layers
+        return self.detector.needs_layers
 
     @property
     def is_identity(self) -> bool:
         """Whether it only measures."""
         return self.when == "never" or self.factor == 1.0
 
-    def init(self) -> ScalerState:
+    def init(self, layout: Layout | None = None) -> ScalerState:
         """No predecessor yet."""
-        return ScalerState(METRICS[self.change].init())
+        return ScalerState(self.detector.init())
 
-    def update(self, grad_sq_norm: Tensor, state: ScalerState, ctx: Context) -> tuple[Tensor, ScalerState]:
-        """X or 1, float64 0-d, and the state with this step's change."""
-        detector = METRICS[self.change].observe(grad_sq_norm, ctx.layer_sq_norms, state.detector)
-        factor = torch.full_like(detector.change, self.factor)
-        scale = torch.where(self._fires(detector.change, ctx), factor, 1.0)
-        return scale, ScalerState(detector, scale)
+    def update(self, gradient: Gradient, state: ScalerState, ctx: Context) -> tuple[Gradient, ScalerState, Metrics]:
+        """X or 1 becomes part of the factor; the metrics are `grad_change` and `scale`."""
+        layers = gradient.layer_sq_norms if self.needs_layers else None
+        seen = self.detector.observe(gradient.sq_norm, layers, state.detector)
+        factor = torch.full_like(seen.change, self.factor)
+        scale = torch.where(self._fires(seen.change, ctx), factor, 1.0)
+        return gradient.scaled(scale), ScalerState(seen, scale), {"grad_change": seen.change, "scale": scale}
 
     def _fires(self, change: Tensor, ctx: Context) -> Tensor:
         if self.when == "delta_ge":
@@ -92,27 +156,8 @@ class StepUpScale:
         return torch.full_like(change, fires, dtype=torch.bool)
 
 
-def rides_on_step(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer multiplies gradients in the pass that it makes anyway: fused SGD does."""
-    return isinstance(optimizer, torch.optim.SGD) and all(group.get("fused") for group in optimizer.param_groups)
-
-
-def scale_gradients(optimizer: torch.optim.Optimizer, factor: Tensor, has_loss_scaler: bool) -> None:
-    """Multiply the gradients of the next step by a 0-d factor.
-
-    Where the optimizer cannot do it in its own pass, or a loss scaler uses that way itself, it costs one pass more.
-    """
-    rides = rides_on_step(optimizer) and not has_loss_scaler
-    if not factor.is_cuda and factor.item() == 1.0:
-        # Riding writes the gradients back, which costs, too.
-        if rides:
-            optimizer.grad_scale = None  # type: ignore[attr-defined]
-        return
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    # It divides by grad_scale, a float32: exact for powers of two, to its rounding else.
-    is_narrow = all(gradient.dtype != torch.float64 for gradient in gradients)
-    if rides and is_narrow:
-        optimizer.grad_scale = factor.reciprocal().float()  # type: ignore[attr-defined]
-        return
-    if gradients:
-        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+@TRANSFORMS.register("scaler", ScalerConfig)
+def make_scaler(config: ScalerConfig) -> StepUpScale:
+    """See the module."""
+    duty = 1.0 if config.duty is None else config.duty
+    return StepUpScale(config.factor, config.threshold, config.when, duty, config.change)

@@ -7,11 +7,15 @@ loss that a large batch sees; it needs no further gradient and no communication.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from hpclbfl.core.errors import DataError
+from hpclbfl.core.fitting import check_like
 
 
 class Extrapolation:
@@ -47,3 +51,50 @@ class Extrapolation:
             torch._foreach_copy_(parameters, before)
         if fresh:
             self.gradients[client], self.factors[client] = fresh, factor
+
+    def memory(self, client: int, parameters: list[nn.Parameter]) -> ClientMemory:
+        """What is to be remembered of a client."""
+        return ClientMemory(self, client, parameters)
+
+
+class ClientMemory:
+    """A client's last gradient; a `hpclbfl.core.state.Stateful`.
+
+    Args:
+        owner: that keeps it.
+        client: its number.
+        parameters: of the net, in its order.
+    """
+
+    def __init__(self, owner: Extrapolation, client: int, parameters: list[nn.Parameter]) -> None:
+        self._owner, self._client, self._parameters = owner, client, parameters
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its factor, and a gradient or None for each parameter; nothing before its first step."""
+        last = self._owner.gradients.get(self._client)
+        if last is None:
+            return {}
+        gradients = [last.get(parameter) for parameter in self._parameters]
+        return {"extrapolation": (self._owner.factors[self._client], gradients)}
+
+    def check_state(self, found: Mapping[str, Any]) -> None:
+        """See `hpclbfl.core.state.Stateful`."""
+        if "extrapolation" not in found:
+            return
+        saved = found["extrapolation"]
+        if not isinstance(saved, tuple) or len(saved) != 2 or not isinstance(saved[1], list):
+            raise DataError("extrapolation is not a factor and a list of gradients")
+        if len(saved[1]) != len(self._parameters):
+            raise DataError("extrapolation is not a factor and a gradient for each parameter")
+        check_like(1.0, saved[0], "extrapolation")
+        for parameter, gradient in zip(self._parameters, saved[1], strict=True):
+            if gradient is not None:
+                check_like(parameter.data, gradient, "extrapolation")
+
+    def load_state_dict(self, found: Mapping[str, Any]) -> None:
+        """See `hpclbfl.core.state.Stateful`."""
+        if "extrapolation" in found:
+            factor, gradients = found["extrapolation"]
+            pairs = zip(self._parameters, gradients, strict=True)
+            self._owner.gradients[self._client] = {p: g.to(p.device) for p, g in pairs if g is not None}
+            self._owner.factors[self._client] = factor

@@ -27,7 +27,6 @@ from hpclbfl.data.frames import Frames
 from hpclbfl.data.sampling import GlobalSampler
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.setup import make_state
-from hpclbfl.training.steps import local_step, shared_step
 
 IMAGES = 4096
 """Training images that a probe opens; it goes through them again and again."""
@@ -73,10 +72,9 @@ class Bench:
         state = self.state
         state.plan = Plan((batch, *[OTHERS] * (len(state.clients) - 1)), "probe")
         record = begin_record(state)
-        take = shared_step if state.optimizer is not None else local_step
-        take(state, record, 0)
-        state.counters.positions += state.sampler.counts(state.sizes_now)
-        state.counters.step += 1
+        # The step's number stays, and with it what the algorithm does in it.
+        state.algorithm.step(state, record, 0)
+        state.counters.positions += state.counts_now
         t_mov = _total(client.data for client in record.clients)
         t_c = _total(client.compute for client in record.clients) + _total(record.update) + _total(record.sync)
         return t_mov, t_c
@@ -86,7 +84,7 @@ class Bench:
         state = self.state
         modules = [state.mean.module, *(client.replica.module for client in state.clients)]
         model = _Storages(t for module in modules for t in (*module.parameters(), *module.buffers()))
-        optimizers = [o for o in (state.optimizer, *(client.optimizer for client in state.clients)) if o is not None]
+        optimizers = state.model.optimizers
         inputs, saved, gradients = _Storages(), _Storages(), _Storages()
 
         def keep(tensor: Tensor) -> Tensor:

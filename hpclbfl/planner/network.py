@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hpclbfl.algorithms.replicas import Replicas
 from hpclbfl.batching.cost_model import Line, fit_bent_line, fit_line, medians
 from hpclbfl.batching.plan_file import NetworkPlan, Plan, RankPlan
 from hpclbfl.comm.base import Communicator
@@ -24,7 +25,6 @@ from hpclbfl.planner.measure import IMAGES
 from hpclbfl.training import build
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.setup import make_state
-from hpclbfl.training.steps import average_clients, local_step, shared_step
 
 FITTED = (0.5, 1.0, 1.5)
 HELD_OUT = (0.75, 1.25)
@@ -148,25 +148,23 @@ def time_steps(
         "partition": component_config(PARTITIONS, {"reshuffle": True}, "plan", "partition"),
     }
     state = make_state(job.model_copy(update=changes), comm)
-    is_shared = state.optimizer is not None
     taken = []
     for repetition in range(-2, repetitions):
         comm.barrier()
         begin = time.perf_counter()
         record = begin_record(state)
-        (shared_step if is_shared else local_step)(state, record, 0)
-        state.counters.positions += state.sampler.counts(state.sizes_now)
-        state.counters.step += 1
+        # The step's number stays, and with it what the algorithm does in it.
+        state.algorithm.step(state, record, 0)
+        state.counters.positions += state.counts_now
         _wait(state.device)
         stepped = time.perf_counter()
-        if not is_shared:
-            average_clients(state, record)
+        if isinstance(state.model, Replicas):
+            state.model.average_clients(state, record)
             _wait(state.device)
         averaged = time.perf_counter() - stepped
         if repetition >= 0:
             taken.append(stepped - begin + averaged / local_steps)
-    if state.reducer is not None:
-        state.reducer.close()
+    state.model.close()
     return [max(column) for column in zip(*comm.allgather(taken), strict=True)]
 
 

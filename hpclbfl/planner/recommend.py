@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 
 import hpclbfl
-from hpclbfl.algorithms.replicas import clients_of_rank
+from hpclbfl.algorithms.rank import clients_of_rank
 from hpclbfl.batching.plan_file import TOLERATED, NetworkPlan, Plan, RankPlan, identity
 from hpclbfl.batching.share import balance
 from hpclbfl.comm.base import Communicator

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpclbfl.algorithms.replicas import clients_of_rank
+from hpclbfl.algorithms.emulate import emulated_limit, emulated_slowdown
+from hpclbfl.algorithms.rank import clients_of_rank
 from hpclbfl.batching.cost_model import BentLine, Line, fit_line, medians
 from hpclbfl.batching.plan_file import LineFit, MemoryPlan, RankPlan
 from hpclbfl.config.job import JobConfig
@@ -20,7 +21,6 @@ from hpclbfl.planner.loading import fitted_sizes, load_order, loaded_sizes
 from hpclbfl.planner.memory import MARGIN, Check, PeakProbes, Permissible, find_largest, fit_peak
 from hpclbfl.planner.runner import Probe
 from hpclbfl.planner.store import ProbeRow, Role
-from hpclbfl.training.emulate import emulated_limit, emulated_slowdown
 
 FUSION_BYTES = 128 * 2**20
 """Horovod's buffer, unless HOROVOD_FUSION_THRESHOLD says otherwise."""

@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpclbfl.algorithms.averaging import average, averaging_weights, largest
-from hpclbfl.algorithms.replicas import FlatModel, clients_of_rank
+from hpclbfl.algorithms.flat_model import FlatModel
+from hpclbfl.algorithms.rank import clients_of_rank
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.migrate import migrated
-from hpclbfl.config.sections import LocalConfig
 from hpclbfl.core.errors import ConfigError, DataError
 from hpclbfl.runs.checkpoint import CheckpointStore, Found
 from hpclbfl.runs.tensorfile import read_tensors
 from hpclbfl.sharpness.source import Source
-from hpclbfl.training.fitting import check_progress
+from hpclbfl.training.snapshot import check_progress
 
 
 def load_state(
@@ -90,8 +90,8 @@ def _read_model(net: nn.Module, source: Source) -> None:
 
 
 def _fill(replica: FlatModel, found: Found, job: JobConfig, shards: NDArray[np.int64], comm: Communicator) -> None:
-    """As `Experiment.average_replicas` does, without the optimizers and policies of an experiment."""
-    state, shared, config = replica.state, found.shared, job.sync
+    """As `RankState.average_replicas` does, without the optimizers and policies of a run."""
+    state, shared = replica.state, found.shared
     positions = np.array(shared["positions"], np.int64)
     parts = {client: found.clients[client] for client in sorted(found.clients)}
     if replica.counts.numel():
@@ -107,7 +107,7 @@ def _fill(replica: FlatModel, found: Found, job: JobConfig, shards: NDArray[np.i
             average(flats, [float(weights[c]) for c in parts], comm, "buffers", replica.buffers)
         return
     since = positions - np.array(shared["averaged_at"], np.int64)
-    weights = averaging_weights(since, config.weights if isinstance(config, LocalConfig) else "samples", shards)
+    weights = averaging_weights(since, job.sync.averaged_by, shards)
     if not since.any():
         # Just averaged: all clients hold the same model, and one of them says it without rounding.
         weights = np.eye(1, len(positions))[0]

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from hpclbfl.algorithms.replicas import Client, FlatModel, seed_generators
+from hpclbfl.algorithms.client import seed_generators
+from hpclbfl.algorithms.emulate import Emulation
 from hpclbfl.batching.bounds import check_one_client_per_rank
 from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.local import LocalCommunicator
-from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config.job import JobConfig
-from hpclbfl.config.sections import CommConfig, OptimizerConfig
+from hpclbfl.config.sections import CommConfig
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.launched import launched_size
 from hpclbfl.data.sampling import Sampler
-from hpclbfl.gradients import GradientTransform
-from hpclbfl.gradients.chain import Chain
-from hpclbfl.gradients.clip import Clip
-from hpclbfl.gradients.noise_scale import NoiseScale
-from hpclbfl.gradients.pipeline import Pipeline
-from hpclbfl.gradients.scaler import StepUpScale
 from hpclbfl.models import DataSpec, make_model
-from hpclbfl.optim.extrapolation import Extrapolation
-from hpclbfl.optim.optimizers import make_optimizer
-from hpclbfl.training.emulate import Emulation
 
 
 def communicator(config: CommConfig, environ: Mapping[str, str] = os.environ) -> Communicator:
@@ -85,63 +75,6 @@ def autocast(job: JobConfig, on: torch.device) -> Callable[[], AbstractContextMa
         raise ConfigError("precision: this GPU has no bf16; it takes float32, float64 and fp16")
     half = torch.bfloat16 if job.precision == "bf16" else torch.float16
     return lambda: torch.autocast(on.type, dtype=half)
-
-
-def optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The job's optimizer with its state laid out; the names stand in `hpclbfl.optim.optimizers`."""
-    return make_optimizer(config, parameters)
-
-
-def loss_scaler(job: JobConfig, on: torch.device) -> torch.amp.GradScaler:
-    """Loss scaling for fp16; passes everything through otherwise."""
-    made = torch.amp.GradScaler(on.type, enabled=job.precision == "fp16")
-    # Its scale is made with the first loss, which a rank without samples never sees.
-    made.scale(torch.zeros((), device=on))
-    return made
-
-
-def local_client(job: JobConfig, client_id: int, template: nn.Module, on: torch.device) -> Client:
-    """A client with a copy of a net and an optimizer of its own."""
-    replica = FlatModel(template)
-    return Client(client_id, replica, optimizer(job.optimizer, replica.parameters), loss_scaler(job, on))
-
-
-def reducer(job: JobConfig, parameters: Sequence[nn.Parameter], comm: Communicator) -> GradientReducer:
-    """Of the shared model's gradients."""
-    config = job.gradients
-    return GradientReducer(
-        parameters,
-        comm,
-        job.comm.bucket_mb,
-        # Under loss scaling the norm is known only after the sum has been unscaled.
-        measure=config.measure and job.precision != "fp16",
-        measure_clients=config.noise_scale is not None,
-        wire_dtype=torch.float16 if config.compression == "fp16" else None,
-    )
-
-
-def pipeline(job: JobConfig, agree: Callable[[Tensor], Tensor]) -> Pipeline | None:
-    """Measures and multiplies gradients; None where nothing is measured."""
-    config = job.gradients
-    if not config.measure:
-        return None
-    step_up = StepUpScale(factor=1.0, when="never")
-    if config.scaler is not None:
-        c = config.scaler
-        step_up = StepUpScale(c.factor, c.threshold, c.when, c.duty if c.duty is not None else 1.0, c.change)
-    elif job.sync.watched_change is not None:
-        step_up = StepUpScale(factor=1.0, when="never", change=job.sync.watched_change)
-    transforms: list[GradientTransform[Any]] = [step_up]
-    if config.clip_norm is not None:
-        transforms.append(Clip(config.clip_norm))
-    noise_scale = NoiseScale(config.noise_scale.decay) if config.noise_scale is not None else None
-    return Pipeline(Chain(transforms), noise_scale, job.seed, agree)
-
-
-def extrapolation(job: JobConfig) -> Extrapolation | None:
-    """Of the points at which clients take their gradients."""
-    rate = job.gradients.extrapolation_lr
-    return Extrapolation(rate) if rate is not None else None
 
 
 def check_batches(job: JobConfig, num_train: int) -> None:

@@ -6,6 +6,8 @@ import math
 import time
 from dataclasses import asdict, dataclass
 
+from hpclbfl.algorithms.flags import NONFINITE, SAVE, STOP, TIME_UP
+from hpclbfl.algorithms.record import StepRecord
 from hpclbfl.core.errors import RunFailed
 from hpclbfl.core.progress import Progress
 from hpclbfl.core.signals import StopRequest
@@ -14,19 +16,7 @@ from hpclbfl.training.evaluate import Score, evaluate
 from hpclbfl.training.rebalance import log_plan, observe, rebalance
 from hpclbfl.training.saving import CheckpointManager
 from hpclbfl.training.state import TrainState
-from hpclbfl.training.steplog import StepLog, StepRecord
-from hpclbfl.training.steps import (
-    CHANGED,
-    NONFINITE,
-    SAVE,
-    STOP,
-    TIME_UP,
-    UNKNOWN,
-    average_clients,
-    local_step,
-    look_for_nonfinite,
-    shared_step,
-)
+from hpclbfl.training.steplog import StepLog
 from hpclbfl.training.stopping import reason_to_stop
 from hpclbfl.training.watchdog import Watchdog
 
@@ -96,43 +86,34 @@ def _loop(state: TrainState, services: Services, steps: StepLog) -> Outcome:
         if state.sizes != checked:
             state.check_memory()
             checked = state.sizes
-        # 1. Every client's forward and backward pass, and the update, alone or with the summed gradient.
+        # 1. The algorithm's step: every client's passes, and the update, alone or with the summed gradient.
         record = begin_record(state)
-        is_shared = state.sync.shared(counters.step + 1)
-        if not is_shared and state.optimizer is not None:
-            state.start_local_training()
-        take_step = shared_step if is_shared else local_step
         asked = (STOP if services.request else 0) | (SAVE if saver.asks() else 0)
-        votes = take_step(state, record, asked | _time_vote(state))
+        flags = state.algorithm.step(state, record, asked | _time_flag(state))
 
-        # 2. Parameters are averaged where the synchroniser says so.
-        counters.positions += state.sampler.counts(state.sizes_now)
+        # 2. What the algorithm does at the end of a step: an averaging, where it is time.
+        counters.positions += state.counts_now
         counters.step += 1
-        averages = state.sync.averages(counters.step, fired=bool(votes & (CHANGED | UNKNOWN)))
-        if averages:
-            average_clients(state, record)
-            if votes & CHANGED or not votes & UNKNOWN:
-                counters.averaged_step = counters.step
-        if averages or is_shared:
-            counters.round += 1
+        ends_round = state.algorithm.end_of_step(state, record, flags)
+        counters.round += ends_round
 
         # 3. Ranks' times, and the batch sizes that follow from them.
         record.epoch, record.num_samples = state.epoch, counters.num_samples
-        told = observe(state, record, is_shared, averages)
+        gathered = observe(state, record, ends_round)
         # Also at the end: a run that goes on later has the plan of one that never ended.
-        rebalance(state, log, told, record, ends_epoch=_is_new_multiple(state, record, state.num_train))
-        reason = _reason_to_stop(state) or ("seconds" if votes & TIME_UP else "")
+        rebalance(state, log, gathered, record, ends_epoch=_is_new_multiple(state, record, state.num_train))
+        reason = _reason_to_stop(state) or ("seconds" if flags & TIME_UP else "")
 
         # 4. The log; on a GPU this is where the host waits for the device.
         evaluates = bool(reason) or _evaluation_is_due(state, record)
-        saves = not reason and (bool(votes & STOP) or saver.is_due(bool(votes & SAVE)))
+        saves = not reason and (bool(flags & STOP) or saver.is_due(bool(flags & SAVE)))
         if evaluates or saves:
-            votes |= look_for_nonfinite(state, record)
+            flags |= state.look_for_nonfinite(record)
         steps.add(record)
         if evaluates:
             state.times.settle()
             steps.flush()
-        if votes & NONFINITE and state.job.on_nonfinite in ("stop", "restore"):
+        if flags & NONFINITE and state.job.on_nonfinite in ("stop", "restore"):
             steps.flush()
             raise NotFinite(f"a gradient at or before step {record.step} is not finite (on_nonfinite)")
         log.tick()
@@ -151,7 +132,7 @@ def _loop(state: TrainState, services: Services, steps: StepLog) -> Outcome:
             steps.flush()
             log.flush(fsync=True)
             saver.save()
-            reason = reason or (STOPPED if votes & STOP else "")
+            reason = reason or (STOPPED if flags & STOP else "")
     log.flush()
     final = state.score[1] if state.score is not None else Score(math.nan, math.nan, math.nan)
     return Outcome(
@@ -192,7 +173,7 @@ def evaluate_all(state: TrainState, log: RunLog, progress: Progress) -> Score:
     return scores["test"]
 
 
-def _time_vote(state: TrainState) -> int:
+def _time_flag(state: TrainState) -> int:
     limit = state.job.stop.seconds
     return TIME_UP if limit is not None and state.comm.rank == 0 and state.counters.elapsed_s >= limit else 0
 

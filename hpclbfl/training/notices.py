@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hpclbfl.algorithms.shared_model import SharedModel
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.part_names import parse_name
 from hpclbfl.config.sections import OptimizerConfig
@@ -37,9 +38,9 @@ def warning_at_end(state: TrainState) -> str:
     It covers the whole run, also where it was resumed.
     """
     counters = state.counters
-    if state.optimizer is not None or counters.averaged_step or (counters.positions > 0).sum() < 2:
+    if isinstance(state.model, SharedModel) or counters.averaged_step or (counters.positions > 0).sum() < 2:
         return ""
-    why = state.sync.why_never(counters.step, counters.round)
+    why = state.algorithm.why_never(counters.step, counters.round)
     if not why:
         return ""
     return (

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import numpy as np
 
+from hpclbfl.algorithms.record import StepRecord
+from hpclbfl.algorithms.times import StepTimes
 from hpclbfl.batching import Observation
 from hpclbfl.batching.local_steps import steps_by_speed
 from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.training.state import TrainState
-from hpclbfl.training.steplog import StepRecord
-from hpclbfl.training.times import StepTimes
 
 WINDOW = 5
-"""Steps before an averaging whose times are told with it."""
+"""Steps before an averaging whose times are gathered with it."""
 
 
-def observe(state: TrainState, record: StepRecord, is_shared: bool, averages: bool) -> list[StepTimes]:
+def observe(state: TrainState, record: StepRecord, ends_round: bool) -> list[StepTimes]:
     """Take a finished step; the times of steps that all ranks have learnt of."""
-    if is_shared and state.reducer is not None:
-        told = state.times.incoming(state.reducer.times)
+    if record.gathered_times is not None:
+        gathered = state.times.incoming(record.gathered_times)
         state.times.add(record)
-        return [told] if told is not None else []
-    if not averages:
+        return [gathered] if gathered is not None else []
+    if not ends_round:
         state.times.add_local(record)
         return []
     return state.times.averaged(record, max(WINDOW, state.job.batching.num_told))
 
 
-def rebalance(state: TrainState, log: RunLog, told: list[StepTimes], record: StepRecord, ends_epoch: bool) -> None:
-    """Let the policy see what was told, and take its plan."""
-    if state.local_steps is not None and told:
-        _share_local_steps(state, log, told)
+def rebalance(state: TrainState, log: RunLog, gathered: list[StepTimes], record: StepRecord, ends_epoch: bool) -> None:
+    """Let the policy see what was gathered, and take its plan."""
+    if state.local_steps is not None and gathered:
+        _share_local_steps(state, log, gathered)
     unknown = np.full(state.comm.size, np.nan)
-    seen = [Observation(times.sizes, times.compute) for times in told] if state.policy.needs_seconds else []
+    seen = [Observation(times.sizes, times.compute) for times in gathered] if state.policy.needs_seconds else []
     if ends_epoch and "b_simple" in record.columns:
         seen.append(Observation(record.sizes, unknown, float(record.columns["b_simple"]), ends_epoch=True))
     for observation in seen:
@@ -51,12 +51,12 @@ def log_plan(state: TrainState, log: RunLog) -> None:
             )
 
 
-def _share_local_steps(state: TrainState, log: RunLog, told: list[StepTimes]) -> None:
+def _share_local_steps(state: TrainState, log: RunLog, gathered: list[StepTimes]) -> None:
     most = state.job.sync.steps_of_fastest
     if most is None:
         return
     # A client that sat a step out was not measured in it.
-    rows = [np.where(np.array(times.sizes) > 0, times.compute, np.nan) for times in told]
+    rows = [np.where(np.array(times.sizes) > 0, times.compute, np.nan) for times in gathered]
     if not np.isfinite(np.stack(rows)).any(axis=0).all():
         return
     steps = steps_by_speed(np.nanmedian(np.stack(rows), axis=0), most)

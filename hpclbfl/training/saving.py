@@ -7,8 +7,7 @@ import time
 from hpclbfl.core.errors import ConfigError, DataError
 from hpclbfl.runs.checkpoint import CheckpointStore, Found
 from hpclbfl.runs.fingerprint import Identity, checked_identity, differences, identity
-from hpclbfl.training.fitting import check_fits
-from hpclbfl.training.snapshot import restore, take
+from hpclbfl.training.snapshot import load_state, state_of
 from hpclbfl.training.state import TrainState
 
 
@@ -40,7 +39,7 @@ class CheckpointManager:
     def save(self) -> None:
         """A collective. Raises EnvironmentFault where a rank cannot write."""
         begin = time.monotonic()
-        self._store.save(self._state.counters.step, self._identity, *take(self._state))
+        self._store.save(self._state.counters.step, self._identity, *state_of(self._state))
         self._last = time.monotonic()
         self.seconds += self._last - begin
         self.count += 1
@@ -60,9 +59,7 @@ def resume(state: TrainState, store: CheckpointStore) -> tuple[Found | None, lis
     def take_up(found: Found) -> None:
         # Another experiment's is not damaged; an older one would not be this one's, either.
         if not differences_from(state, found.identity):
-            check_fits(state, found.step, found.shared, found.clients)
-            # Whatever it changed, an older one puts in its place.
-            restore(state, found.shared, found.clients)
+            load_state(state, found.step, found.shared, found.clients)
 
     found, problems = store.load([client.id for client in state.clients], take_up)
     if found is None and problems:

@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 from torch import nn
 
-from hpclbfl.algorithms.replicas import clients_of_rank
+from hpclbfl.algorithms.rank import clients_of_rank
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import CommConfig

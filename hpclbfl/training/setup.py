@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpclbfl.algorithms.replicas import Client, FlatModel, clients_of_rank
+from hpclbfl.algorithms.counters import Counters
+from hpclbfl.algorithms.times import TimeExchange
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.side_channel import SideChannel
 from hpclbfl.config.components import ALGORITHMS, POLICIES
 from hpclbfl.config.job import JobConfig
 from hpclbfl.core.clock import Clock
@@ -26,7 +28,6 @@ from hpclbfl.training import build
 from hpclbfl.training.footprint import measure
 from hpclbfl.training.notices import notices_at_start
 from hpclbfl.training.state import TrainState
-from hpclbfl.training.times import TimeExchange
 
 
 def make_state(job: JobConfig, comm: Communicator) -> TrainState:
@@ -55,7 +56,7 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
     plan, policy_state = policy.init(start_sizes)
     sizes = plan.sizes
     global_batch_size = int(sampler.counts(sizes).sum())
-    sync = ALGORITHMS.make(job.sync, global_batch_size, len(labels))
+    algorithm = ALGORITHMS.make(job.sync, global_batch_size, len(labels))
     job = with_end(job, global_batch_size, len(labels))
     schedule = make_schedule(job, global_batch_size, len(labels))
 
@@ -63,21 +64,12 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
     if min(sizes) == 1:
         _check_single_sample(template, train_images.image_shape)
     clock = Clock(device)
-    ids = clients_of_rank(num_clients, comm.rank, comm.size)
-    mean = FlatModel(template)
-    optimizer, reducer, loss_scaler = None, None, build.loss_scaler(job, device)
-    if sync.shared(1):
-        optimizer = build.optimizer(job.optimizer, mean.parameters)
-        reducer = build.reducer(job, mean.parameters, comm)
-        clients = [Client(i, FlatModel(template, parameters_of=mean), None, loss_scaler) for i in ids]
-    else:
-        clients = [build.local_client(job, i, template, device) for i in ids]
-    _check_agreement(comm, dataset.fingerprint, mean.digest())
-    footprint = replace(measure(mean.module, train_images.image_shape, autocast), local_size=comm.local_size)
     state = TrainState(
         job=job,
         comm=comm,
+        side_channel=SideChannel(comm),
         device=device,
+        clock=clock,
         dataset=dataset,
         train_images=train_images,
         test_images=test_images,
@@ -87,30 +79,27 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
         policy=policy,
         policy_state=policy_state,
         local_steps=build.local_steps(job, comm.size),
-        sync=sync,
+        algorithm=algorithm,
         schedule=schedule,
-        clients=clients,
-        optimizer=optimizer,
-        reducer=reducer,
-        mean=mean,
         autocast=autocast,
-        loss_scaler=loss_scaler,
-        clock=clock,
-        footprint=footprint,
+        agree=_agreeing(comm, device),
+        footprint=replace(measure(template, train_images.image_shape, autocast), local_size=comm.local_size),
         notes=notices_at_start(job, sampler, global_batch_size, len(labels)),
-        pipeline=build.pipeline(job, _agreeing(comm, device)),
-        extrapolation=build.extrapolation(job),
         times=TimeExchange(comm, clock),
         emulation=build.emulation(job, comm, device),
+        counters=Counters(num_clients),
     )
+    state.model = state.make_shared_model(template) if algorithm.shares_model(1) else state.make_replicas(template)
+    _check_agreement(comm, dataset.fingerprint, state.mean.digest())
+    algorithm.start(state)
     state.check_memory()
     return state
 
 
-def _agreeing(comm: Communicator, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _agreeing(comm: Communicator, device: torch.device) -> Callable[[Tensor], Tensor] | None:
     """What makes a norm equal on all ranks: nothing where they round alike, else rank 0's is taken."""
     if len(set(comm.allgather(arithmetic(device)))) == 1:
-        return lambda norm: norm
+        return None
 
     def take_first(norm: Tensor) -> Tensor:
         comm.broadcast_([norm])

@@ -1,114 +1,96 @@
-"""An experiment's state as plain values: all that the next step depends on, a part per client and a shared one.
+"""A run's state as plain values: all that the next step depends on, a part per client and a shared one.
 
-Random numbers need none: they are keyed by (seed, client, step) and (seed, pass, sample).
+Whatever has something to remember is a `hpclbfl.core.state.Stateful` and is asked for it. Random numbers need none:
+they are keyed by (seed, client, step) and (seed, pass, sample).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import astuple
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
-from hpclbfl.algorithms.replicas import Client
+from hpclbfl.algorithms.counters import Counters
+from hpclbfl.algorithms.replicas import Replicas
+from hpclbfl.algorithms.shared_model import SharedModel
 from hpclbfl.core.errors import DataError
-from hpclbfl.gradients.pipeline import SHARED
-from hpclbfl.training.evaluate import Score
-from hpclbfl.training.state import Counters, TrainState
+from hpclbfl.core.state import Stateful, states_of
+from hpclbfl.training.memory import AlgorithmMemory, BatchSizes, NewestScore
+from hpclbfl.training.state import TrainState
 
 
-def take(state: TrainState) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
-    """The shared part and those of this rank's clients; tensors are the experiment's own, not copies."""
-    counters = state.counters
-    shared: dict[str, Any] = {
-        "step": counters.step,
-        "round": counters.round,
-        "elapsed_s": counters.elapsed_s,
-        "positions": counters.positions.tolist(),
-        "averaged_at": counters.averaged_at.tolist(),
-        "averaged_step": counters.averaged_step,
-        "plan": state.plan,
-        "policy": state.policy_state,
-        "local_steps": None if state.local_steps is None else state.local_steps.tolist(),
-        "score": None if state.score is None else (state.score[0], *astuple(state.score[1])),
-        "model": None,
-    }
-    if state.pipeline is not None:
-        shared["pipeline"] = state.pipeline.states.get(SHARED)
-        shared["noise"] = state.pipeline.noise_state
-    if state.optimizer is not None:
-        shared["model"] = state.mean.state
-        shared["optimizer"] = state.optimizer.state_dict()
-        shared["loss_scaler"] = state.loss_scaler.state_dict()
-    return shared, {client.id: _take_client(state, client) for client in state.clients}
+def state_of(state: TrainState) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """The shared part and those of this rank's clients; tensors are the run's own, not copies."""
+    model = state.model
+    return states_of(_shared_parts(state, model)), {c.id: states_of(_parts_of(model, c)) for c in model.clients}
 
 
-def _take_client(state: TrainState, client: Client) -> dict[str, Any]:
-    part: dict[str, Any] = {"buffers": dict(client.replica.module.named_buffers())}
-    if state.pipeline is not None:
-        part["pipeline"] = state.pipeline.states.get(client.id)
-    if client.optimizer is not None:
-        part["model"] = client.replica.state
-        part["optimizer"] = client.optimizer.state_dict()
-        part["loss_scaler"] = client.loss_scaler.state_dict()
-    if state.extrapolation is not None and client.id in state.extrapolation.gradients:
-        last = state.extrapolation.gradients[client.id]
-        order = [last.get(parameter) for parameter in state.mean.parameters]
-        part["extrapolation"] = (state.extrapolation.factors[client.id], order)
-    return part
+def load_state(state: TrainState, step: int, shared: Any, clients: Mapping[int, Any]) -> None:
+    """Put a freshly built run into the state of a checkpoint; nothing is changed before all of it has been checked.
 
-
-def restore(state: TrainState, shared: Mapping[str, Any], clients: Mapping[int, Mapping[str, Any]]) -> None:
-    """Put a freshly built experiment into the state that was taken.
+    Args:
+        step: of the checkpoint's name.
+        shared, clients: its parts; those of this rank's clients by number.
 
     Raises:
-        DataError: parts are missing or of another shape.
+        DataError: something is missing, or of another type or shape; one line that names it.
     """
+    check_progress(shared, step, len(state.sizes))
+    with _named("the shared part"):
+        model = state.model
+        if isinstance(model, SharedModel) and not state.algorithm.shares_model(step):
+            model = Replicas.of_shared(model, state.make_local_client)
+        parts = _shared_parts(state, model)
+        for part in parts:
+            part.check_state(shared)
+    for client in model.clients:
+        with _named(f"client {client.id}"):
+            if not isinstance(clients.get(client.id), dict):
+                raise DataError("is missing")
+            for part in _parts_of(model, client):
+                part.check_state(clients[client.id])
     try:
-        state.counters = Counters(
-            positions=np.array(shared["positions"], np.int64),
-            averaged_at=np.array(shared["averaged_at"], np.int64),
-            # Older versions did not save it: nothing is said of their averagings.
-            averaged_step=shared.get("averaged_step", shared["step"]),
-            step=shared["step"],
-            round=shared["round"],
-            elapsed_s=shared["elapsed_s"],
-        )
-        state.plan, state.policy_state = shared["plan"], shared["policy"]
-        # Older versions did not save it.
-        step, *score = shared.get("score") or (0,)
-        state.score = (step, Score(*score)) if score else None
-        state.local_steps = None if shared["local_steps"] is None else np.array(shared["local_steps"], np.int64)
-        if shared["model"] is None and state.optimizer is not None:
-            averaged_at = state.counters.averaged_at
-            state.start_local_training()
-            state.counters.averaged_at = averaged_at
-        if state.pipeline is not None:
-            if shared["pipeline"] is not None:
-                state.pipeline.states[SHARED] = shared["pipeline"]
-            state.pipeline.noise_state = shared["noise"]
-        if state.optimizer is not None:
-            state.mean.state.copy_(shared["model"])
-            state.optimizer.load_state_dict(shared["optimizer"])
-            state.loss_scaler.load_state_dict(shared["loss_scaler"])
-        for client in state.clients:
-            _restore_client(state, client, clients[client.id])
+        state.use_model(model)
+        for part in parts:
+            part.load_state_dict(shared)
+        for client in model.clients:
+            for part in _parts_of(model, client):
+                part.load_state_dict(clients[client.id])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise DataError(f"a checkpoint does not fit this job: {type(error).__name__}: {error}") from error
 
 
-def _restore_client(state: TrainState, client: Client, part: Mapping[str, Any]) -> None:
-    if client.optimizer is not None:
-        client.replica.state.copy_(part["model"])
-        client.optimizer.load_state_dict(part["optimizer"])
-        client.loss_scaler.load_state_dict(part["loss_scaler"])
-    for name, buffer in client.replica.module.named_buffers():
-        buffer.copy_(part["buffers"][name])
-    if state.pipeline is not None and part["pipeline"] is not None:
-        state.pipeline.states[client.id] = part["pipeline"]
-    if state.extrapolation is not None and "extrapolation" in part:
-        factor, order = part["extrapolation"]
-        parameters = state.mean.parameters
-        kept = {p: g.to(p.device) for p, g in zip(parameters, order, strict=True) if g is not None}
-        state.extrapolation.gradients[client.id], state.extrapolation.factors[client.id] = kept, factor
+def check_progress(shared: Any, step: int, num_clients: int) -> None:
+    """Check how far a checkpoint says that the run is.
+
+    Args:
+        shared: its shared part.
+        step: of its name.
+        num_clients: of the job.
+
+    Raises:
+        DataError: something is missing, or of another type or size; one line that names it.
+    """
+    with _named("the shared part"):
+        if not isinstance(shared, dict):
+            raise DataError("holds no mapping")
+        Counters(num_clients).check_state(shared)
+        if shared["step"] != step:
+            raise DataError(f"step is {shared['step']}, not {step}")
+
+
+def _shared_parts(state: TrainState, model: SharedModel | Replicas) -> list[Stateful]:
+    return [state.counters, BatchSizes(state), NewestScore(state), AlgorithmMemory(state), model]
+
+
+def _parts_of(model: Any, client: Any) -> list[Stateful]:
+    parts: list[Stateful] = model.parts_of(client)
+    return parts
+
+
+@contextmanager
+def _named(part: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{part} does not fit this job: {error}") from error

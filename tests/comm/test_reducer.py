@@ -48,7 +48,7 @@ def test_gradients_of_all_passes_are_summed_in_buckets(bucket_mb: float) -> None
             reducer.begin_pass(batch is batches[-1])
             module(batch).square().sum().backward()
             assert reducer.end_pass() is None
-        assert reducer.finish() == 0
+        reducer.finish()
         for parameter, gradient in zip(module.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.grad, 2 * gradient)
         assert reducer.flat.numel() == sum(p.numel() for p in module.parameters())
@@ -81,19 +81,6 @@ def test_an_unused_parameter_gets_a_zero_gradient() -> None:
     assert (module[4].weight.grad != 0).any()
 
 
-def test_votes_travel_with_the_gradients_and_do_not_linger() -> None:
-    module = net()
-    reducer = GradientReducer(list(module.parameters()), Doubling(), 25.0)
-    results = []
-    for bits in (0b101, 0, 0b10):
-        reducer.begin_step(bits)
-        reducer.begin_pass(is_last=True)
-        module(torch.ones(1, 4)).sum().backward()
-        results.append(reducer.finish())
-        reducer.zero_grad()
-    assert results == [0b101, 0, 0b10]
-
-
 def test_ranks_are_learnt_from_the_launchers_environment() -> None:
     assert (launched_size({}), launched_rank({})) == (1, 0)
     open_mpi = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "SLURM_NTASKS": "1"}
@@ -115,7 +102,7 @@ def test_norms_of_the_sum_and_of_each_pass_are_taken_on_the_way() -> None:
     total = sum(4 * g.square().sum() for g in reference(module, batches))
     reducer = GradientReducer(list(module.parameters()), comm, 1e-4, measure=True, measure_clients=True)
     for _ in range(2):
-        reducer.begin_step(vote_bits=0b11)
+        reducer.begin_step()
         for batch, weight, norm in zip(batches, (3.0, 0.5), own, strict=True):
             kept: dict[nn.Parameter, Tensor] = {}
             reducer.begin_pass(batch is batches[-1], weight, kept)
@@ -124,8 +111,7 @@ def test_norms_of_the_sum_and_of_each_pass_are_taken_on_the_way() -> None:
             assert found is not None and found.item() == pytest.approx(norm.item(), rel=1e-5)
             for parameter, gradient in zip(module.parameters(), reference(module, [batch]), strict=True):
                 torch.testing.assert_close(kept[parameter], gradient)
-        assert reducer.finish() == 0b11
-        # The votes and the noise scale's part, which travel behind the gradients, are no gradients.
+        reducer.finish()
         assert reducer.sq_norm is not None and reducer.sq_norm.item() == pytest.approx(total.item(), rel=1e-5)
         assert reducer.noise.item() == pytest.approx(2 * (3 * own[0] + 0.5 * own[1]).item(), rel=1e-5)
         assert [g.shape for g in reducer.by_layer()] == [p.shape for p in module.parameters()]
@@ -137,11 +123,11 @@ def test_half_precision_travels_and_float32_arrives() -> None:
     batch = torch.randn(3, 4)
     expected = reference(module, [batch])
     reducer = GradientReducer(list(module.parameters()), Doubling(), 1e-4, measure=True, wire_dtype=torch.float16)
-    reducer.begin_step(0b100)
+    reducer.begin_step()
     reducer.begin_pass(is_last=True)
     module(batch).square().sum().backward()
     reducer.end_pass()
-    assert reducer.finish() == 0b100
+    reducer.finish()
     for parameter, gradient in zip(module.parameters(), expected, strict=True):
         assert torch.equal(parameter.grad, 2 * gradient.half().float())
     assert reducer.sq_norm is not None
@@ -156,34 +142,6 @@ def test_after_close_gradients_stay_with_their_parameters() -> None:
     reducer.close()
     module(torch.ones(1, 4)).sum().backward()
     assert all(p.grad is not None for p in module.parameters())
-
-
-class _Late:
-    """Stands for a GPU's copy: what was told in a step is read in the next one."""
-
-    def __init__(self, source: Tensor) -> None:
-        self._source = source
-        self._last: list[float] | None = None
-
-    def exchange(self) -> list[float] | None:
-        last, self._last = self._last, self._source.tolist()
-        return last
-
-
-def test_a_vote_whose_answer_comes_late_is_answered_once() -> None:
-    module = net()
-    reducer = GradientReducer(list(module.parameters()), Doubling(), 25.0)
-    reducer._late = _Late(reducer._told)  # type: ignore[assignment]
-    answers: list[int] = []
-    # The voter asks until it is answered, as one that wants a checkpoint does, and again a while later.
-    for wants in (0, 0b1000, 0b1000, 0, 0, 0b1000, 0b1000, 0):
-        reducer.begin_step(wants)
-        reducer.begin_pass(is_last=True)
-        module(torch.ones(1, 4)).sum().backward()
-        reducer.end_pass()
-        answers.append(reducer.finish())
-        reducer.zero_grad()
-    assert answers == [0, 0, 0b1000, 0, 0, 0, 0b1000, 0]
 
 
 @pytest.mark.parametrize("bucket_mb", [25.0, 1e-4, 1e-9])

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from hpclbfl.gradients import Context
-from hpclbfl.gradients.change import DECAY, WINDOW, ChangeState, SmoothedChange, SquaredNormChange
+from hpclbfl.gradients.change import ChangeState
+from hpclbfl.gradients.detectors.selsync import DECAY, WINDOW, SmoothedChange
+from hpclbfl.gradients.detectors.squared_norm import SquaredNormChange
+from hpclbfl.gradients.gradient import Gradient
 from hpclbfl.gradients.scaler import StepUpScale
 
 
@@ -123,6 +126,6 @@ def test_selsync_does_not_go_on_firing_on_the_change_before() -> None:
 def test_a_change_that_is_not_known_scales_nothing() -> None:
     for when in ("delta_ge", "delta_lt"):
         transform = StepUpScale(4.0, threshold=0.5, when=when)
-        _, state = transform.update(of(1e-28), transform.init(), Context(0, 0, 0, None))
-        scale, state = transform.update(of(49.0), state, Context(0, 1, 0, None))
-        assert scale.item() == 1.0 and math.isnan(state.detector.change.item())
+        _, state, _ = transform.update(Gradient(of(1e-14)), transform.init(), Context(0, 0, 0))
+        gradient, state, metrics = transform.update(Gradient(of(7.0)), state, Context(0, 1, 0))
+        assert gradient.factor == metrics["scale"] == 1.0 and math.isnan(state.detector.change.item())

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from hpclbfl.gradients import Context
+from hpclbfl.gradients.gradient import Gradient
 from hpclbfl.gradients.scaler import StepUpScale, When
 
 
-def of(value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64)
+def of_squared_norm(value: float) -> Gradient:
+    return Gradient(torch.ones(1), sq_norm=torch.tensor(value, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -27,8 +28,8 @@ def test_gate(when: When, expected: list[int]) -> None:
     scaler = StepUpScale(factor=3.0, threshold=0.5, when=when)
     state, factors = scaler.init(), []
     for step, value in enumerate((4.0, 6.0, 6.0, 12.0, 2.0)):
-        factor, state = scaler.update(of(value), state, Context(0, step, -1))
-        factors.append(factor.item())
+        gradient, state, _ = scaler.update(of_squared_norm(value), state, Context(0, step, -1))
+        factors.append(float(gradient.factor))
     assert factors == expected
 
 
@@ -36,7 +37,9 @@ def test_random_gate_has_its_duty_and_is_a_function_of_seed_step_and_client() ->
     scaler = StepUpScale(factor=2.0, when="random", duty=0.3)
 
     def draws(seed: int, client: int) -> list[float]:
-        return [scaler.update(of(1.0), scaler.init(), Context(seed, s, client))[0].item() for s in range(2000)]
+        gradient, state = of_squared_norm(1.0), scaler.init()
+        found = [scaler.update(gradient, state, Context(seed, s, client))[2]["scale"] for s in range(2000)]
+        return [scale.item() for scale in found]
 
     first = draws(0, -1)
     assert first == draws(0, -1)

@@ -9,21 +9,21 @@ import os
 import sys
 from pathlib import Path
 
-import hpclbfl.training.steps
+from hpclbfl.algorithms.client import Client
 from hpclbfl.config.job import load_job
 from hpclbfl.core.launched import launched_rank
 from hpclbfl.training.session import run_job
 
 job_file, run_folder, rank = sys.argv[1:]
-forward_backward = hpclbfl.training.steps.forward_backward
+forward_backward = Client.forward_backward
 
 
-def faulty(state, client, record, divisor):  # type: ignore[no-untyped-def]
+def faulty(client, state, record, divisor):  # type: ignore[no-untyped-def]
     if state.counters.step == 2:
         raise ValueError("the sensor fell off")
-    forward_backward(state, client, record, divisor)
+    forward_backward(client, state, record, divisor)
 
 
 if launched_rank(os.environ) == int(rank):
-    hpclbfl.training.steps.forward_backward = faulty
+    Client.forward_backward = faulty
 run_job(load_job(Path(job_file)), Path(run_folder))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import hpclbfl.runs.checkpoint
 import hpclbfl.training.session
-import hpclbfl.training.steps
+from hpclbfl.algorithms.client import Client
 from hpclbfl.config.job import load_job
 from hpclbfl.core.diagnostics import on_terminal
 from hpclbfl.core.launched import launched_rank
@@ -56,9 +56,9 @@ def wrap(module, name, before=None, after=None):  # type: ignore[no-untyped-def]
 def in_step(action):  # type: ignore[no-untyped-def]
     """In the passes of a step."""
     wrap(
-        hpclbfl.training.steps,
+        Client,
         "forward_backward",
-        before=lambda state, *_: state.counters.step == fault_step and action(),
+        before=lambda client, state, *_: state.counters.step == fault_step and action(),
     )
 
 
@@ -103,7 +103,7 @@ if is_hit:
         # Sent by the test, from outside; here a sign that it is time.
         in_step(note)
 if fault in ("USR2", "TERM"):
-    wrap(hpclbfl.training.steps, "forward_backward", before=lambda *_: time.sleep(0.05))
+    wrap(Client, "forward_backward", before=lambda *_: time.sleep(0.05))
 overrides = ["comm.start_timeout_s=10"] if fault in ("absent", "leaves") else None
 with on_terminal():
     outcome = run_job(load_job(Path(job_file), overrides), Path(run_folder))

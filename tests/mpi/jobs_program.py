@@ -13,20 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-import hpclbfl.training.steps
+from hpclbfl.algorithms.client import Client
 from hpclbfl.config.job import load_job
 from hpclbfl.config.sections import CommConfig
 from hpclbfl.training import build
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.session import Session
 from hpclbfl.training.setup import make_state
-from hpclbfl.training.steps import forward_backward
+
+forward_backward = Client.forward_backward
 
 
 def recording(taken):  # type: ignore[no-untyped-def]
     """The trainer's forward and backward pass, writing down which images the loader gave."""
 
-    def run(state, client, record, divisor):  # type: ignore[no-untyped-def]
+    def run(client, state, record, divisor):  # type: ignore[no-untyped-def]
         batch = state.train_images.batch
 
         def spy(samples, passes):  # type: ignore[no-untyped-def]
@@ -34,7 +35,7 @@ def recording(taken):  # type: ignore[no-untyped-def]
             return batch(samples, passes)
 
         state.train_images.batch = spy
-        forward_backward(state, client, record, divisor)
+        forward_backward(client, state, record, divisor)
         del state.train_images.batch
 
     return run
@@ -47,21 +48,22 @@ for job_file, run_folder, what in json.loads(Path(sys.argv[1]).read_text()):
     try:
         if what == "train":
             taken: list[tuple[int, int, int]] = []
-            hpclbfl.training.steps.forward_backward = recording(taken)
+            Client.forward_backward = recording(taken)
             session.run(job, Path(run_folder))
             np.save(Path(run_folder) / f"samples{comm.rank}.npy", np.array(taken))
             continue
         state = make_state(job, comm)
         record = begin_record(state)
-        state.reducer.begin_step()
+        reducer = state.shared_model.reducer
+        reducer.begin_step()
         for client in state.clients:
-            state.reducer.begin_pass(client is state.clients[-1])
-            forward_backward(state, client, record, sum(state.sizes))
-            state.reducer.end_pass()
-        state.reducer.finish()
+            reducer.begin_pass(client is state.clients[-1])
+            client.forward_backward(state, record, sum(state.sizes))
+            reducer.end_pass()
+        reducer.finish()
         if comm.rank == 0:
             Path(run_folder).mkdir(parents=True)
-            np.save(Path(run_folder) / "gradient.npy", state.reducer.flat.numpy())
+            np.save(Path(run_folder) / "gradient.npy", reducer.flat.numpy())
     except BaseException as error:
         session.fail(error, debug=True)
 comm.close()

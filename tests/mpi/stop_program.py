@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import hpclbfl.runs.checkpoint
-import hpclbfl.training.steps
+from hpclbfl.algorithms.client import Client
 from hpclbfl.config.job import load_job
 from hpclbfl.config.sections import CommConfig
 from hpclbfl.training import build
 from hpclbfl.training.session import Session
 
 comm = build.communicator(CommConfig())
-forward_backward, write_files = hpclbfl.training.steps.forward_backward, hpclbfl.runs.checkpoint._write_files
+forward_backward, write_files = Client.forward_backward, hpclbfl.runs.checkpoint._write_files
 asks: list[tuple[str, int, int, list[str]]] = []
 
 
@@ -33,9 +33,9 @@ def ask(where: str, step: int) -> None:
             os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
 
 
-def asking_pass(state: Any, *rest: Any) -> None:
+def asking_pass(client: Client, state: Any, *rest: Any) -> None:
     ask("passes", state.counters.step)
-    forward_backward(state, *rest)
+    forward_backward(client, state, *rest)
 
 
 def asking_write(folder: Path, parts: dict[str, Any]) -> dict[str, str]:
@@ -46,7 +46,7 @@ def asking_write(folder: Path, parts: dict[str, Any]) -> dict[str, str]:
     return checksums | write_files(folder, {name: parts[name] for name in names[1:]})
 
 
-hpclbfl.training.steps.forward_backward, hpclbfl.runs.checkpoint._write_files = asking_pass, asking_write
+Client.forward_backward, hpclbfl.runs.checkpoint._write_files = asking_pass, asking_write
 for job_file, run_folder, wanted in json.loads(Path(sys.argv[1]).read_text()):
     ends: list[int] = []
     asks[:] = [tuple(item) for item in wanted]

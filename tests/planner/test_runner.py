@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hpclbfl.algorithms.emulate import emulated_limit, emulated_slowdown
 from hpclbfl.config.sections import EmulateConfig
 from hpclbfl.core.errors import ConfigError, RunFailed
 from hpclbfl.core.memory import free_memory, parse_size
 from hpclbfl.planner.runner import MARK, Outcome, run_probe, run_process
-from hpclbfl.training.emulate import emulated_limit, emulated_slowdown
 from tests.planner.conftest import planned_job
 
 MB = 10**6

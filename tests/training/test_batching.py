@@ -18,7 +18,6 @@ from hpclbfl.runs.log.reader import read_run
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.session import run_job
 from hpclbfl.training.setup import make_state
-from hpclbfl.training.steps import shared_step
 from tests.conftest import make_job
 
 
@@ -79,7 +78,7 @@ def test_batches_of_1_7_and_24_are_one_of_32(toy_set: Path) -> None:
         )
         state = make_state(job, LocalCommunicator())
         for _ in range(3):
-            shared_step(state, begin_record(state), 0)
+            state.algorithm.step(state, begin_record(state), 0)
             state.counters.positions += state.sampler.counts(state.sizes_now)
             state.counters.step += 1
         models[len(sizes)] = parameters_to_vector(state.clients[0].replica.module.parameters()).detach()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpclbfl.algorithms.client import Client
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.runs.folder import RunFolder
 from hpclbfl.runs.log.reader import RunLogs, read_run
@@ -54,16 +55,14 @@ class Cut(Exception):
 
 
 def cut_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    import hpclbfl.training.steps
+    taken = Client.forward_backward
 
-    taken = hpclbfl.training.steps.forward_backward
-
-    def faulty(state: TrainState, *rest: Any) -> None:
+    def faulty(client: Client, state: TrainState, *rest: Any) -> None:
         if state.counters.step == step:
             raise Cut
-        taken(state, *rest)
+        taken(client, state, *rest)
 
-    monkeypatch.setattr(hpclbfl.training.steps, "forward_backward", faulty)
+    monkeypatch.setattr(Client, "forward_backward", faulty)
 
 
 def untimed(run: RunLogs) -> dict[str, Any]:
@@ -167,19 +166,17 @@ def test_what_checkpoints_cost_is_told(tmp_path: Path, toy_set: Path) -> None:
 def test_asked_to_stop_it_saves_and_goes_on_later(
     tmp_path: Path, toy_set: Path, name: str, signum: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import hpclbfl.training.steps
-
     job = job_of(toy_set, name, checkpoint={"every_s": 1000})
     run_job(job, tmp_path / "whole")
-    taken = hpclbfl.training.steps.forward_backward
+    taken = Client.forward_backward
 
-    def asking(state: TrainState, *rest: Any) -> None:
+    def asking(client: Client, state: TrainState, *rest: Any) -> None:
         if state.counters.step == 6:
             os.kill(os.getpid(), signum)
-        taken(state, *rest)
+        taken(client, state, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hpclbfl.training.steps, "forward_backward", asking)
+        patch.setattr(Client, "forward_backward", asking)
         outcome = run_job(job, tmp_path / "cut")
     assert outcome.reason == STOPPED
     # The next step carries the vote; in local training it is taken every fourth step, here just then. With a shared

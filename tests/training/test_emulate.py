@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from hpclbfl.algorithms.emulate import Emulation
 from hpclbfl.config.sections import EmulateConfig
-from hpclbfl.training.emulate import Emulation
 
 
 def emulation(rank: int, size: int = 2, **values: object) -> Emulation:

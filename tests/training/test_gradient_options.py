@@ -21,7 +21,6 @@ from hpclbfl.training.loop import begin_record
 from hpclbfl.training.session import run_job
 from hpclbfl.training.setup import make_state
 from hpclbfl.training.state import TrainState
-from hpclbfl.training.steps import shared_step
 from tests.conftest import make_job
 
 SIZES = [1, 7, 2, 6]
@@ -47,7 +46,7 @@ def client_gradients(state: TrainState, at: list[list[Tensor]] | None = None) ->
 
 def take_step(state: TrainState) -> dict[str, Tensor]:
     record = begin_record(state)
-    shared_step(state, record, 0)
+    state.algorithm.step(state, record, 0)
     state.counters.positions += state.sampler.counts(state.sizes)
     state.counters.step += 1
     return record.columns

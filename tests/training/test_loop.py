@@ -16,7 +16,6 @@ from hpclbfl.runs.log.reader import RunLogs, read_run
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.session import run_job
 from hpclbfl.training.setup import make_state
-from hpclbfl.training.steps import average_clients
 from tests.conftest import make_job
 
 FAST = {"precision": "float32", "batching": {"local_batch_size": 8}, "evaluate": {"every_steps": 1000}}
@@ -108,7 +107,7 @@ def test_clients_take_over_the_count_with_the_average(toy_set: Path) -> None:
     for client, steps in zip(state.clients, (4, 1, 3, 0), strict=True):
         client.replica.set_counts(torch.full_like(client.replica.counts, steps))
     state.counters.positions += 4
-    average_clients(state, begin_record(state))
+    state.replicas.average_clients(state, begin_record(state))
     for client in state.clients:
         assert set(client.replica.counts.tolist()) == {4}
 
@@ -144,7 +143,7 @@ def test_weights_of_averagings_and_of_evaluations_between_them(
         client.replica.state.fill_(client.id + 1)
     state.average_replicas()
     torch.testing.assert_close(state.mean.state, torch.full_like(state.mean.state, expected))
-    average_clients(state, begin_record(state))
+    state.replicas.average_clients(state, begin_record(state))
     for client in state.clients:
         torch.testing.assert_close(client.replica.state, state.mean.state)
     # Just averaged: an evaluation sees the same.

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-import hpclbfl.training.steps
+from hpclbfl.algorithms.client import Client
+from hpclbfl.algorithms.state import RankState
 from hpclbfl.runs.folder import RunFolder, checkpoint_steps
 from hpclbfl.runs.log.reader import read_run
 from hpclbfl.training.session import run_job
-from hpclbfl.training.snapshot import take
+from hpclbfl.training.snapshot import state_of
 from hpclbfl.training.state import TrainState
 from tests.conftest import make_job
 
@@ -23,14 +24,14 @@ FEW = {"stop": {"steps": 9}, "evaluate": {"every_steps": 9}, "checkpoint": {"eve
 
 def poison(monkeypatch: pytest.MonkeyPatch, times: int, step: int = 4) -> None:
     """Client 2's gradient becomes NaN in a step, so many times over."""
-    taken, left = hpclbfl.training.steps.forward_backward, [times]
+    taken, left = Client.forward_backward, [times]
 
-    def faulty(state: TrainState, client: Any, record: Any, divisor: float) -> None:
+    def faulty(client: Client, state: TrainState, record: Any, divisor: float) -> None:
         is_hit = state.counters.step == step and client.id == 2 and left[0] > 0
         left[0] -= is_hit
-        taken(state, client, record, float("nan") if is_hit else divisor)
+        taken(client, state, record, float("nan") if is_hit else divisor)
 
-    monkeypatch.setattr(hpclbfl.training.steps, "forward_backward", faulty)
+    monkeypatch.setattr(Client, "forward_backward", faulty)
 
 
 @pytest.mark.parametrize("sync", SYNCS, ids=["bsp", "fedavg"])
@@ -62,16 +63,16 @@ def test_skip_leaves_the_state_as_it_was(
 ) -> None:
     poison(monkeypatch, times=1)
     seen: list[tuple[int, torch.Tensor]] = []
-    counted = hpclbfl.training.steps._is_broken
+    counted = RankState.is_broken_by
 
     def watching(state: TrainState, sq_norm: Any) -> bool:
         broken = counted(state, sq_norm)
-        shared, clients = take(state)
+        shared, clients = state_of(state)
         model = shared["model"] if shared["model"] is not None else clients[2]["model"]
         seen.append((state.counters.step, model.clone()))
         return broken
 
-    monkeypatch.setattr(hpclbfl.training.steps, "_is_broken", watching)
+    monkeypatch.setattr(RankState, "is_broken_by", watching)
     run_job(make_job(toy_set, sync=sync, on_nonfinite="skip", model={"name": "vit_cifar"}, **FEW), tmp_path)
     run = read_run(tmp_path)
     assert b"the step is skipped" in run.tables["events"]["text"][0]
@@ -153,7 +154,7 @@ def test_a_host_that_looks_late_looks_before(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(hpclbfl.training.steps, "_looks_late", lambda state: True)
+    monkeypatch.setattr(RankState, "_looks_late", True)
     poison(monkeypatch, times=1)
     few = {"stop": {"steps": 9}, "evaluate": {"every_steps": 9}, "checkpoint": checkpoint}
     with pytest.raises(SystemExit) as ended:
@@ -168,7 +169,7 @@ def test_a_host_that_looks_late_looks_before(
 def test_a_host_that_looks_late_goes_back_to_a_finite_checkpoint(
     tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hpclbfl.training.steps, "_looks_late", lambda state: True)
+    monkeypatch.setattr(RankState, "_looks_late", True)
     poison(monkeypatch, times=1)
     outcome = run_job(make_job(toy_set, on_nonfinite="restore", **FEW), tmp_path)
     assert outcome.step == 9 and np.isfinite(outcome.loss)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from hpclbfl.algorithms.client import Client
 from hpclbfl.analysis.load import load
 from hpclbfl.config.job import parse_job
 from hpclbfl.core.jsonfile import write_json
@@ -297,21 +298,19 @@ def test_an_older_finished_run_without_a_checkpoint_cannot_go_on(
 def test_a_run_folder_that_is_removed_in_training_fails_the_run(
     tmp_path: Path, toy_set: Path, when: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    import hpclbfl.training.steps
-
-    taken = hpclbfl.training.steps.forward_backward
+    taken = Client.forward_backward
     folder = tmp_path / "run"
 
-    def removing(state: Any, *rest: Any) -> None:
+    def removing(client: Client, state: Any, *rest: Any) -> None:
         if state.counters.step == 3 and folder.exists():
             shutil.rmtree(folder)
             if when == "replaced":
                 (folder / "attempts" / "000").mkdir(parents=True)
                 (folder / "attempts" / "000" / "rank00000.h5").write_text("another's")
-        taken(state, *rest)
+        taken(client, state, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hpclbfl.training.steps, "forward_backward", removing)
+        patch.setattr(Client, "forward_backward", removing)
         code, line = refused(job_of(toy_set), folder, capfd)
     assert code == 1
     assert f"rank00000.h5: the log cannot be written: it was {when} while it was written" in line
@@ -402,15 +401,13 @@ def test_what_a_kill_left_of_a_set_aside_is_set_aside_to_the_same_place(tmp_path
 def test_a_text_log_that_is_removed_in_training_fails_the_run(
     tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    import hpclbfl.training.steps
+    taken = Client.forward_backward
 
-    taken = hpclbfl.training.steps.forward_backward
-
-    def removing(state: Any, *rest: Any) -> None:
+    def removing(*arguments: Any) -> None:
         (tmp_path / "attempts" / "000" / "log").unlink(missing_ok=True)
-        taken(state, *rest)
+        taken(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hpclbfl.training.steps, "forward_backward", removing)
+        patch.setattr(Client, "forward_backward", removing)
         code, line = refused(job_of(toy_set), tmp_path, capfd)
     assert (code, "attempts/000/log: was removed while it was written" in line) == (1, True)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from hpclbfl.algorithms.record import ClientRecord, StepRecord
 from hpclbfl.core.clock import Clock, seconds
 from hpclbfl.runs.log.reader import read_file
 from hpclbfl.runs.log.writer import RunLog
-from hpclbfl.training.steplog import ClientRecord, StepLog, StepRecord
+from hpclbfl.training.steplog import StepLog
 
 ATTRIBUTES: dict[str, str | int | float] = {
     "config": "",

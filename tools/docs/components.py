@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from hpclbfl.config.components import SECTIONS
+from hpclbfl.config.components import NESTED, SECTIONS
 from hpclbfl.core.registry import Registry
 from tools.docs.markdown import text
 
@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 OWN_PARTS = ROOT / "docs" / "examples" / "own_parts"
 """Complete examples of parts outside the package, with the jobs that name them."""
 FROM_PYTHON = ROOT / "docs" / "examples" / "from_python.py"
+NESTED_KEYS = {"transform": "gradients.chain", "detector": "change"}
+"""Where components are named that stand within a section."""
 KINDS = """## Kinds of components
 
 Each kind comes with the contract of its folder and the shortest built-in component that has a config of its own."""
@@ -27,7 +29,9 @@ def components() -> str:
     for path in files:
         parts += [f"### `{path.name}`", listing(path)]
     parts.append(KINDS)
-    parts += [part for section, registry in SECTIONS.items() for part in _kind(section, registry)]
+    kinds = [(f"section `{section}`", registry) for section, registry in SECTIONS.items()]
+    kinds += [(f"key `{NESTED_KEYS[kind]}`", registry) for kind, registry in NESTED.items()]
+    parts += [part for where, registry in kinds for part in _kind(where, registry)]
     return "\n\n".join(parts)
 
 
@@ -42,7 +46,7 @@ def listing(path: Path) -> str:
     return f"```{language}\n# {path.relative_to(ROOT)}\n{path.read_text(encoding='utf-8').rstrip()}\n```"
 
 
-def _kind(section: str, registry: Registry[Any]) -> list[str]:
+def _kind(where: str, registry: Registry[Any]) -> list[str]:
     found = {name: component for name in registry.names() if (component := registry.find(name)) is not None}
     modules = {component.make.__module__ for component in found.values()}
     own = {component.make.__module__ for component in found.values()} & {
@@ -52,7 +56,7 @@ def _kind(section: str, registry: Registry[Any]) -> list[str]:
     package = importlib.import_module(next(iter(sorted(modules))).rpartition(".")[0])
     names = ", ".join(f"`{name}`" for name in found)
     return [
-        f"### {registry.what[0].upper()}{registry.what[1:]}: section `{section}`",
+        f"### {registry.what[0].upper()}{registry.what[1:]}: {where}",
         text(inspect.cleandoc(package.__doc__ or "")),
         f"In the package, `{_path(package.__name__).parent.relative_to(ROOT)}/`: {names}.",
         listing(shortest),

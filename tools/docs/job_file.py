@@ -11,7 +11,7 @@ from hpclbfl.core.registry import Component, Registry, fields_of
 from tools.docs.docstrings import docstring
 from tools.docs.keys import Config, Key, keys_of, keys_table
 from tools.docs.markdown import text
-from tools.docs.values import sections_in
+from tools.docs.values import sections_of
 
 
 def job_file() -> str:
@@ -38,7 +38,7 @@ def all_keys() -> Iterator[Key]:
 
 
 def _inner(field: Any) -> list[Config]:
-    return sections_in(field.annotation)
+    return sections_of(field)
 
 
 def _keys_within(config: Config, prefix: str) -> Iterator[Key]:

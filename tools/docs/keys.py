@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from hpclbfl.core.registry import fields_of
 from tools.docs.docstrings import docstring, key_docstring
 from tools.docs.markdown import table
-from tools.docs.values import defaults_of, sections_in, values_of
+from tools.docs.values import defaults_of, sections_of, values_of
 
 Config = type[BaseModel]
 EMPTY: Mapping[str, Any] = {}
@@ -39,7 +39,10 @@ def keys_of(config: Config, prefix: str = "", given: Mapping[str, Any] = EMPTY) 
     names = {id(field): name for name, field in config.model_fields.items()}
     found = []
     for key, field in fields_of(config).items():
-        inner = " ".join(docstring(section) for section in sections_in(field.annotation))
+        if field.exclude:
+            # Set by the key around it.
+            continue
+        inner = " ".join(docstring(section) for section in sections_of(field))
         meaning = key_docstring(config, names[id(field)]) or inner
         found.append(Key(f"{prefix}{key}", key, values_of(field), defaults[names[id(field)]], meaning))
     return found

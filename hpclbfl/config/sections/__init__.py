@@ -4,7 +4,13 @@ from hpclbfl.config.sections.algorithm import AlgorithmConfig, LocalConfig
 from hpclbfl.config.sections.base import Section
 from hpclbfl.config.sections.batching import BatchingConfig, EmulateConfig
 from hpclbfl.config.sections.data import DataConfig
-from hpclbfl.config.sections.gradients import GradientsConfig, NoiseScaleConfig, ScalerConfig
+from hpclbfl.config.sections.gradients import (
+    DetectorConfig,
+    DetectorName,
+    GradientsConfig,
+    NoiseScaleConfig,
+    TransformConfig,
+)
 from hpclbfl.config.sections.model import LossConfig, ModelConfig
 from hpclbfl.config.sections.optimizer import OptimizerConfig
 from hpclbfl.config.sections.partition import PartitionConfig
@@ -17,6 +23,8 @@ __all__ = [
     "CheckpointConfig",
     "CommConfig",
     "DataConfig",
+    "DetectorConfig",
+    "DetectorName",
     "EmulateConfig",
     "EvaluateConfig",
     "GradientsConfig",
@@ -26,8 +34,8 @@ __all__ = [
     "NoiseScaleConfig",
     "OptimizerConfig",
     "PartitionConfig",
-    "ScalerConfig",
     "ScheduleConfig",
     "Section",
     "StopConfig",
+    "TransformConfig",
 ]

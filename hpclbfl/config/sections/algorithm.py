@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from hpclbfl.config.part_names import brief
 from hpclbfl.config.sections.base import Section
+from hpclbfl.config.sections.gradients import DetectorConfig
 
 
 class AlgorithmConfig(Section):
@@ -28,9 +29,19 @@ class AlgorithmConfig(Section):
         return brief(self.kind)
 
     @property
-    def watched_change(self) -> Literal["squared_norm", "selsync"] | None:
-        """The metric of the gradient's change that it decides by; None: none."""
+    def watched_change(self) -> str | DetectorConfig | None:
+        """What tells the change of a gradient that it decides by; None: nothing."""
         return None
+
+    @property
+    def averaged_by(self) -> str:
+        """By what clients are weighted in an averaging, see `LocalConfig.weights`."""
+        return "samples"
+
+    @property
+    def optimizer_state_after(self) -> str:
+        """What becomes of momentum and the like at an averaging, see `LocalConfig.optimizer_state`."""
+        return "keep"
 
     @property
     def steps_of_fastest(self) -> int | None:
@@ -67,6 +78,16 @@ class LocalConfig(AlgorithmConfig):
 
     trains_alone: ClassVar[bool] = True
     sums_gradients: ClassVar[bool] = False
+
+    @property
+    def averaged_by(self) -> str:
+        """See `AlgorithmConfig`."""
+        return self.weights
+
+    @property
+    def optimizer_state_after(self) -> str:
+        """See `AlgorithmConfig`."""
+        return self.optimizer_state
 
     def check(self, job: Any) -> None:
         """See `AlgorithmConfig`."""

@@ -6,6 +6,7 @@ numbers. All have bounds, far beyond what makes sense, within which arithmetic o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -19,19 +20,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
 
 
-def with_threshold(values: Any, thresholds: dict[str, float], change: str) -> Any:
-    """A section's values with the threshold that goes with its `change`, unless they state one.
+@dataclass(frozen=True)
+class Nested:
+    """Marks a key of a section whose value is a component, or a list of them; see `hpclbfl.config.components`."""
 
-    Args:
-        values: as the file gives them.
-        thresholds: by `change`.
-        change: where the values do not name it.
-    """
-    if not isinstance(values, dict) or values.get("threshold") is not None:
-        return values
-    named = values.get("change", change)
-    found = thresholds.get(named) if isinstance(named, str) else None
-    return values if found is None else {**values, "threshold": found}
+    kind: str
+    """Of component."""
+    name: str | None = None
+    """Of the component, where the key alone says which; None: the value names it."""
+    many: bool = False
+    """Whether the value is a list."""
 
 
 def _is_number(value: Any) -> bool:

@@ -2,51 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StrictBool, model_validator
-
-from hpclbfl.config.sections.base import (
-    Fraction,
-    NonNegativeFloat,
-    Number,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-    Share,
-    with_threshold,
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    StrictBool,
+    model_serializer,
+    model_validator,
 )
-from hpclbfl.config.thresholds import SCALER
+
+from hpclbfl.config.sections.base import Fraction, Nested, Number, PositiveFloat, PositiveInt, Section
 
 
-class ScalerConfig(Section):
-    """The step-up function of Eq. 6: the gradient is multiplied by `factor` in some steps."""
+class TransformConfig(Section):
+    """A gradient transform; see `hpclbfl.gradients.GradientTransform`."""
 
-    factor: PositiveFloat
-    """X; 1 changes nothing."""
-    threshold: NonNegativeFloat = 0.5
-    """Of the relative change of the squared gradient norm (Eq. 8); default 0.5, under change selsync 0.02."""
-    when: Literal["delta_ge", "delta_lt", "always", "never", "random"] = "delta_ge"
-    """delta_ge: where the change reaches the threshold, as the paper evaluated it; delta_lt: where it stays below, as
-    its Eq. 6 reads (the two contradict each other); always, never, random: controls."""
-    duty: Share | None = None
-    """random: share of the steps that are scaled."""
-    change: Literal["squared_norm", "selsync"] = "squared_norm"
-    """squared_norm: Eq. 8; selsync: of the layers' norms, smoothed over 25 steps, in which it is not known."""
+    name: str
+    """Which one."""
 
-    @model_validator(mode="before")
+    place: ClassVar[int] = 0
+    """Among those that come with the package, where the job states no order."""
+
     @classmethod
-    def _default_threshold(cls, values: Any) -> Any:
-        return with_threshold(values, SCALER, "squared_norm")
+    def of_section(cls, gradients: GradientsConfig) -> TransformConfig | None:
+        """What a job's section `gradients` says of it; None: it is not asked for."""
+        return None
 
-    @model_validator(mode="after")
-    def _own_keys(self) -> ScalerConfig:
-        if (self.duty is not None) != (self.when == "random"):
-            raise ValueError("'duty' goes with when: random, and only with it")
-        # Whatever `change` is, older versions filled in 0.5.
-        if self.threshold not in (0.5, SCALER[self.change]) and self.when not in ("delta_ge", "delta_lt"):
-            raise ValueError(f"'threshold' goes with when: delta_ge or delta_lt, not {self.when}")
-        return self
+
+class DetectorConfig(Section):
+    """A detector of a change of the gradient; see `hpclbfl.gradients.change.Detector`."""
+
+    name: str
+    """Which one."""
+
+    scaler_threshold: ClassVar[float] = 0.5
+    """Of the change, from which a scaler acts whose job states none."""
+    averaging_threshold: ClassVar[float] = 0.5
+    """Of the change of a client's own gradient, from which SelSync averages where the job states none."""
+
+
+DetectorName = Annotated[str | SerializeAsAny[DetectorConfig], Nested("detector")]
+"""One that comes with the package, by its name, or one of the user's own."""
 
 
 class NoiseScaleConfig(Section):
@@ -59,9 +57,13 @@ class NoiseScaleConfig(Section):
 class GradientsConfig(Section):
     """What happens between the clients' gradients and the optimizer."""
 
-    scaler: ScalerConfig | None = None
+    scaler: Annotated[SerializeAsAny[TransformConfig], Nested("transform", "scaler")] | None = None
+    """The step-up function of Eq. 6; its keys are `factor`, `threshold`, `when`, `duty` and `change`."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the gradient, before the scaler's factor."""
+    chain: Annotated[tuple[str | SerializeAsAny[TransformConfig], ...], Nested("transform", many=True)] | None = None
+    """The transforms of the gradient in their order: `scaler` and `clip`, which have their settings above, and your
+    own, such as `{name: mine.py:Centralise, strength: 2}`; null: the clip, then the scaler."""
     weight_noise: Annotated[Number, Field(gt=0.0, le=1e6)] | None = None
     """s: noise in the clients' weights that makes the gradient's covariance 1 + s^2 times as large, as a batch of
     B / (1 + s^2) has it."""
@@ -77,13 +79,23 @@ class GradientsConfig(Section):
 
     @model_validator(mode="after")
     def _fit(self) -> GradientsConfig:
-        if not self.measure and (self.scaler or self.clip_norm or self.noise_scale):
-            raise ValueError("'measure: false' leaves 'scaler', 'clip_norm' and 'noise_scale' without their norm")
+        if not self.measure and (self.scaler or self.clip_norm or self.noise_scale or self.chain):
+            raise ValueError(
+                "'measure: false' leaves 'scaler', 'clip_norm', 'noise_scale' and 'chain' without their norm"
+            )
         if self.noise_scale is not None and self.weight_noise is not None:
             raise ValueError("'noise_scale' cannot be measured under 'weight_noise'")
         if self.noise_scale is not None and self.compression != "none":
             raise ValueError("'noise_scale' needs 'compression: none'")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_default_chain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Older versions had none, and their runs are found by what they wrote.
+        values: dict[str, Any] = handler(self)
+        if self.chain is None:
+            values.pop("chain", None)
+        return values
 
     @property
     def shared_only(self) -> list[str]:

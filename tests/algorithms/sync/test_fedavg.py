@@ -9,19 +9,26 @@ from torch import nn
 
 from hpclbfl.algorithms.averaging import average, average_optimizer_states, averaging_weights, largest
 from hpclbfl.algorithms.bsp import BulkSynchronous
-from hpclbfl.algorithms.fedavg import FederatedAveraging, steps_of_epochs, whole_steps
-from hpclbfl.algorithms.replicas import Client, FlatModel
+from hpclbfl.algorithms.fedavg import FedAvgConfig, FederatedAveraging, steps_of_epochs, whole_steps
+from hpclbfl.algorithms.flat_model import FlatModel
+from hpclbfl.algorithms.local_client import LocalClient
+from hpclbfl.algorithms.stepping import Stepper
 from hpclbfl.comm.local import LocalCommunicator
+from hpclbfl.config.job import parse_job
 from hpclbfl.data.sampling import GlobalSampler
 
 
+def fedavg(local_steps: int) -> FederatedAveraging:
+    return FederatedAveraging(FedAvgConfig(kind="fedavg", local_steps=local_steps), 8, 96)
+
+
 def test_decisions() -> None:
-    fedavg = FederatedAveraging(local_steps=3)
-    assert [fedavg.averages(step, False) for step in range(1, 8)] == [False, False, True, False, False, True, False]
-    assert not fedavg.shared(1)
-    assert [step for step in range(1, 10) if fedavg.needs_vote(step)] == [3, 6, 9]
-    assert [step for step in range(1, 201) if FederatedAveraging(1000).needs_vote(step)] == [50, 100, 150, 200]
-    assert BulkSynchronous().shared(1) and not BulkSynchronous().averages(1, False)
+    every_third = fedavg(3)
+    assert [every_third.averages(step, 0) for step in range(1, 8)] == [False, False, True, False, False, True, False]
+    assert not every_third.shares_model(1)
+    assert [step for step in range(1, 10) if every_third.exchanges_flags(step)] == [3, 6, 9]
+    assert [step for step in range(1, 201) if fedavg(1000).exchanges_flags(step)] == [50, 100, 150, 200]
+    assert BulkSynchronous().shares_model(1)
 
 
 def test_weights_by_samples_and_uniform() -> None:
@@ -130,13 +137,15 @@ def test_replicas_share_parameters_but_not_buffers() -> None:
 
 def test_momentum_is_averaged_by_weight() -> None:
     clients = []
+    values = {"data": {"name": "digits"}, "model": {"name": "resnet8"}, "optimizer": {"lr": 0.1, "momentum": 0.9}}
+    job = parse_job(values, "job.yaml")
     for client in range(2):
         replica = FlatModel(net())
-        optimizer = torch.optim.SGD(replica.parameters, lr=0.1, momentum=0.9)
+        stepper = Stepper(job, replica.parameters, torch.device("cpu"))
         for parameter in replica.parameters:
             parameter.grad = torch.full_like(parameter, 1.0 + 3 * client)
-        optimizer.step()
-        clients.append(Client(client, replica, optimizer, torch.amp.GradScaler("cpu", enabled=False)))
+        stepper.step(lr=0.1)
+        clients.append(LocalClient(client, replica, stepper, None))
     average_optimizer_states(clients, [0.75, 0.25], LocalCommunicator())
     for client_ in clients:
         for parameter in client_.replica.parameters:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from hpclbfl.algorithms.bsp import BulkSynchronous
-from hpclbfl.algorithms.fedavg import FederatedAveraging
-from hpclbfl.algorithms.post_local import PostLocal
-from hpclbfl.algorithms.selsync import SelectiveSynchronisation
+from hpclbfl.algorithms.fedavg import FedAvgConfig, FederatedAveraging
+from hpclbfl.algorithms.flags import CHANGED, STOP, UNKNOWN
+from hpclbfl.algorithms.post_local import PostLocal, PostLocalConfig
+from hpclbfl.algorithms.selsync import SelectiveSynchronisation, SelSyncConfig
 from hpclbfl.config.job import parse_job
 from hpclbfl.gradients.change import has_changed, is_unknown
 from hpclbfl.runs.log.reader import read_run
@@ -30,16 +31,17 @@ def trained(folder: Path, toy_set: Path, **sections: Any) -> dict[str, torch.Ten
 
 
 def test_post_local_by_hand() -> None:
-    sync = PostLocal(switch_step=3, local_steps=2)
-    assert [sync.shared(step) for step in range(1, 8)] == [True] * 3 + [False] * 4
-    assert [sync.averages(step, fired=False) for step in range(1, 8)] == [False] * 4 + [True, False, True]
-    assert [sync.needs_vote(step) for step in range(1, 8)] == [False] * 4 + [True, False, True]
+    config = PostLocalConfig(kind="post_local", switch_step=3, local_steps=2)
+    algorithm = PostLocal(config, 8, 96)
+    assert [algorithm.shares_model(step) for step in range(1, 8)] == [True] * 3 + [False] * 4
+    assert [algorithm.averages(step, 0) for step in range(4, 8)] == [False, True, False, True]
+    assert [algorithm.exchanges_flags(step) for step in range(4, 8)] == [False, True, False, True]
 
 
 def test_selsync_averages_where_a_client_asks() -> None:
-    sync = SelectiveSynchronisation(threshold=0.5)
-    assert not sync.shared(1) and sync.needs_vote(1)
-    assert sync.averages(1, fired=True) and not sync.averages(1, fired=False)
+    algorithm = SelectiveSynchronisation(SelSyncConfig(kind="selsync", threshold=0.5), 8, 96)
+    assert not algorithm.shares_model(1) and algorithm.exchanges_flags(1)
+    assert algorithm.averages(1, CHANGED) and algorithm.averages(1, UNKNOWN) and not algorithm.averages(1, STOP)
 
 
 def test_a_client_asks_where_its_change_is_large_or_not_known() -> None:
@@ -54,11 +56,14 @@ def test_a_client_asks_where_its_change_is_large_or_not_known() -> None:
 
 def test_why_clients_were_never_averaged() -> None:
     assert BulkSynchronous().why_never(9, 0) == ""
-    assert FederatedAveraging(30).why_never(20, 0) == "a round has 30 steps, the run 20"
-    post = PostLocal(switch_step=12, local_steps=9)
+    assert (
+        FederatedAveraging(FedAvgConfig(kind="fedavg", local_steps=30), 8, 96).why_never(20, 0)
+        == "a round has 30 steps, the run 20"
+    )
+    post = PostLocal(PostLocalConfig(kind="post_local", switch_step=12, local_steps=9), 8, 96)
     assert post.why_never(20, 12) == "a round has 9 steps, the run 8 after sync.switch_step"
     assert post.why_never(12, 12) == ""
-    selsync = SelectiveSynchronisation(0.25)
+    selsync = SelectiveSynchronisation(SelSyncConfig(kind="selsync", threshold=0.25), 8, 96)
     told = "no change of a client's gradient reached sync.threshold 0.25"
     assert selsync.why_never(40, 25) == f"{told} after the first 25 steps"
     assert selsync.why_never(40, 0) == told
@@ -137,14 +142,14 @@ def test_selsync_averages_by_default_on_real_images(tmp_path: Path) -> None:
 def test_a_gradient_that_is_not_finite_is_no_reason_to_average(
     tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import hpclbfl.training.steps
+    import hpclbfl.gradients.gradient
 
-    taken = hpclbfl.training.steps.squared_norm
+    taken = hpclbfl.gradients.gradient.squared_norm
 
     def broken(gradients: Any) -> torch.Tensor:
         return taken(gradients) * math.nan
 
-    monkeypatch.setattr(hpclbfl.training.steps, "squared_norm", broken)
+    monkeypatch.setattr(hpclbfl.gradients.gradient, "squared_norm", broken)
     sync = {"kind": "selsync", "threshold": 0.0, "change": "squared_norm"}
     trained(tmp_path, toy_set, sync=sync, on_nonfinite="skip")
     assert set(read_run(tmp_path).tables["steps"]["round"].tolist()) == {0}

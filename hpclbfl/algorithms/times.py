@@ -1,4 +1,4 @@
-"""Who waited for whom: every rank's times, known to all ranks, without a collective of their own.
+"""Who waited for whom: every rank's times, known to all ranks.
 
 The time that a rank spends in a reduction is its waiting for the slowest rank, and the transfer. The slowest one does
 not wait, so the least time among the ranks is the transfer, and what others spend beyond it is waiting. Under BSP the
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hpclbfl.batching import FloatArray
+from hpclbfl.algorithms.record import StepRecord
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.side_channel import FloatArray
 from hpclbfl.core.clock import Clock
-from hpclbfl.training.steplog import StepRecord
 
 GPU_LAG = 2
 """Steps after which a GPU has passed a step's time marks for certain, or nearly, and reading them holds up nobody."""
@@ -49,15 +49,15 @@ class TimeExchange:
         self._recent: deque[StepRecord] = deque(maxlen=64)
 
     def outgoing(self) -> tuple[float, float] | None:
-        """Compute and synchronisation seconds of the step that is told with this one's gradients."""
+        """Compute and synchronisation seconds of the step that is sent during this one."""
         record = self._finished.popleft() if len(self._finished) >= self._lag else None
         self._sent.append(record)
         return record.spent() if record is not None else None
 
-    def incoming(self, times: FloatArray | None) -> StepTimes | None:
-        """Take [R, 2] seconds that came back with the gradients, if any did: those of the oldest step that was told."""
-        record = self._sent.popleft() if times is not None else None
-        if record is None or times is None:
+    def incoming(self, times: FloatArray) -> StepTimes | None:
+        """Take [R, 2] seconds that came back: those of the oldest step that was sent, if one was."""
+        record = self._sent.popleft()
+        if record is None:
             return None
         record.transfer = float(times[:, 1].min())
         return StepTimes(record.sizes, times[:, 0])
@@ -69,7 +69,7 @@ class TimeExchange:
         self._finished.append(record)
 
     def settle(self) -> None:
-        """Tell, and ask for, what has not been told yet; a collective. For moments at which the log must be whole."""
+        """Exchange what has not been sent yet; a collective. For moments at which the log must be whole."""
         waiting = [r for r in (*self._sent, *self._finished) if r is not None and r.transfer is None]
         if waiting:
             rows = np.array(self._comm.allgather([record.spent()[1] for record in waiting]))
@@ -89,6 +89,6 @@ class TimeExchange:
         own = [record.spent()[1], *(r.spent()[0] for r in recent)]
         rows[self._comm.rank, : len(own)] = torch.tensor(own, dtype=torch.float64)
         self._comm.reduce_(rows.view(-1), "times").wait()
-        told = rows.numpy()
-        record.transfer = float(told[:, 0].min())
-        return [StepTimes(r.sizes, told[:, 1 + k]) for k, r in enumerate(recent)]
+        gathered = rows.numpy()
+        record.transfer = float(gathered[:, 0].min())
+        return [StepTimes(r.sizes, gathered[:, 1 + k]) for k, r in enumerate(recent)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hpclbfl.gradients.apply import by_kind, rides_on_step
 from hpclbfl.gradients.norm import SquaredNorm, squared_norm
-from hpclbfl.gradients.scaler import rides_on_step
 
 
 class HorovodGradients:
@@ -72,14 +71,6 @@ def loss_scale_of(optimizer: Optimizer) -> Tensor | None:
         scale = getattr(optimizer, "grad_scale", None)
         return scale if isinstance(scale, Tensor) else None
     return None
-
-
-def by_kind(gradients: Sequence[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
-    """Groups of one device and type, as torch's foreach functions want them."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-    for gradient in gradients:
-        kinds[gradient.device, gradient.dtype].append(gradient)
-    return kinds
 
 
 def squared_norm_of(gradients: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,94 @@
+"""A client that trains a model of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from hpclbfl.algorithms.client import Client
+from hpclbfl.algorithms.flags import NONFINITE
+from hpclbfl.algorithms.flat_model import FlatModel
+from hpclbfl.algorithms.rank import Rank
+from hpclbfl.algorithms.record import StepRecord
+from hpclbfl.algorithms.stepping import Stepper
+from hpclbfl.core.clock import Mark
+from hpclbfl.core.fitting import check_like
+from hpclbfl.gradients.chain import Chain
+from hpclbfl.gradients.gradient import Gradient
+
+
+class LocalClient(Client):
+    """A client that trains a model of its own.
+
+    Args:
+        client_id: its number.
+        replica: its net, parameters of its own.
+        stepper: of its optimizer.
+        chain: of its gradient; None: nothing is measured.
+    """
+
+    def __init__(self, client_id: int, replica: FlatModel, stepper: Stepper, chain: Chain | None) -> None:
+        super().__init__(client_id, replica, stepper.loss_scaler)
+        self.stepper, self.chain = stepper, chain
+        self.has_gradient = False
+        """Whether the last pass had samples."""
+        self._begin: tuple[Mark, float] = (0.0, 0.0)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Its own."""
+        return self.stepper.optimizer
+
+    def backward(self, rank: Rank, record: StepRecord) -> None:
+        """Put the unscaled gradient of its mean loss into the parameters, where it has samples."""
+        count = int(rank.counts_now[self.id])
+        self.forward_backward(rank, record, count)
+        self._begin = rank.clock.mark(), time.perf_counter()
+        self.has_gradient = count > 0
+        if self.has_gradient:
+            self.loss_scaler.unscale_(self.optimizer)
+
+    def update(self, rank: Rank, record: StepRecord) -> int:
+        """Measure and transform its gradient, and step; NONFINITE where it did not."""
+        own, gradient = record.clients[-1], None
+        if self.chain is not None:
+            found = [p.grad for p in self.replica.parameters if p.requires_grad]
+            gradient, columns = self.chain.update(Gradient(found, self.chain.layout), rank.counters.step)
+            own.columns |= columns
+        if rank.is_broken_by(own.columns.get("local_grad_sq_norm")):
+            record.events.append(("nonfinite", rank.nonfinite_text(f"client {self.id}'s gradient")))
+            return NONFINITE
+        self.stepper.step(record.lr, gradient)
+        return 0
+
+    def end_step(self, rank: Rank, record: StepRecord) -> None:
+        """Drop the gradients, and note the time."""
+        begin, host_begin = self._begin
+        self.optimizer.zero_grad(set_to_none=True)
+        if rank.emulation is not None:
+            rank.emulation.stretch(rank.counters.step, host_begin)
+        record.update.append((begin, rank.clock.mark()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model, optimizer, loss scaling, and the state of its gradient's transforms."""
+        own = {"model": self.replica.state, **self.stepper.state_dict()}
+        return super().state_dict() | own | (self.chain.state_dict() if self.chain is not None else {})
+
+    def check_state(self, found: Mapping[str, Any]) -> None:
+        """See `hpclbfl.core.state.Stateful`."""
+        super().check_state(found)
+        check_like(self.replica.state, found.get("model"), "model")
+        self.stepper.check_state(found)
+        if self.chain is not None:
+            self.chain.check_state(found)
+
+    def load_state_dict(self, found: Mapping[str, Any]) -> None:
+        """See `hpclbfl.core.state.Stateful`."""
+        self.replica.state.copy_(found["model"])
+        self.stepper.load_state_dict(found)
+        super().load_state_dict(found)
+        if self.chain is not None:
+            self.chain.load_state_dict(found)

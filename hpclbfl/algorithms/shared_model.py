@@ -1,0 +1,188 @@
+"""One model of all clients, whose gradients are summed over clients and ranks in every step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpclbfl.algorithms.averaging import average, averaging_weights, begin_counts
+from hpclbfl.algorithms.client import Client
+from hpclbfl.algorithms.flags import NONFINITE
+from hpclbfl.algorithms.flat_model import FlatModel
+from hpclbfl.algorithms.rank import Rank
+from hpclbfl.algorithms.stepping import Stepper
+from hpclbfl.comm.reducer import GradientReducer
+from hpclbfl.core.errors import DataError
+from hpclbfl.core.fitting import check_like
+from hpclbfl.core.state import Stateful
+from hpclbfl.gradients.chain import Chain
+from hpclbfl.gradients.gradient import Gradient
+from hpclbfl.gradients.noise_scale import NoiseScale
+from hpclbfl.gradients.norm import layer_squared_norms
+from hpclbfl.gradients.weight_noise import client_factors
+from hpclbfl.optim.extrapolation import Extrapolation
+
+if TYPE_CHECKING:
+    from hpclbfl.algorithms.record import StepRecord
+    from hpclbfl.core.clock import Mark
+
+
+class SharedModel:
+    """See the module; a `hpclbfl.core.state.Stateful`.
+
+    A step is `begin_step`, for each client of the rank `backward`, then `reduce` and `update`.
+
+    Args:
+        mean: the model, which is also evaluated.
+        clients: of this rank; their nets share its parameters, and have buffers of their own.
+        stepper: of its optimizer.
+        reducer: of its gradient.
+        chain: of its gradient; None: nothing is measured.
+        noise_scale: None where it is not asked for.
+        extrapolation: of the points at which clients take their gradients; None: at the model itself.
+    """
+
+    def __init__(
+        self,
+        mean: FlatModel,
+        clients: list[Client],
+        stepper: Stepper,
+        reducer: GradientReducer,
+        chain: Chain | None,
+        noise_scale: NoiseScale | None,
+        extrapolation: Extrapolation | None,
+    ) -> None:
+        self.mean, self.clients, self.stepper, self.reducer = mean, clients, stepper, reducer
+        self.chain, self.noise_scale, self.extrapolation = chain, noise_scale, extrapolation
+        self._counts: NDArray[np.int64] = np.empty(0, np.int64)
+        self._divisors: NDArray[np.float64] = np.empty(0)
+        self._loss_scale: Tensor | float = 1.0
+        self._synced: tuple[Mark, float] = (0.0, 0.0)
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The only one."""
+        return [self.stepper.optimizer]
+
+    def begin_step(self, rank: Rank) -> None:
+        """Settle every client's share of the step."""
+        self._counts = counts = rank.counts_now
+        noise = rank.job.gradients.weight_noise
+        factors = 1.0 if noise is None else client_factors(counts, noise, rank.job.seed, rank.counters.step)
+        # sum over samples / B, then a sum over clients: the mean over all B samples, whatever each client's share.
+        self._divisors = counts.sum() / (np.ones(len(counts)) * factors)
+        scaler = self.stepper.loss_scaler
+        # By how much gradients are too large until they are unscaled; 0-d, on the device.
+        one = torch.ones((), dtype=torch.float64, device=rank.device)
+        self._loss_scale = scaler.scale(one) if scaler.is_enabled() else 1.0
+        self.reducer.begin_step()
+
+    def backward(self, rank: Rank, client: Client, record: StepRecord) -> None:
+        """Add a client's gradient to the sum; the rank's last client starts the reductions."""
+        divisor = float(self._divisors[client.id])
+        share = max(1, int(self._counts[client.id])) / divisor
+        with self.extrapolation.ahead(client.id, share) if self.extrapolation else nullcontext() as keep:
+            self.reducer.begin_pass(client is self.clients[-1], 1.0 / share, keep)
+            client.forward_backward(rank, record, divisor)
+            own = self.reducer.end_pass()
+        if own is not None and self._counts[client.id]:
+            record.clients[-1].columns["local_grad_sq_norm"] = own / (share * self._loss_scale) ** 2
+
+    def reduce(self, rank: Rank, record: StepRecord) -> None:
+        """Wait for the sum over all ranks."""
+        begin = rank.clock.mark()
+        self.reducer.finish()
+        if rank.emulation is not None:
+            rank.emulation.transfer(self.reducer.flat.nbytes)
+        self._synced = rank.clock.mark(), time.perf_counter()
+        record.sync.append((begin, self._synced[0]))
+
+    def update(self, rank: Rank, record: StepRecord) -> int:
+        """Measure and transform the sum, and step; NONFINITE, which all ranks see in it, where it did not."""
+        synced, host_begin = self._synced
+        self.stepper.loss_scaler.unscale_(self.stepper.optimizer)
+        gradient = self._measure(rank, record)
+        flags = 0
+        if rank.is_broken_by(record.columns.get("grad_sq_norm")):
+            flags = NONFINITE
+            if rank.comm.rank == 0:
+                record.events.append(("nonfinite", rank.nonfinite_text("the reduced gradient")))
+        else:
+            self.stepper.step(record.lr, gradient)
+        self.reducer.zero_grad()
+        if rank.emulation is not None:
+            rank.emulation.stretch(rank.counters.step, host_begin)
+        record.update.append((synced, rank.clock.mark()))
+        return flags
+
+    def _measure(self, rank: Rank, record: StepRecord) -> Gradient | None:
+        every, chain, reducer = rank.job.gradients.layers_every, self.chain, self.reducer
+        logs_layers = every is not None and rank.counters.step % every == 0
+        layers = None
+        if logs_layers or (chain is not None and chain.needs_layers):
+            layers = layer_squared_norms(reducer.by_layer())
+        if logs_layers and rank.comm.rank == 0:
+            record.layer_sq_norms = layers
+        if chain is None:
+            return None
+        measured = Gradient(reducer.flat, chain.layout, reducer.sq_norm, layers)
+        gradient, record.columns = chain.update(measured, rank.counters.step)
+        num_clients = int((self._counts > 0).sum())
+        if num_clients > 1 and self.noise_scale is not None:
+            # The clients' own norms were taken before the loss scaling was undone.
+            local = reducer.noise / self._loss_scale**2
+            record.columns |= self.noise_scale.observe(
+                local, record.columns["grad_sq_norm"], num_clients, int(self._counts.sum())
+            )
+        return gradient
+
+    def average(self, rank: Rank) -> NDArray[np.float64]:
+        """Fill the buffers of `mean` with the clients' average, weighted by all samples so far: [C] the weights."""
+        finish_counts = begin_counts(self.clients, self.mean, rank.comm)
+        weights = averaging_weights(rank.counters.positions, "samples")
+        if self.mean.buffers.numel():
+            buffers = [client.replica.buffers for client in self.clients]
+            average(buffers, [weights[c.id] for c in self.clients], rank.comm, "buffers", self.mean.buffers)
+        finish_counts()
+        return weights
+
+    def parts_of(self, client: Client) -> list[Stateful]:
+        """What is to be remembered of a client of this rank."""
+        parts: list[Stateful] = [client]
+        if self.extrapolation is not None:
+            parts.append(self.extrapolation.memory(client.id, self.mean.parameters))
+        return parts
+
+    def close(self) -> None:
+        """Take the hooks off the parameters."""
+        self.reducer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `hpclbfl.core.state.Stateful`."""
+        own: dict[str, Any] = {"model": self.mean.state, **self.stepper.state_dict()}
+        for part in (self.chain, self.noise_scale):
+            own |= part.state_dict() if part is not None else {}
+        return own
+
+    def check_state(self, found: Mapping[str, Any]) -> None:
+        """See `hpclbfl.core.state.Stateful`."""
+        if found.get("model") is None:
+            raise DataError("model is missing")
+        check_like(self.mean.state, found["model"], "model")
+        for part in (self.stepper, self.chain, self.noise_scale):
+            if part is not None:
+                part.check_state(found)
+
+    def load_state_dict(self, found: Mapping[str, Any]) -> None:
+        """See `hpclbfl.core.state.Stateful`."""
+        self.mean.state.copy_(found["model"])
+        for part in (self.stepper, self.chain, self.noise_scale):
+            if part is not None:
+                part.load_state_dict(found)
