@@ -1,4 +1,4 @@
-"""Unlike devices made out of like ones: ranks that sleep after computing, and links that take their time.
+"""Emulated heterogeneous devices: ranks that sleep after computing, and slow links.
 
 A rank of slow-down f takes f times as long for everything it computes; results do not change. On a GPU the host waits
 for the device after each pass, which real slow devices do not make it do: emulated times are for experiments with
@@ -19,7 +19,7 @@ _JITTER_STREAM = 6
 
 
 class Emulation:
-    """What this rank pretends.
+    """The slow-down of this rank.
 
     Args:
         config: of the job.
@@ -65,7 +65,7 @@ def emulated_limit(config: EmulateConfig | None) -> int | None:
 
 
 def emulated_slowdown(config: EmulateConfig | None, rank: int, num_ranks: int) -> float:
-    """How many times as long this rank pretends to take.
+    """The slow-down factor of this rank.
 
     Raises:
         ConfigError: `emulate` lists another number of ranks.

@@ -1,4 +1,4 @@
-"""Who waited for whom: every rank's times, known to all ranks.
+"""Waiting and transfer: every rank's times, known to all ranks.
 
 The time that a rank spends in a reduction is its waiting for the slowest rank, and the transfer. The slowest one does
 not wait, so the least time among the ranks is the transfer, and what others spend beyond it is waiting. Under BSP the

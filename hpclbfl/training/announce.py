@@ -1,6 +1,9 @@
-"""What a run tells at its beginning and at its end."""
+"""Messages at the beginning and at the end of a run."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -12,6 +15,7 @@ from hpclbfl.runs.checkpoint import Found
 from hpclbfl.runs.folder import RunFolder
 from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.training.loop import STOPPED, Outcome
+from hpclbfl.training.notices import factor_is_lost
 from hpclbfl.training.state import TrainState
 
 logger = Diagnostics(__name__)
@@ -27,8 +31,39 @@ def tell(state: TrainState, log: RunLog, progress: Progress, kind: str, text: st
         log.append("events", step=state.counters.step, kind=kind, text=text)
 
 
-def tell_details(state: TrainState, folder: RunFolder, found: Found | None) -> None:
-    """Tell, for those who ask, what the run consists of."""
+@dataclass(frozen=True)
+class Start:
+    """What was in the run folder."""
+
+    found: Found | None
+    """The checkpoint that the run goes on from."""
+    passed_over: list[str]
+    """A line for each file that could not be used."""
+    aside: Path | None
+    """Where an earlier run was moved to."""
+
+
+def tell_start(state: TrainState, log: RunLog, progress: Progress, start: Start) -> None:
+    """Say what begins, what its user should know of it, and what was in the folder."""
+    progress.say(opening_line(state))
+    if state.dataset.note:
+        progress.say(state.dataset.note)
+    for note in (*state.job.notes, *state.notes):
+        tell(state, log, progress, "note", note)
+    if start.aside is not None:
+        progress.say(f"what was here is in {start.aside}")
+    for line in start.passed_over:
+        tell(state, log, progress, "checkpoint", f"passed over: {line}")
+    if start.found is not None:
+        progress.say(f"resumes after step {start.found.step}, epoch {state.epoch:.2f}")
+    for line in state.policy.warnings:
+        tell(state, log, progress, "plan", line)
+    if state.job.gradients.scaler is not None and not state.job.optimizer.keeps_scale:
+        tell(state, log, progress, "warning", factor_is_lost(state.job.optimizer))
+
+
+def log_details(state: TrainState, folder: RunFolder, found: Found | None) -> None:
+    """Log the parts of the run, for `--verbose`."""
     logger.debug(f"run folder {folder.path}, experiment {state.job.digest(state.dataset.fingerprint)}")
     where = "held in memory" if state.train_images.in_memory else "decoded batch by batch"
     logger.debug(f"data {state.job.data.title}, fingerprint {state.dataset.fingerprint[:10]}; images are {where}")
@@ -39,12 +74,12 @@ def tell_details(state: TrainState, folder: RunFolder, found: Found | None) -> N
 
 
 def title(job: JobConfig) -> str:
-    """The run in a few words: its name, how clients agree, how data are spread."""
+    """The run in a few words: name, algorithm, partition."""
     return f"{job.name} {job.sync.title}, {job.partition.title}"
 
 
 def opening_line(state: TrainState) -> str:
-    """Who trains, and on what."""
+    """Clients, ranks, engine, device and batch size."""
     comm = state.comm
     return (
         f"{_count(len(state.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, {state.device.type}), "
@@ -53,7 +88,7 @@ def opening_line(state: TrainState) -> str:
 
 
 def closing_line(outcome: Outcome, request: StopRequest, folder: RunFolder) -> str:
-    """What the run came to, or how it goes on."""
+    """The result, or how to resume."""
     if outcome.reason == STOPPED:
         return (
             f"{request.name or 'another rank'} asked to stop: saved after step {outcome.step}, epoch "

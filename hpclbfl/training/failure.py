@@ -1,4 +1,4 @@
-"""What a rank does that cannot go on: it says why, in one line, and ends all the others with it."""
+"""What a failing rank does: print one line that says why, and end all ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpclbfl.core.signals import Interrupted
 from hpclbfl.core.text import say_error, say_traceback
 
 OTHERS_WAIT_S = 1.0
-"""How long a rank other than 0 holds back an error that rank 0 most likely reports, too, ending all."""
+"""How long other ranks hold back an error that rank 0 most likely reports as well."""
 
 
 def say_failure(
@@ -42,7 +42,7 @@ def say_failure(
 
 
 def describe_failure(comm: Communicator, error: BaseException, where: str = "") -> tuple[int, str]:
-    """What an error comes to: the exit code, and one line that names this rank, if there are several.
+    """The exit code of an error, and a line for it that names this rank if there are several.
 
     Args:
         where: see `say_failure`.

@@ -1,4 +1,4 @@
-"""What is told besides the progress: what is otherwise than the job seems to ask for, and a warning at the end."""
+"""Notes at the start, where a run differs from what its job seems to ask for, and a warning at the end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hpclbfl.data.sampling import Sampler
 from hpclbfl.training.state import TrainState
 
 _NAMED = 5
-"""Clients that are named; of more, the first ones and how many there are."""
+"""How many clients a note lists at most."""
 
 
 def notices_at_start(job: JobConfig, sampler: Sampler, global_batch_size: int, num_train: int) -> tuple[str, ...]:
-    """A line each.
+    """One line for each note.
 
     Args:
         job: its clients resolved.
@@ -33,9 +33,9 @@ def notices_at_start(job: JobConfig, sampler: Sampler, global_batch_size: int, n
 
 
 def warning_at_end(state: TrainState) -> str:
-    """Of a run whose clients trained alone and were never averaged; empty: nothing to warn of.
+    """A warning if the clients trained alone and were never averaged; else empty.
 
-    It covers the whole run, also where it was resumed.
+    It covers the whole run, earlier attempts included.
     """
     counters = state.counters
     if isinstance(state.model, SharedModel) or counters.averaged_step or (counters.positions > 0).sum() < 2:
@@ -80,7 +80,7 @@ def _named(clients: Sequence[int], count: int) -> str:
 
 
 def _short_intervals(job: JobConfig, step_epochs: float) -> list[str]:
-    """Intervals in epochs that are shorter than a step, which is all that a run can resolve."""
+    """Intervals in epochs that are shorter than one step, a run's resolution."""
     every, warmup = job.evaluate.every_epochs, job.schedule.warmup_epochs
     step = f"a step is {step_epochs:.4g} epochs"
     lines = []
@@ -92,7 +92,7 @@ def _short_intervals(job: JobConfig, step_epochs: float) -> list[str]:
 
 
 def factor_is_lost(optimizer: OptimizerConfig) -> str:
-    """What there is to say of the scaler's factor with an optimizer that does not keep a gradient's scale."""
+    """A warning for a scaler with an optimizer that normalises its gradient."""
     part = parse_name(optimizer.name)
     if part is not None:
         return (

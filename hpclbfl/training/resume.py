@@ -1,4 +1,4 @@
-"""What a start finds in its run folder: nothing, a run that goes on, one that is finished, or another experiment."""
+"""What is in a run folder at the start: nothing, a run to resume, a finished run, or another experiment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run within a program that goes on afterwards: its errors come out, and its engine stays for the next run."""
+"""Runs within a Python program: errors are raised, and the engine is kept for the next run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hpclbfl.training.resume import Resume
 from hpclbfl.training.session import Session, join
 
 _joined: list[Communicator] = []
-"""The engine of the MPI job that this process belongs to, once it has been started: MPI cannot be started again."""
+"""The engine of this process's MPI job, once started: MPI cannot be initialised twice."""
 
 
 def run_in_script(

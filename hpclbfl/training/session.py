@@ -31,10 +31,10 @@ from hpclbfl.runs.parts import keep_parts, part_records
 from hpclbfl.runs.provenance import collect
 from hpclbfl.runs.tensorfile import checksum, to_bytes
 from hpclbfl.training import build
-from hpclbfl.training.announce import closing_line, opening_line, tell, tell_details, title
+from hpclbfl.training.announce import Start, closing_line, log_details, tell, tell_start, title
 from hpclbfl.training.failure import describe_failure, say_failure
 from hpclbfl.training.loop import STOPPED, NotFinite, Outcome, Services, train
-from hpclbfl.training.notices import factor_is_lost, warning_at_end
+from hpclbfl.training.notices import warning_at_end
 from hpclbfl.training.resume import Resume, default_folder, find_done, restore_newest
 from hpclbfl.training.saving import CheckpointManager
 from hpclbfl.training.setup import check_alike, make_state
@@ -66,7 +66,7 @@ def run_job(job: JobConfig, run_dir: Path | None = None, debug: bool = False, re
 
 
 def outcome_of(done: Done) -> Outcome:
-    """What a run came to that is finished."""
+    """Outcome of a finished run."""
     scores = (math.nan if score is None else score for score in (done.top1, done.top5, done.loss))
     return Outcome(done.reason, done.step, done.epoch, done.num_samples, done.elapsed_s, *scores)
 
@@ -78,7 +78,7 @@ def join(config: CommConfig) -> Communicator:
 
 
 class Session:
-    """What has been opened so far, for a failure's sake.
+    """One run on this rank: what has been opened so far, so that a failure can be reported and cleaned up.
 
     Attributes:
         path: the run folder, once it is known.
@@ -105,7 +105,7 @@ class Session:
                     return outcome
                 except NotFinite as error:
                     step = self._state.counters.step if self._state is not None else 0
-                    # The same step again would end the same way.
+                    # The same step would fail again.
                     if job.on_nonfinite != "restore" or step in restored:
                         raise
                     if not self._has_checkpoint():
@@ -118,64 +118,59 @@ class Session:
         comm = self._comm
         with logger.timing("reading the data and building the net"):
             self._state = state = make_state(job, comm)
-        # Rank 0 looks for all: others may see the folder as it was a moment ago.
+        # Only rank 0 looks: on a network file system other ranks may see an older state of the folder.
         folder = RunFolder(comm.allgather(run_dir or default_folder(job, state))[0])
         self.path = folder.path
         done, damage = comm.allgather(find_done(folder, state, mode) if comm.rank == 0 else (None, ""))[0]
         if done is not None:
             return self._skip(folder, done, job)
         if comm.rank == 0 and self._lease is None:
-            # Another process in this folder would write over this one's checkpoints.
+            # Another process in this folder would overwrite this one's checkpoints.
             self._lease = acquire(folder.path)
         store = CheckpointStore(folder.checkpoints, comm)
         with logger.timing("looking for a checkpoint"):
             found, problems = restore_newest(state, store, mode)
-        tell_details(state, folder, found)
-        # Until here the folder may be another one's, and an error leaves it as it is.
+        log_details(state, folder, found)
+        # Until here the folder may belong to another experiment, and an error leaves it as it is.
         self._folder = folder
         aside = folder.set_aside() if mode == "never" and comm.rank == 0 else None
+        start = Start(found, [damage, *problems] if damage else problems, aside)
+        saver = CheckpointManager(state, store)
+        outcome = self._attempt(state, folder, start, saver, request)
+        if comm.rank == 0:
+            self._finish(state, folder, outcome, saver)
+        self._is_trained = outcome.reason != STOPPED
+        return outcome
+
+    def _attempt(
+        self, state: TrainState, folder: RunFolder, start: Start, saver: CheckpointManager, request: StopRequest
+    ) -> Outcome:
+        """Train from where the state is, with a log of its own."""
+        comm, job = self._comm, state.job
         attempt = self._begin_attempt(state)
+        attributes: dict[str, str | int | float] = {
+            "config": job.to_yaml(),
+            "provenance": attempt.provenance.read_text(encoding="utf-8"),
+            "rank": comm.rank,
+            "attempt": attempt.number,
+            "resumed_from_step": state.counters.step,
+        }
         with ExitStack() as stack:
-            attributes: dict[str, str | int | float] = {
-                "config": state.job.to_yaml(),
-                "provenance": attempt.provenance.read_text(encoding="utf-8"),
-                "rank": comm.rank,
-                "attempt": attempt.number,
-                "resumed_from_step": state.counters.step,
-            }
             watchdog = Watchdog(attempt.path, comm.rank, comm.size, job.comm.stall_timeout_s, self._give_up)
             comm.watchdog = stack.enter_context(watchdog)
             self._log = log = stack.enter_context(RunLog(attempt.rank_log(comm.rank), attributes))
             text = stack.enter_context(attempt.log.open("a", encoding="utf-8")) if comm.rank == 0 else None
             end = planned_epochs(job, state.global_batch_size, state.num_train)
             progress = stack.enter_context(Progress(title(job), end, comm.rank == 0, text))
-            progress.say(opening_line(state))
-            if state.dataset.note:
-                progress.say(state.dataset.note)
-            for note in (*job.notes, *state.notes):
-                tell(state, log, progress, "note", note)
-            if aside is not None:
-                progress.say(f"what was here is in {aside}")
-            for line in [damage, *problems] if damage else problems:
-                tell(state, log, progress, "checkpoint", f"passed over: {line}")
-            if found is not None:
-                progress.say(f"resumes after step {found.step}, epoch {state.epoch:.2f}")
-            for line in state.policy.warnings:
-                tell(state, log, progress, "plan", line)
-            if job.gradients.scaler is not None and not job.optimizer.keeps_scale:
-                tell(state, log, progress, "warning", factor_is_lost(job.optimizer))
-            saver = CheckpointManager(state, store)
+            tell_start(state, log, progress, start)
             outcome = train(state, Services(log, progress, saver, request, watchdog))
             progress.say(closing_line(outcome, request, folder))
             if outcome.reason != STOPPED and (warning := warning_at_end(state)):
                 tell(state, log, progress, "warning", warning)
-        if comm.rank == 0:
-            self._finish(state, folder, outcome, saver)
-        self._is_trained = outcome.reason != STOPPED
         return outcome
 
     def trained_net(self) -> nn.Module | None:
-        """A copy of the net that was evaluated last, on the host and in evaluation mode; None: nothing was trained."""
+        """A copy on the host of the net that was evaluated last, in evaluation mode; None if nothing was trained."""
         state = self._state
         if state is None or not self._is_trained:
             return None
@@ -184,7 +179,7 @@ class Session:
         return net.eval()
 
     def _finish(self, state: TrainState, folder: RunFolder, outcome: Outcome, saver: CheckpointManager) -> None:
-        """Rank 0's last words; DONE.json comes last, and vouches for the model."""
+        """Write the final files, on rank 0. DONE.json comes last: it holds the model's checksum."""
         if outcome.reason == STOPPED:
             folder.write_status("requeue", **asdict(outcome))
             return
@@ -197,7 +192,7 @@ class Session:
                 "num_train": state.num_train,
                 "engine": self._comm.engine,
                 "num_ranks": self._comm.size,
-                # Of this attempt; training time is without them.
+                # Of this attempt; not part of the training time.
                 "num_checkpoints": saver.count,
                 "checkpoint_s": saver.seconds,
                 "files": {folder.model.name: checksum(model)},
@@ -220,7 +215,7 @@ class Session:
         return outcome_of(done)
 
     def _begin_attempt(self, state: TrainState) -> Attempt:
-        """Rank 0 makes the folder and tells the others the attempt's number."""
+        """Make the attempt's folder on rank 0; the other ranks get its number."""
         comm, folder = self._comm, self._folder
         if folder is None:
             raise RuntimeError("the run folder is not known yet")
@@ -253,7 +248,7 @@ class Session:
             self._lease = None
 
     def _give_up(self, step: int, line: str) -> None:
-        """From the watchdog's thread: the main one waits for a rank that does not come."""
+        """Called from the watchdog's thread, as the main thread is stuck waiting."""
         text = f"rank {self._comm.rank}: step {step}: {line}"
         say_error(text)
         if self._folder is not None:
@@ -291,7 +286,7 @@ class Session:
     def _record(self, line: str) -> None:
         if self._log is not None:
             self._log.close()
-        # A folder that somebody has removed is not made again for this.
+        # A folder that was removed is not created again for this.
         if self._folder is not None and self._folder.path.is_dir():
             self._folder.write_status("failed", error=line, rank=self._comm.rank)
         self._release()

@@ -1,4 +1,4 @@
-"""When a run has come to its end."""
+"""Stop conditions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def reason_to_stop(
     elapsed_s: float = 0.0,
     top1: float | None = None,
 ) -> str:
-    """Which stop condition is met, the first of them; empty: none.
+    """The first stop condition that is met; empty if none is.
 
     Args:
         stop: of the job.
@@ -39,9 +39,9 @@ def reason_to_stop(
 
 
 def is_finished(done: Done, stop: StopConfig) -> bool:
-    """Whether a finished run has all that `stop` asks for; it may have grown since."""
+    """Whether a finished run meets `stop`, which may have been raised since."""
     num_train = done.num_train
     if num_train is None:
-        # Older versions did not say.
+        # Not written by older versions.
         num_train = round(min(done.num_samples / max(done.epoch, 1e-6), 2.0**53)) or 1
     return bool(reason_to_stop(stop, done.step, done.num_samples, num_train, done.elapsed_s, done.top1))

@@ -1,8 +1,8 @@
-"""Ends a run in which some rank does not come: the ones that wait find out which, and say so.
+"""Detects ranks that hang or are gone: a rank that has waited too long names them and ends the run.
 
-Each rank has a thread that notes now and then, in a small file of the attempt's folder, at which step the rank is and
-whether it waits for others. A rank that has waited too long reads the others' notes: those that do not wait, or whose
-notes have grown old, are the ones that are missing.
+A thread of each rank writes, now and then, the rank's step and whether it waits for others to a small file in the
+attempt's folder. A rank that has waited too long reads the others' notes: ranks that are not waiting, or whose notes
+are stale, are missing.
 """
 
 from __future__ import annotations
@@ -31,20 +31,19 @@ from hpclbfl.runs.folder import numbers_in
 NOTE_EVERY_S = 10.0
 """Longest time between two notes."""
 NOTE_BYTES = 4096
-"""A longer one is none of ours."""
+"""Longest note that is read."""
 
 
 @contextmanager
 def start_limit(timeout_s: float) -> Iterator[None]:
-    """End this process if what is done within takes longer: MPI's start, when some rank never comes.
+    """End this process if the block takes longer: for MPI's start, which hangs if a rank never starts.
 
-    It says so in Python's own words (`Timeout (0:10:00)!`, and where it waits), which
-    `hpclbfl.launch.postmortem` explains.
+    Python then prints `Timeout (0:10:00)!` and a traceback, which `hpclbfl.launch.postmortem` explains.
     """
     if launched_size(os.environ) == 1 or sys.__stderr__ is None:
         yield
         return
-    # MPI's start may hold the interpreter, so that no thread of Python's could act.
+    # MPI's start may hold the interpreter lock, which would keep any Python thread from acting.
     faulthandler.dump_traceback_later(timeout_s, exit=True, file=sys.__stderr__)
     try:
         yield
@@ -54,7 +53,7 @@ def start_limit(timeout_s: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Note:
-    """What a rank last said of itself."""
+    """A rank's last report."""
 
     step: Annotated[int, Field(ge=0, lt=2**53)]
     waits: bool
@@ -63,7 +62,7 @@ class Note:
 
 
 class Watchdog:
-    """Watches this rank's waiting, once it is entered.
+    """Watches how long this rank waits; a context manager.
 
     Args:
         folder: of the attempt; shared by all ranks.
@@ -97,7 +96,7 @@ class Watchdog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While it is entered, this rank waits for others."""
+        """A context in which this rank waits for others."""
         self._waiting_since = time.monotonic()
         try:
             yield
@@ -109,13 +108,13 @@ class Watchdog:
             self._note()
             since = self._waiting_since
             waited = time.monotonic() - since if since is not None else 0.0
-            # The first of those that wait speaks; the others follow if it cannot.
+            # The lowest waiting rank speaks first; others only if it does not.
             if waited > self._timeout_s + self._pause * (1 + self._rank):
                 self._give_up(self.step, f"waited {waited:.0f} s for {self._missing()}")
 
     def _note(self) -> None:
         note = Note(self.step, self._waiting_since is not None, time.time())
-        # A note that cannot be written must not end a run that is well.
+        # Failing to write a note must not end a healthy run.
         with suppress(OSError):
             path = note_path(self._folder, self._rank)
             temporary = path.with_suffix(".new")
@@ -138,12 +137,12 @@ class Watchdog:
 
 
 def note_path(folder: Path, rank: int) -> Path:
-    """Where a rank's note lies."""
+    """Path of a rank's note."""
     return folder / f"rank{rank:05d}.note"
 
 
 def read_note(folder: Path, rank: int) -> Note | None:
-    """A rank's note in an attempt's folder; None where there is none that can be read."""
+    """A rank's note in an attempt's folder; None if it is missing or unreadable."""
     try:
         return read_json(note_path(folder, rank), Note, NOTE_BYTES)
     except DataError:

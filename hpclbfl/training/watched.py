@@ -1,4 +1,4 @@
-"""A communicator that tells a watchdog while it waits for other ranks."""
+"""A communicator that reports its waiting to a watchdog."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _WatchedHandle:
 
 
 class WatchedCommunicator:
-    """Hands everything on to another engine; see `hpclbfl.comm.base.Communicator`.
+    """Forwards all calls to another engine; see `hpclbfl.comm.base.Communicator`.
 
     Attributes:
         watchdog: told of every wait; None: nobody watches yet.
@@ -38,7 +38,7 @@ class WatchedCommunicator:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While it is entered, this rank waits for others."""
+        """A context in which this rank waits for others."""
         if self.watchdog is None:
             yield
         else:
@@ -46,7 +46,7 @@ class WatchedCommunicator:
                 yield
 
     def reduce_(self, flat: Tensor, name: str, on_chunk: Callable[[Tensor], None] | None = None) -> Handle:
-        """The start is watched, and the wait."""
+        """Both the start and the wait are watched."""
         with self.waiting():
             return _WatchedHandle(self._comm.reduce_(flat, name, on_chunk), self)
 
@@ -71,9 +71,9 @@ class WatchedCommunicator:
             self._comm.barrier()
 
     def abort(self, code: int) -> None:
-        """Waits for nobody."""
+        """Not watched: it does not wait."""
         self._comm.abort(code)
 
     def close(self) -> None:
-        """Watched no more."""
+        """Not watched."""
         self._comm.close()
