@@ -2,6 +2,7 @@
 
 What a class of the user's own must be to join a kind stands with the kind, see `hpclbfl.core.registry.Interface`:
 
+- a data set is made with its config, and has `train` and `test`; see `hpclbfl.data.sets`;
 - a net is a `torch.nn.Module`, made with its config and a `hpclbfl.models.DataSpec`; weights come from torch's global
   generator, which is seeded before;
 - a partition is made with its config, and called with labels (int64 [N]), the number of clients, the number of classes
@@ -25,6 +26,7 @@ from hpclbfl.config.own_parts import NOWHERE, Lookup, find_own, own_config
 from hpclbfl.config.sections.algorithm import AlgorithmConfig
 from hpclbfl.config.sections.base import Section
 from hpclbfl.config.sections.batching import BatchingConfig
+from hpclbfl.config.sections.data import DataConfig
 from hpclbfl.config.sections.model import ModelConfig
 from hpclbfl.config.sections.optimizer import OptimizerConfig
 from hpclbfl.config.sections.partition import PartitionConfig
@@ -34,6 +36,7 @@ from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.registry import Interface, Registry, fields_of
 from hpclbfl.core.text import MAX_SHOWN, printable, shown
 
+DATASETS = Registry[DataConfig]("data set", "name", "hpclbfl.data.sets", interface=Interface(DataConfig, ("config",)))
 MODELS = Registry[ModelConfig](
     "net",
     "name",
@@ -85,6 +88,7 @@ SCHEDULES = Registry[ScheduleConfig](
 Config = TypeVar("Config", bound=Section)
 
 SECTIONS: Mapping[str, Registry[Any]] = {
+    "data": DATASETS,
     "model": MODELS,
     "partition": PARTITIONS,
     "sync": ALGORITHMS,

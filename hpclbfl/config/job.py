@@ -38,7 +38,7 @@ from hpclbfl.config.sections import (
     Section,
     StopConfig,
 )
-from hpclbfl.config.sections.base import Name, Seed, Whole
+from hpclbfl.config.sections.base import Name, Seed, Whole, path_fields
 from hpclbfl.config.validation import validated
 from hpclbfl.core.errors import ConfigError, DataError
 from hpclbfl.core.files import read_bytes
@@ -67,7 +67,7 @@ class JobConfig(Section):
     """bf16, fp16: autocast, on devices that support it; parameters stay in float32."""
     deterministic: StrictBool = False
     """On GPUs: use deterministic kernels only."""
-    data: DataConfig
+    data: SerializeAsAny[DataConfig]
     partition: SerializeAsAny[PartitionConfig]
     model: SerializeAsAny[ModelConfig]
     sync: SerializeAsAny[AlgorithmConfig]
@@ -145,9 +145,7 @@ class JobConfig(Section):
 
     def _scientific(self, data_fingerprint: str, left_out: set[str]) -> dict[str, Any]:
         job = self.model_dump(mode="json", exclude=left_out)
-        for key in ("path", "download", "workers", "in_memory"):
-            del job["data"][key]
-        job["data"]["fingerprint"] = data_fingerprint
+        job["data"] = {**self.data.hashed(job["data"]), "fingerprint": data_fingerprint}
         source = self.batching.plan_file
         if source is not None:
             try:
@@ -253,9 +251,10 @@ def with_paths(job: JobConfig, folder: Path, other: Path, elsewhere: Iterable[st
             ) from error
         return found
 
-    if job.data.path is not None:
-        path = absolute("data", "path", job.data.path)
-        job = job.model_copy(update={"data": job.data.model_copy(update={"path": path})})
+    given = {key: getattr(job.data, key) for key in path_fields(type(job.data))}
+    paths = {key: absolute("data", key, path) for key, path in given.items() if path is not None}
+    if paths:
+        job = job.model_copy(update={"data": job.data.model_copy(update=paths)})
     if job.batching.plan_file is not None:
         path = absolute("batching", "from", job.batching.plan_file)
         job = job.model_copy(update={"batching": job.batching.with_plan_file(path)})

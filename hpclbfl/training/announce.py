@@ -30,8 +30,8 @@ def tell(state: TrainState, log: RunLog, progress: Progress, kind: str, text: st
 def tell_details(state: TrainState, folder: RunFolder, found: Found | None) -> None:
     """Tell, for those who ask, what the run consists of."""
     logger.debug(f"run folder {folder.path}, experiment {state.job.digest(state.dataset.fingerprint)}")
-    where = "held in memory" if state.train_images.in_memory else "decoded batch by batch"
-    logger.debug(f"data {state.job.data.title}, fingerprint {state.dataset.fingerprint[:10]}; images are {where}")
+    where = "held in memory" if state.train.in_memory else "decoded batch by batch"
+    logger.debug(f"data {state.job.data.title}, fingerprint {state.dataset.fingerprint[:10]}; samples are {where}")
     num_parameters = sum(parameter.numel() for parameter in state.mean.parameters)
     logger.debug(f"model {state.job.model.name}: {num_parameters:,} parameters; {torch.get_num_threads()} threads")
     if found is not None:
@@ -48,7 +48,7 @@ def opening_line(state: TrainState) -> str:
     comm = state.comm
     return (
         f"{_count(len(state.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, {state.device.type}), "
-        f"global batch {state.global_batch_size}, {state.num_train} training images"
+        f"global batch {state.global_batch_size}, {state.num_train} training samples"
     )
 
 

@@ -67,7 +67,7 @@ def device(comm: Communicator) -> torch.device:
 
 
 def dtype(job: JobConfig) -> torch.dtype:
-    """Of parameters and images; bf16 and fp16 are autocast on top of float32."""
+    """Of parameters and floating-point inputs; bf16 and fp16 are autocast on top of float32."""
     return torch.float64 if job.precision == "float64" else torch.float32
 
 
@@ -149,7 +149,7 @@ def check_batches(job: JobConfig, num_train: int) -> None:
     total = job.batching.global_batch_size
     key, largest = ("local_batch_size", max(job.local_batch_sizes())) if total is None else ("global_batch_size", total)
     if largest > num_train:
-        raise ConfigError(f"batching.{key}: a batch of {largest} exceeds the {num_train} training images")
+        raise ConfigError(f"batching.{key}: a batch of {largest} exceeds the {num_train} training samples")
 
 
 def start_sizes(job: JobConfig, sampler: Sampler) -> tuple[int, ...]:
@@ -193,8 +193,8 @@ def emulation(job: JobConfig, comm: Communicator, on: torch.device) -> Emulation
     return Emulation(config, comm.rank, comm.size, job.seed, on)
 
 
-def net(job: JobConfig, num_classes: int, image_shape: tuple[int, int, int], on: torch.device) -> nn.Module:
+def net(job: JobConfig, data: DataSpec, on: torch.device) -> nn.Module:
     """The job's net with weights drawn from its seed, the same on every rank."""
     seed_generators(job.seed)
-    made: nn.Module = make_model(job.model, DataSpec(image_shape, num_classes)).to(device=on, dtype=dtype(job))
+    made: nn.Module = make_model(job.model, data).to(device=on, dtype=dtype(job))
     return made

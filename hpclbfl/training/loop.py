@@ -174,8 +174,8 @@ def evaluate_all(state: TrainState, log: RunLog, progress: Progress) -> Score:
     batch_size = state.footprint.evaluation_batch(config.batch_size)
     scores = {}
     for split in config.splits:
-        images = state.test_images if split == "test" else state.train_images
-        scores[split] = score = evaluate(module, images, state.comm, batch_size, state.autocast())
+        batches = state.test if split == "test" else state.train
+        scores[split] = score = evaluate(module, batches, state.comm, batch_size, state.autocast())
         if state.comm.rank == 0:
             log.append(
                 "evals",

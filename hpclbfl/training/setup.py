@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from hpclbfl.config.job import JobConfig
 from hpclbfl.core.clock import Clock
 from hpclbfl.core.errors import ConfigError, RunFailed
 from hpclbfl.data.datasets import load_dataset
-from hpclbfl.data.loader import make_loaders
+from hpclbfl.data.loaders import BatchLoader, data_spec, make_loaders
 from hpclbfl.data.sampling import make_sampler
 from hpclbfl.gradients.norm import arithmetic
 from hpclbfl.optim.schedule import make_schedule, with_end
@@ -46,22 +45,22 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
         torch.use_deterministic_algorithms(True)
     autocast = build.autocast(job, device)
     dataset = load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)
-    train_images, test_images = make_loaders(dataset, job.data, job.seed, device, build.dtype(job))
-    labels = np.asarray(dataset.train.labels)
-    sampler = make_sampler(job.partition, labels, num_clients, len(dataset.classes), job.seed)
-    build.check_batches(job, len(labels))
+    train, test = make_loaders(dataset, job.data, job.seed, device, build.dtype(job))
+    num_train = len(dataset.train)
+    sampler = make_sampler(job.partition, dataset.train, num_clients, dataset.num_classes, job.seed)
+    build.check_batches(job, num_train)
     start_sizes = build.start_sizes(job, sampler)
     policy = POLICIES.make(job.batching, job, comm.size, start_sizes, sampler.capacity.tolist())
     plan, policy_state = policy.init(start_sizes)
     sizes = plan.sizes
     global_batch_size = int(sampler.counts(sizes).sum())
-    sync = ALGORITHMS.make(job.sync, global_batch_size, len(labels))
-    job = with_end(job, global_batch_size, len(labels))
-    schedule = make_schedule(job, global_batch_size, len(labels))
+    sync = ALGORITHMS.make(job.sync, global_batch_size, num_train)
+    job = with_end(job, global_batch_size, num_train)
+    schedule = make_schedule(job, global_batch_size, num_train)
 
-    template = build.net(job, len(dataset.classes), train_images.image_shape, device)
+    template = build.net(job, data_spec(dataset, train), device)
     if min(sizes) == 1:
-        _check_single_sample(template, train_images.image_shape)
+        _check_single_sample(template, train)
     clock = Clock(device)
     ids = clients_of_rank(num_clients, comm.rank, comm.size)
     mean = FlatModel(template)
@@ -73,14 +72,14 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
     else:
         clients = [build.local_client(job, i, template, device) for i in ids]
     _check_agreement(comm, dataset.fingerprint, mean.digest())
-    footprint = replace(measure(mean.module, train_images.image_shape, autocast), local_size=comm.local_size)
+    footprint = replace(measure(mean.module, train, autocast), local_size=comm.local_size)
     state = TrainState(
         job=job,
         comm=comm,
         device=device,
         dataset=dataset,
-        train_images=train_images,
-        test_images=test_images,
+        train=train,
+        test=test,
         sampler=sampler,
         plan=plan,
         start_sizes=start_sizes,
@@ -97,7 +96,7 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
         loss_scaler=loss_scaler,
         clock=clock,
         footprint=footprint,
-        notes=notices_at_start(job, sampler, global_batch_size, len(labels)),
+        notes=notices_at_start(job, sampler, global_batch_size, num_train),
         pipeline=build.pipeline(job, _agreeing(comm, device)),
         extrapolation=build.extrapolation(job),
         times=TimeExchange(comm, clock),
@@ -126,11 +125,10 @@ def _set_threads(comm: Communicator) -> None:
         torch.set_num_threads(max(1, min(usable, (os.cpu_count() or 1) // comm.local_size)))
 
 
-def _check_single_sample(template: torch.nn.Module, shape: tuple[int, int, int]) -> None:
+def _check_single_sample(template: torch.nn.Module, loader: BatchLoader) -> None:
     """Refuse a batch of one where BatchNorm would have one value per channel."""
-    like = next(template.parameters())
     try:
-        copy.deepcopy(template).train()(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+        copy.deepcopy(template).train()(loader.example(1))
     except ValueError as error:
         raise ConfigError("batching: this net's BatchNorm needs at least 2 samples per client and step") from error
 

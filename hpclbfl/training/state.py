@@ -24,7 +24,7 @@ from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import LocalConfig
 from hpclbfl.core.clock import Clock
 from hpclbfl.data.datasets import Dataset
-from hpclbfl.data.loader import Loader
+from hpclbfl.data.loaders import BatchLoader
 from hpclbfl.data.sampling import Sampler
 from hpclbfl.gradients.pipeline import Pipeline
 from hpclbfl.optim.extrapolation import Extrapolation
@@ -72,8 +72,8 @@ class TrainState:
     comm: Communicator
     device: torch.device
     dataset: Dataset
-    train_images: Loader
-    test_images: Loader
+    train: BatchLoader
+    test: BatchLoader
     sampler: Sampler
     plan: Plan
     """Batch sizes in force."""
@@ -161,8 +161,8 @@ class TrainState:
         self.footprint.check_step(max(int(counts[client.id]) for client in self.clients))
 
     def prefetch_after(self, client: Client) -> None:
-        """Begin to decode the batch that this rank needs after this client's, where images are decoded on the fly."""
-        if self.train_images.in_memory:
+        """Begin to decode the batch that this rank needs after this client's, where they are decoded on the fly."""
+        if self.train.in_memory:
             return
         index = self.clients.index(client) + 1
         positions = self.counters.positions
@@ -170,7 +170,7 @@ class TrainState:
             index, positions = 0, positions + self.sampler.counts(self.sizes_now)
         samples, passes = self.sampler.take(self.clients[index].id, positions, self.sizes_now)
         if len(samples):
-            self.train_images.prefetch(samples, passes)
+            self.train.prefetch(samples, passes)
 
     def start_local_training(self) -> None:
         """Give every client a copy of the shared model and of its optimizer, for it to train alone."""

@@ -143,7 +143,7 @@ def forward_backward(state: TrainState, client: Client, record: StepRecord, divi
     if len(samples) == 0:
         record.clients.append(ClientRecord(client.id, 0, (begin, begin), (begin, begin)))
         return
-    images, labels = state.train_images.batch(samples, passes)
+    images, labels = state.train.batch(samples, passes)
     state.prefetch_after(client)
     loaded: Mark = clock.mark()
     seed_generators(job.seed, client.id, step)

@@ -10,7 +10,7 @@ from hpclbfl.core.errors import ConfigError
 from hpclbfl.data.info import label_counts
 from hpclbfl.data.packed import IntArray
 from hpclbfl.data.partitions import partition
-from tests.components import config_of
+from tests.components import Marked, config_of
 
 CONFIGS: list[dict[str, Any]] = [
     {"kind": "iid"},
@@ -25,7 +25,7 @@ CONFIGS: list[dict[str, Any]] = [
 
 
 def counts_of(of: IntArray, clients: int, classes: int, seed: int = 0, **config: Any) -> IntArray:
-    return label_counts(partition(config_of(PARTITIONS, **config), of, clients, classes, seed), of, classes)
+    return label_counts(partition(config_of(PARTITIONS, **config), Marked(of), clients, classes, seed), of, classes)
 
 
 @settings(max_examples=200, deadline=None)
@@ -33,11 +33,11 @@ def counts_of(of: IntArray, clients: int, classes: int, seed: int = 0, **config:
 def test_disjoint_complete_and_seeded(data: st.DataObject, config: dict[str, Any], seed: int) -> None:
     labels = np.array(data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=80)), dtype=np.int64)
     clients = data.draw(st.integers(1, min(12, len(labels))))
-    shards = partition(config_of(PARTITIONS, **config), labels, clients, 5, seed)
+    shards = partition(config_of(PARTITIONS, **config), Marked(labels), clients, 5, seed)
     assert len(shards) == clients
     assert sorted(np.concatenate(shards).tolist()) == list(range(len(labels)))
     assert all(shard.dtype == np.int64 and np.all(np.diff(shard) > 0) for shard in shards)
-    again = partition(config_of(PARTITIONS, **config), labels, clients, 5, seed)
+    again = partition(config_of(PARTITIONS, **config), Marked(labels), clients, 5, seed)
     assert all(np.array_equal(a, b) for a, b in zip(shards, again, strict=True))
     sizes = [len(shard) for shard in shards]
     if config["kind"] == "iid":
@@ -49,7 +49,7 @@ def test_disjoint_complete_and_seeded(data: st.DataObject, config: dict[str, Any
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c != {"kind": "labels_per_client", "labels": 1}])
 def test_seeds_differ(config: dict[str, Any]) -> None:
     labels = np.arange(300) % 3
-    first, second = (partition(config_of(PARTITIONS, **config), labels, 4, 3, seed) for seed in (0, 1))
+    first, second = (partition(config_of(PARTITIONS, **config), Marked(labels), 4, 3, seed) for seed in (0, 1))
     assert not all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -117,5 +117,5 @@ def test_dirichlet_proportions_have_the_right_moments() -> None:
 
 
 def test_more_clients_than_images() -> None:
-    with pytest.raises(ConfigError, match="clients: 4 clients, but only 3 training images"):
-        partition(config_of(PARTITIONS), np.zeros(3, np.int64), 4, 1, 0)
+    with pytest.raises(ConfigError, match="clients: 4 clients, but only 3 training samples"):
+        partition(config_of(PARTITIONS), Marked(np.zeros(3, np.int64)), 4, 1, 0)

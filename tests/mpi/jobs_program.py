@@ -27,15 +27,15 @@ def recording(taken):  # type: ignore[no-untyped-def]
     """The trainer's forward and backward pass, writing down which images the loader gave."""
 
     def run(state, client, record, divisor):  # type: ignore[no-untyped-def]
-        batch = state.train_images.batch
+        batch = state.train.batch
 
         def spy(samples, passes):  # type: ignore[no-untyped-def]
             taken.extend((client.id, state.counters.step, int(s)) for s in samples)
             return batch(samples, passes)
 
-        state.train_images.batch = spy
+        state.train.batch = spy
         forward_backward(state, client, record, divisor)
-        del state.train_images.batch
+        del state.train.batch
 
     return run
 
