@@ -52,7 +52,7 @@ def pack(
     from hpclbfl.config.components import DATASETS, component_config
     from hpclbfl.data.pack import pack as pack_set
 
-    values = {"name": name, "path": None if path is None else str(path), "download": download}
+    values = {"name": name, **({} if path is None else {"path": str(path)}), **({"download": True} if download else {})}
     note = pack_set(component_config(DATASETS, values, "data pack", "data"), out)
     if note:
         logger.info(note)

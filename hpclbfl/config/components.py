@@ -5,6 +5,7 @@ What a class of the user's own must be to join a kind stands with the kind, see 
 - a data set is made with its config, and has `train` and `test`; see `hpclbfl.data.sets`;
 - a net is a `torch.nn.Module`, made with its config and a `hpclbfl.models.DataSpec`; weights come from torch's global
   generator, which is seeded before;
+- a loss is made with its config and a `DataSpec`, and called with outputs and targets; see `hpclbfl.losses`;
 - a partition is made with its config, and called with labels (int64 [N]), the number of clients, the number of classes
   and a numpy generator; it returns the places of each client's samples, as those of `hpclbfl.data.partitions` do;
 - an algorithm is made with its config, the global batch size and the size of the training set, and has the methods of
@@ -27,7 +28,7 @@ from hpclbfl.config.sections.algorithm import AlgorithmConfig
 from hpclbfl.config.sections.base import Section
 from hpclbfl.config.sections.batching import BatchingConfig
 from hpclbfl.config.sections.data import DataConfig
-from hpclbfl.config.sections.model import ModelConfig
+from hpclbfl.config.sections.model import LossConfig, ModelConfig
 from hpclbfl.config.sections.optimizer import OptimizerConfig
 from hpclbfl.config.sections.partition import PartitionConfig
 from hpclbfl.config.sections.schedule import ScheduleConfig
@@ -53,6 +54,13 @@ ALGORITHMS = Registry[AlgorithmConfig](
         ("config", "global_batch_size", "num_train"),
         ("shared", "needs_vote", "averages", "why_never"),
     ),
+)
+LOSSES = Registry[LossConfig](
+    "loss",
+    "name",
+    "hpclbfl.losses",
+    default="cross_entropy",
+    interface=Interface(LossConfig, ("config", "data"), ("__call__",)),
 )
 PARTITIONS = Registry[PartitionConfig](
     "partition",
@@ -94,6 +102,7 @@ SECTIONS: Mapping[str, Registry[Any]] = {
     "sync": ALGORITHMS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "loss": LOSSES,
     "batching": POLICIES,
 }
 """Sections of a job that are a component each."""

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, SerializeAsAny, StrictBool, ValidationInfo, model_validator
 
 from hpclbfl.config.components import with_components
-from hpclbfl.config.migrate import as_former
+from hpclbfl.config.migrate import as_former, with_unnamed_loss
 from hpclbfl.config.own_parts import NOWHERE, Lookup, as_written, pinned
 from hpclbfl.config.own_sources import PARTS
 from hpclbfl.config.part_names import anchored
@@ -74,7 +74,7 @@ class JobConfig(Section):
     gradients: GradientsConfig = GradientsConfig()
     optimizer: SerializeAsAny[OptimizerConfig]
     schedule: SerializeAsAny[ScheduleConfig]
-    loss: LossConfig = LossConfig()
+    loss: SerializeAsAny[LossConfig]
     batching: SerializeAsAny[BatchingConfig]
     emulate: EmulateConfig | None = None
     stop: StopConfig = StopConfig(epochs=10)
@@ -158,7 +158,7 @@ class JobConfig(Section):
 
     def digest(self, data_fingerprint: str) -> str:
         """Ten hexadecimal digits that identify this experiment."""
-        return _hash(self.scientific(data_fingerprint))
+        return _hash(with_unnamed_loss(self.scientific(data_fingerprint)))
 
     def former_digest(self, data_fingerprint: str) -> str:
         """The digest of version 0.1, which covered `stop`: run folders of that time are named after it.

@@ -29,6 +29,8 @@ logger = Diagnostics(__name__, title="")
 _MAX_CLASS_COLUMNS = 20
 _CELL_PX = (3, 34)
 _PLOT_PX = 640
+_NO_CLASSES = ("samples",)
+"""Column of samples that have no classes."""
 
 
 class LabelInfo(NamedTuple):
@@ -66,7 +68,7 @@ def label_info(job: JobConfig) -> LabelInfo:
     dataset = load_dataset(job.data)
     split, num_classes = dataset.train, dataset.num_classes or 1
     labels = np.zeros(len(split), np.int64) if split.labels is None else split.labels
-    classes = dataset.classes or (("samples",) if split.labels is None else tuple(map(str, range(num_classes))))
+    classes = dataset.classes or (_NO_CLASSES if split.labels is None else tuple(map(str, range(num_classes))))
     shards = partition(job.partition, split, job.clients, num_classes, job.seed)
     holders = tuple(map(str, range(job.clients)))
     title = f"{job.data.title}, {brief(job.partition.kind)}: {len(labels)} training samples over {job.clients} clients"
@@ -107,7 +109,8 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
         }
         console.file.write(json.dumps(values) + "\n")
         return
-    caption = f"{len(info.classes)} classes, {info.num_test} test samples, fingerprint {info.fingerprint[:10]}"
+    classes = f"{len(info.classes)} classes" if info.classes != _NO_CLASSES else "no classes"
+    caption = f"{classes}, {info.num_test} test samples, fingerprint {info.fingerprint[:10]}"
     table = DataTable(title=info.title, caption=caption, collapse_padding=True)
     table.add_column("client", justify="right")
     if len(info.classes) <= _MAX_CLASS_COLUMNS:

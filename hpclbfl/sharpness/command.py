@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
@@ -152,7 +151,8 @@ def _problem(
     if source.data_fingerprint and source.data_fingerprint != dataset.fingerprint:
         raise DataError(f"{job.data.place}: no longer holds the data that {source.folder.path} was trained on")
     loader = make_loader(dataset.train, job.data, job.seed, device, dtype)
-    net = build.net(job, data_spec(dataset, loader), device)
+    data = data_spec(dataset, loader)
+    net = build.net(job, data, device)
     num_clients = len(job.local_batch_sizes())
     sampler = make_sampler(job.partition, dataset.train, num_clients, dataset.num_classes, job.seed)
     net, step, problems = load_state(net, source, job, sampler.capacity, comm)
@@ -169,8 +169,9 @@ def _problem(
         places = share[first : first + batch]
         batches.append(loader.batch(places, np.zeros_like(places), augment=False))
     loader.close()
-    loss = partial(functional.cross_entropy, reduction="sum", label_smoothing=job.loss.label_smoothing)
-    product = DistributedProduct(LossHessian(net, batches, len(samples), loss), comm, like)
+    loss = build.loss(job, data)
+    num_terms = sum(comm.allgather(sum(loss.count(targets) for _, targets in batches)))
+    product = DistributedProduct(LossHessian(net, batches, max(1, num_terms), loss), comm, like)
     return _Problem(product, like, footprint, step, len(samples), len(dataset.train))
 
 

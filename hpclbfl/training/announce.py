@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from hpclbfl.config.job import JobConfig
@@ -59,8 +61,9 @@ def closing_line(outcome: Outcome, request: StopRequest, folder: RunFolder) -> s
             f"{request.name or 'another rank'} asked to stop: saved after step {outcome.step}, epoch "
             f"{outcome.epoch:.2f}; the same command resumes it; {folder.path}"
         )
+    score = f"loss {outcome.loss:.4g}" if math.isnan(outcome.top1) else f"top-1 {100 * outcome.top1:.1f} %"
     return (
-        f"top-1 {100 * outcome.top1:.1f} % after {_count(outcome.step, 'step')}, {outcome.epoch:.2f} epochs, "
+        f"{score} after {_count(outcome.step, 'step')}, {outcome.epoch:.2f} epochs, "
         f"{outcome.elapsed_s:.1f} s of training ({outcome.reason}); {folder.path}"
     )
 

@@ -19,6 +19,7 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config.job import JobConfig
+from hpclbfl.config.part_names import brief
 from hpclbfl.config.sections import CommConfig, OptimizerConfig
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.launched import launched_size
@@ -29,6 +30,7 @@ from hpclbfl.gradients.clip import Clip
 from hpclbfl.gradients.noise_scale import NoiseScale
 from hpclbfl.gradients.pipeline import Pipeline
 from hpclbfl.gradients.scaler import StepUpScale
+from hpclbfl.losses.checked import Loss
 from hpclbfl.models import DataSpec, make_model
 from hpclbfl.optim.extrapolation import Extrapolation
 from hpclbfl.optim.optimizers import make_optimizer
@@ -191,6 +193,22 @@ def emulation(job: JobConfig, comm: Communicator, on: torch.device) -> Emulation
     if beyond:
         raise ConfigError(f"emulate.at: rank {beyond[0]} is not among this job's {comm.size} ranks, 0 the first")
     return Emulation(config, comm.rank, comm.size, job.seed, on)
+
+
+def loss(job: JobConfig, data: DataSpec) -> Loss:
+    """The job's loss.
+
+    Raises:
+        ConfigError: it does not go with the data, or with the job's other options.
+    """
+    made = Loss(job.loss, data)
+    per_sample = [key for key in ("noise_scale", "weight_noise") if getattr(job.gradients, key) is not None]
+    if made.counts_terms and per_sample:
+        raise ConfigError(
+            f"gradients.{per_sample[0]}: takes every sample for one term of the loss, which {brief(job.loss.name)} "
+            "counts otherwise: leave it out"
+        )
+    return made
 
 
 def net(job: JobConfig, data: DataSpec, on: torch.device) -> nn.Module:

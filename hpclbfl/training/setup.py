@@ -58,7 +58,9 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
     job = with_end(job, global_batch_size, num_train)
     schedule = make_schedule(job, global_batch_size, num_train)
 
-    template = build.net(job, data_spec(dataset, train), device)
+    data = data_spec(dataset, train)
+    loss = build.loss(job, data)
+    template = build.net(job, data, device)
     if min(sizes) == 1:
         _check_single_sample(template, train)
     clock = Clock(device)
@@ -80,6 +82,7 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
         dataset=dataset,
         train=train,
         test=test,
+        loss=loss,
         sampler=sampler,
         plan=plan,
         start_sizes=start_sizes,
@@ -102,6 +105,8 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
         times=TimeExchange(comm, clock),
         emulation=build.emulation(job, comm, device),
     )
+    if job.stop.top1 is not None and not state.has_classes:
+        raise ConfigError("stop.top1: these samples have no classes that could be right; end the run otherwise")
     state.check_memory()
     return state
 

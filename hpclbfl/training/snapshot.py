@@ -6,7 +6,6 @@ Random numbers need none: they are keyed by (seed, client, step) and (seed, pass
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ def take(state: TrainState) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
         "plan": state.plan,
         "policy": state.policy_state,
         "local_steps": None if state.local_steps is None else state.local_steps.tolist(),
-        "score": None if state.score is None else (state.score[0], *astuple(state.score[1])),
+        "score": _score(state),
         "model": None,
     }
     if state.pipeline is not None:
@@ -42,6 +41,14 @@ def take(state: TrainState) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
         shared["optimizer"] = state.optimizer.state_dict()
         shared["loss_scaler"] = state.loss_scaler.state_dict()
     return shared, {client.id: _take_client(state, client) for client in state.clients}
+
+
+def _score(state: TrainState) -> tuple[int, float, float, float] | None:
+    """Without metrics, which nothing depends on."""
+    if state.score is None:
+        return None
+    step, score = state.score
+    return step, score.loss, score.top1, score.top5
 
 
 def _take_client(state: TrainState, client: Client) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from hpclbfl.data.datasets import Dataset
 from hpclbfl.data.loaders import BatchLoader
 from hpclbfl.data.sampling import Sampler
 from hpclbfl.gradients.pipeline import Pipeline
+from hpclbfl.losses.checked import Loss
 from hpclbfl.optim.extrapolation import Extrapolation
 from hpclbfl.optim.schedule import Schedule
 from hpclbfl.training import build
@@ -74,6 +75,7 @@ class TrainState:
     dataset: Dataset
     train: BatchLoader
     test: BatchLoader
+    loss: Loss
     sampler: Sampler
     plan: Plan
     """Batch sizes in force."""
@@ -149,6 +151,11 @@ class TrainState:
     def num_train(self) -> int:
         """N, size of the training set."""
         return len(self.dataset.train)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether each sample's target is its class, so that answers are right or wrong."""
+        return bool(self.dataset.classes) and self.train.target_shape == () and self.train.target_dtype is not None
 
     @property
     def epoch(self) -> float:

@@ -8,14 +8,13 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpclbfl.algorithms.averaging import average_optimizer_states
 from hpclbfl.algorithms.replicas import Client, seed_generators
 from hpclbfl.algorithms.selsync import SelectiveSynchronisation
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config.sections import LocalConfig
-from hpclbfl.core.clock import Mark
 from hpclbfl.gradients.change import has_changed, is_unknown
 from hpclbfl.gradients.norm import layer_squared_norms, squared_norm
 from hpclbfl.gradients.pipeline import SHARED
@@ -24,6 +23,7 @@ from hpclbfl.gradients.weight_noise import client_factors
 from hpclbfl.optim.slots import reset_slots
 from hpclbfl.training.state import TrainState
 from hpclbfl.training.steplog import ClientRecord, StepRecord
+from hpclbfl.training.terms import ClientBatch, StepTerms, load_batch
 
 TIME_UP = 1
 """Vote of rank 0: the job's seconds are over."""
@@ -48,16 +48,16 @@ def shared_step(state: TrainState, record: StepRecord, votes: int) -> int:
         raise RuntimeError("a shared step needs the shared model's optimizer and reducer")
     counts = state.sampler.counts(state.sizes_now)
     loss_scale = _loss_scale(state)
+    terms = StepTerms(state, record, counts)
     # sum over samples / B, then a sum over clients: the mean over all B samples, whatever each client's share.
-    divisors = counts.sum() / _client_factors(state, counts)
+    divisors = terms.total / _client_factors(state, counts)
     reducer.begin_step(votes, state.times.outgoing())
     for client in state.clients:
-        count = max(1, int(counts[client.id]))
         divisor = float(divisors[client.id])
-        share = count / divisor
+        share = terms.of(client) / divisor
         with state.extrapolation.ahead(client.id, share) if state.extrapolation else nullcontext() as keep:
             reducer.begin_pass(client is state.clients[-1], 1.0 / share, keep)
-            forward_backward(state, client, record, divisor)
+            forward_backward(state, client, record, terms.batch(client), divisor)
             own = reducer.end_pass()
         if own is not None and counts[client.id]:
             record.clients[-1].columns["local_grad_sq_norm"] = own / (share * loss_scale) ** 2
@@ -89,7 +89,8 @@ def local_step(state: TrainState, record: StepRecord, votes: int) -> int:
     for client in state.clients:
         if client.optimizer is None:
             raise RuntimeError("a local step needs every client's own optimizer")
-        forward_backward(state, client, record, int(counts[client.id]))
+        batch = load_batch(state, client)
+        forward_backward(state, client, record, batch, 1 if batch is None else max(1, batch.num_terms))
         begin, host_begin = state.clock.mark(), time.perf_counter()
         if counts[client.id]:
             client.loss_scaler.unscale_(client.optimizer)
@@ -135,26 +136,23 @@ def average_clients(state: TrainState, record: StepRecord) -> None:
     record.sync.append((begin, state.clock.mark()))
 
 
-def forward_backward(state: TrainState, client: Client, record: StepRecord, divisor: float) -> None:
-    """Add the gradient of sum(losses) / divisor to the client's parameters."""
-    clock, job, step = state.clock, state.job, state.counters.step
+def forward_backward(
+    state: TrainState, client: Client, record: StepRecord, batch: ClientBatch | None, divisor: float
+) -> None:
+    """Add the gradient of sum(losses) / divisor to the client's parameters; nothing without a batch."""
+    clock, step = state.clock, state.counters.step
     begin, host_begin = clock.mark(), time.perf_counter()
-    samples, passes = state.sampler.take(client.id, state.counters.positions, state.sizes_now)
-    if len(samples) == 0:
+    if batch is None:
         record.clients.append(ClientRecord(client.id, 0, (begin, begin), (begin, begin)))
         return
-    images, labels = state.train.batch(samples, passes)
-    state.prefetch_after(client)
-    loaded: Mark = clock.mark()
-    seed_generators(job.seed, client.id, step)
+    seed_generators(state.job.seed, client.id, step)
     with state.autocast():
-        scores = client.replica.module(images)
-        losses = nn.functional.cross_entropy(scores, labels, reduction="sum", label_smoothing=job.loss.label_smoothing)
+        losses = state.loss(client.replica.module(batch.inputs), batch.targets)
     client.loss_scaler.scale(losses / divisor).backward()
     if state.emulation is not None:
-        state.emulation.stretch(step, host_begin)
-    columns = {"loss": losses.detach() / len(samples)}
-    record.clients.append(ClientRecord(client.id, len(samples), (begin, loaded), (loaded, clock.mark()), columns))
+        state.emulation.stretch(step, host_begin - batch.host_s)
+    columns = {"loss": losses.detach() / max(1, batch.num_terms)}
+    record.clients.append(ClientRecord(client.id, batch.num_samples, batch.loaded, (begin, clock.mark()), columns))
 
 
 def look_for_nonfinite(state: TrainState, record: StepRecord) -> int:

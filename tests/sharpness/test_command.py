@@ -75,7 +75,7 @@ def test_json_and_file_agree(run: Path) -> None:
     density = tables["density"]
     assert np.trapezoid(density["density"], density["eigenvalue"]) == pytest.approx(1.0, abs=1e-3)
     assert (density["error"] >= 0).all() and density["error"].max() > 0
-    assert yaml.safe_load(attributes["config"])["loss"] == {"label_smoothing": 0.1}
+    assert yaml.safe_load(attributes["config"])["loss"] == {"name": "cross_entropy", "label_smoothing": 0.1}
     assert len(attributes["hash"]) == 10
     with h5py.File(run / "sharpness.h5") as file:
         assert file["eigenvalues"].attrs["unit.eigenvalue"] == "nat"

@@ -105,9 +105,9 @@ def test_a_batch_of_an_evaluation_is_capped_silently(
 ) -> None:
     seen: list[int] = []
 
-    def watched(module: Any, images: Any, comm: Any, batch_size: int, autocast: Any) -> Any:
+    def watched(module: Any, images: Any, comm: Any, batch_size: int, *others: Any) -> Any:
         seen.append(batch_size)
-        return evaluate(module, images, comm, batch_size, autocast)
+        return evaluate(module, images, comm, batch_size, *others)
 
     monkeypatch.setattr("hpclbfl.training.loop.evaluate", watched)
     monkeypatch.setattr(footprint, "free_memory", lambda: 4 * 10**6)

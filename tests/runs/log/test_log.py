@@ -37,6 +37,7 @@ DESIGN = {
     "layers": "step, layer, grad_sq_norm",
     "plans": "step, client, local_batch_size, reason",
     "events": "step, kind, text",
+    "metrics": "step, client, name, value",
 }
 
 
@@ -432,7 +433,7 @@ def test_missing_and_foreign_files(tmp_path):
         read_file(tmp_path / "none.h5")
     with h5py.File(tmp_path / "foreign.h5", "w", libver="latest") as file:
         file.attrs["schema_version"] = SCHEMA_VERSION + 1
-    with pytest.raises(DataError, match="has log schema 3; this version reads schema 2"):
+    with pytest.raises(DataError, match="has log schema 4; this version reads schema 2 and 3"):
         read_file(tmp_path / "foreign.h5")
 
 
