@@ -117,4 +117,5 @@ def _check_labels(labels: IntArray | None, classes: tuple[str, ...], where: str)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes and high >= len(classes)):
         wrong = low if low < 0 else high
-        raise DataError(f"{where}: has the label {wrong}, right are 0 to {len(classes) - 1 if classes else 'any'}")
+        right = f"0 to {len(classes) - 1}" if classes else "whole numbers from 0 up"
+        raise DataError(f"{where}: has the label {wrong}, right are {right}")

@@ -57,7 +57,7 @@ def shared_step(state: TrainState, record: StepRecord, votes: int) -> int:
         share = terms.of(client) / divisor
         with state.extrapolation.ahead(client.id, share) if state.extrapolation else nullcontext() as keep:
             reducer.begin_pass(client is state.clients[-1], 1.0 / share, keep)
-            forward_backward(state, client, record, terms.batch(client), divisor)
+            forward_backward(state, client, record, divisor, terms.batch(client))
             own = reducer.end_pass()
         if own is not None and counts[client.id]:
             record.clients[-1].columns["local_grad_sq_norm"] = own / (share * loss_scale) ** 2
@@ -90,7 +90,7 @@ def local_step(state: TrainState, record: StepRecord, votes: int) -> int:
         if client.optimizer is None:
             raise RuntimeError("a local step needs every client's own optimizer")
         batch = load_batch(state, client)
-        forward_backward(state, client, record, batch, 1 if batch is None else max(1, batch.num_terms))
+        forward_backward(state, client, record, 1 if batch is None else max(1, batch.num_terms), batch)
         begin, host_begin = state.clock.mark(), time.perf_counter()
         if counts[client.id]:
             client.loss_scaler.unscale_(client.optimizer)
@@ -137,7 +137,7 @@ def average_clients(state: TrainState, record: StepRecord) -> None:
 
 
 def forward_backward(
-    state: TrainState, client: Client, record: StepRecord, batch: ClientBatch | None, divisor: float
+    state: TrainState, client: Client, record: StepRecord, divisor: float, batch: ClientBatch | None
 ) -> None:
     """Add the gradient of sum(losses) / divisor to the client's parameters; nothing without a batch."""
     clock, step = state.clock, state.counters.step

@@ -119,3 +119,58 @@ def test_dirichlet_proportions_have_the_right_moments() -> None:
 def test_more_clients_than_images() -> None:
     with pytest.raises(ConfigError, match="clients: 4 clients, but only 3 training samples"):
         partition(config_of(PARTITIONS), Marked(np.zeros(3, np.int64)), 4, 1, 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_natural_shards_hold_whole_groups_as_evenly_as_these_allow(data: st.DataObject) -> None:
+    groups = np.array(data.draw(st.lists(st.integers(-3, 9), min_size=1, max_size=80)), dtype=np.int64)
+    names, sizes = np.unique(groups, return_counts=True)
+    clients = data.draw(st.integers(1, len(names)))
+    shards = partition(config_of(PARTITIONS, kind="natural"), Marked(None, groups), clients, 0, 0)
+    assert sorted(np.concatenate(shards).tolist()) == list(range(len(groups)))
+    held = [set(groups[shard].tolist()) for shard in shards]
+    assert all(held) and sum(map(len, held)) == len(names)
+    assert [min(one) for one in held] == sorted(min(one) for one in held)
+    counts = [len(shard) for shard in shards]
+    assert max(counts) - min(counts) <= max(sizes)
+    # Graham 1969: 4/3 of the least possible, which is no less than the mean and the largest group.
+    if clients == len(names):
+        assert [one == {name} for one, name in zip(held, names.tolist(), strict=True)] == [True] * clients
+
+
+def test_natural_shards_by_hand() -> None:
+    def deal(groups: list[int], clients: int) -> list[list[int]]:
+        marks = Marked(None, np.array(groups, np.int64))
+        shards = partition(config_of(PARTITIONS, kind="natural"), marks, clients, 0, 0)
+        return [sorted(set(marks.groups[shard].tolist())) for shard in shards]
+
+    # Sizes 4, 3, 2, 2, 1: the 4 goes first, then the 3, a 2 beside it, a 2 beside the 4, the 1 where less is.
+    assert deal([0] * 3 + [1] * 4 + [2] * 2 + [3] + [4] * 2, 2) == [[0, 2, 3], [1, 4]]
+    assert deal([5, 1, 1, 5, 3], 3) == [[1], [3], [5]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "marks", "message"),
+    [
+        ("natural", Marked(np.zeros(4, np.int64)), "partition.kind: natural deals by groups, these samples have none"),
+        (
+            "natural",
+            Marked(None, np.array([3, 3, 4, 4])),
+            "clients: 3 clients, but the samples are of 2 groups to share",
+        ),
+        ("dirichlet", Marked(None, np.zeros(4)), "partition.kind: dirichlet deals by labels, these samples have none"),
+    ],
+)
+def test_a_partition_that_these_samples_cannot_have(kind: str, marks: Marked, message: str) -> None:
+    config = config_of(PARTITIONS, kind=kind, **({"alpha": 1.0} if kind == "dirichlet" else {}))
+    with pytest.raises(ConfigError) as error:
+        partition(config, marks, 3, 2, 0)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("config", [{"kind": "iid"}, {"kind": "quantity", "alpha": 1.0}])
+def test_samples_without_classes_are_dealt_by_their_number(config: dict[str, Any]) -> None:
+    shards = partition(config_of(PARTITIONS, **config), Marked(None, np.arange(9)), 3, 0, 5)
+    same = partition(config_of(PARTITIONS, **config), Marked(np.arange(9) % 2), 3, 2, 5)
+    assert [shard.tolist() for shard in shards] == [shard.tolist() for shard in same]

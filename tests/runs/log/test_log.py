@@ -314,16 +314,16 @@ def test_counters_of_another_shape_overflow_no_buffer(tmp_path, count, call):
     program = READ + f"path = Path({str(path)!r})\ntry:\n    {call}\nexcept Exception as error:\n    print(error)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{path}: 'committed' has the shape ({count}), (5, 2) is right\n"
+    assert done.stdout == f"{path}: 'committed' has the shape ({count}), (6, 2) is right\n"
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (replaced("committed", data=np.int64(1)), "'committed' has the shape (), (5, 2) is right"),
-        (replaced("committed", data=np.zeros((5, 2))), "'committed' holds 64-bit floats, 64-bit integers are right"),
+        (replaced("committed", data=np.int64(1)), "'committed' has the shape (), (6, 2) is right"),
+        (replaced("committed", data=np.zeros((6, 2))), "'committed' holds 64-bit floats, 64-bit integers are right"),
         (
-            replaced("committed", shape=(5, 2), dtype=h5py.string_dtype()),
+            replaced("committed", shape=(6, 2), dtype=h5py.string_dtype()),
             "'committed' holds texts, 64-bit integers are right",
         ),
         (lambda file: file.__delitem__("committed"), "has no 'committed'"),
