@@ -21,7 +21,8 @@ class DataConfig(Section):
     name: str
     """Which set."""
     limit: PositiveInt | None = None
-    """Keep only this many training samples, evenly over the classes; the test split shrinks in the same proportion."""
+    """Keep only this many training samples, evenly over the classes, else over the groups; the test split shrinks in
+    the same proportion."""
 
     unhashed: ClassVar[frozenset[str]] = frozenset()
     """Keys that do not change the result; paths are never part of a run's hash, the data's content is."""

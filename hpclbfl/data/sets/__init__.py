@@ -9,7 +9,8 @@ One of the user's own has `train` and `test`, each either of two things:
   arguments give the same batch. Its `fingerprint`, a text, names what it holds: a run is not continued on other data.
   Of arrays the content is hashed.
 
-Whole numbers stay as they are, targets become int64; floating point becomes the job's type. What a set may have besides:
+Whole numbers stay as they are, targets become int64; floating point becomes the job's type. What a set may have
+besides:
 
 - `classes`, names of what targets stand for, where each sample's target is one class: accuracies are then measured;
 - in each split `labels`, whole numbers [N], by which partitions deal; by default the targets, where they are classes;
@@ -18,4 +19,3 @@ Whole numbers stay as they are, targets become int64; floating point becomes the
 Keys of its `Config` of the type `hpclbfl.config.sections.base.PathText` are relative to the job file, and no part of a
 run's hash.
 """
-
