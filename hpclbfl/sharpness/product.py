@@ -6,6 +6,7 @@ B. Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 1
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class LossHessian:
     def __init__(self, module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], num_terms: int, loss: Loss):
         self._module, self._batches, self._num_terms, self._loss = module.eval(), batches, num_terms, loss
         self._parameters = parameters_of(module)
+        self._is_recurrent = any(isinstance(inner, nn.RNNBase) for inner in module.modules())
 
     def __call__(self, vector: Tensor) -> Tensor:
         """[P] -> [P], by double backward."""
@@ -43,8 +45,9 @@ class LossHessian:
         sizes = [parameter.numel() for parameter in self._parameters]
         parts = [v.view_as(p) for v, p in zip(vector.split(sizes), self._parameters, strict=True)]
         for inputs, targets in self._batches:
-            # The fused attention kernels have no second derivative.
-            with sdpa_kernel(SDPBackend.MATH):
+            # The fused attention kernels have no second derivative, cuDNN's recurrent ones no first in evaluation mode.
+            without_cudnn = torch.backends.cudnn.flags(enabled=False) if self._is_recurrent else nullcontext()
+            with sdpa_kernel(SDPBackend.MATH), without_cudnn:
                 loss = self._loss(self._module(inputs), targets) / self._num_terms
                 grads = torch.autograd.grad(loss, self._parameters, create_graph=True, materialize_grads=True)
                 curved = [(g, v) for g, v in zip(grads, parts, strict=True) if g.requires_grad]

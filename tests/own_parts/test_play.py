@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from hpclbfl.api.runs import read_run as read_result
 from hpclbfl.runs.log.reader import read_run
 from tests.own_parts.conftest import Workplace
 from tests.own_parts.test_training import KILLING, is_equal, weights
@@ -36,6 +37,21 @@ def test_it_learns_and_tells_its_metrics(workplace: Workplace) -> None:
     assert (done["top1"], done["top5"], done["loss"]) == (None, None, pytest.approx(evals["loss"][-1]))
     # Every line is its speaker's: five clients of twelve.
     assert "60 training samples" in said and (workplace / "run" / "parts").exists()
+
+
+def test_every_command_takes_samples_without_classes(workplace: Workplace) -> None:
+    workplace.run("train", "play.yaml", *SHORT, "--run-dir", "run")
+    said = workplace.call("data", "info", "play.yaml").stdout
+    assert said.count(" 12      12") + said.count(" 12     12") == 5 and "no classes, 15 test samples" in said
+    said = workplace.run("sharpness", "run", "--samples", "16", "--iterations", "2")
+    assert "8,164 parameters, 16 training samples" in said
+    assert "loss" in workplace.call("report", "run").stdout
+    done = workplace.call("data", "pack", "play.py:Play", "-o", "play.h5")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "hpclbfl: error: data pack: play.py:Play is no set of images: a packed file holds nothing else\n",
+    )
+    assert read_result(workplace / "run").top1 is None
 
 
 @pytest.mark.mpi
