@@ -100,7 +100,7 @@ def describe_data(config: Config) -> str:
     As `DataConfig.title` has it, without loading the models of jobs.
     """
     name, path = config.get("data.name"), config.get("data.path")
-    return PurePath(str(path)).stem if path and name in (None, "packed") else str(name or "")
+    return PurePath(str(path)).stem if path and name in (None, "packed") else brief(str(name or ""))
 
 
 def describe_sync(config: Config) -> str:

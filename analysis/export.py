@@ -15,7 +15,7 @@ from hpclbfl.core.files import explained_writes, replacing, write_text
 from hpclbfl.runs.log.schema import MEANINGS, UNITS
 
 Format = Literal["parquet", "csv"]
-TABLES = ("runs", "steps", "evals", "layers", "plans", "events", "problems")
+TABLES = ("runs", "steps", "evals", "layers", "plans", "events", "metrics", "problems")
 _MORE = {
     "rank": "MPI process that wrote the row",
     "path": "file or folder, seen from the folder that was loaded",

@@ -70,6 +70,8 @@ class Frames:
     """One row per run, client and plan, by run and step."""
     events: pl.DataFrame
     """One row per run and event, equal ones of several ranks once, by run and step."""
+    metrics: pl.DataFrame
+    """One row per run, step, client and metric of a component, by run and step."""
     problems: pl.DataFrame
     """One row per file that is torn, missing or of another version: run, path, reason, rows_lost (False where a later
     attempt trained all of its steps again). Its rows are in no frame."""

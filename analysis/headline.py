@@ -10,11 +10,12 @@ import polars as pl
 from hpclbfl.analysis import metrics, stats
 from hpclbfl.analysis.arms import differing_keys
 from hpclbfl.analysis.frames import Frames
+from hpclbfl.analysis.summary import METRIC
 from hpclbfl.analysis.tasks import ALONE, arm_tasks, with_few_alone
 from hpclbfl.core.errors import ConfigError
 
 _MEASURES = ("best_top1", "gap_top1", "share_scaled", "samples_per_s", "elapsed_s")
-_UNBOUNDED = ("gap_top1", "samples_per_s", "elapsed_s")
+_UNBOUNDED = ("loss", "gap_top1", "samples_per_s", "elapsed_s")
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,9 @@ class ArmSummary:
     title: str
     """Of the task: net and data. Empty where there is but one."""
     arms: pl.DataFrame
-    """arm, runs, complete (of them), n (seeds that count), and for each measure m of top1, at_steps, at_samples,
-    at_seconds, best_top1, gap_top1, share_scaled, samples_per_s, elapsed_s: m, m_low, m_high; where there is a target,
+    """arm, runs, complete (of them), n (seeds that count), and for each measure m of top1, loss, at_steps, at_samples,
+    at_seconds, best_top1, gap_top1, share_scaled, samples_per_s, elapsed_s and of what a loss reports (`metric NAME`,
+    see `summary.summarise`): m, m_low, m_high; where there is a target,
     also target_steps, target_samples, target_seconds (means over the seeds that reached it) and reached (their
     number); where one client (else: one rank) stands beside several, speed_up and efficiency in samples per second.
     Null: not measured, or no interval; at_* also where not every run of the arm had been evaluated by then."""
@@ -115,8 +117,10 @@ def _headline(
     groups = summary.drop_nulls("arm").group_by("arm").agg(runs=pl.len(), complete=pl.col("complete").sum())
     seeds = table.group_by("arm").agg(n=pl.col("seed").n_unique())
     arms = groups.join(seeds, on="arm", how="left").with_columns(pl.col("n").fill_null(0)).sort("arm")
-    for measure in ("top1", *at_points, *_MEASURES):
-        found = stats.over_seeds(table, measure, bounds=None if measure in _UNBOUNDED else (0.0, 1.0))
+    reported = [name for name in table.columns if name.startswith(METRIC) and table[name].null_count() < len(table)]
+    for measure in ("top1", "loss", *at_points, *_MEASURES, *reported):
+        is_share = measure not in (*_UNBOUNDED, *reported)
+        found = stats.over_seeds(table, measure, bounds=(0.0, 1.0) if is_share else None)
         ends = [pl.col(end).alias(f"{measure}_{end}") for end in ("low", "high")]
         found = found.select("arm", pl.col("mean").alias(measure), *ends)
         arms = arms.join(found, on="arm", how="left", maintain_order="left")

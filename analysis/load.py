@@ -33,6 +33,7 @@ from hpclbfl.core.userkey import KEY_BYTES, user_key
 from hpclbfl.runs.lock import LOST, find_lost
 from hpclbfl.runs.log.coverage import NO_LIMIT, Attempt, LogSpan, Problem, find_limits, find_problems, row_limit
 from hpclbfl.runs.log.reader import TornFile, read_attempt_log
+from hpclbfl.runs.log.schema import TABLES
 
 logger = Diagnostics(__name__)
 
@@ -98,8 +99,8 @@ def _load(root: Path, files: Files, cache: Cache, notes: list[str], keep_alive: 
     _end_lost(rows, folders)
     columns = {"run": keys, "file": pl.UInt32(), "rank": pl.Int32(), "attempt": pl.Int32(), "limit": pl.Int64()}
     table = pl.DataFrame(logs, schema=columns, orient="row")
-    found_rows = {name: _merged(cache, name, table) for name in ("steps", "evals", "layers", "plans", "events")}
-    small = {name: found_rows[name].collect() for name in ("evals", "plans", "events")}
+    found_rows = {name: _merged(cache, name, table) for name in TABLES}
+    small = {name: found_rows[name].collect() for name in ("evals", "plans", "events", "metrics")}
     return Frames(
         root=root,
         runs=_runs_frame(rows, keys),
@@ -108,6 +109,7 @@ def _load(root: Path, files: Files, cache: Cache, notes: list[str], keep_alive: 
         layers=found_rows["layers"].drop("rank", "attempt"),
         plans=small["plans"].sort("run", "step", "client", "attempt").drop("rank", "attempt"),
         events=small["events"].drop("rank", "attempt").unique().sort("run", "step", "kind", "text"),
+        metrics=small["metrics"].sort("run", "step", "client", "name", "attempt").drop("rank", "attempt"),
         problems=pl.DataFrame(
             problems,
             schema={"run": keys, "path": pl.String, "reason": pl.String, "rows_lost": pl.Boolean},

@@ -79,12 +79,22 @@ def final(evals: pl.DataFrame) -> pl.DataFrame:
         tests.with_columns(**_POSITIONS)
         .group_by("run", maintain_order=True)
         .agg(
-            pl.col("top1", "top5", "loss", *AXES).last(),
+            pl.col("top1", "top5").last().fill_nan(None),
+            pl.col("loss", *AXES).last(),
             pl.col("epoch").last().alias("epochs"),
             pl.col("top1").fill_nan(None).max().alias("best_top1"),
         )
         .with_columns(samples_per_s=pl.when(pl.col("seconds") > 0).then(pl.col("samples") / pl.col("seconds")))
     )
+
+
+def final_metrics(metrics: pl.DataFrame) -> pl.DataFrame:
+    """What the last test evaluation of every run says of each metric of its loss: run, then a column for each."""
+    prefix = "test "
+    tests = metrics.filter(pl.col("name").str.starts_with(prefix), pl.col("client") < 0).sort("run", "step")
+    last = tests.group_by("run", "name", maintain_order=True).last().with_columns(pl.col("value").fill_nan(None))
+    named = last.select("run", pl.col("name").str.strip_prefix(prefix), "value").sort("run", "name")
+    return named.pivot("name", index="run", values="value", sort_columns=True)
 
 
 def generalisation_gap(evals: pl.DataFrame) -> pl.DataFrame:

@@ -9,6 +9,8 @@ from hpclbfl.analysis.configs import describe_partition, describe_sync
 from hpclbfl.analysis.frames import Frames
 
 _FINAL = ("top1", "top5", "best_top1", "loss", "samples_per_s")
+METRIC = "metric "
+"""Begins the name of a column that a job's loss reports."""
 _SHARES = ("share_data", "share_compute", "share_sync", "share_wait")
 
 
@@ -18,7 +20,8 @@ def summarise(frames: Frames) -> pl.DataFrame:
     Columns: run, path, arm, seed, state, complete, sync, partition, clients, num_ranks, engine; steps, epochs,
     num_samples, train_loss (see `traces.totals`); top1, top5, loss, best_top1, samples_per_s (see `metrics.final`);
     gap_top1; elapsed_s (of training; until the last evaluation where a run is not done); share_data, share_compute,
-    share_sync, share_wait (see `traces.time_shares`); share_scaled. Null: not measured.
+    share_sync, share_wait (see `traces.time_shares`); share_scaled; and `metric NAME` for each metric that a loss
+    reports (see `metrics.final_metrics`). Null: not measured.
     """
     runs = frames.runs
     clients = pl.col("clients") if "clients" in runs.columns else pl.lit(None, pl.Int64).alias("clients")
@@ -38,6 +41,8 @@ def summarise(frames: Frames) -> pl.DataFrame:
     gap = metrics.generalisation_gap(frames.evals).select("run", "gap_top1")
     shares = traces.time_shares(frames.steps).select("run", *_SHARES)
     scaled = traces.scaled_share(traces.scale_counts(frames.steps))
-    for part in (traces.totals(frames.steps), final, gap, shares, scaled):
+    of_losses = metrics.final_metrics(frames.metrics)
+    of_losses = of_losses.rename({name: f"{METRIC}{name}" for name in of_losses.columns if name != "run"})
+    for part in (traces.totals(frames.steps), final, gap, shares, scaled, of_losses):
         base = base.join(part, on="run", how="left", maintain_order="left")
     return base.with_columns(elapsed_s=pl.coalesce(pl.col("elapsed_s").cast(pl.Float64), "seconds")).drop("seconds")

@@ -11,6 +11,7 @@ from hpclbfl.analysis.headline import ArmSummary
 from hpclbfl.analysis.markup import TextTable, signed
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS, MOST_SEEDS, POWER, TOO_FEW
+from hpclbfl.analysis.summary import METRIC
 from hpclbfl.analysis.tasks import ALONE
 
 _INTERVALS = (
@@ -36,7 +37,8 @@ def arms_table(head: ArmSummary, brief: bool = False) -> TextTable:
     """
     arms, notes = head.arms, []
     shown = {"top1": "final top-1 (%)"}
-    for axis, point in head.points.items() if len(arms) > 1 else ():
+    without_classes = arms["top1"].null_count() == len(arms) and arms["loss"].null_count() < len(arms)
+    for axis, point in head.points.items() if len(arms) > 1 and not without_classes else ():
         same = next((title for name, title in shown.items() if is_same(arms, f"at_{axis}", name)), None)
         if same is not None:
             notes.append(f"At equal {axis} ({_number(point)}): as '{same}'.")
@@ -46,11 +48,17 @@ def arms_table(head: ArmSummary, brief: bool = False) -> TextTable:
         shown["gap_top1"] = "train - test (points)"
     if not brief and (arms["share_scaled"] > 0).any():
         shown["share_scaled"] = "steps at X (%)"
-    if any(arms.filter(pl.col("n") > 0)[f"at_{axis}"].has_nulls() for axis in head.points):
+    late = any(arms.filter(pl.col("n") > 0)[f"at_{axis}"].has_nulls() for axis in head.points)
+    if late and not without_classes:
         notes.append("Equal points without a number: not all runs of the arm had been evaluated by then.")
     rows = arms.rows(named=True)
     columns: dict[str, list[str]] = {"arm": [str(row["arm"]) for row in rows], "seeds": [_seeds(row) for row in rows]}
     columns |= {title: [_interval(row, name) for row in rows] for name, title in shown.items()}
+    if without_classes:
+        del columns[shown["top1"]]
+        columns["final loss"] = [_number_interval(row, "loss") for row in rows]
+    for name in (name for name in arms.columns if name.startswith(METRIC) and f"{name}_low" in arms.columns):
+        columns[f"final {name.removeprefix(METRIC)}"] = [_number_interval(row, name) for row in rows]
     if head.target is not None:
         for axis in AXES:
             columns[f"{axis} to {100 * head.target:g} %"] = [_target(row, axis) for row in rows]
@@ -134,7 +142,12 @@ def runs_table(runs: pl.DataFrame, title: str) -> TextTable:
     columns: dict[str, list[str]] = {name: runs[name].cast(pl.String).fill_null("-").to_list() for name in _APART}
     if runs.select(_APART).n_unique() < runs["arm"].n_unique():
         columns["arm"] = runs["arm"].cast(pl.String).fill_null("-").to_list()
-    columns["test accuracy"] = ["-" if top1 is None else f"{100 * top1:.1f} %" for top1 in runs["top1"]]
+    if runs["top1"].null_count() < len(runs) or runs["loss"].null_count() == len(runs):
+        columns["test accuracy"] = ["-" if top1 is None else f"{100 * top1:.1f} %" for top1 in runs["top1"]]
+    else:
+        columns["test loss"] = [_number(loss) for loss in runs["loss"]]
+    for name in (name for name in runs.columns if name.startswith(METRIC)):
+        columns[name.removeprefix(METRIC)] = [_number(value) for value in runs[name]]
     columns["seconds"] = ["-" if seconds is None else f"{seconds:.1f}" for seconds in runs["elapsed_s"]]
     if (runs["share_wait"] >= _SOME_WAIT).any():
         columns["wait"] = ["-" if share is None else f"{100 * share:.0f} %" for share in runs["share_wait"]]
@@ -164,6 +177,12 @@ def _interval(row: dict[str, Any], name: str, is_signed: bool = False) -> str:
         for value in (row[name], row[f"{name}_low"], row[f"{name}_high"])
     )
     return f"{mean}" if low is None else f"{mean} [{low}, {high}]"
+
+
+def _number_interval(row: dict[str, Any], name: str) -> str:
+    """A number, with its interval where it has one."""
+    mean, low, high = (_number(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
+    return mean if row[f"{name}_low"] is None else f"{mean} [{low}, {high}]"
 
 
 def _number(value: float | None) -> str:

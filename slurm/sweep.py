@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import DataConfig
 from hpclbfl.core.diagnostics import Diagnostics
@@ -126,14 +124,13 @@ class DataSets:
         if not job.schedule.ends_with_run:
             return job
         dataset, sizes = self._load(job.data), job.local_batch_sizes()
-        labels = np.asarray(dataset.train.labels)
-        sampler = make_sampler(job.partition, labels, len(sizes), len(dataset.classes), job.seed)
-        return with_end(job, int(sampler.counts(tuple(sizes)).sum()), len(labels))
+        sampler = make_sampler(job.partition, dataset.train, len(sizes), dataset.num_classes, job.seed)
+        return with_end(job, int(sampler.counts(tuple(sizes)).sum()), len(dataset.train))
 
     def _load(self, data: DataConfig) -> Dataset:
         key = data.model_dump_json()
         if key not in self._known:
-            self._known[key] = load_dataset(data.model_copy(update={"download": data.download and self._download}))
+            self._known[key] = load_dataset(data if self._download else data.without_download())
         return self._known[key]
 
 

@@ -14,8 +14,8 @@ import hpclbfl
 
 ROOT = Path(hpclbfl.__file__).parent
 FOLDERS = (
-    *("core", "config", "models", "data", "gradients", "optim", "comm", "batching", "algorithms", "runs", "training"),
-    *("launch", "planner", "sharpness", "bench", "slurm", "analysis", "api", "cli"),
+    *("core", "config", "models", "data", "losses", "gradients", "optim", "comm", "batching", "algorithms", "runs"),
+    *("training", "launch", "planner", "sharpness", "bench", "slurm", "analysis", "api", "cli"),
 )
 """The lowest first."""
 NAME = "hpclbfl"

@@ -67,7 +67,7 @@ def ours(job: JobConfig, comm: Communicator, log: Path, has_fixed_batch: bool = 
     """The product's step; with one batch that stays on the device, what is left is not the loader's."""
     training = Training(job, comm, log)
     if has_fixed_batch:
-        loader, kept = training.exp.train_images, {}
+        loader, kept = training.exp.train, {}
         load = loader.batch
 
         def batch(samples: Any, passes: Any, augment: bool = True) -> Any:

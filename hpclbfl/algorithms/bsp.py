@@ -37,7 +37,7 @@ class BulkSynchronous(Algorithm):
         """Buckets of the summed gradient are reduced during the last client's backward pass."""
         model = state.shared_model
         state.side_channel.begin(flags, state.times.outgoing())
-        model.begin_step(state)
+        model.begin_step(state, record)
         for client in model.clients:
             model.backward(state, client, record)
         model.reduce(state, record)

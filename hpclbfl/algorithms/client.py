@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from hpclbfl.algorithms.flat_model import FlatModel
 from hpclbfl.algorithms.rank import Rank
 from hpclbfl.algorithms.record import ClientRecord, StepRecord
-from hpclbfl.core.clock import Mark
+from hpclbfl.algorithms.terms import ClientBatch
 from hpclbfl.core.fitting import check_like
 
 
@@ -29,28 +28,21 @@ class Client:
     def __init__(self, client_id: int, replica: FlatModel, loss_scaler: torch.amp.GradScaler) -> None:
         self.id, self.replica, self.loss_scaler = client_id, replica, loss_scaler
 
-    def forward_backward(self, rank: Rank, record: StepRecord, divisor: float) -> None:
-        """Add the gradient of sum(losses) / divisor to the parameters of its net."""
-        clock, job, step = rank.clock, rank.job, rank.counters.step
+    def forward_backward(self, rank: Rank, record: StepRecord, divisor: float, batch: ClientBatch | None) -> None:
+        """Add the gradient of sum(losses) / divisor to the parameters of its net; nothing without a batch."""
+        clock, step = rank.clock, rank.counters.step
         begin, host_begin = clock.mark(), time.perf_counter()
-        samples, passes = rank.sampler.take(self.id, rank.counters.positions, rank.sizes_now)
-        if len(samples) == 0:
+        if batch is None:
             record.clients.append(ClientRecord(self.id, 0, (begin, begin), (begin, begin)))
             return
-        images, labels = rank.train_images.batch(samples, passes)
-        rank.prefetch_after(self.id)
-        loaded: Mark = clock.mark()
-        seed_generators(job.seed, self.id, step)
+        seed_generators(rank.job.seed, self.id, step)
         with rank.autocast():
-            scores = self.replica.module(images)
-            losses = nn.functional.cross_entropy(
-                scores, labels, reduction="sum", label_smoothing=job.loss.label_smoothing
-            )
+            losses = rank.loss(self.replica.module(batch.inputs), batch.targets)
         self.loss_scaler.scale(losses / divisor).backward()
         if rank.emulation is not None:
-            rank.emulation.stretch(step, host_begin)
-        columns = {"loss": losses.detach() / len(samples)}
-        record.clients.append(ClientRecord(self.id, len(samples), (begin, loaded), (loaded, clock.mark()), columns))
+            rank.emulation.stretch(step, host_begin - batch.host_s)
+        columns = {"loss": losses.detach() / max(1, batch.num_terms)}
+        record.clients.append(ClientRecord(self.id, batch.num_samples, batch.loaded, (begin, clock.mark()), columns))
 
     def state_dict(self) -> dict[str, Any]:
         """The buffers of its net."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hpclbfl.algorithms import terms
 from hpclbfl.algorithms.client import Client
 from hpclbfl.algorithms.flags import NONFINITE
 from hpclbfl.algorithms.flat_model import FlatModel
@@ -44,10 +45,10 @@ class LocalClient(Client):
 
     def backward(self, rank: Rank, record: StepRecord) -> None:
         """Put the unscaled gradient of its mean loss into the parameters, where it has samples."""
-        count = int(rank.counts_now[self.id])
-        self.forward_backward(rank, record, count)
+        batch = terms.load_batch(rank, self.id)
+        self.forward_backward(rank, record, 1 if batch is None else max(1, batch.num_terms), batch)
         self._begin = rank.clock.mark(), time.perf_counter()
-        self.has_gradient = count > 0
+        self.has_gradient = batch is not None
         if self.has_gradient:
             self.loss_scaler.unscale_(self.optimizer)
 

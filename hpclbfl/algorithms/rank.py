@@ -22,8 +22,9 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.side_channel import SideChannel
 from hpclbfl.config.job import JobConfig
 from hpclbfl.core.clock import Clock
-from hpclbfl.data.loader import Loader
+from hpclbfl.data.loaders import BatchLoader
 from hpclbfl.data.sampling import Sampler
+from hpclbfl.losses.checked import Loss
 
 _LOOK_EVERY = 50
 """Steps between two looks at a GPU for a gradient that was not finite."""
@@ -38,7 +39,8 @@ class Rank:
     side_channel: SideChannel
     device: torch.device
     clock: Clock
-    train_images: Loader
+    train: BatchLoader
+    loss: Loss
     sampler: Sampler
     plan: Plan
     """Batch sizes in force."""
@@ -81,8 +83,8 @@ class Rank:
         return self.sampler.counts(self.sizes_now)
 
     def prefetch_after(self, client: int) -> None:
-        """Begin to decode the batch that this rank needs after this client's, where images are decoded on the fly."""
-        if self.train_images.in_memory:
+        """Begin to decode the batch that this rank needs after this client's, where samples are decoded on the fly."""
+        if self.train.in_memory:
             return
         ids, positions = self.client_ids, self.counters.positions
         place = ids.index(client) + 1
@@ -90,7 +92,7 @@ class Rank:
             place, positions = 0, positions + self.counts_now
         samples, passes = self.sampler.take(ids[place], positions, self.sizes_now)
         if len(samples):
-            self.train_images.prefetch(samples, passes)
+            self.train.prefetch(samples, passes)
 
     def exchange_flags(self, record: StepRecord, flags: int, now: bool) -> int:
         """The flags of all ranks where they are exchanged now; else 0, and what may not be lost waits."""

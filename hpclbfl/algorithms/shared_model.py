@@ -18,6 +18,7 @@ from hpclbfl.algorithms.flags import NONFINITE
 from hpclbfl.algorithms.flat_model import FlatModel
 from hpclbfl.algorithms.rank import Rank
 from hpclbfl.algorithms.stepping import Stepper
+from hpclbfl.algorithms.terms import StepTerms
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.core.errors import DataError
 from hpclbfl.core.fitting import check_like
@@ -62,6 +63,7 @@ class SharedModel:
         self.mean, self.clients, self.stepper, self.reducer = mean, clients, stepper, reducer
         self.chain, self.noise_scale, self.extrapolation = chain, noise_scale, extrapolation
         self._counts: NDArray[np.int64] = np.empty(0, np.int64)
+        self._terms: StepTerms
         self._divisors: NDArray[np.float64] = np.empty(0)
         self._loss_scale: Tensor | float = 1.0
         self._synced: tuple[Mark, float] = (0.0, 0.0)
@@ -71,13 +73,14 @@ class SharedModel:
         """The only one."""
         return [self.stepper.optimizer]
 
-    def begin_step(self, rank: Rank) -> None:
+    def begin_step(self, rank: Rank, record: StepRecord) -> None:
         """Settle every client's share of the step."""
         self._counts = counts = rank.counts_now
+        self._terms = terms = StepTerms(rank, record, counts)
         noise = rank.job.gradients.weight_noise
         factors = 1.0 if noise is None else client_factors(counts, noise, rank.job.seed, rank.counters.step)
         # sum over samples / B, then a sum over clients: the mean over all B samples, whatever each client's share.
-        self._divisors = counts.sum() / (np.ones(len(counts)) * factors)
+        self._divisors = terms.total / (np.ones(len(counts)) * factors)
         scaler = self.stepper.loss_scaler
         # By how much gradients are too large until they are unscaled; 0-d, on the device.
         one = torch.ones((), dtype=torch.float64, device=rank.device)
@@ -87,10 +90,10 @@ class SharedModel:
     def backward(self, rank: Rank, client: Client, record: StepRecord) -> None:
         """Add a client's gradient to the sum; the rank's last client starts the reductions."""
         divisor = float(self._divisors[client.id])
-        share = max(1, int(self._counts[client.id])) / divisor
+        share = self._terms.of(client.id) / divisor
         with self.extrapolation.ahead(client.id, share) if self.extrapolation else nullcontext() as keep:
             self.reducer.begin_pass(client is self.clients[-1], 1.0 / share, keep)
-            client.forward_backward(rank, record, divisor)
+            client.forward_backward(rank, record, divisor, self._terms.batch(client.id))
             own = self.reducer.end_pass()
         if own is not None and self._counts[client.id]:
             record.clients[-1].columns["local_grad_sq_norm"] = own / (share * self._loss_scale) ** 2

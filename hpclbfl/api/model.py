@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -12,7 +11,7 @@ from hpclbfl.api.own_torch import kept_torch_state
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.data.datasets import load_dataset
-from hpclbfl.data.loader import Loader
+from hpclbfl.data.loaders import data_spec, make_loader
 from hpclbfl.data.sampling import make_sampler
 from hpclbfl.runs.fingerprint import read_job
 from hpclbfl.sharpness.model import load_state
@@ -32,13 +31,13 @@ def load_model(path: Path) -> nn.Module:
     source = find_source(path)
     job = read_job(source.folder)
     host, comm = torch.device("cpu"), LocalCommunicator()
-    dataset = load_dataset(job.data.model_copy(update={"download": False}))
-    images = Loader(dataset.train, job.data, train=True, seed=job.seed, device=host, dtype=build.dtype(job))
-    images.close()
+    dataset = load_dataset(job.data.without_download())
+    loader = make_loader(dataset.train, job.data, job.seed, host, build.dtype(job))
+    loader.close()
     with kept_torch_state():
-        net = build.net(job, len(dataset.classes), images.image_shape, host)
-    labels, num_clients = np.asarray(dataset.train.labels), len(job.local_batch_sizes())
-    sampler = make_sampler(job.partition, labels, num_clients, len(dataset.classes), job.seed)
+        net = build.net(job, data_spec(dataset, loader), host)
+    num_clients = len(job.local_batch_sizes())
+    sampler = make_sampler(job.partition, dataset.train, num_clients, dataset.num_classes, job.seed)
     net, _, problems = load_state(net, source, job, sampler.capacity, comm)
     for line in problems:
         logger.warning(f"warning: passed over: {line}")

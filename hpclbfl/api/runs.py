@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -67,9 +68,9 @@ class Result:
 
     @property
     def top1(self) -> float | None:
-        """Accuracy of the newest evaluation on the test split, 0 to 1; None: there was none."""
+        """Accuracy of the newest evaluation on the test split, 0 to 1; None: there was none, or no classes."""
         scores = self.evals.filter(pl.col("split") == "test")["top1"]
-        return float(scores[-1]) if len(scores) else None
+        return float(scores[-1]) if len(scores) and math.isfinite(scores[-1]) else None
 
     @property
     def model(self) -> nn.Module:

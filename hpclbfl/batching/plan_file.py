@@ -161,11 +161,11 @@ class Plan(Section):
 
 
 def identity(job: JobConfig) -> dict[str, Any]:
-    """What memory and times depend on: net, precision, optimizer, what images are like, how the model is kept."""
-    data = job.data.model_dump(mode="json", include={"name", "resize", "augment"})
-    if job.data.name in ("packed", "imagefolder") and job.data.path is not None:
+    """What memory and times depend on: net, precision, optimizer, what samples are like, how the model is kept."""
+    data = job.data.hashed(job.data.model_dump(mode="json", exclude={"limit"}))
+    if job.data.file_name is not None:
         # The path itself may differ from node to node.
-        data["file"] = Path(job.data.path).name
+        data["file"] = job.data.file_name
     return {
         "model": job.model.model_dump(mode="json"),
         "data": data,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.turns import Turns
-from hpclbfl.config.sections import DataConfig
+from hpclbfl.config.sections import ImageDataConfig
 from hpclbfl.data.loader import Loader
 from hpclbfl.data.splits import ArrayImages, Split
 
@@ -71,7 +71,7 @@ def _images_per_s(stream: Iterator[int], num_batches: int) -> float:
 def _whole_batches(pixels: NDArray[np.uint8], labels: NDArray[np.int64], batch: int) -> Iterator[int]:
     """Endless batches of the training loader; yields their sizes."""
     split = Split.of(ArrayImages(pixels, "random"), labels)
-    config = DataConfig(name="packed", augment="crop_flip")
+    config = ImageDataConfig(name="random", augment="crop_flip")
     loader = Loader(split, config, train=True, seed=_SEED, device=torch.device("cpu"), dtype=torch.float32)
     number, rng = 0, np.random.default_rng(_SEED)
     while True:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
 from hpclbfl.data.datasets import load_dataset
-from hpclbfl.data.loader import make_loaders
+from hpclbfl.data.loaders import data_spec, make_loaders
 from hpclbfl.optim.optimizers import make_optimizer
 from hpclbfl.training import build
 
@@ -92,7 +92,7 @@ class PlainTraining:
         self.device = build.device(comm)
         dataset = load_dataset(job.data)
         self._images = make_loaders(dataset, job.data, job.seed, self.device, build.dtype(job)).train
-        net = build.net(job, len(dataset.classes), self._images.image_shape, self.device).train()
+        net = build.net(job, data_spec(dataset, self._images), self.device).train()
         optimizer = make_optimizer(job.optimizer, net.parameters())
         self._net, self._optimizer = wrap(net, optimizer)
         self._batch = job.local_batch_sizes()[comm.rank]

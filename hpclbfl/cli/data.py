@@ -49,12 +49,11 @@ def pack(
     verbose: Verbose = False,
 ) -> None:
     """Write a data set or a folder of images as one packed file."""
-    from hpclbfl.config.sections import DataConfig
-    from hpclbfl.config.validation import validated
+    from hpclbfl.config.components import DATASETS, component_config
     from hpclbfl.data.pack import pack as pack_set
 
-    values = {"name": name, "path": None if path is None else str(path), "download": download}
-    note = pack_set(validated(DataConfig, values, "data pack"), out)
+    values = {"name": name, **({} if path is None else {"path": str(path)}), **({"download": True} if download else {})}
+    note = pack_set(component_config(DATASETS, values, "data pack", "data"), out)
     if note:
         logger.info(note)
     say(out, sys.stdout)

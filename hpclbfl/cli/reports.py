@@ -85,7 +85,7 @@ def export(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write the logs of runs as tidy tables: runs, steps, evals, layers, plans, events, problems."""
+    """Write the logs of runs as tidy tables: runs, steps, evals, layers, plans, events, metrics, problems."""
     from hpclbfl.analysis.export import export as write_tables
     from hpclbfl.analysis.report import load_some
     from hpclbfl.core.files import make_folder

@@ -2,8 +2,10 @@
 
 What a class of the user's own must be to join a kind stands with the kind, see `hpclbfl.core.registry.Interface`:
 
+- a data set is made with its config, and has `train` and `test`; see `hpclbfl.data.sets`;
 - a net is a `torch.nn.Module`, made with its config and a `hpclbfl.models.DataSpec`; weights come from torch's global
   generator, which is seeded before;
+- a loss is made with its config and a `DataSpec`, and called with outputs and targets; see `hpclbfl.losses`;
 - a partition is made with its config, and called with labels (int64 [N]), the number of clients, the number of classes
   and a numpy generator; it returns the places of each client's samples, as those of `hpclbfl.data.partitions` do;
 - an algorithm is made with its config, the global batch size and the size of the training set, and is derived from
@@ -27,8 +29,9 @@ from hpclbfl.config.own_parts import NOWHERE, Lookup, find_own, own_config
 from hpclbfl.config.sections.algorithm import AlgorithmConfig
 from hpclbfl.config.sections.base import Nested, Section
 from hpclbfl.config.sections.batching import BatchingConfig
+from hpclbfl.config.sections.data import DataConfig
 from hpclbfl.config.sections.gradients import DetectorConfig, GradientsConfig, TransformConfig
-from hpclbfl.config.sections.model import ModelConfig
+from hpclbfl.config.sections.model import LossConfig, ModelConfig
 from hpclbfl.config.sections.optimizer import OptimizerConfig
 from hpclbfl.config.sections.partition import PartitionConfig
 from hpclbfl.config.sections.schedule import ScheduleConfig
@@ -37,6 +40,7 @@ from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.registry import Component, Interface, Registry, fields_of
 from hpclbfl.core.text import MAX_SHOWN, printable, shown
 
+DATASETS = Registry[DataConfig]("data set", "name", "hpclbfl.data.sets", interface=Interface(DataConfig, ("config",)))
 MODELS = Registry[ModelConfig](
     "net",
     "name",
@@ -65,6 +69,13 @@ DETECTORS = Registry[DetectorConfig](
     "name",
     "hpclbfl.gradients.detectors",
     interface=Interface(DetectorConfig, ("config",), ("init", "observe")),
+)
+LOSSES = Registry[LossConfig](
+    "loss",
+    "name",
+    "hpclbfl.losses",
+    default="cross_entropy",
+    interface=Interface(LossConfig, ("config", "data"), ("__call__",)),
 )
 PARTITIONS = Registry[PartitionConfig](
     "partition",
@@ -100,11 +111,13 @@ SCHEDULES = Registry[ScheduleConfig](
 Config = TypeVar("Config", bound=Section)
 
 SECTIONS: Mapping[str, Registry[Any]] = {
+    "data": DATASETS,
     "model": MODELS,
     "partition": PARTITIONS,
     "sync": ALGORITHMS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "loss": LOSSES,
     "batching": POLICIES,
 }
 """Sections of a job that are a component each."""

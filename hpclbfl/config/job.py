@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, SerializeAsAny, StrictBool, ValidationInfo, model_validator
 
 from hpclbfl.config.components import transform_configs, with_components
-from hpclbfl.config.migrate import as_former
+from hpclbfl.config.migrate import as_former, with_unnamed_loss
 from hpclbfl.config.own_parts import NOWHERE, Lookup, as_written, pinned
 from hpclbfl.config.own_sources import PARTS
 from hpclbfl.config.part_names import anchored
@@ -38,7 +38,7 @@ from hpclbfl.config.sections import (
     Section,
     StopConfig,
 )
-from hpclbfl.config.sections.base import Name, Seed, Whole
+from hpclbfl.config.sections.base import Name, Seed, Whole, path_fields
 from hpclbfl.config.validation import validated
 from hpclbfl.core.errors import ConfigError, DataError
 from hpclbfl.core.files import read_bytes
@@ -67,14 +67,14 @@ class JobConfig(Section):
     """bf16, fp16: autocast, on devices that support it; parameters stay in float32."""
     deterministic: StrictBool = False
     """On GPUs: use deterministic kernels only."""
-    data: DataConfig
+    data: SerializeAsAny[DataConfig]
     partition: SerializeAsAny[PartitionConfig]
     model: SerializeAsAny[ModelConfig]
     sync: SerializeAsAny[AlgorithmConfig]
     gradients: GradientsConfig = GradientsConfig()
     optimizer: SerializeAsAny[OptimizerConfig]
     schedule: SerializeAsAny[ScheduleConfig]
-    loss: LossConfig = LossConfig()
+    loss: SerializeAsAny[LossConfig]
     batching: SerializeAsAny[BatchingConfig]
     emulate: EmulateConfig | None = None
     stop: StopConfig = StopConfig(epochs=10)
@@ -146,9 +146,7 @@ class JobConfig(Section):
 
     def _scientific(self, data_fingerprint: str, left_out: set[str]) -> dict[str, Any]:
         job = self.model_dump(mode="json", exclude=left_out)
-        for key in ("path", "download", "workers", "in_memory"):
-            del job["data"][key]
-        job["data"]["fingerprint"] = data_fingerprint
+        job["data"] = {**self.data.hashed(job["data"]), "fingerprint": data_fingerprint}
         source = self.batching.plan_file
         if source is not None:
             try:
@@ -161,7 +159,7 @@ class JobConfig(Section):
 
     def digest(self, data_fingerprint: str) -> str:
         """Ten hexadecimal digits that identify this experiment."""
-        return _hash(self.scientific(data_fingerprint))
+        return _hash(with_unnamed_loss(self.scientific(data_fingerprint)))
 
     def former_digest(self, data_fingerprint: str) -> str:
         """The digest of version 0.1, which covered `stop`: run folders of that time are named after it.
@@ -254,9 +252,10 @@ def with_paths(job: JobConfig, folder: Path, other: Path, elsewhere: Iterable[st
             ) from error
         return found
 
-    if job.data.path is not None:
-        path = absolute("data", "path", job.data.path)
-        job = job.model_copy(update={"data": job.data.model_copy(update={"path": path})})
+    given = {key: getattr(job.data, key) for key in path_fields(type(job.data))}
+    paths = {key: absolute("data", key, path) for key, path in given.items() if path is not None}
+    if paths:
+        job = job.model_copy(update={"data": job.data.model_copy(update=paths)})
     if job.batching.plan_file is not None:
         path = absolute("batching", "from", job.batching.plan_file)
         job = job.model_copy(update={"batching": job.batching.with_plan_file(path)})

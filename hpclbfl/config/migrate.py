@@ -10,6 +10,7 @@ from hpclbfl.config.part_names import parse_name
 _MOMENTUM, _MOMENTS, _TVLARS = ("sgd", "lars"), ("adam", "adamw", "lamb"), ("tvlars",)
 _WITH_DROPOUT = ("vgg11", "vgg11_bn", "alexnet", "vit_b_16", "vit_cifar", "vgg_small", "alexnet_small")
 _BY_SPEED = ("proportional", "dynamic")
+_UNNAMED_LOSS = "cross_entropy"
 _FORMER: Mapping[str, tuple[str, Mapping[str, tuple[tuple[str, ...], Any]]]] = {
     "model": ("name", {"stem": (("resnet18", "resnet50"), "imagenet"), "dropout": (_WITH_DROPOUT, None)}),
     "partition": ("kind", {"labels": (("labels_per_client",), None), "alpha": (("dirichlet", "quantity"), None)}),
@@ -55,7 +56,8 @@ read them, and what stood there for the others."""
 def migrated(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections of a job that a run folder holds as this version writes them.
 
-    Versions without `partition.reshuffle` dealt all samples anew over all clients under `kind: iid`.
+    Versions without `partition.reshuffle` dealt all samples anew over all clients under `kind: iid`, and they had one
+    loss, without a name.
 
     Args:
         job: from config.yaml, a log or a provenance; whatever its values are.
@@ -64,6 +66,9 @@ def migrated(job: Mapping[str, Any]) -> dict[str, Any]:
     partition = job.get("partition")
     if isinstance(partition, Mapping) and partition.get("kind") == "iid" and "reshuffle" not in partition:
         found["partition"] = {**partition, "reshuffle": True}
+    loss = job.get("loss")
+    if isinstance(loss, Mapping):
+        found["loss"] = {"name": _UNNAMED_LOSS, **loss}
     for section, (naming, keys) in _FORMER.items():
         values = found.get(section)
         # Those versions had no parts of the user's own, whose keys are their own.
@@ -73,9 +78,17 @@ def migrated(job: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def with_unnamed_loss(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job without the name of the one loss that versions up to 0.1 had: hashes do not cover it."""
+    found = dict(job)
+    if found["loss"].get("name") == _UNNAMED_LOSS:
+        found["loss"] = {key: value for key, value in found["loss"].items() if key != "name"}
+    return found
+
+
 def as_former(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections of a job as version 0.1 wrote them; the reverse of `migrated`."""
-    found = dict(job)
+    found = with_unnamed_loss(job)
     for section, (_, keys) in _FORMER.items():
         found[section] = {key: default for key, (_, default) in keys.items()} | dict(found[section])
     # What it called i.i.d. was reshuffled; fixed shards it did not have.

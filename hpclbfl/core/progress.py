@@ -49,7 +49,7 @@ class Progress:
         self._title, self._total, self._visible, self._log = printable(title), total_epochs, visible, log
         self._logger = Diagnostics(__name__, title)
         self._last_line = self._begin = time.monotonic()
-        self._top1: float | None = None
+        self._score = ""
         self._bar = None
         self._above = ExitStack()
         # Under mpirun stderr is a pipe; `hpclbfl launch` says how wide the terminal at its other end is.
@@ -94,9 +94,9 @@ class Progress:
             self.say(f"{text}  {now - self._begin:.0f} s")
             self._last_line = now
 
-    def evaluated(self, top1: float) -> None:
-        """The newest test accuracy, a fraction."""
-        self._top1 = top1
+    def evaluated(self, score: str) -> None:
+        """What the newest evaluation came to, in a few words: `top-1 93.1 %`."""
+        self._score = printable(score)
 
     def say(self, line: str) -> None:
         """Tell one line, and write it into the log."""
@@ -123,5 +123,5 @@ class Progress:
 
     def _text(self, step: int, epoch: float, loss: float) -> str:
         end = f"/{self._total:.4g}" if self._total is not None else ""
-        top1 = f"  top-1 {100 * self._top1:.1f} %" if self._top1 is not None else ""
-        return f"epoch {epoch:.2f}{end}  step {step}  loss {loss:.3f}{top1}"
+        score = f"  {self._score}" if self._score else ""
+        return f"epoch {epoch:.2f}{end}  step {step}  loss {loss:.3f}{score}"

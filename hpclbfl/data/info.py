@@ -29,6 +29,8 @@ logger = Diagnostics(__name__, title="")
 _MAX_CLASS_COLUMNS = 20
 _CELL_PX = (3, 34)
 _PLOT_PX = 640
+_NO_CLASSES = ("samples",)
+"""Column of samples that have no classes."""
 
 
 class LabelInfo(NamedTuple):
@@ -64,16 +66,18 @@ def label_info(job: JobConfig) -> LabelInfo:
     if job.clients is None:
         raise ConfigError("clients: state how many; without it the count follows from the ranks of a run")
     dataset = load_dataset(job.data)
-    labels = dataset.train.labels
-    shards = partition(job.partition, labels, job.clients, dataset.num_classes, job.seed)
+    split, num_classes = dataset.train, dataset.num_classes or 1
+    labels = np.zeros(len(split), np.int64) if split.labels is None else split.labels
+    classes = dataset.classes or (_NO_CLASSES if split.labels is None else tuple(map(str, range(num_classes))))
+    shards = partition(job.partition, split, job.clients, num_classes, job.seed)
     holders = tuple(map(str, range(job.clients)))
-    title = f"{job.data.title}, {brief(job.partition.kind)}: {len(labels)} training images over {job.clients} clients"
+    title = f"{job.data.title}, {brief(job.partition.kind)}: {len(labels)} training samples over {job.clients} clients"
     if job.partition.is_reshuffled:
         # The partition has been checked; there are no fixed shards.
         shards, holders, title = [np.arange(len(labels))], ("any",), f"{title}, dealt anew in every epoch"
-    counts = label_counts(shards, labels, dataset.num_classes)
+    counts = label_counts(shards, labels, num_classes)
     num_test, note = len(dataset.test), dataset.note
-    return LabelInfo(job.data.title, dataset.classes, counts, holders, title, num_test, dataset.fingerprint, note)
+    return LabelInfo(job.data.title, classes, counts, holders, title, num_test, dataset.fingerprint, note)
 
 
 def print_info(job: JobConfig, as_json: bool = False, console: Console | None = None) -> None:
@@ -105,7 +109,8 @@ def print_info(job: JobConfig, as_json: bool = False, console: Console | None = 
         }
         console.file.write(json.dumps(values) + "\n")
         return
-    caption = f"{len(info.classes)} classes, {info.num_test} test images, fingerprint {info.fingerprint[:10]}"
+    classes = f"{len(info.classes)} classes" if info.classes != _NO_CLASSES else "no classes"
+    caption = f"{classes}, {info.num_test} test samples, fingerprint {info.fingerprint[:10]}"
     table = DataTable(title=info.title, caption=caption, collapse_padding=True)
     table.add_column("client", justify="right")
     if len(info.classes) <= _MAX_CLASS_COLUMNS:

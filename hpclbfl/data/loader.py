@@ -7,6 +7,7 @@ has room lies there whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -14,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hpclbfl.config.sections import DataConfig
+from hpclbfl.config.sections import ImageDataConfig
 from hpclbfl.data.augment import PixelArray, crop_flip
-from hpclbfl.data.datasets import Dataset
 from hpclbfl.data.frames import Frames, Shape, Statistics, statistics
 from hpclbfl.data.on_device import DeviceImages, has_room
 from hpclbfl.data.packed import IntArray
@@ -103,10 +103,12 @@ class Loader:
         DataError: an image cannot be read, or has another size than the others.
     """
 
+    input_dtype, target_shape, target_dtype = None, (), torch.int64
+
     def __init__(
         self,
         split: Split,
-        config: DataConfig,
+        config: ImageDataConfig,
         *,
         train: bool,
         seed: int,
@@ -133,7 +135,7 @@ class Loader:
         self._on_device: DeviceImages | None = None
         if store is not None and has_room(store.nbytes, device):
             self._on_device = DeviceImages(store, np.asarray(split.labels), device)
-        self._stagings = [_Staging(self.image_shape, device) for _ in range(2)]
+        self._stagings = [_Staging(self.input_shape, device) for _ in range(2)]
         self._pool: ThreadPoolExecutor | None = None
         self._num_parts = 1
         if not self.in_memory and config.workers:
@@ -142,9 +144,19 @@ class Loader:
         self._pending: _Pending | None = None
 
     @property
-    def image_shape(self) -> Shape:
+    def input_shape(self) -> Shape:
         """(3, H, W) of the images in a batch."""
         return self._frames.shape
+
+    @property
+    def sample_text(self) -> str:
+        """Side of the images: `32 px`."""
+        return f"{self.input_shape[1]} px"
+
+    @property
+    def staged_bytes(self) -> int:
+        """Of an image in uint8, in two buffers."""
+        return 2 * math.prod(self.input_shape)
 
     @property
     def in_memory(self) -> bool:
@@ -190,6 +202,10 @@ class Loader:
             pending.discard()
             raise
         return pending.staging.send(self.split.labels[samples])
+
+    def example(self, count: int) -> torch.Tensor:
+        """Black images, none of which is decoded, dtype [count, 3, H, W]."""
+        return torch.zeros(count, *self.input_shape, dtype=self._dtype, device=self._scale.device)
 
     def prefetch(self, samples: IntArray, passes: IntArray, augment: bool = True) -> None:
         """Start decoding the next batch; does nothing for images in memory."""
@@ -240,28 +256,3 @@ class Loader:
         if augment and self._augment == "resized_crop_flip":
             return lambda sample, pass_, out: frames.decode_resized_crop_flip(sample, pass_, seed, out)
         return lambda sample, pass_, out: frames.decode(sample, out)
-
-
-class Loaders(NamedTuple):
-    """The two loaders of a set. `train.batch(..., augment=False)` evaluates on the training split."""
-
-    train: Loader
-    test: Loader
-
-
-def make_loaders(dataset: Dataset, config: DataConfig, seed: int, device: torch.device, dtype: torch.dtype) -> Loaders:
-    """Loaders of both splits, normalised with the training split's statistics."""
-    train = Loader(dataset.train, config, train=True, seed=seed, device=device, dtype=dtype)
-    mean, std = train.statistics
-    test = Loader(
-        dataset.test,
-        config,
-        train=False,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        mean=mean,
-        std=std,
-        shape=train.image_shape,
-    )
-    return Loaders(train, test)

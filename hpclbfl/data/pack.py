@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hpclbfl.config.sections import DataConfig
-from hpclbfl.core.errors import DataError, HpclbflError
+from hpclbfl.config.sections import DataConfig, ImageDataConfig
+from hpclbfl.core.errors import ConfigError, DataError, HpclbflError
 from hpclbfl.core.files import make_folder, read_begin
 from hpclbfl.core.h5library import HDF5_SIGNATURE
 from hpclbfl.core.text import say_error
-from hpclbfl.data.datasets import DIGITS, load_dataset
+from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.images import encode_png, holds_several
 from hpclbfl.data.packed import write_packed
+from hpclbfl.data.sets.digits import DIGITS
 from hpclbfl.data.splits import Split
 
 _DIGITS_TEST_SHARE = 0.2
@@ -37,16 +38,19 @@ def pack(config: DataConfig, out: Path) -> str:
         A remark about the set to print, one line: files left out, and files of several pictures; or empty.
 
     Raises:
-        ConfigError: an unknown name, or a path that is missing.
+        ConfigError: a path that is missing, or a set that is not one of images.
         DataError: the set cannot be read, or `out` is one of its files, or something that is no packed file.
         EnvironmentFault: the file cannot be written.
     """
     dataset = load_dataset(config)
+    train, test = dataset.train, dataset.test
+    if not (isinstance(config, ImageDataConfig) and isinstance(train, Split) and isinstance(test, Split)):
+        raise ConfigError(f"data pack: {config.title} is no set of images: a packed file holds nothing else")
     _check_target(out, config)
     if not out.parent.is_dir():
         make_folder(out.parent)
     several = [0]
-    splits = {"train": _checked(dataset.train, several), "test": _checked(dataset.test, several)}
+    splits = {"train": _checked(train, several), "test": _checked(test, several)}
     write_packed(out, dataset.classes, splits)
     notes = [dataset.note] if dataset.note else []
     if several[0]:
@@ -58,16 +62,13 @@ def pack(config: DataConfig, out: Path) -> str:
     return "; ".join(notes)
 
 
-def _check_target(out: Path, config: DataConfig) -> None:
+def _check_target(out: Path, config: ImageDataConfig) -> None:
     """Refuse to write to `out` if that would destroy a file of the set, or anything that is not a packed file."""
-    if config.name == "imagefolder":
-        root = Path(config.path or "").resolve()
-        if any(out.resolve().is_relative_to(root / split) for split in ("train", "test", "val")):
-            raise DataError(f"{out}: lies among the images that are to be packed: give another place")
+    if config.holds(out):
+        raise DataError(f"{out}: lies among the images that are to be packed: give another place")
     if not os.path.lexists(out):
         return
-    source = DIGITS if config.name == "digits" else Path(config.path or "")
-    if out.exists() and out.samefile(source):
+    if out.exists() and config.source is not None and out.samefile(config.source):
         raise DataError(f"{out}: is the set that is to be packed: give another name")
     if out.is_dir():
         raise DataError(f"{out}: is a folder: give the name of a file in it")

@@ -16,6 +16,7 @@ from hpclbfl.config.sections import PartitionConfig
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.data.packed import IntArray
 from hpclbfl.data.partitions import check_clients, partition
+from hpclbfl.data.samples import Samples
 
 _GLOBAL_STREAM, _SHARD_STREAM = 1, 2
 
@@ -131,15 +132,15 @@ def level(sizes: Sequence[int], total: int) -> IntArray:
     return found
 
 
-def make_sampler(config: PartitionConfig, labels: IntArray, num_clients: int, num_classes: int, seed: int) -> Sampler:
-    """The sampler that a job's partition asks for.
+def make_sampler(config: PartitionConfig, split: Samples, num_clients: int, num_classes: int, seed: int) -> Sampler:
+    """The sampler of a training split that a job's partition asks for.
 
     Raises:
         ConfigError: the partition cannot be made.
     """
-    if len(labels) == 0:
+    if len(split) == 0:
         raise ConfigError("data: the training split is empty, nothing to sample")
     if config.is_reshuffled:
-        check_clients(num_clients, len(labels))
-        return GlobalSampler(len(labels), num_clients, seed)
-    return ShardSampler(partition(config, labels, num_clients, num_classes, seed), seed)
+        check_clients(num_clients, len(split))
+        return GlobalSampler(len(split), num_clients, seed)
+    return ShardSampler(partition(config, split, num_clients, num_classes, seed), seed)

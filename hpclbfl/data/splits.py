@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from PIL import Image
 from hpclbfl.core.errors import DataError
 from hpclbfl.core.files import read_bytes
 from hpclbfl.data.images import decode, encode_png
-from hpclbfl.data.packed import IntArray, PackedSplit
+from hpclbfl.data.packed import IntArray, PackedSplit, fingerprint
 
 _MAX_FILE_BYTES = 1 << 30
 
@@ -128,6 +128,9 @@ class Split:
     indices: IntArray
     """int64 [N]: where each image stands in the source."""
 
+    groups: ClassVar[None] = None
+    """Images are nobody's."""
+
     @classmethod
     def of(cls, source: Source, labels: Sequence[int] | IntArray) -> Split:
         """All images of a source."""
@@ -163,3 +166,8 @@ class Split:
     def subset(self, indices: IntArray) -> Split:
         """The images at these places, in this order."""
         return Split(self.source, self.labels[indices], self.indices[indices])
+
+    @staticmethod
+    def fingerprint(classes: tuple[str, ...], splits: Mapping[str, Any]) -> str:
+        """See `Samples`: that of a packed file with these images."""
+        return fingerprint(classes, splits)

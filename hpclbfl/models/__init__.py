@@ -14,6 +14,7 @@ from hpclbfl.config.sections import ModelConfig
 from hpclbfl.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -21,8 +22,15 @@ class DataSpec(NamedTuple):
     """What a net is made for."""
 
     input_shape: tuple[int, ...]
-    """Of a sample; images: channels, height, width."""
-    num_classes: int
+    """Of a sample; images: 3, height, width."""
+    num_classes: int = 0
+    """0: samples have no classes."""
+    input_dtype: torch.dtype | None = None
+    """Of inputs that are whole numbers; None: floating point, in the type of the net's parameters."""
+    target_shape: tuple[int, ...] = ()
+    """Of a sample's target; (): one number each."""
+    target_dtype: torch.dtype | None = None
+    """int64; None: floating point, in the type of the net's parameters."""
 
 
 class ImageModelConfig(ModelConfig):
@@ -46,9 +54,10 @@ def make_model(config: ModelConfig, data: DataSpec) -> nn.Module:
     """A freshly initialised net.
 
     Raises:
-        ConfigError: it does not take samples of this shape; says which it takes. Or it has nothing to train.
+        ConfigError: it does not take samples like these; says which it takes. Or it has nothing to train.
     """
     if isinstance(config, ImageModelConfig):
+        _check_images(config, data)
         _, height, width = data.input_shape
         if height != width:
             raise ConfigError(f"data.resize: images of {width} x {height} px are not square; give the side in px")
@@ -61,3 +70,18 @@ def make_model(config: ModelConfig, data: DataSpec) -> nn.Module:
     if next(net.parameters(), None) is None:
         raise ConfigError(f"model.name: {brief(config.name)} has no parameters to train")
     return net
+
+
+def _check_images(config: ImageModelConfig, data: DataSpec) -> None:
+    if len(data.input_shape) != 3 or data.input_shape[0] != 3 or data.input_dtype is not None:
+        kind = "floating point" if data.input_dtype is None else str(data.input_dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"model.name: {brief(config.name)} takes images, floating point [3, height, width]; these samples are "
+            f"{kind} {list(data.input_shape)}: give a net of your own"
+        )
+    if not data.num_classes or data.target_shape:
+        has = f"targets of shape {list(data.target_shape)}" if data.num_classes else "no classes"
+        raise ConfigError(
+            f"model.name: {brief(config.name)} tells one class for each image; these data have {has}: give a net of "
+            "your own"
+        )

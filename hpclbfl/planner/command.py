@@ -79,9 +79,9 @@ def _plan(
         if comm.rank == 0:
             logger.info(f"{time.monotonic() - begin:4.0f} s: {line}")
 
-    if job.data.download:
+    if job.data.downloads:
         load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)
-    build.check_batches(job, len(load_dataset(job.data.model_copy(update={"download": False})).train))
+    build.check_batches(job, len(load_dataset(job.data.without_download()).train))
     is_gpu = torch.cuda.is_available()
     build.autocast(job, torch.device("cuda" if is_gpu else "cpu"))
     plan, rows, first = make_plan(job, comm, is_gpu, probe, options, say)
@@ -89,7 +89,7 @@ def _plan(
     if comm.rank == 0:
         yaml_file, h5_file = _plan_files(out)
         save_plan(plan, yaml_file)
-        _save_rows(h5_file, rows, job, plan, first.image_side)
+        _save_rows(h5_file, rows, job, plan, first.sample_text)
         files = [yaml_file, h5_file]
         if plot is not None:
             from hpclbfl.planner.picture import draw
@@ -105,13 +105,13 @@ def _plan_files(out: Path) -> tuple[Path, Path]:
     return yaml_file, yaml_file.with_suffix(".h5")
 
 
-def _save_rows(path: Path, rows: list[ProbeRow], job: JobConfig, plan: Plan, side: int) -> None:
+def _save_rows(path: Path, rows: list[ProbeRow], job: JobConfig, plan: Plan, sample: str) -> None:
     attributes = {"config": job.to_yaml(), "num_train": plan.num_train, "fingerprint": plan.made["data"]}
-    save_probes(path, rows, job.model.name, f"{job.data.title} {side} px", attributes)
+    save_probes(path, rows, job.model.name, f"{job.data.title} {sample}", attributes)
 
 
 def _title(job: JobConfig, plan: Plan) -> str:
     return (
         f"{brief(job.model.name)} on {job.data.title}, {brief(job.optimizer.name)}, {job.precision}, "
-        f"{plan.num_train} training images"
+        f"{plan.num_train} training samples"
     )

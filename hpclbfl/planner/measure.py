@@ -7,13 +7,13 @@ allocator on a GPU and from the kernel's count of resident memory on a CPU.
 
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,10 +21,13 @@ from hpclbfl.batching import Plan
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.config.components import ALGORITHMS, PARTITIONS, POLICIES, component_config
 from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import ImageDataConfig
 from hpclbfl.core.clock import Mark, seconds
 from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.frames import Frames
+from hpclbfl.data.loader import Loader
 from hpclbfl.data.sampling import GlobalSampler
+from hpclbfl.data.splits import Split
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.setup import make_state
 
@@ -51,10 +54,10 @@ class Bench:
     """
 
     def __init__(self, job: JobConfig, local_rank: int, local_size: int, num_clients: int = 1) -> None:
-        whole = load_dataset(job.data.model_copy(update={"download": False}))
+        whole = load_dataset(job.data.without_download())
         self.state = make_state(probe_job(job, whole, num_clients), ProbeCommunicator(local_rank, local_size))
         # A batch may be larger than what is opened here, up to the whole set.
-        num_opened, num_train = len(self.state.train_images), len(whole.train)
+        num_opened, num_train = len(self.state.train), len(whole.train)
         self.state.sampler = GlobalSampler(num_opened, len(self.state.sizes), job.seed, max(num_opened, num_train))
         self.device = self.state.device
         self.num_train = num_train
@@ -63,9 +66,9 @@ class Bench:
         """Of decoded images that a training run keeps in memory and this process does not."""
 
     def _missing_bytes(self, whole: Dataset) -> int:
-        state, image = self.state, int(np.prod(self.state.train_images.image_shape))
-        opened = [(whole.train, state.train_images), (whole.test, state.test_images)]
-        return sum(image * (len(split) - len(loader)) for split, loader in opened if loader.in_memory)
+        opened = [(whole.train, self.state.train), (whole.test, self.state.test)]
+        decoded = [(split, loader) for split, loader in opened if isinstance(loader, Loader) and loader.in_memory]
+        return sum(math.prod(loader.input_shape) * (len(split) - len(loader)) for split, loader in decoded)
 
     def step(self, batch: int) -> tuple[float, float]:
         """Train one step with `batch` samples on the first client; t_mov and t_c, s, the device synchronised."""
@@ -149,12 +152,13 @@ class _Storages:
 
 def probe_job(job: JobConfig, whole: Dataset, num_clients: int) -> JobConfig:
     """The job as a probe runs it: few images, a learning rate that moves nothing, nothing emulated."""
-    data = job.data
-    if data.in_memory is None and data.augment != "resized_crop_flip":
+    data = job.data.without_download()
+    images = whole.train if isinstance(whole.train, Split) else None
+    if isinstance(data, ImageDataConfig) and images and data.in_memory is None and data.augment != "resized_crop_flip":
         # Fewer images might fit where the whole set would not.
-        in_memory = Frames(whole.train, data.resize, in_memory=False).are_small
+        in_memory = Frames(images, data.resize, in_memory=False).are_small
         data = data.model_copy(update={"in_memory": in_memory})
-    data = data.model_copy(update={"limit": min(IMAGES, len(whole.train)), "download": False})
+    data = data.model_copy(update={"limit": min(IMAGES, len(whole.train))})
     sync = job.sync
     if sync.trains_alone and sync.watched_change is None:
         # A round that no probe comes to the end of.

@@ -139,7 +139,7 @@ def time_steps(
         local_steps: H, over which the time of an averaging is spread.
     """
     most = max(IMAGES, sum(sizes))
-    data = job.data.model_copy(update={"limit": min(most, job.data.limit or most), "download": False})
+    data = job.data.without_download().model_copy(update={"limit": min(most, job.data.limit or most)})
     batching = component_config(POLICIES, {"local_batch_size": list(sizes)}, "plan", "batching")
     changes = {
         "clients": comm.size,

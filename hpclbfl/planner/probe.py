@@ -23,9 +23,10 @@ import torch
 from hpclbfl.batching.plan_file import device_name
 from hpclbfl.config.job import JobConfig, parse_job
 from hpclbfl.config.own_sources import remember
+from hpclbfl.config.sections import ImageDataConfig
 from hpclbfl.core.errors import HpclbflError
 from hpclbfl.data.datasets import load_dataset
-from hpclbfl.data.loader import Loader
+from hpclbfl.data.loaders import make_loader
 from hpclbfl.planner.compute import SMALLEST, batch_ladder
 from hpclbfl.planner.measure import Bench, anonymous, resident
 from hpclbfl.planner.runner import MARK
@@ -33,7 +34,7 @@ from hpclbfl.planner.runner import MARK
 _SCOUT = 8
 _ROOM = 1.5
 """Peak of a step over what it saves for the backward pass, at most; for guesses that must not run out of memory."""
-_BUFFER_IMAGES = 256
+_BUFFER_SAMPLES = 256
 _MOST_ROUNDS = 8
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -124,8 +125,9 @@ def times(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
         "free_bytes": free_bytes,
         "num_train": bench.num_train,
         "fingerprint": bench.fingerprint,
-        "image_shape": list(bench.state.train_images.image_shape),
-        "in_memory": bench.state.train_images.in_memory,
+        "input_bytes": bench.state.train.staged_bytes // 2,
+        "sample_text": bench.state.train.sample_text,
+        "in_memory": bench.state.train.in_memory,
         "missing_bytes": 0 if is_gpu else bench.missing_bytes,
         "host_bytes": host_bytes,
         "start_bytes": 0 if is_gpu else host_bytes,
@@ -156,15 +158,17 @@ def batches(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
     """
     is_gpu = torch.cuda.is_available()
     device = torch.device("cuda", request["local_rank"] % torch.cuda.device_count()) if is_gpu else torch.device("cpu")
-    split = load_dataset(job.data.model_copy(update={"download": False})).train
-    split = split.subset(np.arange(min(_BUFFER_IMAGES, len(split))))
-    config = job.data.model_copy(update={"in_memory": request["in_memory"], "limit": None})
+    split = load_dataset(job.data.without_download()).train
+    split = split.subset(np.arange(min(_BUFFER_SAMPLES, len(split))))
+    config = job.data
+    if isinstance(config, ImageDataConfig):
+        config = config.model_copy(update={"in_memory": request["in_memory"]})
     dtype = torch.float64 if job.precision == "float64" else torch.float32
     gray = (0.5, 0.5, 0.5)
     rows = []
     # The first one finds memory that the imports left behind.
     for batch, repetition in [(request["batches"][0][0], -1), *request["batches"]]:
-        loader = Loader(split, config, train=True, seed=0, device=device, dtype=dtype, mean=gray, std=gray)
+        loader = make_loader(split, config, 0, device, dtype, (gray, gray))
         samples = np.arange(batch, dtype=np.int64) % len(split)
         passes = np.arange(batch, dtype=np.int64) // len(split)
         _give_back_free_memory()

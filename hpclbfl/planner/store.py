@@ -20,7 +20,7 @@ _PAGES_BYTES = 2**16
 # (column, type, unit, meaning)
 COLUMNS = [
     ("model", "S32", "", "net"),
-    ("data", "S64", "", "data set and side of its images, px"),
+    ("data", "S64", "", "data set and what a sample is like"),
     ("quantity", "S16", "", "what was measured; see the unit in its name, s or bytes"),
     ("batch", "<i8", "sample", "local batch size; 0 for a reduction"),
     ("repetition", "<i8", "1", "from 0"),

@@ -68,7 +68,7 @@ class Study:
     rows: tuple[ProbeRow, ...]
     num_train: int
     fingerprint: str
-    image_side: int
+    sample_text: str
     parameter_bytes: int
     buffer_bytes: int
 
@@ -135,7 +135,7 @@ class DeviceProfiler:
             rows=tuple(self.rows),
             num_train=told["num_train"],
             fingerprint=told["fingerprint"],
-            image_side=told["image_shape"][1],
+            sample_text=told["sample_text"],
             parameter_bytes=told["parameter_bytes"],
             buffer_bytes=told["buffer_bytes"],
         )
@@ -154,15 +154,15 @@ class DeviceProfiler:
 
     def _batch_memory(self, told: dict[str, Any], limit: int) -> Line:
         self.say("measuring the memory of batches")
-        image_bytes = math.prod(told["image_shape"])
-        # In uint8 in two buffers, and as the net takes it.
-        sample_bytes = image_bytes * (2 + (8 if self.job.precision == "float64" else 4))
+        input_bytes = told["input_bytes"]
+        # In two buffers, and as the net takes it; of images a byte is a number.
+        sample_bytes = input_bytes * (2 + (8 if self.job.precision == "float64" else 4))
         room = (1 - MARGIN) * min(self.watched - told["host_bytes"], limit)
         loaded, too_large = loaded_sizes(sample_bytes, room)
         for batch in too_large:
             needed, left = shown_size(batch * sample_bytes), shown_size(max(0, room))
             self.say(f"a batch of {batch} is not loaded: it takes {needed}, and {left} are left")
-        order = load_order(loaded, image_bytes, self.options.repetitions)
+        order = load_order(loaded, input_bytes, self.options.repetitions)
         request = {"batches": order, "in_memory": told["in_memory"]}
         found = self._ask("batches", "loading", request, plain_allocator=True)
         rows = [(batch, repetition, float(size)) for batch, repetition, size in found["rows"]]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
@@ -21,7 +20,7 @@ from hpclbfl.config.part_names import brief
 from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import ConfigError, DataError, RunFailed
 from hpclbfl.data.datasets import load_dataset
-from hpclbfl.data.loader import Loader
+from hpclbfl.data.loaders import data_spec, make_loader
 from hpclbfl.data.sampling import make_sampler
 from hpclbfl.runs.fingerprint import read_job
 from hpclbfl.sharpness.eigenpairs import Eigenpair, top_eigenpairs
@@ -79,7 +78,7 @@ def run_sharpness(run: Path, options: Options, print_json: bool = False, debug: 
 
 
 def choose_samples(num_train: int, count: int, seed: int) -> NDArray[np.int64]:
-    """Places of `count` training images, rising, no image twice; all where there are no more."""
+    """Places of `count` training samples, rising, no image twice; all where there are no more."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _SAMPLES])))
     return np.sort(rng.permutation(num_train)[:count]).astype(np.int64)
 
@@ -96,7 +95,7 @@ def _measure(source: Source, job: JobConfig, comm: Communicator, options: Option
     if comm.rank:
         problem.product.serve()
         return None
-    say(f"step {problem.step}: {len(problem.like):,} parameters, {problem.num_samples} training images")
+    say(f"step {problem.step}: {len(problem.like):,} parameters, {problem.num_samples} training samples")
     if options.top > len(problem.like):
         raise ConfigError(f"--top {options.top}: the Hessian has {len(problem.like)} eigenvalues, one per parameter")
     held, size = options.held_vectors(len(problem.like)), len(problem.like) * problem.like.element_size()
@@ -150,28 +149,29 @@ def _problem(
     dtype = build.dtype(job)
     dataset = load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)
     if source.data_fingerprint and source.data_fingerprint != dataset.fingerprint:
-        where = job.data.path or job.data.name
-        raise DataError(f"{where}: no longer holds the data that {source.folder.path} was trained on")
-    images = Loader(dataset.train, job.data, train=True, seed=job.seed, device=device, dtype=dtype)
-    net = build.net(job, len(dataset.classes), images.image_shape, device)
-    labels, num_clients = np.asarray(dataset.train.labels), len(job.local_batch_sizes())
-    sampler = make_sampler(job.partition, labels, num_clients, len(dataset.classes), job.seed)
+        raise DataError(f"{job.data.place}: no longer holds the data that {source.folder.path} was trained on")
+    loader = make_loader(dataset.train, job.data, job.seed, device, dtype)
+    data = data_spec(dataset, loader)
+    net = build.net(job, data, device)
+    num_clients = len(job.local_batch_sizes())
+    sampler = make_sampler(job.partition, dataset.train, num_clients, dataset.num_classes, job.seed)
     net, step, problems = load_state(net, source, job, sampler.capacity, comm)
     for line in problems:
         say(f"warning: passed over: {line}")
     samples = choose_samples(len(dataset.train), options.samples, options.seed)
     share = samples[share_of_rank(len(samples), comm)]
-    footprint = replace(measure(net, images.image_shape, build.autocast(job, device)), local_size=comm.local_size)
+    footprint = replace(measure(net, loader, build.autocast(job, device)), local_size=comm.local_size)
     like = torch.zeros(sum(p.numel() for p in parameters_of(net)), dtype=dtype, device=device)
     reserved = options.held_vectors(len(like)) * len(like) * like.element_size()
     batch = footprint.product_batch(min(options.batch, max(1, len(share))), reserved)
     batches = []
     for first in range(0, len(share), batch):
         places = share[first : first + batch]
-        batches.append(images.batch(places, np.zeros_like(places), augment=False))
-    images.close()
-    loss = partial(functional.cross_entropy, reduction="sum", label_smoothing=job.loss.label_smoothing)
-    product = DistributedProduct(LossHessian(net, batches, len(samples), loss), comm, like)
+        batches.append(loader.batch(places, np.zeros_like(places), augment=False))
+    loader.close()
+    loss = build.loss(job, data)
+    num_terms = sum(comm.allgather(sum(loss.count(targets) for _, targets in batches)))
+    product = DistributedProduct(LossHessian(net, batches, max(1, num_terms), loss), comm, like)
     return _Problem(product, like, footprint, step, len(samples), len(dataset.train))
 
 
@@ -243,6 +243,6 @@ def _attributes(source: Source, job: JobConfig) -> dict[str, str]:
     return {
         "hash": source.run_hash,
         "config": job.to_yaml(),
-        "loss": "the job's, mean over training images without augmentation, without weight decay; net in evaluation "
+        "loss": "the job's, mean over training samples without augmentation, without weight decay; net in evaluation "
         "mode (BatchNorm's running statistics)",
     }

@@ -6,6 +6,7 @@ B. Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 1
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.sharpness.lanczos import Product
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(scores [b, classes], labels [b]) -> the sum of the losses."""
+"""(outputs [b, ...], targets [b, ...]) -> the sum of the losses."""
 
 
 def parameters_of(module: nn.Module) -> list[nn.Parameter]:
@@ -24,28 +25,30 @@ def parameters_of(module: nn.Module) -> list[nn.Parameter]:
 
 
 class LossHessian:
-    """v -> H v of the sum of losses over this rank's batches, divided by the number of samples of all ranks.
+    """v -> H v of the sum of losses over this rank's batches, divided by the number of terms of all ranks.
 
     Args:
         module: the net, put into evaluation mode: BatchNorm uses its running statistics, dropout is off.
-        batches: images [b, 3, h, w] and labels [b] each; none on a rank without samples.
-        num_samples: of all ranks together.
+        batches: inputs [b, ...] and targets [b, ...] each; none on a rank without samples.
+        num_terms: of the loss, on all ranks together: the samples, unless it counts otherwise.
         loss: sums over the samples of a batch.
     """
 
-    def __init__(self, module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], num_samples: int, loss: Loss):
-        self._module, self._batches, self._num_samples, self._loss = module.eval(), batches, num_samples, loss
+    def __init__(self, module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], num_terms: int, loss: Loss):
+        self._module, self._batches, self._num_terms, self._loss = module.eval(), batches, num_terms, loss
         self._parameters = parameters_of(module)
+        self._is_recurrent = any(isinstance(inner, nn.RNNBase) for inner in module.modules())
 
     def __call__(self, vector: Tensor) -> Tensor:
         """[P] -> [P], by double backward."""
         out = torch.zeros_like(vector)
         sizes = [parameter.numel() for parameter in self._parameters]
         parts = [v.view_as(p) for v, p in zip(vector.split(sizes), self._parameters, strict=True)]
-        for images, labels in self._batches:
-            # The fused attention kernels have no second derivative.
-            with sdpa_kernel(SDPBackend.MATH):
-                loss = self._loss(self._module(images), labels) / self._num_samples
+        for inputs, targets in self._batches:
+            # The fused attention kernels have no second derivative, cuDNN's recurrent ones no first in evaluation mode.
+            without_cudnn = torch.backends.cudnn.flags(enabled=False) if self._is_recurrent else nullcontext()
+            with sdpa_kernel(SDPBackend.MATH), without_cudnn:
+                loss = self._loss(self._module(inputs), targets) / self._num_terms
                 grads = torch.autograd.grad(loss, self._parameters, create_graph=True, materialize_grads=True)
                 curved = [(g, v) for g, v in zip(grads, parts, strict=True) if g.requires_grad]
                 if not curved:

@@ -73,7 +73,7 @@ def print_result(result: Result, num_ranks: int) -> None:
     console = result_console(num_ranks)
     ranks = f"{num_ranks} ranks" if num_ranks > 1 else "1 rank"
     console.print(
-        f"{result.title}, step {result.step}: loss over {result.num_samples} of {result.num_train} training images, "
+        f"{result.title}, step {result.step}: loss over {result.num_samples} of {result.num_train} training samples, "
         f"{result.num_parameters:,} parameters; {ranks}, {result.seconds:.1f} s",
         soft_wrap=True,
     )

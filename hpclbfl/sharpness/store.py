@@ -31,7 +31,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("eigenvalue", _FLOAT, "nat", "of the Hessian of the mean training loss, with its sign"),
         ("residual", _FLOAT, "nat", "|Hv - eigenvalue v| of the unit vector v that it was found with"),
         ("iterations", _INT, "1", "Hessian-vector products that it took"),
-        ("num_samples", _INT, "sample", "training images that the loss is the mean of"),
+        ("num_samples", _INT, "sample", "training samples that the loss is the mean of"),
         ("seed", _INT, "1", "chose the images and the start vectors"),
         ("has_settled", _INT, "1", "1: the residual is within the tolerance, 0: it is not, -1: not known"),
     ],

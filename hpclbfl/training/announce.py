@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +66,8 @@ def tell_start(state: TrainState, log: RunLog, progress: Progress, start: Start)
 def log_details(state: TrainState, folder: RunFolder, found: Found | None) -> None:
     """Log the parts of the run, for `--verbose`."""
     logger.debug(f"run folder {folder.path}, experiment {state.job.digest(state.dataset.fingerprint)}")
-    where = "held in memory" if state.train_images.in_memory else "decoded batch by batch"
-    logger.debug(f"data {state.job.data.title}, fingerprint {state.dataset.fingerprint[:10]}; images are {where}")
+    where = "held in memory" if state.train.in_memory else "decoded batch by batch"
+    logger.debug(f"data {state.job.data.title}, fingerprint {state.dataset.fingerprint[:10]}; samples are {where}")
     num_parameters = sum(parameter.numel() for parameter in state.mean.parameters)
     logger.debug(f"model {state.job.model.name}: {num_parameters:,} parameters; {torch.get_num_threads()} threads")
     if found is not None:
@@ -83,7 +84,7 @@ def opening_line(state: TrainState) -> str:
     comm = state.comm
     return (
         f"{_count(len(state.sizes), 'client')} on {_count(comm.size, 'rank')} ({comm.engine}, {state.device.type}), "
-        f"global batch {state.global_batch_size}, {state.num_train} training images"
+        f"global batch {state.global_batch_size}, {state.num_train} training samples"
     )
 
 
@@ -94,8 +95,9 @@ def closing_line(outcome: Outcome, request: StopRequest, folder: RunFolder) -> s
             f"{request.name or 'another rank'} asked to stop: saved after step {outcome.step}, epoch "
             f"{outcome.epoch:.2f}; the same command resumes it; {folder.path}"
         )
+    score = f"loss {outcome.loss:.4g}" if math.isnan(outcome.top1) else f"top-1 {100 * outcome.top1:.1f} %"
     return (
-        f"top-1 {100 * outcome.top1:.1f} % after {_count(outcome.step, 'step')}, {outcome.epoch:.2f} epochs, "
+        f"{score} after {_count(outcome.step, 'step')}, {outcome.epoch:.2f} epochs, "
         f"{outcome.elapsed_s:.1f} s of training ({outcome.reason}); {folder.path}"
     )
 

@@ -18,10 +18,12 @@ from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.config.job import JobConfig
+from hpclbfl.config.part_names import brief
 from hpclbfl.config.sections import CommConfig
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.launched import launched_size
 from hpclbfl.data.sampling import Sampler
+from hpclbfl.losses.checked import Loss
 from hpclbfl.models import DataSpec, make_model
 
 
@@ -57,7 +59,7 @@ def device(comm: Communicator) -> torch.device:
 
 
 def dtype(job: JobConfig) -> torch.dtype:
-    """Of parameters and images; bf16 and fp16 are autocast on top of float32."""
+    """Of parameters and floating-point inputs; bf16 and fp16 are autocast on top of float32."""
     return torch.float64 if job.precision == "float64" else torch.float32
 
 
@@ -82,7 +84,7 @@ def check_batches(job: JobConfig, num_train: int) -> None:
     total = job.batching.global_batch_size
     key, largest = ("local_batch_size", max(job.local_batch_sizes())) if total is None else ("global_batch_size", total)
     if largest > num_train:
-        raise ConfigError(f"batching.{key}: a batch of {largest} exceeds the {num_train} training images")
+        raise ConfigError(f"batching.{key}: a batch of {largest} exceeds the {num_train} training samples")
 
 
 def start_sizes(job: JobConfig, sampler: Sampler) -> tuple[int, ...]:
@@ -126,8 +128,24 @@ def emulation(job: JobConfig, comm: Communicator, on: torch.device) -> Emulation
     return Emulation(config, comm.rank, comm.size, job.seed, on)
 
 
-def net(job: JobConfig, num_classes: int, image_shape: tuple[int, int, int], on: torch.device) -> nn.Module:
+def loss(job: JobConfig, data: DataSpec) -> Loss:
+    """The job's loss.
+
+    Raises:
+        ConfigError: it does not go with the data, or with the job's other options.
+    """
+    made = Loss(job.loss, data)
+    per_sample = [key for key in ("noise_scale", "weight_noise") if getattr(job.gradients, key) is not None]
+    if made.counts_terms and per_sample:
+        raise ConfigError(
+            f"gradients.{per_sample[0]}: takes every sample for one term of the loss, which {brief(job.loss.name)} "
+            "counts otherwise: leave it out"
+        )
+    return made
+
+
+def net(job: JobConfig, data: DataSpec, on: torch.device) -> nn.Module:
     """The job's net with weights drawn from its seed, the same on every rank."""
     seed_generators(job.seed)
-    made: nn.Module = make_model(job.model, DataSpec(image_shape, num_classes)).to(device=on, dtype=dtype(job))
+    made: nn.Module = make_model(job.model, data).to(device=on, dtype=dtype(job))
     return made

@@ -1,11 +1,12 @@
 """What a batch takes of the host's memory, found out with a tiny one, so that a huge one is refused before it is taken.
 
 A kernel that runs out of memory kills the process that asks for it, which can say nothing any more. On a GPU too large
-a batch is an error like others, and what counts here is the memory in which its images are put together.
+a batch is an error like others, and what counts here is the memory in which its samples are put together.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from hpclbfl.core.errors import ConfigError, EnvironmentFault
 from hpclbfl.core.memory import free_memory
+from hpclbfl.data.loaders import BatchLoader
 
 WORK = 1.2
 """Of what a step saves for the backward pass: so many times as much, and a largest layer, are its peak, about."""
@@ -35,9 +37,9 @@ class Footprint:
     fixed: int
     """Of a step, whatever its batch: the gradients."""
     per_sample: int
-    """Of a step: the images, what the forward pass saves for the backward pass, and room to work in."""
+    """Of a step: its inputs, what the forward pass saves for the backward pass, and room to work in."""
     per_evaluated: int
-    """Of each sample that is evaluated: its image, and the largest layer's input and output."""
+    """Of each sample that is evaluated: its input, and the largest layer's input and output."""
     local_size: int = 1
     """Ranks that share the memory."""
 
@@ -100,22 +102,19 @@ class Footprint:
             return None
 
 
-def measure(
-    net: nn.Module, image_shape: tuple[int, int, int], autocast: Callable[[], AbstractContextManager[object]]
-) -> Footprint:
+def measure(net: nn.Module, loader: BatchLoader, autocast: Callable[[], AbstractContextManager[object]]) -> Footprint:
     """Run tiny batches forward and count what they would leave behind; changes neither the net nor random numbers."""
     like = next(net.parameters())
-    pixels = image_shape[0] * image_shape[1] * image_shape[2]
-    # In uint8 in two buffers; on the CPU also as the net takes it, of float64 made by way of itself.
-    image = 2 * pixels
+    # As it is put together; on the CPU also as the net takes it, images of float64 made by way of themselves.
+    sample = loader.staged_bytes
     gradients = sum(p.numel() * p.element_size() for p in net.parameters())
     if like.device.type != "cpu":
-        return Footprint(0, image, image)
-    image += pixels * max(4, like.element_size())
-    few, more = (_forward(net, torch.zeros(n, *image_shape, dtype=like.dtype), autocast) for n in _TINY)
+        return Footprint(0, sample, sample)
+    sample += math.prod(loader.input_shape) * max(4, like.element_size())
+    few, more = (_forward(net, loader.example(n), autocast) for n in _TINY)
     saved = max(0, more.saved - few.saved) // (_TINY[1] - _TINY[0])
     largest = more.largest // _TINY[1]
-    return Footprint(gradients, image + int(WORK * saved) + largest, image + largest)
+    return Footprint(gradients, sample + int(WORK * saved) + largest, sample + largest)
 
 
 @dataclass
@@ -128,11 +127,11 @@ class _Counted:
     """Input and output of the module that has most of both."""
 
 
-def _forward(net: nn.Module, images: Tensor, autocast: Callable[[], AbstractContextManager[object]]) -> _Counted:
+def _forward(net: nn.Module, inputs: Tensor, autocast: Callable[[], AbstractContextManager[object]]) -> _Counted:
     counted, was_training = _Counted(), net.training
     # A pass in training mode would move BatchNorm's statistics.
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    known = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *buffers.values(), images)}
+    known = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *buffers.values(), inputs)}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -150,7 +149,7 @@ def _forward(net: nn.Module, images: Tensor, autocast: Callable[[], AbstractCont
         with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             net.train()
             with autocast():
-                scores = torch.func.functional_call(net, buffers, (images,))
+                scores = torch.func.functional_call(net, buffers, (inputs,))
             # Until here all that was saved is alive, and no storage is counted for another.
             del scores
     finally:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from hpclbfl.algorithms.flags import NONFINITE, SAVE, STOP, TIME_UP
 from hpclbfl.algorithms.record import StepRecord
 from hpclbfl.core.errors import RunFailed
 from hpclbfl.core.progress import Progress
 from hpclbfl.core.signals import StopRequest
+from hpclbfl.runs.log.schema import ALL
 from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.training.evaluate import Score, evaluate
 from hpclbfl.training.rebalance import log_plan, observe, rebalance
@@ -37,7 +38,7 @@ class Outcome:
     top1: float
     top5: float
     loss: float
-    """Test cross-entropy, nats."""
+    """Of the test split."""
 
 
 class NotFinite(RunFailed):
@@ -155,8 +156,10 @@ def evaluate_all(state: TrainState, log: RunLog, progress: Progress) -> Score:
     batch_size = state.footprint.evaluation_batch(config.batch_size)
     scores = {}
     for split in config.splits:
-        images = state.test_images if split == "test" else state.train_images
-        scores[split] = score = evaluate(module, images, state.comm, batch_size, state.autocast())
+        batches = state.test if split == "test" else state.train
+        scores[split] = score = evaluate(
+            module, batches, state.comm, batch_size, state.autocast(), state.loss, state.has_classes
+        )
         if state.comm.rank == 0:
             log.append(
                 "evals",
@@ -165,11 +168,15 @@ def evaluate_all(state: TrainState, log: RunLog, progress: Progress) -> Score:
                 num_samples=counters.num_samples,
                 elapsed_s=counters.elapsed_s,
                 split=split,
-                **asdict(score),
+                loss=score.loss,
+                top1=score.top1,
+                top5=score.top5,
             )
+            for name, value in score.metrics.items():
+                log.append("metrics", step=counters.step - 1, client=ALL, name=f"{split} {name}", value=value)
     log.flush()
     state.score = counters.step, scores["test"]
-    progress.evaluated(scores["test"].top1)
+    progress.evaluated(scores["test"].text)
     return scores["test"]
 
 

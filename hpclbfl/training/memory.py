@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, is_dataclass
+from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -73,7 +73,11 @@ class NewestScore(_Part):
     def state_dict(self) -> dict[str, Any]:
         """See `hpclbfl.core.state.Stateful`."""
         score = self._state.score
-        return {"score": None if score is None else (score[0], *astuple(score[1]))}
+        if score is None:
+            return {"score": None}
+        step, found = score
+        # Without metrics, which nothing depends on.
+        return {"score": (step, found.loss, found.top1, found.top5)}
 
     def check_state(self, found: Mapping[str, Any]) -> None:
         """See `hpclbfl.core.state.Stateful`."""

@@ -21,6 +21,7 @@ from hpclbfl.core.files import write_bytes
 from hpclbfl.core.progress import Progress
 from hpclbfl.core.signals import StopRequest
 from hpclbfl.core.text import say_error
+from hpclbfl.data.loaders import data_spec
 from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.runs.checkpoint import CheckpointStore
 from hpclbfl.runs.fingerprint import identity
@@ -174,7 +175,7 @@ class Session:
         state = self._state
         if state is None or not self._is_trained:
             return None
-        net = build.net(state.job, len(state.dataset.classes), state.train_images.image_shape, torch.device("cpu"))
+        net = build.net(state.job, data_spec(state.dataset, state.train), torch.device("cpu"))
         net.load_state_dict({key: value.cpu() for key, value in state.mean.module.state_dict().items()})
         return net.eval()
 

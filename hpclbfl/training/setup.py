@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from hpclbfl.config.job import JobConfig
 from hpclbfl.core.clock import Clock
 from hpclbfl.core.errors import ConfigError, RunFailed
 from hpclbfl.data.datasets import load_dataset
-from hpclbfl.data.loader import make_loaders
+from hpclbfl.data.loaders import BatchLoader, data_spec, make_loaders
 from hpclbfl.data.sampling import make_sampler
 from hpclbfl.gradients.norm import arithmetic
 from hpclbfl.optim.schedule import make_schedule, with_end
@@ -47,22 +46,24 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
         torch.use_deterministic_algorithms(True)
     autocast = build.autocast(job, device)
     dataset = load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)
-    train_images, test_images = make_loaders(dataset, job.data, job.seed, device, build.dtype(job))
-    labels = np.asarray(dataset.train.labels)
-    sampler = make_sampler(job.partition, labels, num_clients, len(dataset.classes), job.seed)
-    build.check_batches(job, len(labels))
+    train, test = make_loaders(dataset, job.data, job.seed, device, build.dtype(job))
+    num_train = len(dataset.train)
+    sampler = make_sampler(job.partition, dataset.train, num_clients, dataset.num_classes, job.seed)
+    build.check_batches(job, num_train)
     start_sizes = build.start_sizes(job, sampler)
     policy = POLICIES.make(job.batching, job, comm.size, start_sizes, sampler.capacity.tolist())
     plan, policy_state = policy.init(start_sizes)
     sizes = plan.sizes
     global_batch_size = int(sampler.counts(sizes).sum())
-    algorithm = ALGORITHMS.make(job.sync, global_batch_size, len(labels))
-    job = with_end(job, global_batch_size, len(labels))
-    schedule = make_schedule(job, global_batch_size, len(labels))
+    algorithm = ALGORITHMS.make(job.sync, global_batch_size, num_train)
+    job = with_end(job, global_batch_size, num_train)
+    schedule = make_schedule(job, global_batch_size, num_train)
 
-    template = build.net(job, len(dataset.classes), train_images.image_shape, device)
+    data = data_spec(dataset, train)
+    loss = build.loss(job, data)
+    template = build.net(job, data, device)
     if min(sizes) == 1:
-        _check_single_sample(template, train_images.image_shape)
+        _check_single_sample(template, train)
     clock = Clock(device)
     state = TrainState(
         job=job,
@@ -71,8 +72,9 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
         device=device,
         clock=clock,
         dataset=dataset,
-        train_images=train_images,
-        test_images=test_images,
+        train=train,
+        test=test,
+        loss=loss,
         sampler=sampler,
         plan=plan,
         start_sizes=start_sizes,
@@ -83,8 +85,8 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
         schedule=schedule,
         autocast=autocast,
         agree=_agreeing(comm, device),
-        footprint=replace(measure(template, train_images.image_shape, autocast), local_size=comm.local_size),
-        notes=notices_at_start(job, sampler, global_batch_size, len(labels)),
+        footprint=replace(measure(template, train, autocast), local_size=comm.local_size),
+        notes=notices_at_start(job, sampler, global_batch_size, num_train),
         times=TimeExchange(comm, clock),
         emulation=build.emulation(job, comm, device),
         counters=Counters(num_clients),
@@ -92,6 +94,8 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
     state.model = state.make_shared_model(template) if algorithm.shares_model(1) else state.make_replicas(template)
     _check_agreement(comm, dataset.fingerprint, state.mean.digest())
     algorithm.start(state)
+    if job.stop.top1 is not None and not state.has_classes:
+        raise ConfigError("stop.top1: these samples have no classes that could be right; end the run otherwise")
     state.check_memory()
     return state
 
@@ -115,11 +119,10 @@ def _set_threads(comm: Communicator) -> None:
         torch.set_num_threads(max(1, min(usable, (os.cpu_count() or 1) // comm.local_size)))
 
 
-def _check_single_sample(template: torch.nn.Module, shape: tuple[int, int, int]) -> None:
+def _check_single_sample(template: torch.nn.Module, loader: BatchLoader) -> None:
     """Refuse a batch of one where BatchNorm would have one value per channel."""
-    like = next(template.parameters())
     try:
-        copy.deepcopy(template).train()(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+        copy.deepcopy(template).train()(loader.example(1))
     except ValueError as error:
         raise ConfigError("batching: this net's BatchNorm needs at least 2 samples per client and step") from error
 

@@ -9,7 +9,7 @@ from hpclbfl.algorithms.base import Algorithm
 from hpclbfl.algorithms.state import RankState
 from hpclbfl.batching import BatchPolicy
 from hpclbfl.data.datasets import Dataset
-from hpclbfl.data.loader import Loader
+from hpclbfl.data.loaders import BatchLoader
 from hpclbfl.optim.schedule import Schedule
 from hpclbfl.training.evaluate import Score
 from hpclbfl.training.footprint import Footprint
@@ -21,7 +21,7 @@ class TrainState(RankState):
 
     algorithm: Algorithm
     dataset: Dataset
-    test_images: Loader
+    test: BatchLoader
     start_sizes: tuple[int, ...]
     """b_c of every client as the run begins, before the policy has its say."""
     policy: BatchPolicy
@@ -49,6 +49,11 @@ class TrainState(RankState):
     def num_train(self) -> int:
         """N, size of the training set."""
         return len(self.dataset.train)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether each sample's target is its class, so that answers are right or wrong."""
+        return bool(self.dataset.classes) and self.train.target_shape == () and self.train.target_dtype is not None
 
     @property
     def epoch(self) -> float:

@@ -6,7 +6,8 @@ import pytest
 from hpclbfl.analysis.arms import differing_keys, with_arms
 from hpclbfl.analysis.configs import config_columns, describe_data, describe_partition, describe_sync, flatten
 from hpclbfl.analysis.frames import RUN_COLUMNS, RUN_TYPES
-from hpclbfl.config.sections import DataConfig
+from hpclbfl.config.components import DATASETS
+from tests.components import config_of
 
 
 def runs(*jobs, **about):
@@ -163,5 +164,5 @@ def test_descriptions(config, sync, partition):
     "data", [{"name": "digits"}, {"name": "packed", "path": "/d/x.h5"}, {"name": "imagefolder", "path": "/d"}]
 )
 def test_data_are_called_as_the_job_calls_them(data):
-    assert describe_data(flatten({"data": data})) == DataConfig(**data).title
+    assert describe_data(flatten({"data": data})) == config_of(DATASETS, **data).title
     assert describe_data({}) == ""

@@ -209,7 +209,7 @@ def test_another_version_of_the_schema_is_listed(folder, tmp_path):
         file.attrs["schema_version"] = SCHEMA_VERSION + 1
     two_client_run(tmp_path / "runs" / "b")
     frames = load(tmp_path)
-    assert frames.problems["reason"].to_list() == ["has log schema 3; this version reads schema 2"]
+    assert frames.problems["reason"].to_list() == ["has log schema 4; this version reads schema 2 and 3"]
     assert frames.problems["path"].to_list() == ["runs/a/attempts/000/rank00001.h5"]
     assert frames.runs.select("run", "complete").rows() == [("runs/a", False), ("runs/b", True)]
 

@@ -365,3 +365,53 @@ def test_a_torn_sharpness_file_is_said_and_does_no_harm(tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"runs/a: {tmp_path}/runs/a/sharpness.h5: " in out
     assert "71.2 %" in out
+
+
+def run_without_classes(path, lr, losses):
+    """A run that is evaluated as often as there are losses; its loss reports a metric."""
+    folder = RunFolder(path)
+    attempt = folder.next_attempt()
+    folder.write_config(f"name: text\nclients: 2\noptimizer: {{lr: {lr}}}\nsync: {{kind: bsp}}\n")
+    attempt.write_provenance({"engine": "local", "num_ranks": 1, "num_test": 7})
+    with RunLog(attempt.rank_log(0), {"rank": 0, "attempt": 0, "resumed_from_step": 0}) as log:
+        for step, loss in enumerate(losses):
+            log.append(
+                "steps", step=step, round=step, client=0, local_batch_size=4, num_samples=4 * step + 4, loss=loss
+            )
+            common = {"step": step, "num_samples": 4 * step + 4, "elapsed_s": step + 1.0}
+            log.append("evals", **common, split="test", loss=loss)
+            for split, value in (("train", 0.9), ("test", 1 / loss)):
+                log.append("metrics", step=step, client=-1, name=f"{split} accuracy", value=value)
+    folder.mark_done({"step": len(losses), "top1": None})
+
+
+def test_runs_without_classes_show_their_loss_and_its_metrics(tmp_path, capsys):
+    run_without_classes(tmp_path / "runs" / "a", 0.1, (4.0, 2.0))
+    run_without_classes(tmp_path / "runs" / "b", 0.2, (4.0, 3.0, 2.5))
+    rows = rows_of(tmp_path)
+    assert [(row["top1"], row["best_top1"], row["loss"], row["metric accuracy"]) for row in rows] == [
+        (None, None, 2.0, 0.5),
+        (None, None, 2.5, 0.4),
+    ]
+    (head,) = headlines(load(tmp_path), summarise(load(tmp_path)))
+    table = arms_table(head)
+    assert table.head == ("arm", "seeds", "final loss", "final accuracy", "samples/s", "seconds")
+    assert [row[2:4] for row in table.rows] == [("2", "0.5"), ("2.5", "0.4")]
+    assert table.notes == ()
+    print_report(tmp_path)
+    words = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["sync", "partition", "arm", "test", "loss", "accuracy", "seconds", "run"] in words
+    assert ["bsp", "iid", "lr=0.2", "2.5", "0.4", "3.0", "runs/b"] in words
+
+
+def test_a_page_and_tables_of_runs_without_classes(tmp_path):
+    run_without_classes(tmp_path / "runs" / "a", 0.1, (4.0, 2.0))
+    run_without_classes(tmp_path / "runs" / "b", 0.2, (4.0, 3.0))
+    for words in (
+        ["report", str(tmp_path), "-o", str(tmp_path / "r.html")],
+        ["export", str(tmp_path), "--format", "csv"],
+    ):
+        assert CliRunner().invoke(app, words).exit_code == 0
+    lines = (tmp_path / "tables" / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "run,step,client,name,value" and lines[1] == "runs/a,0,-1,test accuracy,0.25" and len(lines) == 9
+    assert (tmp_path / "r.html").stat().st_size > 1000

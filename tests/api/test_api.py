@@ -123,7 +123,7 @@ def test_it_prints_nothing_and_tells_the_logger(
     with caplog.at_level(logging.INFO, "hpclbfl"):
         hpclbfl.run(toy(toy_set, stop={"steps": 1}), tmp_path)
     assert capfd.readouterr() == ("", "")
-    assert caplog.messages[0] == "2 clients on 1 rank (local, cpu), global batch 8, 96 training images"
+    assert caplog.messages[0] == "2 clients on 1 rank (local, cpu), global batch 8, 96 training samples"
     assert caplog.messages == (tmp_path / "attempts" / "000" / "log").read_text().splitlines()
     logger = logging.getLogger("hpclbfl")
     assert [type(handler) for handler in logger.handlers] == [logging.NullHandler]
@@ -327,6 +327,6 @@ def test_the_example_of_the_docs(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("bsp: top-1 0.") and lines[1].startswith("fedavg: top-1 0.")
     assert lines[2] == "75290 parameters"
-    assert "4 clients on 1 rank (local, cpu), global batch 128, 1438 training images" in done.stderr
+    assert "4 clients on 1 rank (local, cpu), global batch 128, 1438 training samples" in done.stderr
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert set(pl.DataFrame(hpclbfl.load_runs(tmp_path).runs)["run"]) == {"bsp", "fedavg"}

@@ -33,7 +33,7 @@ def test_print_config_is_whole_and_resolved() -> None:
     job = yaml.safe_load(done.stdout)
     assert job["optimizer"]["lr"] == 0.3
     assert job["clients"] == 10
-    assert job["loss"] == {"label_smoothing": 0.0}
+    assert job["loss"] == {"name": "cross_entropy", "label_smoothing": 0.0}
 
 
 @pytest.mark.parametrize(

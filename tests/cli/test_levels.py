@@ -62,7 +62,7 @@ def test_a_quiet_run_leaves_its_log_whole(
     done = hpclbfl(*before, "train", job, "--run-dir", tmp_path / "run", *after, **environ)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     lines = (tmp_path / "run" / "attempts" / "000" / "log").read_text().splitlines()
-    assert lines[0] == "2 clients on 1 rank (local, cpu), global batch 4, 96 training images"
+    assert lines[0] == "2 clients on 1 rank (local, cpu), global batch 4, 96 training samples"
     assert lines[-1].startswith("top-1 ") and len(lines) == 2
 
 

@@ -142,7 +142,7 @@ def test_a_packed_files_classes(tmp_path, here):
     (tmp_path / "job.yaml").write_text("data: {name: packed, path: ü.h5}\nmodel: {name: resnet8}\nclients: 1\n")
     done = here("data", "info", "job.yaml", cwd=tmp_path)
     assert_plain(done)
-    assert (done.returncode, b"training images over 1 clients" in done.stdout) == (0, True)
+    assert (done.returncode, b"training samples over 1 clients" in done.stdout) == (0, True)
 
 
 def test_the_machine(tmp_path, here, monkeypatch):

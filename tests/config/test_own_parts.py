@@ -21,6 +21,7 @@ from hpclbfl.models import DataSpec, make_model
 from hpclbfl.optim.optimizers import make_optimizer
 from hpclbfl.optim.schedule import make_schedule
 from hpclbfl.runs.parts import keep_parts
+from tests.components import Marked
 
 NET = """
 from torch import nn
@@ -256,7 +257,7 @@ def test_a_partition_gives_every_sample_to_one_client(tmp_path: Path, returned: 
     (tmp_path / "cut.py").write_text(PARTITION.format(returned))
     config = job_of(tmp_path, partition={"kind": "cut.py:Cut"}).partition
     with pytest.raises(ConfigError, match=re.escape(f"partition cut.py:Cut: {message}") + "$"):
-        partition(config, np.zeros(6, np.int64), 2, 1, 0)
+        partition(config, Marked(np.zeros(6, np.int64)), 2, 1, 0)
 
 
 def test_a_partition_may_give_lists_in_any_order(tmp_path: Path) -> None:
@@ -264,7 +265,7 @@ def test_a_partition_may_give_lists_in_any_order(tmp_path: Path) -> None:
         PARTITION.format("([5, 0, 1], []) if num_clients == 1 else [[5, 0, 1, 4, 3, 2], []]")
     )
     config = job_of(tmp_path, partition={"kind": "cut.py:Cut"}).partition
-    shards = partition(config, np.zeros(6, np.int64), 2, 1, 0)
+    shards = partition(config, Marked(np.zeros(6, np.int64)), 2, 1, 0)
     assert [shard.tolist() for shard in shards] == [[0, 1, 2, 3, 4, 5], []]
     assert all(shard.dtype == np.int64 for shard in shards)
 

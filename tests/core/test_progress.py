@@ -32,7 +32,7 @@ def test_one_line_per_30_s_without_a_terminal(clock: Clock, capsys: pytest.Captu
         for step in range(1, 101):
             clock.now += 1
             if step == 40:
-                bar.evaluated(0.5)
+                bar.evaluated("top-1 50.0 %")
             bar.step(step, step / 25, 1.0 / step)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [

@@ -5,15 +5,16 @@ from collections import Counter
 
 import pytest
 
-from hpclbfl.config.sections import DataConfig
+from hpclbfl.config.components import DATASETS
 from hpclbfl.core.errors import DataError
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.imagefolder import left_out_line, scan
+from tests.components import config_of
 from tests.data.conftest import png
 
 
 def load(root):
-    return load_dataset(DataConfig(name="imagefolder", path=str(root)))
+    return load_dataset(config_of(DATASETS, name="imagefolder", path=str(root)))
 
 
 def test_dot_files_are_no_images_and_all_that_is_left_out_is_counted(image_folder):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from hpclbfl.config.sections import DataConfig
+from hpclbfl.config.components import DATASETS
 from hpclbfl.core.errors import DataError
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.frames import Frames, statistics
-from hpclbfl.data.loader import Loaders, make_loaders
+from hpclbfl.data.loaders import Loaders, make_loaders
+from tests.components import config_of
 from tests.data.conftest import png
 
 CPU = torch.device("cpu")
@@ -18,12 +19,12 @@ CPU = torch.device("cpu")
 
 def loaders(path: Path, dtype: torch.dtype = torch.float32, seed: int = 0, **config: Any) -> Loaders:
     name = "imagefolder" if path.is_dir() else "packed"
-    data = DataConfig(name=name, path=str(path), **config)
+    data = config_of(DATASETS, name=name, path=str(path), **config)
     return make_loaders(load_dataset(data), data, seed, CPU, dtype)
 
 
 def pixels(path: Path, split: str = "train") -> np.ndarray:
-    dataset = load_dataset(DataConfig(name="packed", path=str(path)))
+    dataset = load_dataset(config_of(DATASETS, name="packed", path=str(path)))
     images = getattr(dataset, split)
     return np.stack([np.asarray(images.image(i)) for i in range(len(images))]).transpose(0, 3, 1, 2)
 
@@ -34,7 +35,7 @@ def test_normalisation(packed_path: Path) -> None:
     mean, std = raw.mean(axis=(0, 2, 3)), raw.std(axis=(0, 2, 3))
     assert np.allclose(train.statistics, [mean, std], rtol=1e-12)
     images, labels = train.batch(np.arange(40), np.zeros(40, np.int64))
-    assert images.dtype == torch.float64 and labels.dtype == torch.int64 and train.image_shape == (3, 8, 8)
+    assert images.dtype == torch.float64 and labels.dtype == torch.int64 and train.input_shape == (3, 8, 8)
     assert labels.tolist() == [0, 1, 2, 3] * 10
     expected = (raw - mean[:, None, None]) / std[:, None, None]
     assert np.allclose(images.numpy(), expected, atol=1e-12)
@@ -62,7 +63,7 @@ def test_memory_changes_nothing(packed_path: Path, augment: str, resize: int | N
     fly = loaders(packed_path, augment=augment, resize=resize, in_memory=False, workers=workers)
     rng = np.random.default_rng(0)
     assert memory.train.in_memory and not fly.train.in_memory
-    assert memory.train.statistics == fly.train.statistics and memory.train.image_shape == fly.train.image_shape
+    assert memory.train.statistics == fly.train.statistics and memory.train.input_shape == fly.train.input_shape
     for a, b in zip(memory, fly, strict=True):
         for size in (1, 7, 12, 3):
             samples, passes = rng.integers(0, 12, size), rng.integers(0, 3, size)
@@ -90,7 +91,7 @@ def test_batches_are_independent_tensors_and_keyed_by_sample(packed_path: Path) 
 def test_prefetch_changes_nothing(image_folder: Callable[..., Path], augment: str) -> None:
     root = image_folder()
     plain, ahead = (loaders(root, augment=augment, resize=70, workers=w).train for w in (0, 2))
-    assert plain.image_shape == (3, 70, 70) and not plain.in_memory
+    assert plain.input_shape == (3, 70, 70) and not plain.in_memory
     rng = np.random.default_rng(0)
     batches = [(rng.integers(0, 6, size), rng.integers(0, 9, size)) for size in (4, 1, 6, 5, 3, 9)]
     ahead.prefetch(*batches[3])  # not what is asked for next: thrown away
@@ -108,7 +109,7 @@ def test_errors_in_threads_surface_in_batch(image_folder: Callable[..., Path]) -
     root = image_folder()
     broken = root / "train" / "dog" / "0.png"
     broken.write_bytes(b"no image")
-    data = DataConfig(name="imagefolder", path=str(root), resize=70, in_memory=False, workers=2)
+    data = config_of(DATASETS, name="imagefolder", path=str(root), resize=70, in_memory=False, workers=2)
     dataset = load_dataset(data)
     with pytest.raises(DataError, match=r"dog/0.png: not a readable image"):
         make_loaders(dataset, data, 0, CPU, torch.float32)
@@ -131,7 +132,7 @@ def test_images_of_other_sizes(image_folder: Callable[..., Path], in_memory: boo
     with pytest.raises(DataError, match=message):
         loaders(root, in_memory=in_memory)
     train, test = loaders(root, resize=16, in_memory=in_memory)
-    assert train.image_shape == test.image_shape == (3, 16, 16)
+    assert train.input_shape == test.input_shape == (3, 16, 16)
 
 
 def test_test_images_of_another_size(image_folder: Callable[..., Path]) -> None:
@@ -154,7 +155,7 @@ def test_resized_crops_are_cut_on_the_fly(packed_path: Path) -> None:
 
 def test_statistics_without_contrast_divide_by_one(image_folder: Callable[..., Path]) -> None:
     root = image_folder()
-    dataset = load_dataset(DataConfig(name="imagefolder", path=str(root)))
+    dataset = load_dataset(config_of(DATASETS, name="imagefolder", path=str(root)))
     frames = Frames(dataset.train)
     assert frames.store is not None
     frames.store[:, 0] = 51
@@ -171,7 +172,7 @@ def test_empty_batch(packed_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: pinned staging cannot be tried")
 def test_cuda_gives_what_the_cpu_gives(packed_path: Path) -> None:
-    data = DataConfig(name="packed", path=str(packed_path), augment="crop_flip")
+    data = config_of(DATASETS, name="packed", path=str(packed_path), augment="crop_flip")
     dataset = load_dataset(data)
     cpu, gpu = (make_loaders(dataset, data, 0, device, torch.float32).train for device in (CPU, torch.device("cuda")))
     rng = np.random.default_rng(0)

@@ -12,13 +12,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from hpclbfl.config.components import DATASETS
 from hpclbfl.config.job import JobConfig
-from hpclbfl.config.sections import DataConfig
 from hpclbfl.core.errors import ConfigError, DataError, EnvironmentFault
 from hpclbfl.data import info, pack
-from hpclbfl.data.datasets import DIGITS, load_dataset
+from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.packed import PackedFile, write_packed
+from hpclbfl.data.sets.digits import DIGITS
 from hpclbfl.data.splits import ArrayImages, Split
+from tests.components import config_of
 from tests.data.conftest import png
 
 
@@ -34,10 +36,10 @@ def printed(function: Callable[..., None], *arguments: Any) -> str:
 
 
 def test_pack_a_folder_keeps_the_files(image_folder: Callable[..., Path], tmp_path: Path) -> None:
-    folder = DataConfig(name="imagefolder", path=str(image_folder()))
+    folder = config_of(DATASETS, name="imagefolder", path=str(image_folder()))
     out = tmp_path / "out.h5"
     pack.pack(folder, out)
-    before, after = load_dataset(folder), load_dataset(DataConfig(name="packed", path=str(out)))
+    before, after = load_dataset(folder), load_dataset(config_of(DATASETS, name="packed", path=str(out)))
     assert before.classes == after.classes and before.fingerprint == after.fingerprint
     for a, b in ((before.train, after.train), (before.test, after.test)):
         assert np.array_equal(a.labels, b.labels)
@@ -48,7 +50,7 @@ def test_pack_refuses_a_damaged_image(image_folder: Callable[..., Path], tmp_pat
     root = image_folder()
     (root / "test" / "dog" / "1.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"test/dog/1.png: not a readable image"):
-        pack.pack(DataConfig(name="imagefolder", path=str(root)), tmp_path / "out.h5")
+        pack.pack(config_of(DATASETS, name="imagefolder", path=str(root)), tmp_path / "out.h5")
     assert not (tmp_path / "out.h5").exists()
 
 
@@ -56,7 +58,7 @@ def test_arrays_become_lossless_png(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
     split = Split.of(ArrayImages(pixels, "array"), [0, 1, 0, 1, 0])
     write_packed(tmp_path / "a.h5", ["a", "b"], {"train": pack._checked(split, [0]), "test": pack._checked(split, [0])})
-    packed = load_dataset(DataConfig(name="packed", path=str(tmp_path / "a.h5")))
+    packed = load_dataset(config_of(DATASETS, name="packed", path=str(tmp_path / "a.h5")))
     assert all(np.array_equal(np.asarray(packed.train.image(i)), pixels[i]) for i in range(5))
 
 
@@ -67,7 +69,9 @@ def test_digits_can_be_made_again(tmp_path: Path) -> None:
         for name, split in shipped.splits.items():
             other = again.splits[name]
             assert np.array_equal(other.labels, split.labels)
-        made, kept = (load_dataset(DataConfig(name="packed", path=str(file.path))) for file in (again, shipped))
+        made, kept = (
+            load_dataset(config_of(DATASETS, name="packed", path=str(file.path))) for file in (again, shipped)
+        )
     assert all(made.test.image(i).tobytes() == kept.test.image(i).tobytes() for i in range(len(kept.test)))
 
 
@@ -84,7 +88,7 @@ def test_table_of_clients_and_labels() -> None:
     assert rows[0] == ["0", "142", *["."] * 9, "142"]
     assert rows[9] == ["9", *["."] * 9, "144", "144"]
     assert rows[10][0] == "total" and rows[10][-1] == "1438"
-    assert "digits, labels_per_client: 1438 training images over 10 clients" in text and "359 test images" in text
+    assert "digits, labels_per_client: 1438 training samples over 10 clients" in text and "359 test samples" in text
 
 
 def test_table_of_many_classes_is_a_summary(tmp_path: Path) -> None:
@@ -163,7 +167,10 @@ def test_pack_never_writes_onto_its_input(image_folder: Callable[..., Path], tmp
     image = root / "train" / "cat" / "0.png"
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     refused = "is there already and is no packed file: remove it, or give another name"
-    packed, folder = DataConfig(name="packed", path=str(packed_path)), DataConfig(name="imagefolder", path=str(root))
+    packed, folder = (
+        config_of(DATASETS, name="packed", path=str(packed_path)),
+        config_of(DATASETS, name="imagefolder", path=str(root)),
+    )
     for config, out, reason in (
         (packed, packed_path, "is the set that is to be packed: give another name"),
         (packed, hard, "is the set that is to be packed: give another name"),
@@ -175,7 +182,7 @@ def test_pack_never_writes_onto_its_input(image_folder: Callable[..., Path], tmp
         (packed, tmp_path, "is a folder: give the name of a file in it"),
         (folder, image, "lies among the images that are to be packed: give another place"),
         (folder, root / "test" / "new.h5", "lies among the images that are to be packed: give another place"),
-        (DataConfig(name="digits"), DIGITS, "is the set that is to be packed: give another name"),
+        (config_of(DATASETS, name="digits"), DIGITS, "is the set that is to be packed: give another name"),
     ):
         with pytest.raises(DataError) as caught:
             pack.pack(config, out)
@@ -189,7 +196,7 @@ def test_pack_never_writes_onto_its_input(image_folder: Callable[..., Path], tmp
 
 def test_a_pack_that_fails_leaves_the_old_file(image_folder: Callable[..., Path], tmp_path: Path) -> None:
     root, out = image_folder(), tmp_path / "out.h5"
-    config = DataConfig(name="imagefolder", path=str(root))
+    config = config_of(DATASETS, name="imagefolder", path=str(root))
     pack.pack(config, out)
     before = out.read_bytes()
     (root / "test" / "dog" / "1.png").write_bytes(b"no image")

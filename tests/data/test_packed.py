@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hpclbfl.core.errors import DataError, EnvironmentFault
-from hpclbfl.data.datasets import open_packed
 from hpclbfl.data.packed import PackedFile, evenly_spaced, write_packed
+from hpclbfl.data.sets.packed import open_packed
 from tests.data.conftest import png
 
 

@@ -10,7 +10,7 @@ from hpclbfl.core.errors import ConfigError
 from hpclbfl.data.info import label_counts
 from hpclbfl.data.packed import IntArray
 from hpclbfl.data.partitions import partition
-from tests.components import config_of
+from tests.components import Marked, config_of
 
 CONFIGS: list[dict[str, Any]] = [
     {"kind": "iid"},
@@ -25,7 +25,7 @@ CONFIGS: list[dict[str, Any]] = [
 
 
 def counts_of(of: IntArray, clients: int, classes: int, seed: int = 0, **config: Any) -> IntArray:
-    return label_counts(partition(config_of(PARTITIONS, **config), of, clients, classes, seed), of, classes)
+    return label_counts(partition(config_of(PARTITIONS, **config), Marked(of), clients, classes, seed), of, classes)
 
 
 @settings(max_examples=200, deadline=None)
@@ -33,11 +33,11 @@ def counts_of(of: IntArray, clients: int, classes: int, seed: int = 0, **config:
 def test_disjoint_complete_and_seeded(data: st.DataObject, config: dict[str, Any], seed: int) -> None:
     labels = np.array(data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=80)), dtype=np.int64)
     clients = data.draw(st.integers(1, min(12, len(labels))))
-    shards = partition(config_of(PARTITIONS, **config), labels, clients, 5, seed)
+    shards = partition(config_of(PARTITIONS, **config), Marked(labels), clients, 5, seed)
     assert len(shards) == clients
     assert sorted(np.concatenate(shards).tolist()) == list(range(len(labels)))
     assert all(shard.dtype == np.int64 and np.all(np.diff(shard) > 0) for shard in shards)
-    again = partition(config_of(PARTITIONS, **config), labels, clients, 5, seed)
+    again = partition(config_of(PARTITIONS, **config), Marked(labels), clients, 5, seed)
     assert all(np.array_equal(a, b) for a, b in zip(shards, again, strict=True))
     sizes = [len(shard) for shard in shards]
     if config["kind"] == "iid":
@@ -49,7 +49,7 @@ def test_disjoint_complete_and_seeded(data: st.DataObject, config: dict[str, Any
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c != {"kind": "labels_per_client", "labels": 1}])
 def test_seeds_differ(config: dict[str, Any]) -> None:
     labels = np.arange(300) % 3
-    first, second = (partition(config_of(PARTITIONS, **config), labels, 4, 3, seed) for seed in (0, 1))
+    first, second = (partition(config_of(PARTITIONS, **config), Marked(labels), 4, 3, seed) for seed in (0, 1))
     assert not all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -117,5 +117,60 @@ def test_dirichlet_proportions_have_the_right_moments() -> None:
 
 
 def test_more_clients_than_images() -> None:
-    with pytest.raises(ConfigError, match="clients: 4 clients, but only 3 training images"):
-        partition(config_of(PARTITIONS), np.zeros(3, np.int64), 4, 1, 0)
+    with pytest.raises(ConfigError, match="clients: 4 clients, but only 3 training samples"):
+        partition(config_of(PARTITIONS), Marked(np.zeros(3, np.int64)), 4, 1, 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_natural_shards_hold_whole_groups_as_evenly_as_these_allow(data: st.DataObject) -> None:
+    groups = np.array(data.draw(st.lists(st.integers(-3, 9), min_size=1, max_size=80)), dtype=np.int64)
+    names, sizes = np.unique(groups, return_counts=True)
+    clients = data.draw(st.integers(1, len(names)))
+    shards = partition(config_of(PARTITIONS, kind="natural"), Marked(None, groups), clients, 0, 0)
+    assert sorted(np.concatenate(shards).tolist()) == list(range(len(groups)))
+    held = [set(groups[shard].tolist()) for shard in shards]
+    assert all(held) and sum(map(len, held)) == len(names)
+    assert [min(one) for one in held] == sorted(min(one) for one in held)
+    counts = [len(shard) for shard in shards]
+    assert max(counts) - min(counts) <= max(sizes)
+    # Graham 1969: 4/3 of the least possible, which is no less than the mean and the largest group.
+    if clients == len(names):
+        assert [one == {name} for one, name in zip(held, names.tolist(), strict=True)] == [True] * clients
+
+
+def test_natural_shards_by_hand() -> None:
+    def deal(groups: list[int], clients: int) -> list[list[int]]:
+        marks = Marked(None, np.array(groups, np.int64))
+        shards = partition(config_of(PARTITIONS, kind="natural"), marks, clients, 0, 0)
+        return [sorted(set(marks.groups[shard].tolist())) for shard in shards]
+
+    # Sizes 4, 3, 2, 2, 1: the 4 goes first, then the 3, a 2 beside it, a 2 beside the 4, the 1 where less is.
+    assert deal([0] * 3 + [1] * 4 + [2] * 2 + [3] + [4] * 2, 2) == [[0, 2, 3], [1, 4]]
+    assert deal([5, 1, 1, 5, 3], 3) == [[1], [3], [5]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "marks", "message"),
+    [
+        ("natural", Marked(np.zeros(4, np.int64)), "partition.kind: natural deals by groups, these samples have none"),
+        (
+            "natural",
+            Marked(None, np.array([3, 3, 4, 4])),
+            "clients: 3 clients, but the samples are of 2 groups to share",
+        ),
+        ("dirichlet", Marked(None, np.zeros(4)), "partition.kind: dirichlet deals by labels, these samples have none"),
+    ],
+)
+def test_a_partition_that_these_samples_cannot_have(kind: str, marks: Marked, message: str) -> None:
+    config = config_of(PARTITIONS, kind=kind, **({"alpha": 1.0} if kind == "dirichlet" else {}))
+    with pytest.raises(ConfigError) as error:
+        partition(config, marks, 3, 2, 0)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("config", [{"kind": "iid"}, {"kind": "quantity", "alpha": 1.0}])
+def test_samples_without_classes_are_dealt_by_their_number(config: dict[str, Any]) -> None:
+    shards = partition(config_of(PARTITIONS, **config), Marked(None, np.arange(9)), 3, 0, 5)
+    same = partition(config_of(PARTITIONS, **config), Marked(np.arange(9) % 2), 3, 2, 5)
+    assert [shard.tolist() for shard in shards] == [shard.tolist() for shard in same]

@@ -9,7 +9,7 @@ from hpclbfl.config.components import PARTITIONS
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.data.partitions import partition
 from hpclbfl.data.sampling import GlobalSampler, Sampler, ShardSampler, level, make_sampler
-from tests.components import config_of
+from tests.components import Marked, config_of
 
 SIZES = st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=3), min_size=1, max_size=25)
 
@@ -104,8 +104,8 @@ def test_shards_never_change_hands(config: dict[str, Any]) -> None:
     """Invariant 8: over five passes each client sees its own shard alone, whole, once per pass, in another order."""
     labels = np.arange(63) % 7
     wanted = config_of(PARTITIONS, **config)
-    shards = partition(wanted, labels, 4, 7, 3)
-    streams = run(make_sampler(wanted, labels, 4, 7, 3), [[5, 5, 5, 5]] * 60)
+    shards = partition(wanted, Marked(labels), 4, 7, 3)
+    streams = run(make_sampler(wanted, Marked(labels), 4, 7, 3), [[5, 5, 5, 5]] * 60)
     assert sorted(sample for shard in shards for sample in shard.tolist()) == list(range(63))
     for shard, stream in zip(shards, streams, strict=True):
         passes = [[s for s, p in stream if p == number] for number in range(5)]
@@ -117,7 +117,7 @@ def test_shards_never_change_hands(config: dict[str, Any]) -> None:
 
 def test_only_reshuffled_samples_change_hands() -> None:
     labels = np.arange(60) % 6
-    dealt = make_sampler(config_of(PARTITIONS, reshuffle=True), labels, 3, 6, 0)
+    dealt = make_sampler(config_of(PARTITIONS, reshuffle=True), Marked(labels), 3, 6, 0)
     assert isinstance(dealt, GlobalSampler)
     streams = run(dealt, [[5, 5, 5]] * 8)
     first, second = ({s for s, epoch in streams[0] if epoch == number} for number in range(2))
@@ -127,9 +127,9 @@ def test_only_reshuffled_samples_change_hands() -> None:
 def test_make_sampler_follows_the_partition() -> None:
     labels = np.arange(60) % 6
     config = config_of(PARTITIONS, kind="labels_per_client", labels=2)
-    sampler = make_sampler(config, labels, 3, 6, 0)
+    sampler = make_sampler(config, Marked(labels), 3, 6, 0)
     samples, passes = sampler.take(1, np.zeros(3, np.int64), [20, 20, 20])
-    assert sorted(samples.tolist()) == partition(config, labels, 3, 6, 0)[1].tolist()
+    assert sorted(samples.tolist()) == partition(config, Marked(labels), 3, 6, 0)[1].tolist()
     assert set(labels[samples]) == {2, 3} and set(passes) == {0}
 
 
@@ -152,10 +152,10 @@ def test_a_step_holds_no_sample_twice() -> None:
 
 
 def test_more_clients_than_images() -> None:
-    with pytest.raises(ConfigError, match=r"^clients: 5 clients, but only 4 training images to share$"):
-        make_sampler(config_of(PARTITIONS), np.zeros(4, np.int64), 5, 1, 0)
+    with pytest.raises(ConfigError, match=r"^clients: 5 clients, but only 4 training samples to share$"):
+        make_sampler(config_of(PARTITIONS), Marked(np.zeros(4, np.int64)), 5, 1, 0)
 
 
 def test_empty_training_split() -> None:
     with pytest.raises(ConfigError, match="training split is empty"):
-        make_sampler(config_of(PARTITIONS), np.zeros(0, np.int64), 1, 1, 0)
+        make_sampler(config_of(PARTITIONS), Marked(np.zeros(0, np.int64)), 1, 1, 0)

@@ -12,7 +12,7 @@ import torch
 
 from hpclbfl.data import loader
 from hpclbfl.data.datasets import load_dataset
-from hpclbfl.data.loader import make_loaders
+from hpclbfl.data.loaders import make_loaders
 from hpclbfl.runs.log.reader import read_run
 from hpclbfl.training import build
 from hpclbfl.training.session import run_job

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpclbfl.algorithms.client import Client
+import hpclbfl.algorithms.terms
 from hpclbfl.config.job import load_job
 from hpclbfl.config.sections import CommConfig
 from hpclbfl.training import build
@@ -21,22 +21,23 @@ from hpclbfl.training.loop import begin_record
 from hpclbfl.training.session import Session
 from hpclbfl.training.setup import make_state
 
-forward_backward = Client.forward_backward
+load_batch = hpclbfl.algorithms.terms.load_batch
 
 
 def recording(taken):  # type: ignore[no-untyped-def]
-    """The trainer's forward and backward pass, writing down which images the loader gave."""
+    """The trainer's way to a batch, writing down which samples the loader gave."""
 
-    def run(client, state, record, divisor):  # type: ignore[no-untyped-def]
-        batch = state.train_images.batch
+    def run(rank, client):  # type: ignore[no-untyped-def]
+        batch = rank.train.batch
 
         def spy(samples, passes):  # type: ignore[no-untyped-def]
-            taken.extend((client.id, state.counters.step, int(s)) for s in samples)
+            taken.extend((client, rank.counters.step, int(s)) for s in samples)
             return batch(samples, passes)
 
-        state.train_images.batch = spy
-        forward_backward(client, state, record, divisor)
-        del state.train_images.batch
+        rank.train.batch = spy
+        found = load_batch(rank, client)
+        del rank.train.batch
+        return found
 
     return run
 
@@ -48,7 +49,7 @@ for job_file, run_folder, what in json.loads(Path(sys.argv[1]).read_text()):
     try:
         if what == "train":
             taken: list[tuple[int, int, int]] = []
-            Client.forward_backward = recording(taken)
+            hpclbfl.algorithms.terms.load_batch = recording(taken)
             session.run(job, Path(run_folder))
             np.save(Path(run_folder) / f"samples{comm.rank}.npy", np.array(taken))
             continue
@@ -58,7 +59,7 @@ for job_file, run_folder, what in json.loads(Path(sys.argv[1]).read_text()):
         reducer.begin_step()
         for client in state.clients:
             reducer.begin_pass(client is state.clients[-1])
-            client.forward_backward(state, record, sum(state.sizes))
+            client.forward_backward(state, record, sum(state.sizes), load_batch(state, client.id))
             reducer.end_pass()
         reducer.finish()
         if comm.rank == 0:

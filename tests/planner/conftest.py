@@ -18,7 +18,7 @@ def diagnostics(terminal: None) -> None:
 
 @pytest.fixture(scope="session")
 def larger_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1200 training images of 16 x 16 px."""
+    """1200 training samples of 16 x 16 px."""
     return write_toy_set(tmp_path_factory.mktemp("larger") / "larger.h5", num_train=1200, num_test=12, side=16)
 
 

@@ -40,7 +40,7 @@ def batch_memory(tmp_path: Path, limit: int, sizes: dict[int, int]) -> tuple[Dev
 
     job = planned_job(tmp_path / "x.h5").resolved(1)
     study = DeviceProfiler(job, Place(), probe, Options(limit, repetitions=2), said.append)
-    told = {"image_shape": [3, 224, 224], "host_bytes": 600 * 10**6, "in_memory": False}
+    told = {"input_bytes": 3 * 224 * 224, "host_bytes": 600 * 10**6, "in_memory": False}
     line = study._batch_memory(told, limit)
     assert line.per_sample == pytest.approx(IMAGE * 6)
     return study, asked, said[1:]

@@ -47,6 +47,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_it_is_read_as_it_was(folder: Path) -> None:
     run = read_run(folder)
     assert run.torn == [] and len(run.tables["steps"]) == 12
+    # Of schema 2, which had no metrics.
+    assert len(run.tables["metrics"]) == 0
     assert float(run.tables["steps"]["loss"][-1]).hex() == LOSSES[folder.name]
     frames = load(folder)
     assert frames.problems.is_empty()

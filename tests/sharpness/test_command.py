@@ -75,7 +75,7 @@ def test_json_and_file_agree(run: Path) -> None:
     density = tables["density"]
     assert np.trapezoid(density["density"], density["eigenvalue"]) == pytest.approx(1.0, abs=1e-3)
     assert (density["error"] >= 0).all() and density["error"].max() > 0
-    assert yaml.safe_load(attributes["config"])["loss"] == {"label_smoothing": 0.1}
+    assert yaml.safe_load(attributes["config"])["loss"] == {"name": "cross_entropy", "label_smoothing": 0.1}
     assert len(attributes["hash"]) == 10
     with h5py.File(run / "sharpness.h5") as file:
         assert file["eigenvalues"].attrs["unit.eigenvalue"] == "nat"
@@ -195,7 +195,7 @@ def test_the_table_as_printed(run: Path) -> None:
     value, trace = tables["eigenvalues"]["eigenvalue"][0], tables["trace"][0]
     words = done.stdout.split()
     assert words[words.index(f"{value:.5g}") + 3] == "yes"
-    assert "step 10: loss over 24 of 96 training images" in done.stdout
+    assert "step 10: loss over 24 of 96 training samples" in done.stdout
     assert "Spectrum, 3 start vectors of 30 Lanczos steps" in done.stdout
     assert f"trace {trace['trace']:.4g} ± {trace['error']:.2g}" in done.stdout
     last = tables["weights"][-1]

@@ -13,6 +13,7 @@ import torch
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.config.job import load_job
 from hpclbfl.core.errors import ConfigError, DataError
+from hpclbfl.models import DataSpec
 from hpclbfl.runs.checkpoint import CheckpointStore
 from hpclbfl.sharpness.model import load_state
 from hpclbfl.sharpness.source import find_source
@@ -40,7 +41,7 @@ def unfinished(run: Path) -> Path:
 def state_of(run: Path) -> tuple[dict[str, torch.Tensor], int, list[str]]:
     source, comm = find_source(run), LocalCommunicator()
     job = load_job(source.folder.config)
-    net = build.net(job, 4, (3, 8, 8), torch.device("cpu"))
+    net = build.net(job, DataSpec((3, 8, 8), 4), torch.device("cpu"))
     shards = make_state(job, comm).sampler.capacity
     net, step, problems = load_state(net, source, job, shards, comm)
     return dict(net.state_dict()), step, problems

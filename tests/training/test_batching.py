@@ -106,11 +106,11 @@ def test_batches_of_1_7_and_24_are_one_of_32(toy_set: Path) -> None:
         ),
         (
             {"batching": {"local_batch_size": 10**6}},
-            "batching.local_batch_size: a batch of 1000000 exceeds the 96 training images",
+            "batching.local_batch_size: a batch of 1000000 exceeds the 96 training samples",
         ),
         (
             {"batching": {"global_batch_size": 97}},
-            "batching.global_batch_size: a batch of 97 exceeds the 96 training images",
+            "batching.global_batch_size: a batch of 97 exceeds the 96 training samples",
         ),
         (
             {
@@ -124,7 +124,7 @@ def test_batches_of_1_7_and_24_are_one_of_32(toy_set: Path) -> None:
             },
             "batching.min_local_batch_size: 100 is more than client 0 can have, 96",
         ),
-        ({"clients": 97}, "clients: 97 clients, but only 96 training images to share"),
+        ({"clients": 97}, "clients: 97 clients, but only 96 training samples to share"),
         ({"emulate": {"slowdown": [1, 2]}}, "emulate.slowdown lists 2 ranks, this job has 1"),
         ({"emulate": {"at": [{"step": 1, "rank": 3, "factor": 2}]}}, "emulate.at: rank 3 is not among"),
         (

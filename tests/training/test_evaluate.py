@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from hpclbfl.comm.local import LocalCommunicator
+from hpclbfl.config.components import LOSSES
+from hpclbfl.losses.checked import Loss
+from hpclbfl.models import DataSpec
 from hpclbfl.training.evaluate import evaluate
+from tests.components import config_of
+
+
+def loss() -> Loss:
+    return Loss(config_of(LOSSES, label_smoothing=0.3), DataSpec((6,), 6, target_dtype=torch.int64))
 
 
 class Fixed:
@@ -45,7 +53,7 @@ class Collecting(LocalCommunicator):
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        self.sums = torch.zeros(4)
+        self.sums = torch.zeros(5)
 
     def reduce_(self, flat: Tensor, name: str, on_chunk=None):  # type: ignore[no-untyped-def]
         self.sums = flat.clone()
@@ -61,7 +69,7 @@ class Net(nn.Identity):
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_scores_by_hand(batch_size: int) -> None:
     net = Net().train()
-    score = evaluate(net, Fixed(), LocalCommunicator(), batch_size, nullcontext())
+    score = evaluate(net, Fixed(), LocalCommunicator(), batch_size, nullcontext(), loss(), True)
     assert score.top1 == pytest.approx(3 / 7)
     # Among the first five: all but labels 5 (first rows) and 0 (last rows).
     assert score.top5 == pytest.approx(5 / 7)
@@ -74,15 +82,15 @@ def test_scores_by_hand(batch_size: int) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 9])
 def test_ranks_split_the_samples_without_overlap(size: int) -> None:
     asked: list[int] = []
-    total = torch.zeros(4, dtype=torch.float64)
+    total = torch.zeros(5, dtype=torch.float64)
     for rank in range(size):
         images, comm = Fixed(), Collecting(rank, size)
         try:
-            evaluate(Net(), images, comm, 2, nullcontext())
+            evaluate(Net(), images, comm, 2, nullcontext(), loss(), True)
         except ZeroDivisionError:
             # More ranks than samples: this one has none, its sums are zero.
             assert not images.asked
         asked += images.asked
         total += comm.sums
     assert asked == list(range(7))
-    assert total.tolist()[1:] == [3, 5, 7]
+    assert total.tolist()[1:] == [3, 5, 7, 7]

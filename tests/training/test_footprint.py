@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,10 +23,20 @@ from hpclbfl.training.setup import make_state
 from tests.conftest import make_job
 
 
+class Pixels:
+    """What is asked of a loader of images."""
+
+    def __init__(self, *shape: int) -> None:
+        self.input_shape, self.staged_bytes = shape, 2 * math.prod(shape)
+
+    def example(self, count: int) -> torch.Tensor:
+        return torch.zeros(count, *self.input_shape)
+
+
 def test_what_a_forward_pass_keeps_is_counted() -> None:
     # Keeps its input and, of ReLU, the output; the image is 2 bytes a pixel in buffers and 4 in the batch.
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 100), nn.ReLU(), nn.Linear(100, 10))
-    found = measure(net, (3, 2, 2), nullcontext)
+    found = measure(net, Pixels(3, 2, 2), nullcontext)
     assert found.fixed == 4 * (12 * 100 + 100 + 100 * 10 + 10)
     # The largest layer: ReLU, 100 numbers in and out.
     assert found.per_sample == 6 * 12 + int(1.2 * 4 * 100) + 4 * 200
@@ -36,7 +47,7 @@ def test_measuring_changes_neither_the_net_nor_random_numbers() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 2)).eval()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     state = torch.get_rng_state()
-    measure(net, (3, 8, 8), nullcontext)
+    measure(net, Pixels(3, 8, 8), nullcontext)
     assert torch.equal(torch.get_rng_state(), state) and not net.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -94,9 +105,9 @@ def test_a_batch_of_an_evaluation_is_capped_silently(
 ) -> None:
     seen: list[int] = []
 
-    def watched(module: Any, images: Any, comm: Any, batch_size: int, autocast: Any) -> Any:
+    def watched(module: Any, images: Any, comm: Any, batch_size: int, *others: Any) -> Any:
         seen.append(batch_size)
-        return evaluate(module, images, comm, batch_size, autocast)
+        return evaluate(module, images, comm, batch_size, *others)
 
     monkeypatch.setattr("hpclbfl.training.loop.evaluate", watched)
     monkeypatch.setattr(footprint, "free_memory", lambda: 4 * 10**6)

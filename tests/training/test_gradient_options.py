@@ -37,7 +37,7 @@ def client_gradients(state: TrainState, at: list[list[Tensor]] | None = None) ->
     found = []
     parameters = state.mean.parameters
     for client in range(4):
-        images, labels = state.train_images.batch(*state.sampler.take(client, state.counters.positions, state.sizes))
+        images, labels = state.train.batch(*state.sampler.take(client, state.counters.positions, state.sizes))
         values = dict(zip(dict(state.mean.module.named_parameters()), at[client] if at else parameters, strict=True))
         loss = nn.functional.cross_entropy(torch.func.functional_call(state.mean.module, values, images), labels)
         found.append(list(torch.autograd.grad(loss, list(values.values()))))

@@ -26,10 +26,10 @@ def poison(monkeypatch: pytest.MonkeyPatch, times: int, step: int = 4) -> None:
     """Client 2's gradient becomes NaN in a step, so many times over."""
     taken, left = Client.forward_backward, [times]
 
-    def faulty(client: Client, state: TrainState, record: Any, divisor: float) -> None:
+    def faulty(client: Client, state: TrainState, record: Any, divisor: float, batch: Any) -> None:
         is_hit = state.counters.step == step and client.id == 2 and left[0] > 0
         left[0] -= is_hit
-        taken(client, state, record, float("nan") if is_hit else divisor)
+        taken(client, state, record, float("nan") if is_hit else divisor, batch)
 
     monkeypatch.setattr(Client, "forward_backward", faulty)
 

@@ -11,6 +11,7 @@ ROWS = {
     "layers": "One row per parameter, every `gradients.layers_every` steps.",
     "plans": "One row per client, whenever batch sizes change.",
     "events": "One row per event, such as a gradient that is not finite.",
+    "metrics": "One row per evaluation and metric of the job's loss.",
 }
 """What a table's rows stand for."""
 

@@ -3,7 +3,7 @@
 from hpclbfl.config.sections.algorithm import AlgorithmConfig, LocalConfig
 from hpclbfl.config.sections.base import Section
 from hpclbfl.config.sections.batching import BatchingConfig, EmulateConfig
-from hpclbfl.config.sections.data import DataConfig
+from hpclbfl.config.sections.data import DataConfig, ImageDataConfig
 from hpclbfl.config.sections.gradients import (
     DetectorConfig,
     DetectorName,
@@ -28,6 +28,7 @@ __all__ = [
     "EmulateConfig",
     "EvaluateConfig",
     "GradientsConfig",
+    "ImageDataConfig",
     "LocalConfig",
     "LossConfig",
     "ModelConfig",

@@ -7,7 +7,7 @@ numbers. All have bounds, far beyond what makes sense, within which arithmetic o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
@@ -61,4 +61,21 @@ Seconds = Annotated[Number, Field(gt=0.0, le=1e9)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 Name = Annotated[str, StringConstraints(max_length=100)]
 """Becomes part of the name of a file or a folder."""
-PathText = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+
+
+@dataclass(frozen=True)
+class _IsPath:
+    """Marks a text as a path."""
+
+
+PathText = Annotated[str, StringConstraints(min_length=1, max_length=4096), _IsPath()]
+"""A path, relative to the job file; `config.job.with_paths` makes it absolute."""
+
+
+def path_fields(config: type[Section]) -> list[str]:
+    """Names of a section's fields that are paths."""
+    return [
+        name
+        for name, field in config.model_fields.items()
+        if _IsPath() in field.metadata or any(_IsPath() in get_args(member) for member in get_args(field.annotation))
+    ]

@@ -1,8 +1,8 @@
-"""Sections of a job file: what all nets share, and the loss."""
+"""Sections of a job file: what all nets share, and what all losses share."""
 
 from __future__ import annotations
 
-from hpclbfl.config.sections.base import Fraction, Section
+from hpclbfl.config.sections.base import Section
 
 
 class ModelConfig(Section):
@@ -13,7 +13,7 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    """Cross-entropy."""
+    """What is minimised, a mean over the samples, or over what a loss counts."""
 
-    label_smoothing: Fraction = 0.0
-    """Part of the target that is spread evenly over all classes."""
+    name: str
+    """Which loss."""

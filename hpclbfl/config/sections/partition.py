@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from hpclbfl.config.part_names import brief
 from hpclbfl.config.sections.base import Section
+
+DealsBy = Literal["labels", "samples", "groups"]
 
 
 class PartitionConfig(Section):
@@ -14,6 +18,10 @@ class PartitionConfig(Section):
 
     kind: str
     """Which partition."""
+
+    deals_by: ClassVar[DealsBy] = "labels"
+    """What it looks at: the samples' classes; their number alone, so that they need no classes; or whose they are,
+    which it is then called with in the place of classes."""
 
     @property
     def is_reshuffled(self) -> bool:

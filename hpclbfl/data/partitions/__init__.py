@@ -2,7 +2,9 @@
 
 Each is called with its config, the labels (int64 [N]), the number of clients C, the number of classes and a random
 generator. It returns C arrays of indices into the training split: disjoint, together complete, each in rising order. A
-partition of the user's own may return them in any order, as whole numbers of any kind.
+partition of the user's own may return them in any order, as whole numbers of any kind. One whose config has
+`deals_by = "groups"` gets the samples' groups and their number in the place of labels and classes; one with
+`deals_by = "samples"` also serves data without labels, and gets zeros.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpclbfl.config.components import PARTITIONS
+from hpclbfl.config.part_names import brief
 from hpclbfl.config.sections import PartitionConfig
 from hpclbfl.core.errors import ConfigError
+from hpclbfl.data.samples import Samples
 
 IntArray = NDArray[np.int64]
 Shards = list[IntArray]
@@ -22,16 +26,23 @@ Shards = list[IntArray]
 _PARTITION_STREAM = 3
 
 
-def partition(config: PartitionConfig, labels: IntArray, num_clients: int, num_classes: int, seed: int) -> Shards:
-    """The shards that a job's `partition` section asks for; a function of its arguments alone.
+def partition(config: PartitionConfig, split: Samples, num_clients: int, num_classes: int, seed: int) -> Shards:
+    """The shards of a training split that a job's `partition` section asks for; a function of its arguments alone.
 
     Raises:
         ConfigError: more clients than samples, or a partition that these data cannot have.
     """
-    check_clients(num_clients, len(labels))
+    count = len(split)
+    check_clients(num_clients, count)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(_PARTITION_STREAM,))))
-    made = PARTITIONS.make(config, labels, num_clients, num_classes, rng)
-    return checked(made, num_clients, len(labels), config.title)
+    marks, num_kinds = split.labels, num_classes
+    if config.deals_by == "groups":
+        marks = split.groups
+        num_kinds = 0 if marks is None else len(np.unique(marks))
+    if marks is None and config.deals_by != "samples":
+        raise ConfigError(f"partition.kind: {brief(config.kind)} deals by {config.deals_by}, these samples have none")
+    made = PARTITIONS.make(config, np.zeros(count, np.int64) if marks is None else marks, num_clients, num_kinds, rng)
+    return checked(made, num_clients, count, config.title)
 
 
 def checked(made: Any, num_clients: int, num_samples: int, title: str) -> Shards:
@@ -67,7 +78,7 @@ def checked(made: Any, num_clients: int, num_samples: int, title: str) -> Shards
 def check_clients(num_clients: int, num_samples: int) -> None:
     """Refuse more clients than samples. Raises ConfigError."""
     if num_samples < num_clients:
-        raise ConfigError(f"clients: {num_clients} clients, but only {num_samples} training images to share")
+        raise ConfigError(f"clients: {num_clients} clients, but only {num_samples} training samples to share")
 
 
 def cuts(proportions: np.ndarray[Any, Any], total: int) -> IntArray:

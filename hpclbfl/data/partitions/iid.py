@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from pydantic import StrictBool
 
 from hpclbfl.config.components import PARTITIONS
-from hpclbfl.config.sections import PartitionConfig
+from hpclbfl.config.sections.partition import DealsBy, PartitionConfig
 from hpclbfl.data.partitions import IntArray, Shards
 
 
@@ -15,6 +17,8 @@ class IidConfig(PartitionConfig):
 
     reshuffle: StrictBool = False
     """No fixed shards: every epoch divides all samples among the clients anew, as data-parallel training does."""
+
+    deals_by: ClassVar[DealsBy] = "samples"
 
     @property
     def is_reshuffled(self) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from hpclbfl.config.components import PARTITIONS
-from hpclbfl.config.sections import PartitionConfig
+from hpclbfl.config.sections.partition import DealsBy, PartitionConfig
 from hpclbfl.data.partitions import IntArray, Shards, cuts
 from hpclbfl.data.partitions.dirichlet import Concentration
 
@@ -15,6 +17,8 @@ class QuantityConfig(PartitionConfig):
 
     alpha: Concentration
     """Concentration; the smaller, the more skewed."""
+
+    deals_by: ClassVar[DealsBy] = "samples"
 
 
 @PARTITIONS.register("quantity", QuantityConfig)

@@ -21,7 +21,7 @@ from hpclbfl.core.h5object import DamagedFile
 from hpclbfl.core.jsonfile import read_json
 from hpclbfl.core.yamlfile import read_mapping
 from hpclbfl.runs.log.coverage import Attempt, LogSpan, find_limits, find_problems, row_limit
-from hpclbfl.runs.log.schema import DTYPES, SCHEMA_VERSION, TABLES, LogAttributes, LogTexts, find_wrong_number
+from hpclbfl.runs.log.schema import DTYPES, TABLES, TABLES_OF, LogAttributes, LogTexts, find_wrong_number
 
 Table = np.ndarray[Any, np.dtype[Any]]
 """Rows of one table: a structured array with the schema's row type."""
@@ -91,7 +91,7 @@ def read_last_rows(path: Path, counts: Mapping[str, int]) -> dict[str, Table]:
     """
     try:
         with H5File(path, is_live=True) as file:
-            committed = _read_committed(file)
+            committed = _read_committed(file, _tables_of(file))
             found = {}
             for name, count in counts.items():
                 rows = committed[name][0]
@@ -119,34 +119,43 @@ def read_texts(path: Path) -> LogTexts:
 
 
 def _read_attributes(file: H5File) -> LogAttributes:
-    version = file.integer("schema_version")
-    if version != SCHEMA_VERSION:
-        raise DataError(f"{file.path}: has log schema {version}; this version reads schema {SCHEMA_VERSION}")
+    _tables_of(file)
     return LogAttributes(*(file.integer(name) for name in ("rank", "attempt", "resumed_from_step")))
 
 
-def _read_committed(file: H5File) -> dict[str, tuple[int, int]]:
+def _tables_of(file: H5File) -> tuple[str, ...]:
+    """Names of a log's tables, in the order of its counters. Raises DataError for an unknown version of the schema."""
+    version = file.integer("schema_version")
+    if version not in TABLES_OF:
+        known = " and ".join(map(str, TABLES_OF))
+        raise DataError(f"{file.path}: has log schema {version}; this version reads schema {known}")
+    return TABLES_OF[version]
+
+
+def _read_committed(file: H5File, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:
     """Rows of each table of a log that its writer has flushed, and their CRC-32."""
-    counters = file.dataset("committed", np.dtype("<i8"), (len(TABLES), 2)).read()
-    return {name: (int(rows), int(checksum)) for name, (rows, checksum) in zip(TABLES, counters, strict=True)}
+    counters = file.dataset("committed", np.dtype("<i8"), (len(names), 2)).read()
+    return {name: (int(rows), int(checksum)) for name, (rows, checksum) in zip(names, counters, strict=True)}
 
 
 def _read_tables(file: H5File) -> dict[str, Table]:
-    committed = _read_committed(file)
+    names = _tables_of(file)
+    committed = _read_committed(file, names)
     while True:
         tables = {name: _read_rows(file, name, 0, rows) for name, (rows, _) in committed.items()}
         wrong = [name for name, table in tables.items() if zlib.crc32(table.data) != committed[name][1]]
         if not wrong:
             break
         # A live writer may have been at the counter just then.
-        before, committed = committed, _read_committed(file)
+        before, committed = committed, _read_committed(file, names)
         if committed == before:
             raise file.fault(f"is damaged: rows of table '{wrong[0]}' do not have their checksum")
     for name, table in tables.items():
         problem = find_wrong_number(name, table)
         if problem:
             raise file.fault(f"is damaged: {problem}")
-    return tables
+    # Those that an older version did not have are empty.
+    return {name: np.zeros(0, DTYPES[name]) for name in TABLES} | tables
 
 
 def _read_rows(file: H5File, name: str, begin: int, end: int) -> Table:
@@ -167,8 +176,8 @@ def read_run(run_dir: str | Path) -> RunLogs:
     """Read a run folder: its JSON files and the tables of all ranks and attempts, merged.
 
     Which rows count, and which are missing, is `runlog.coverage`'s rule. Steps come from every rank; evaluations,
-    layers and plans, the same on all ranks, from rank 0; events from every rank, equal ones once. Files that cannot be
-    read, and logs that lack rows, stand in `torn`.
+    layers and plans, the same on all ranks, from rank 0; metrics from every rank, which writes those of its clients;
+    events from every rank, equal ones once. Files that cannot be read, and logs that lack rows, stand in `torn`.
 
     Raises:
         DataError: the folder or its config.yaml is not there or cannot be read.
@@ -232,12 +241,12 @@ def _merge(attempts: list[list[RankLog]], limits: list[int]) -> dict[str, Table]
     for logs, limit in zip(attempts, limits, strict=True):
         for log in logs:
             for name, table in log.tables.items():
-                if name in ("steps", "events") or log.attributes.rank == 0:
+                if name in ("steps", "events", "metrics") or log.attributes.rank == 0:
                     parts[name].append(table[table["step"] < row_limit(name, limit)])
     merged = {name: np.concatenate(tables) for name, tables in parts.items()}
     merged["events"] = np.unique(merged["events"])
     for name, table in merged.items():
-        keys = (table["client"], table["step"]) if name in ("steps", "plans") else (table["step"],)
+        keys = (table["client"], table["step"]) if name in ("steps", "plans", "metrics") else (table["step"],)
         merged[name] = table[np.lexsort(keys)]
     return merged
 

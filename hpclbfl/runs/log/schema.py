@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = 2
-"""Stands in each file's root attribute `schema_version`; rises when a column changes its name, type or meaning."""
+SCHEMA_VERSION = 3
+"""Stands in each file's root attribute `schema_version`; rises when a column changes its name, type or meaning, or a
+table is added."""
 
 _INT, _FLOAT = "<i8", "<f8"
 
@@ -54,8 +55,8 @@ _COLUMNS: dict[str, list[tuple[str, str, str, str]]] = {
         ("elapsed_s", _FLOAT, "s", "training time without evaluation and checkpoints, over all attempts"),
         ("split", "S16", "", "part of the data: test or train"),
         ("loss", _FLOAT, "nat", "mean loss over the split"),
-        ("top1", _FLOAT, "1", "share of samples whose likeliest class is right, 0 to 1"),
-        ("top5", _FLOAT, "1", "share of samples whose class is among the five likeliest, 0 to 1"),
+        ("top1", _FLOAT, "1", "share of samples whose likeliest class is right, 0 to 1; NaN: they have no classes"),
+        ("top5", _FLOAT, "1", "share of samples whose class is among the five likeliest, 0 to 1; NaN: no classes"),
     ],
     "layers": [
         ("step", _INT, "step", "optimizer step, from 0"),
@@ -73,10 +74,22 @@ _COLUMNS: dict[str, list[tuple[str, str, str, str]]] = {
         ("kind", "S32", "", "what happened, one word"),
         ("text", "S256", "", "one line about it"),
     ],
+    "metrics": [
+        ("step", _INT, "step", "last optimizer step before it was measured (-1: before any)"),
+        ("client", _INT, "1", "client, from 0; -1: of all together"),
+        ("name", "S64", "", "what was measured; of an evaluation, its split and the metric"),
+        ("value", _FLOAT, "1", "its value"),
+    ],
 }
 
 TABLES: tuple[str, ...] = tuple(_COLUMNS)
 """Names of the tables; the order of the counters in a file's dataset `committed`."""
+
+TABLES_OF: dict[int, tuple[str, ...]] = {2: TABLES[: TABLES.index("metrics")], SCHEMA_VERSION: TABLES}
+"""The same for each version of the schema that can be read."""
+
+ALL = -1
+"""In the column `client`: all clients together."""
 
 DTYPES: dict[str, np.dtype[Any]] = {
     table: np.dtype([(name, kind) for name, kind, _, _ in columns]) for table, columns in _COLUMNS.items()
@@ -101,7 +114,7 @@ MEANINGS: dict[str, dict[str, str]] = {
 MAX_NUMBER = 2**53
 """Above all whole numbers of a log: steps, samples, clients."""
 
-_LOWEST = {("evals", "step"): -1}
+_LOWEST = {("evals", "step"): -1, ("metrics", "step"): -1, ("metrics", "client"): ALL}
 """Of a column; 0 of all others."""
 
 

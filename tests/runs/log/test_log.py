@@ -37,6 +37,7 @@ DESIGN = {
     "layers": "step, layer, grad_sq_norm",
     "plans": "step, client, local_batch_size, reason",
     "events": "step, kind, text",
+    "metrics": "step, client, name, value",
 }
 
 
@@ -313,16 +314,16 @@ def test_counters_of_another_shape_overflow_no_buffer(tmp_path, count, call):
     program = READ + f"path = Path({str(path)!r})\ntry:\n    {call}\nexcept Exception as error:\n    print(error)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{path}: 'committed' has the shape ({count}), (5, 2) is right\n"
+    assert done.stdout == f"{path}: 'committed' has the shape ({count}), (6, 2) is right\n"
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (replaced("committed", data=np.int64(1)), "'committed' has the shape (), (5, 2) is right"),
-        (replaced("committed", data=np.zeros((5, 2))), "'committed' holds 64-bit floats, 64-bit integers are right"),
+        (replaced("committed", data=np.int64(1)), "'committed' has the shape (), (6, 2) is right"),
+        (replaced("committed", data=np.zeros((6, 2))), "'committed' holds 64-bit floats, 64-bit integers are right"),
         (
-            replaced("committed", shape=(5, 2), dtype=h5py.string_dtype()),
+            replaced("committed", shape=(6, 2), dtype=h5py.string_dtype()),
             "'committed' holds texts, 64-bit integers are right",
         ),
         (lambda file: file.__delitem__("committed"), "has no 'committed'"),
@@ -432,7 +433,7 @@ def test_missing_and_foreign_files(tmp_path):
         read_file(tmp_path / "none.h5")
     with h5py.File(tmp_path / "foreign.h5", "w", libver="latest") as file:
         file.attrs["schema_version"] = SCHEMA_VERSION + 1
-    with pytest.raises(DataError, match="has log schema 3; this version reads schema 2"):
+    with pytest.raises(DataError, match="has log schema 4; this version reads schema 2 and 3"):
         read_file(tmp_path / "foreign.h5")
 
 
