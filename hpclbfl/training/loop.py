@@ -63,7 +63,7 @@ def train(state: TrainState, services: Services) -> Outcome:
         NotFinite: see `on_nonfinite`; the state is not to be trusted.
     """
     layers = [name for name, parameter in state.mean.module.named_parameters() if parameter.requires_grad]
-    with StepLog(services.log, state.clock, layers) as steps:
+    with StepLog(services.log, state.clock, layers, is_first=state.comm.rank == 0) as steps:
         return _loop(state, services, steps)
 
 

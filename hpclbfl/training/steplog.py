@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from types import TracebackType
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hpclbfl.algorithms.record import StepRecord
 from hpclbfl.core.clock import Clock, seconds
-from hpclbfl.runs.log.schema import DTYPES
+from hpclbfl.runs.log.schema import ALL, DTYPES
 from hpclbfl.runs.log.writer import FLUSH_AFTER_S, RunLog
 
 LAZY_STEPS = 50
@@ -24,16 +24,17 @@ _MEASURED = _NAMES[_NAMES.index("lr") + 1 : _NAMES.index("t_data_s")]
 
 
 class StepLog:
-    """Writes step records as rows of the table `steps`.
+    """Writes step records as rows of the table `steps`, and what has no column there to the table `metrics`.
 
     Args:
         log: the rank's log.
         clock: of the rank's device; on a GPU records wait until `LAZY_STEPS` have gathered.
         layers: names of the parameters, [L].
+        is_first: whether it is rank 0, which writes what is measured of a shared model's gradient and has no column.
     """
 
-    def __init__(self, log: RunLog, clock: Clock, layers: Sequence[str] = ()) -> None:
-        self._log, self._is_lazy, self._layers = log, clock.is_lazy, layers
+    def __init__(self, log: RunLog, clock: Clock, layers: Sequence[str] = (), is_first: bool = True) -> None:
+        self._log, self._is_lazy, self._layers, self._is_first = log, clock.is_lazy, layers, is_first
         self._waiting: list[StepRecord] = []
         self._oldest = 0.0
         self.last_loss = _NAN
@@ -71,6 +72,8 @@ class StepLog:
 
     def _write(self, record: StepRecord, values: Iterator[float]) -> None:
         shared = {name: next(values) for name in record.columns}
+        if self._is_first:
+            self._write_metrics(record.step, ALL, shared)
         if record.layer_sq_norms is not None:
             for name, norm in zip(self._layers, record.layer_sq_norms.tolist(), strict=True):
                 self._log.append_row("layers", (record.step, name, norm))
@@ -82,7 +85,9 @@ class StepLog:
         transfer = _NAN if record.transfer is None else min(share * record.transfer, sync)
         total = count = 0.0
         for client in record.clients:
-            found = {**shared, **{name: next(values) for name in client.columns}}
+            own = {name: next(values) for name in client.columns}
+            self._write_metrics(record.step, client.client, own)
+            found = {**shared, **own}
             if client.num_samples:
                 total, count = total + found["loss"] * client.num_samples, count + client.num_samples
             data, compute = seconds(*client.data), seconds(*client.compute) + update
@@ -97,6 +102,12 @@ class StepLog:
             )
         if count:
             self.last_loss = total / count
+
+    def _write_metrics(self, step: int, client: int, values: Mapping[str, float]) -> None:
+        """What transforms tell besides the columns of the table `steps`."""
+        for name, value in values.items():
+            if name not in _NAMES:
+                self._log.append_row("metrics", (step, client, name, value))
 
 
 def _tensors(record: StepRecord) -> Iterator[Tensor]:

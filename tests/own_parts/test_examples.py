@@ -61,6 +61,17 @@ def test_a_strong_term_by_hand(workplace: Workplace) -> None:
         torch.testing.assert_close(prox[key], expected, rtol=1e-9, atol=1e-9)
 
 
+def test_what_a_transform_measures_is_in_the_log(workplace: Workplace) -> None:
+    """Of the shared gradient once a step, of each client's own in local training."""
+    words = ("train", "fedprox.yaml", *SHORT, "stop={steps: 3}")
+    for sync, clients in (("sync={kind: bsp}", [-1] * 3), (PROX, [0, 1, 2, 3] * 3)):
+        changed = [word for word in words if word != "stop={steps: 24}"]
+        workplace.run(*changed, sync, "--run-dir", sync[12:15])
+        metrics = read_run(workplace / sync[12:15]).tables["metrics"]
+        assert set(metrics["name"]) == {b"removed_norm"} and metrics["client"].tolist() == clients
+        assert (metrics["value"] > 0).all()
+
+
 @pytest.mark.mpi
 def test_two_ranks_do_what_one_does(workplace: Workplace) -> None:
     workplace.run("train", "fedprox.yaml", *SHORT, PROX, "--run-dir", "one")
