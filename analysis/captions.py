@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hpclbfl.analysis.plot_data import CHANGE_RANGE
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS
-from hpclbfl.analysis.views import CHANGE_RANGE
 
 CAPTIONS: dict[str, tuple[str, str]] = {
     "learning_curves": (

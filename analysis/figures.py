@@ -1,7 +1,7 @@
-"""The figures, one altair definition each, for the interactive page and for files alike.
+"""The figures: one altair definition each, shared by the interactive page and the picture files.
 
-A definition takes no data: it names the rows it wants, `rows`, a view of `views`, and `style.fill` (the page has its
-own) puts them in, again whenever somebody filters.
+A definition holds no data. It refers to a data set named `rows`, which `style.fill` (and on the page its own script)
+fills with a table of `plot_data`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def learning_curves(axis: Axis, width: int = 520, height: int = 300) -> Chart:
 def gradient_norm(width: int = 280, height: int = 230) -> Chart:
     """Gradient norm and its sum over steps (Fig. 6), and its relative change (Eq. 8); thresholds as grey lines.
 
-    What lies outside a logarithmic axis is a triangle at its end (see `views.gradients`).
+    What lies outside a logarithmic axis is a triangle at its end (see `plot_data.gradients`).
     """
     x = alt.X("x:Q", title="optimizer steps", axis=alt.Axis(tickCount=4))
     logarithmic: Any = {"scale": alt.Scale(type="log", nice=False), "axis": alt.Axis(format="~g", labelOverlap=True)}
@@ -121,7 +121,7 @@ def time_shares(parts: Sequence[str] = tuple(PARTS), width: int = 480) -> Chart:
 def batches_and_waits(parts: Sequence[str] = tuple(PARTS), width: int = 300, height: int = 120) -> Chart:
     """Local batches over steps, and what a step takes on each client: stragglers make others wait.
 
-    One run per arm. Its rows are those of two views, `batch_sizes` and `client_times`, in one.
+    One run per arm. Its rows are those of `plot_data.batch_sizes` and `plot_data.client_times` together.
     """
     by_client = alt.EncodingSortField("client", op="min")
     batch = (

@@ -1,8 +1,7 @@
 """The report as one HTML page that needs no network: `hpclbfl report DIR -o report.html`.
 
-Vega, Vega-Lite and their embedding stand in the page, as do the figures' definitions and rows; the page's security
-policy forbids it to fetch anything. Rows are aggregated and thinned (see `views`), so that 1,000 runs fit into a few
-MB.
+The page contains Vega, Vega-Lite, vega-embed and the figures' definitions and rows; its security policy forbids it to
+fetch anything. Rows are aggregated and thinned (see `plot_data`), so that a page on 1,000 runs takes a few MB.
 """
 
 from __future__ import annotations
@@ -72,11 +71,11 @@ def page(frames: Frames, runs: pl.DataFrame, heads: Sequence[ArmSummary]) -> str
     """The page's HTML."""
     labels = [label for head in heads for label in head.labels]
     places = {label: place for place, label in enumerate(labels)}
-    views = figure_rows(frames)
+    tables = figure_rows(frames)
     keys = [key for key in differing_keys(frames.runs) if key != "seed"]
     filters = _filters(frames.runs, keys, labels)
     seeds = sorted(frames.runs.drop_nulls("arm")["seed"].unique().drop_nulls())
-    figures = {name: _figure(name, view, labels) for name, view in views.items()}
+    figures = {name: _figure(name, table, labels) for name, table in tables.items()}
     troubles = problem_lines(frames)
     differences = differences_table(frames.runs, keys, labels)
     data = {

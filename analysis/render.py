@@ -11,7 +11,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from hpclbfl.analysis import views
+from hpclbfl.analysis import plot_data
 from hpclbfl.analysis.convert import convert_all
 from hpclbfl.analysis.figures import definition
 from hpclbfl.analysis.frames import Frames
@@ -31,17 +31,17 @@ BY_ROW = ("final_accuracy", "time_shares")
 
 
 def figure_rows(frames: Frames) -> dict[str, pl.DataFrame]:
-    """Every figure's rows by its name (see `views`); figures for which there is nothing to draw are left out."""
-    runs = views.figure_runs(frames)
+    """Every figure's rows by its name (see `plot_data`); figures for which there is nothing to draw are left out."""
+    runs = plot_data.figure_runs(frames)
     rows = {
-        **{f"learning_curves_{axis}": views.learning_curves(frames, runs, axis) for axis in AXES},
-        "final_accuracy": views.final_accuracy(frames, runs),
-        "sharpness": views.sharpness_points(frames, runs),
-        "gradient_norm": views.gradients(frames, runs),
-        "scale_factor": views.scale_factor(frames, runs),
-        "time_shares": views.time_shares(frames, runs),
+        **{f"learning_curves_{axis}": plot_data.learning_curves(frames, runs, axis) for axis in AXES},
+        "final_accuracy": plot_data.final_accuracy(frames, runs),
+        "sharpness": plot_data.sharpness_points(frames, runs),
+        "gradient_norm": plot_data.gradients(frames, runs),
+        "scale_factor": plot_data.scale_factor(frames, runs),
+        "time_shares": plot_data.time_shares(frames, runs),
         "batches_and_waits": pl.concat(
-            [views.batch_sizes(frames, runs), views.client_times(frames, runs)], how="diagonal"
+            [plot_data.batch_sizes(frames, runs), plot_data.client_times(frames, runs)], how="diagonal"
         ),
     }
     return {name: table for name, table in rows.items() if len(table)}

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from hpclbfl.analysis import convert, curves, traces, views
+from hpclbfl.analysis import convert, curves, plot_data, step_metrics
 from hpclbfl.analysis.convert import converted
 from hpclbfl.analysis.figures import FIGURES, definition
 from hpclbfl.analysis.load import load
@@ -125,7 +125,7 @@ def test_fill_leaves_the_definition_as_it_is():
 
 
 def test_labels_state_n_and_what_is_unfinished(frames):
-    runs = views.figure_runs(frames)
+    runs = plot_data.figure_runs(frames)
     assert runs["label"].unique(maintain_order=True).to_list() == [
         "no scaler (n=3)",
         "X=2 (n=3)",
@@ -193,7 +193,7 @@ def rarely_scaled(tmp_path_factory):
     factors = name.str.extract(r"x(\d+)").cast(pl.Float64)
     steps = found.steps.with_columns(scale=pl.when(pl.col("step") < scaled).then(factors).otherwise(1.0))
     frames = dataclasses.replace(found, steps=steps)
-    return views.scale_factor(frames, views.figure_runs(frames))
+    return plot_data.scale_factor(frames, plot_data.figure_runs(frames))
 
 
 def test_the_share_of_scaled_steps_is_a_mean_over_all_seeds(rarely_scaled):
@@ -204,7 +204,7 @@ def test_the_share_of_scaled_steps_is_a_mean_over_all_seeds(rarely_scaled):
         "X=8 (n=3): 100 % of steps",
     ]
     at_two = overall.filter(pl.col("arm") == "X=2").sort((pl.col("factor") - 2).abs()).row(0, named=True)
-    peak = 1 / (traces.BANDWIDTH * np.sqrt(2 * np.pi))
+    peak = 1 / (step_metrics.BANDWIDTH * np.sqrt(2 * np.pi))
     assert at_two["density"] == pytest.approx(0.3 * peak, rel=0.02)
 
 
@@ -223,8 +223,10 @@ def test_many_runs_have_fewer_points():
 def changes(value):
     """The rows of a run whose change is `value` in every stretch, and its norm 1e-9."""
     frame = pl.DataFrame({"norm": [1e-9], "change": [value]}, schema={"norm": pl.Float64, "change": pl.Float64})
-    range_ = views.CHANGE_RANGE
-    return frame.with_columns(*views._clipped("change", *range_), *views._clipped("norm", views.NORM_FLOOR, 1e9)).row(0)
+    range_ = plot_data.CHANGE_RANGE
+    return frame.with_columns(
+        *plot_data._clipped("change", *range_), *plot_data._clipped("norm", plot_data.NORM_FLOOR, 1e9)
+    ).row(0)
 
 
 def test_what_lies_outside_a_logarithmic_axis_is_marked_at_its_end():

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hpclbfl.analysis import views
+from hpclbfl.analysis import plot_data
 from hpclbfl.analysis.eigenvalues import read_all
 from hpclbfl.analysis.headline import headlines
 from hpclbfl.analysis.load import load
@@ -89,7 +89,7 @@ def test_the_figure_has_a_mark_per_run_at_its_last_step(root):
     add_sharpness(root / "bsp-1", 20, [12.0, -3.0])
     add_sharpness(root / "fedavg-1", 20, [2.0])
     frames = load(root)
-    rows = views.sharpness_points(frames, views.figure_runs(frames))
+    rows = plot_data.sharpness_points(frames, plot_data.figure_runs(frames))
     over_all = rows.filter(rows["seed"].is_null())
     assert over_all.select("run", "eigenvalue", "low", "high").rows() == [
         ("bsp-1", 12.0, 11.5, 12.5),
@@ -103,7 +103,7 @@ def test_single_seeds_can_be_chosen(root):
         run = two_client_run(root / f"more-{seed}", sync="{kind: post_local}", seed=seed).path.parents[1]
         add_sharpness(run, 20, [5.0 + seed])
     frames = load(root)
-    rows = views.sharpness_points(frames, views.figure_runs(frames))
+    rows = plot_data.sharpness_points(frames, plot_data.figure_runs(frames))
     assert sorted(rows.filter(rows["seed"] == 1).select("run", "eigenvalue").rows()) == [("more-1", 6.0)]
     assert rows.filter(rows["seed"].is_null())["eigenvalue"].to_list() == [5.0, 6.0]
 
@@ -126,7 +126,7 @@ def test_what_a_logarithmic_axis_has_no_place_for_is_told(root, tmp_path):
     add_sharpness(root / "bsp-1", 20, [-4.0])
     add_sharpness(root / "fedavg-1", 20, [2.0], residual=3.0)
     frames = load(root)
-    rows = views.sharpness_points(frames, views.figure_runs(frames))
+    rows = plot_data.sharpness_points(frames, plot_data.figure_runs(frames))
     # The residual is larger than the eigenvalue: the bar begins at a tenth of it.
     assert rows.filter(rows["run"] == "fedavg-1").select("low", "high").row(0) == (pytest.approx(0.2), 5.0)
     list(write_figures(frames, headlines(frames, summarise(frames)), tmp_path / "out", ["svg"]))

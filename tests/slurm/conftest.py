@@ -16,8 +16,8 @@ import yaml
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import DataConfig
 from hpclbfl.core.errors import EnvironmentFault
-from hpclbfl.slurm.devcluster.cluster import DevCluster
-from hpclbfl.slurm.devcluster.packages import can_install, install, missing
+from tests.devcluster.cluster import DevCluster
+from tests.devcluster.packages import can_install, install, missing
 
 BASE: dict[str, Any] = {
     "clients": 2,

@@ -1,4 +1,4 @@
-"""slurm.conf of the throw-away cluster. Pure."""
+"""slurm.conf of the development cluster. Pure."""
 
 from __future__ import annotations
 

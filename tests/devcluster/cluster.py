@@ -1,4 +1,4 @@
-"""Starts and stops the daemons of the throw-away cluster: munged, slurmctld, and one slurmd for each node."""
+"""Starts and stops the daemons of the development cluster: munged, slurmctld, and one slurmd for each node."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pathlib import Path
 from hpclbfl.core.errors import EnvironmentFault
 from hpclbfl.core.process import Process, process_of
 from hpclbfl.runs.slurm_client import SlurmUnavailable, ask
-from hpclbfl.slurm.devcluster.conf import Node, slurm_conf
-from hpclbfl.slurm.devcluster.packages import find
+from tests.devcluster.conf import Node, slurm_conf
+from tests.devcluster.packages import find
 
 FEATURES = {"n1": "fast", "n2": "slow"}
 START_S = 30.0
@@ -178,7 +178,7 @@ class DevCluster:
             return
         lines = [line for path in sorted(self.folder.glob("*.out")) for line in _errors(path)]
         reason = lines[-1] if lines else f"no daemon says why within {START_S:.0f} s"
-        raise EnvironmentFault(f"the throw-away Slurm in {self.folder} does not start: {reason}")
+        raise EnvironmentFault(f"the development Slurm in {self.folder} does not start: {reason}")
 
     def _end_jobs(self) -> None:
         with suppress(SlurmUnavailable):

@@ -1,4 +1,4 @@
-"""The programs of the throw-away cluster: whether they are there, and how they get there."""
+"""The programs of the development cluster: whether they are there, and how they get there."""
 
 from __future__ import annotations
 

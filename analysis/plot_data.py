@@ -1,6 +1,6 @@
 """The rows that figures draw: every figure's data as one small frame, aggregated over seeds and thinned.
 
-All views have `arm`, `seed` (null: over all seeds of the arm; a number: that seed alone) and `label` (the arm with
+All plot_data have `arm`, `seed` (null: over all seeds of the arm; a number: that seed alone) and `label` (the arm with
 its n, or its seed). Accuracies and shares are in %. Arms of which no run is complete show what there is, and their
 label says so.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from hpclbfl.analysis import metrics, stats, traces
+from hpclbfl.analysis import metrics, stats, step_metrics
 from hpclbfl.analysis.curves import BUDGET_ROWS, CURVE_POINTS, marked, on_arm_grids, points_per_curve
 from hpclbfl.analysis.eigenvalues import read_all
 from hpclbfl.analysis.frames import Frames
@@ -89,7 +89,7 @@ def gradients(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     norm_beyond, change_beyond: `above` or `below` where the value lies outside the axis and its end is given instead.
     """
     points = points_per_curve(runs) // 2
-    curves = traces.gradient_curves(_steps_of(frames, runs), points)
+    curves = step_metrics.gradient_curves(_steps_of(frames, runs), points)
     columns = ("norm", "cumulative_norm", "change")
     table = on_arm_grids(curves, runs, columns, points)
     means = table.group_by("arm", "label", "x", maintain_order=True).agg(pl.col(columns).mean())
@@ -116,7 +116,7 @@ def scale_factor(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     arm, seed, label (with the share of steps at X), factor, density (per octave), mark (the peak above 1). Means over
     all seeds of the arm, those whose factor is always 1 among them.
     """
-    counts = traces.scale_counts(_steps_of(frames, runs)).join(
+    counts = step_metrics.scale_counts(_steps_of(frames, runs)).join(
         runs.select("run", "arm"), on="run", maintain_order="left"
     )
     counts = counts.filter((pl.col("scale") != 1).any().over("arm"))
@@ -124,8 +124,8 @@ def scale_factor(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     grid = np.arange(min(0.0, octaves.min(initial=0.0)) - 0.75, octaves.max(initial=0.0) + 0.75, 0.05)
     if points_per_curve(runs) < CURVE_POINTS:
         grid = grid[::2]
-    density = traces.scale_density(counts, list(grid)).with_columns(factor=2.0 ** pl.col("octave"))
-    table = density.join(traces.scaled_share(counts), on="run").join(runs, on="run")
+    density = step_metrics.scale_density(counts, list(grid)).with_columns(factor=2.0 ** pl.col("octave"))
+    table = density.join(step_metrics.scaled_share(counts), on="run").join(runs, on="run")
     means = table.group_by("arm", "label", "factor", maintain_order=True).agg(
         pl.col("density").mean(), pl.col("share_scaled").mean()
     )
@@ -142,7 +142,7 @@ def time_shares(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
 
     Parts: compute, data, transfer and wait; `sync` in place of the last two where they were not told apart.
     """
-    shares = traces.time_shares(_steps_of(frames, runs))
+    shares = step_metrics.time_shares(_steps_of(frames, runs))
     is_split = pl.col("share_wait").is_not_null()
     split = shares.with_columns(sync=pl.when(~is_split).then("share_sync")).rename(
         {f"share_{part}": part for part in ("compute", "data", "transfer", "wait")}
@@ -165,7 +165,7 @@ def batch_sizes(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     Clients whose batches are always the same are one line: `clients` lists them, `client` is the first of them.
     """
     example = example_runs(runs)
-    changes = traces.batch_changes(frames.steps, example["run"].cast(pl.String).to_list())
+    changes = step_metrics.batch_changes(frames.steps, example["run"].cast(pl.String).to_list())
     course = changes.group_by("run", "client", maintain_order=True).agg("step", "local_batch_size")
     lines = course.group_by("run", "step", "local_batch_size", maintain_order=True).agg(
         pl.col("client").min(), clients=pl.col("client").sort()
@@ -193,7 +193,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 def client_times(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     """What a step takes on each client, of one run per arm: arm, seed (null), label, client, part, ms (mean)."""
     example = example_runs(runs)
-    times = traces.client_times(_steps_of(frames, example))
+    times = step_metrics.client_times(_steps_of(frames, example))
     is_split = pl.col("t_wait_s").is_not_null()
     table = times.select(
         *("run", "client"),
