@@ -1,4 +1,4 @@
-"""The frames that a folder of runs is loaded into: what each holds, a row per what."""
+"""The frames that a folder of runs is loaded into: their columns, their rows, and their types."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+
+from hpclbfl.core.text import printable
+from hpclbfl.runs.log.reader import Table
+from hpclbfl.runs.log.schema import DTYPES
 
 RUN_COLUMNS: dict[str, str] = {
     "run": "path of the run's folder, seen from the folder that was loaded: the key of every frame",
@@ -81,3 +86,29 @@ class Frames:
 def config_names(runs: pl.DataFrame) -> list[str]:
     """The columns of the frame `runs` that come from the job."""
     return [name for name in runs.columns if name not in RUN_COLUMNS]
+
+
+def log_schema(table: str) -> dict[str, pl.DataType]:
+    """Column types of a log's table as a frame: Int64, Float64, String."""
+    kinds: dict[str, pl.DataType] = {"i": pl.Int64(), "f": pl.Float64(), "S": pl.String()}
+    dtype = DTYPES[table]
+    return {name: kinds[dtype[name].kind] for name in dtype.names or ()}
+
+
+def log_frame(table: str, parts: list[tuple[int, Table]]) -> pl.DataFrame:
+    """Rows of several logs as one frame, each with its log's number in the column `log`.
+
+    Texts become one line of printable characters.
+    """
+    numbers = np.repeat(np.array([log for log, _ in parts], np.int64), [len(rows) for _, rows in parts])
+    columns = [pl.Series("log", numbers)]
+    for name, kind in log_schema(table).items():
+        values = np.concatenate([rows[name] for _, rows in parts])
+        if kind == pl.String():
+            # Few texts, many times over.
+            texts, places = np.unique(values, return_inverse=True)
+            known = pl.Series([printable(text.decode(errors="replace")) for text in texts], dtype=pl.String)
+            columns.append(known.gather(places).alias(name))
+        else:
+            columns.append(pl.Series(name, values))
+    return pl.DataFrame(columns)

@@ -9,7 +9,6 @@ frames.steps.group_by("run").agg(pl.col("t_step_s").sum()).collect()
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,17 +18,15 @@ from typing import Any
 import polars as pl
 
 from hpclbfl.analysis.arms import with_arms
-from hpclbfl.analysis.cache import Cache, polars_schema
-from hpclbfl.analysis.cachefolder import CacheFolder, CacheUnusable
+from hpclbfl.analysis.cache import Cache, CacheUnusable
 from hpclbfl.analysis.configs import config_columns
-from hpclbfl.analysis.frames import RUN_COLUMNS, RUN_TYPES, Frames
+from hpclbfl.analysis.frames import RUN_COLUMNS, RUN_TYPES, Frames, log_schema
 from hpclbfl.analysis.records import read_plain
 from hpclbfl.analysis.scan import Found, Kind, find_runs, run_files, run_keys
 from hpclbfl.config.part_names import HASH_DIGITS
 from hpclbfl.core.diagnostics import Diagnostics
-from hpclbfl.core.errors import EnvironmentFault, HpclbflError
+from hpclbfl.core.errors import HpclbflError
 from hpclbfl.core.text import printable
-from hpclbfl.core.userkey import KEY_BYTES, user_key
 from hpclbfl.runs.lock import LOST, find_lost
 from hpclbfl.runs.log.coverage import NO_LIMIT, Attempt, LogSpan, Problem, find_limits, find_problems, row_limit
 from hpclbfl.runs.log.reader import TornFile, read_attempt_log
@@ -58,14 +55,11 @@ def load(directory: str | Path) -> Frames:
     if runs not in ([], [root]):
         folder = root / CACHE_FOLDER
         try:
-            return _load(root, files, Cache(CacheFolder(folder, user_key())), notes)
+            return _load(root, files, Cache(folder), notes)
         except CacheUnusable as unusable:
             notes.append(f"{folder}: {unusable}; without it all logs are read each time")
-        except EnvironmentFault as fault:
-            notes.append(f"{fault}; without it {folder} is not used, and all logs are read each time")
     temporary = TemporaryDirectory(prefix="hpclbfl-")
-    cache = Cache(CacheFolder(Path(temporary.name), os.urandom(KEY_BYTES)))
-    return _load(root, files, cache, notes, temporary)
+    return _load(root, files, Cache(Path(temporary.name)), notes, temporary)
 
 
 Files = dict[str, tuple[Path, list[Found]]]
@@ -96,7 +90,7 @@ def _load(root: Path, files: Files, cache: Cache, notes: list[str], keep_alive: 
         problems += [(key, printable(problem.path), printable(problem.reason), problem.rows_lost) for problem in wrong]
         logs += [(key, *log) for log in _kept_logs(attempts, cache)]
     _end_lost(rows, folders)
-    columns = {"run": keys, "file": pl.UInt32(), "rank": pl.Int32(), "attempt": pl.Int32(), "limit": pl.Int64()}
+    columns = {"run": keys, "log": pl.Int64(), "rank": pl.Int32(), "attempt": pl.Int32(), "limit": pl.Int64()}
     table = pl.DataFrame(logs, schema=columns, orient="row")
     found_rows = {name: _merged(cache, name, table) for name in ("steps", "evals", "layers", "plans", "events")}
     small = {name: found_rows[name].collect() for name in ("evals", "plans", "events")}
@@ -161,7 +155,7 @@ def _kept_logs(attempts: list[Attempt], cache: Cache) -> list[tuple[int, int, in
         for log in attempt.logs:
             if not log.problem:
                 entry = cache.entries[log.path]
-                kept.append((entry.file, int(json.loads(entry.text)["rank"]), number, limit))
+                kept.append((entry.log, int((entry.content or {})["rank"]), number, limit))
     return kept
 
 
@@ -176,8 +170,7 @@ def _unreadable(run: str, found: list[Found], cache: Cache) -> list[Problem]:
 
 def _content(file: Found, cache: Cache) -> dict[str, Any] | None:
     """What was read of a file; None when it cannot be read."""
-    content: dict[str, Any] | None = json.loads(cache.entries[file.path].text)
-    return content
+    return cache.entries[file.path].content
 
 
 def _run_row(key: str, path: Path, own: dict[Kind, dict[str, Any] | None], attempts: list[Attempt]) -> dict[str, Any]:
@@ -247,7 +240,7 @@ def _row_limit(table: str) -> pl.Expr:
 def _merged(cache: Cache, table: str, logs: pl.DataFrame) -> pl.LazyFrame:
     return (
         cache.scan(table)
-        .join(logs.lazy(), on="file", how="inner")
+        .join(logs.lazy(), on="log", how="inner")
         .filter(pl.col("step") < _row_limit(table))
-        .select("run", "rank", "attempt", *polars_schema(table))
+        .select("run", "rank", "attempt", *log_schema(table))
     )
