@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,16 +20,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import hpclbfl
+from hpclbfl.analysis.arm_summary import ArmSummary, by_rank
 from hpclbfl.analysis.arms import differing_keys, short_name
 from hpclbfl.analysis.captions import CAPTIONS
 from hpclbfl.analysis.configs import as_text
 from hpclbfl.analysis.figures import definition
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.headline import ArmSummary, by_rank
 from hpclbfl.analysis.markup import TextTable, to_html
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.render import BY_ROW, MAX_BARS, VEGALITE, figure_rows, parts_of
-from hpclbfl.analysis.report import problem_lines
+from hpclbfl.analysis.report import Report, problem_lines
 from hpclbfl.analysis.scan import unstarted
 from hpclbfl.analysis.style import MAX_ARMS, SPREAD, SPREAD_RATIO
 from hpclbfl.analysis.tables import arms_table, comparison_table
@@ -52,23 +52,21 @@ _PROVENANCE = (
 _MORE_PROVENANCE = ("torch", "horovod", "mpi_library", "python", "platform", "data_fingerprint")
 
 
-def write_page(path: Path, frames: Frames, runs: pl.DataFrame, heads: Sequence[ArmSummary]) -> None:
+def write_page(path: Path, report: Report) -> None:
     """Write the page, whole or not at all.
-
-    Args:
-        runs: of the frames, from `summary.summarise`.
 
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    text = page(frames, runs, heads)
+    text = page(report)
     with explained_writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
 
 
-def page(frames: Frames, runs: pl.DataFrame, heads: Sequence[ArmSummary]) -> str:
+def page(report: Report) -> str:
     """The page's HTML."""
+    frames, runs, heads = report.frames, report.runs, report.arms
     labels = [label for head in heads for label in head.labels]
     places = {label: place for place, label in enumerate(labels)}
     tables = figure_rows(frames)

@@ -6,44 +6,24 @@ import json
 import sys
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from hpclbfl.analysis.markup import TextTable, signed, to_latex, to_markdown, to_rich
-from hpclbfl.analysis.paper_compare import HOLDS, REVERSED, Comparison, Measured, Pair, compare_with_paper
-from hpclbfl.analysis.paper_rows import PaperTable, paper_table
-from hpclbfl.analysis.report import WIDTH, Format, load_some
+from hpclbfl.analysis.markup import TextTable, signed
+from hpclbfl.analysis.paper_compare import HOLDS, REVERSED, Comparison, Measured, Pair
+from hpclbfl.analysis.paper_rows import PaperTable
+from hpclbfl.analysis.printing import Format, print_tables
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS
-from hpclbfl.core.console import make_console
 
 
-def print_paper(directory: str | Path, name: str, as_json: bool = False, form: Format = "text") -> Comparison:
-    """Print a table of the paper beside the runs at or below a folder, to stdout.
+def print_paper(compared: Comparison, form: Format = "text") -> None:
+    """Print a table of the paper beside our runs to stdout."""
+    tables = (rows_table(compared), runs_table(compared), order_table(compared))
+    print_tables([table for table in tables if table.rows], form)
 
-    Args:
-        name: `table1` or `table2`.
 
-    Raises:
-        ConfigError: there is no such table, or unlike experiments stand for one row.
-        DataError: the folder is not there, or holds no run.
-    """
-    paper_table(name)
-    compared = compare_with_paper(load_some(directory), name)
-    if as_json:
-        sys.stdout.write(json.dumps(as_plain(compared), indent=2) + "\n")
-        return compared
-    tables = [table for table in (rows_table(compared), runs_table(compared), order_table(compared)) if table.rows]
-    if form != "text":
-        render = to_markdown if form == "markdown" else to_latex
-        sys.stdout.write("\n".join(render(table) for table in tables))
-        return compared
-    console = make_console()
-    for table in tables:
-        console.print(to_rich(table))
-        for note in table.notes:
-            console.print(note, width=WIDTH)
-        console.print()
-    return compared
+def print_paper_json(compared: Comparison) -> None:
+    """Print `as_plain` to stdout."""
+    sys.stdout.write(json.dumps(as_plain(compared), indent=2) + "\n")
 
 
 def rows_table(compared: Comparison) -> TextTable:

@@ -12,11 +12,12 @@ import altair as alt
 import polars as pl
 
 from hpclbfl.analysis import plot_data
+from hpclbfl.analysis.arm_summary import ranked_arms
 from hpclbfl.analysis.convert import convert_all
 from hpclbfl.analysis.figures import definition
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.headline import ArmSummary, ranked_arms
 from hpclbfl.analysis.metrics import AXES
+from hpclbfl.analysis.report import Report
 from hpclbfl.analysis.style import MAX_ARMS, PARTS, ROWS, fill
 from hpclbfl.core.files import explained_writes, write_bytes
 
@@ -66,9 +67,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in row.items() if v is not None and not (isinstance(v, float) and not math.isfinite(v))}
 
 
-def write_figures(
-    frames: Frames, heads: Sequence[ArmSummary], folder: Path, kinds: Sequence[str] = FORMATS
-) -> Iterator[tuple[Path, str]]:
+def write_figures(report: Report, folder: Path, kinds: Sequence[str] = FORMATS) -> Iterator[tuple[Path, str]]:
     """Write every figure that there is something to draw for, over all seeds, into a folder; what is there is replaced.
 
     Where there are several tasks each has figures of its own, `learning_curves_steps-resnet50.png`.
@@ -79,10 +78,10 @@ def write_figures(
     Raises:
         EnvironmentFault: a file cannot be written, or a process that draws has ended.
     """
-    endings = _endings([head.title for head in heads])
+    endings = _endings([head.title for head in report.arms])
     wanted = []
-    for name, table in figure_rows(frames).items():
-        for head in heads:
+    for name, table in figure_rows(report.frames).items():
+        for head in report.arms:
             limit = MAX_BARS if name in BY_ROW else MAX_ARMS
             chosen = ranked_arms(head, limit)
             total = table.filter(pl.col("arm").cast(pl.String).is_in(head.labels))["arm"].n_unique()

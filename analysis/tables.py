@@ -7,11 +7,10 @@ from typing import Any
 
 import polars as pl
 
-from hpclbfl.analysis.headline import ArmSummary
+from hpclbfl.analysis.arm_summary import ALONE, ArmSummary
 from hpclbfl.analysis.markup import TextTable, signed
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS, MOST_SEEDS, POWER, TOO_FEW
-from hpclbfl.analysis.tasks import ALONE
 
 _INTERVALS = (
     f"In brackets: {100 * LEVEL:.0f} % interval of the mean over seeds (Student's t), from {MIN_SEEDS} seeds up; "

@@ -7,10 +7,10 @@ from typing import Any
 
 import altair as alt
 
+from hpclbfl.analysis.arm_summary import ranked_arms, summarise_arms
 from hpclbfl.analysis.convert import converted
 from hpclbfl.analysis.figures import FIGURES
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.headline import headlines, ranked_arms
 from hpclbfl.analysis.render import BY_ROW, FORMATS, MAX_BARS, VEGALITE, figure_rows, filled
 from hpclbfl.analysis.style import MAX_ARMS, ROWS
 from hpclbfl.analysis.summary import summarise
@@ -59,7 +59,7 @@ def plot(
 
 
 def _definition(frames: Frames, figure: str, task: str | None) -> dict[str, Any]:
-    heads = headlines(frames, summarise(frames))
+    heads = summarise_arms(frames, summarise(frames))
     titles = [head.title for head in heads]
     if task is not None and task not in titles:
         raise ConfigError(f"plot: no runs of the task {shown(task)}; there are: {'; '.join(titles)}")

@@ -6,11 +6,10 @@ import pytest
 
 from hpclbfl.analysis import plot_data
 from hpclbfl.analysis.eigenvalues import read_all
-from hpclbfl.analysis.headline import headlines
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.page import page
 from hpclbfl.analysis.render import figure_rows, write_figures
-from hpclbfl.analysis.summary import summarise
+from hpclbfl.analysis.report import make_report
 from hpclbfl.sharpness.store import empty_tables, rows_of, save_sharpness
 from tests.analysis.conftest import two_client_run
 
@@ -70,7 +69,7 @@ def test_whether_it_has_settled_is_known_or_not(root, tmp_path):
     frames = load(root)
     found = read_all(frames)[0]
     assert found["has_settled"].to_list() == [True, False, None]
-    list(write_figures(frames, headlines(frames, summarise(frames)), tmp_path / "out", ["svg"]))
+    list(write_figures(make_report(frames), tmp_path / "out", ["svg"]))
     drawn = (tmp_path / "out" / "sharpness.svg").read_text()
     # The run that failed has no end to be drawn at.
     assert drawn.count('opacity="0.3"') == 1
@@ -112,12 +111,11 @@ def test_page_and_files_show_it(root, tmp_path):
     for name, value in (("bsp-1", 12.0), ("fedavg-1", 2.0)):
         add_sharpness(root / name, 20, [value])
     frames = load(root)
-    runs = summarise(frames)
-    heads = headlines(frames, runs)
-    html = page(frames, runs, heads)
+    report = make_report(frames)
+    html = page(report)
     assert "Sharpness and accuracy" in html
     assert "top eigenvalue of the training loss" in html
-    written = {path.name: left_out for path, left_out in write_figures(frames, heads, tmp_path / "out", ["svg"])}
+    written = {path.name: left_out for path, left_out in write_figures(report, tmp_path / "out", ["svg"])}
     assert written["sharpness.svg"] == ""
     assert "test accuracy (%)" in (tmp_path / "out" / "sharpness.svg").read_text()
 
@@ -129,7 +127,7 @@ def test_what_a_logarithmic_axis_has_no_place_for_is_told(root, tmp_path):
     rows = plot_data.sharpness_points(frames, plot_data.figure_runs(frames))
     # The residual is larger than the eigenvalue: the bar begins at a tenth of it.
     assert rows.filter(rows["run"] == "fedavg-1").select("low", "high").row(0) == (pytest.approx(0.2), 5.0)
-    list(write_figures(frames, headlines(frames, summarise(frames)), tmp_path / "out", ["svg"]))
+    list(write_figures(make_report(frames), tmp_path / "out", ["svg"]))
     assert "runs without a positive eigenvalue, not drawn: 1" in (tmp_path / "out" / "sharpness.svg").read_text()
 
 
