@@ -298,4 +298,4 @@ def test_a_pipe_in_place_of_a_log_blocks_nobody(tmp_path: Path, fake_slurm: Fake
     fake_slurm.queue()
     ((job, _),) = ((job, run) for run, jobs in folder.jobs().items() for job in jobs)
     os.mkfifo(folder.job_log(job))
-    assert status_rows(tmp_path / "out")[0]["text"].endswith("ended before the training began: it left no log")
+    assert status_rows(tmp_path / "out")[0]["text"].endswith("ended before the training began: it printed nothing")
