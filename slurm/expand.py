@@ -1,7 +1,7 @@
-"""From a sweep file to its runs: every combination of the axes, validated, with an id that its experiment gives it.
+"""From a sweep file to its runs: every combination of the axes, validated, with an id that is derived from its job.
 
-Axes combine as a product: each key of `grid`, the rows of `zip`, the rows of `list`, and `seeds`. Pure but for reading
-the files; how the data are identified is the caller's.
+Axes combine as a product: each key of `grid`, the rows of `zip`, the rows of `list`, and `seeds`. Reads the sweep file
+and the job file; the caller provides access to the data.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -87,15 +87,15 @@ class SweepConfig(Section):
             raise ValueError("give exactly one of 'job' (a job file) and 'base' (the job itself)")
         lengths = {key: len(values) for key, values in self.zipped.items()}
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{key} {length}" for key, length in lengths.items())
-            raise ValueError(f"the lists under 'zip' must be of one length: {printable(told, MAX_SHOWN)}")
-        if math.prod((*map(len, self.grid.values()), *map(len, self._rows()))) > MAX_RUNS:
+            listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
+            raise ValueError(f"the lists under 'zip' must be of one length: {printable(listed, MAX_SHOWN)}")
+        if math.prod(map(len, self._choices())) > MAX_RUNS:
             raise ValueError(f"its axes make more than {MAX_RUNS:,} runs, the most that a sweep may have")
-        axes = self._axes()
+        axes = self._keys()
         if len(axes) > MAX_AXES:
             raise ValueError(f"grid, zip and list set {len(axes)} keys; {MAX_AXES} are the most that a sweep may have")
         for (axis, key), (other_axis, other) in itertools.combinations(axes, 2):
-            # Rows of a list are alternatives; those of other axes come together.
+            # Rows of a list are alternatives; values of different axes are set together.
             nested = f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
             if nested and not axis == other_axis == "list":
                 raise ValueError(
@@ -103,27 +103,26 @@ class SweepConfig(Section):
                 )
         return self
 
-    def _rows(self) -> list[Sequence[Any]]:
-        """The rows of the axes that are not of the grid."""
-        seeds = range(self.seeds) if isinstance(self.seeds, int) else self.seeds
-        return [rows for rows in (*list(self.zipped.values())[:1], self.points, seeds) if rows is not None]
-
-    def _axes(self) -> list[tuple[str, str]]:
+    def _keys(self) -> list[tuple[str, str]]:
+        """Name of the axis and key, for each key that an axis sets."""
         axes = [("grid", key) for key in self.grid] + [("zip", key) for key in self.zipped]
         axes += [("list", key) for key in dict.fromkeys(key for row in self.points or [] for key in row)]
         return axes + ([("seeds", "seed")] if self.seeds is not None else [])
 
-    def combinations(self) -> Iterator[Overrides]:
-        """All points of the product, the last axis (seeds) fastest."""
+    def _choices(self) -> list[list[Overrides]]:
+        """The alternatives of each axis."""
         axes: list[list[Overrides]] = [[{key: value} for value in values] for key, values in self.grid.items()]
         if self.zipped:
             axes.append([dict(zip(self.zipped, row, strict=True)) for row in zip(*self.zipped.values(), strict=True)])
         if self.points is not None:
             axes.append(self.points)
         if self.seeds is not None:
-            seeds = range(self.seeds) if isinstance(self.seeds, int) else self.seeds
-            axes.append([{"seed": seed} for seed in seeds])
-        for parts in itertools.product(*axes):
+            axes.append([{"seed": s} for s in (range(self.seeds) if isinstance(self.seeds, int) else self.seeds)])
+        return axes
+
+    def combinations(self) -> Iterator[Overrides]:
+        """All points of the product, the last axis (seeds) fastest."""
+        for parts in itertools.product(*self._choices()):
             yield {key: value for part in parts for key, value in part.items()}
 
 
@@ -134,13 +133,13 @@ class Run:
     id: str
     """`<slug>-<hash>`, the name of its folder."""
     former_id: str
-    """The same in older versions."""
+    """Its id in older versions."""
     digest: str
-    """Of the experiment: what DONE.json must name."""
+    """Of the experiment; DONE.json of the finished run holds it."""
     job: JobConfig
     ranks: int
     overrides: Overrides
-    """What sets it apart from the others."""
+    """What distinguishes it from the other runs."""
 
     @property
     def label(self) -> str:
@@ -150,7 +149,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Expansion:
-    """All runs of a sweep, and what is worth saying about them."""
+    """All runs of a sweep, with notes for the user."""
 
     runs: list[Run]
     notes: list[str]
@@ -167,13 +166,13 @@ def read_sweep(path: Path) -> SweepConfig:
 
 
 class DataSource(Protocol):
-    """What an experiment's id needs to know of its data."""
+    """Access to the data sets of a sweep."""
 
     def fingerprint(self, data: DataConfig) -> str:
-        """What names a data set by its content, 64 hexadecimal digits."""
+        """Hash of a data set's content, 64 hexadecimal digits."""
 
     def with_end(self, job: JobConfig) -> JobConfig:
-        """The job, its schedule's end stated where that comes from `stop`."""
+        """The job, with the end of its schedule stated if it comes from `stop`."""
 
 
 def expand(sweep: SweepConfig, path: Path, data: DataSource) -> Expansion:
@@ -185,7 +184,7 @@ def expand(sweep: SweepConfig, path: Path, data: DataSource) -> Expansion:
         data: the jobs' data sets.
 
     Raises:
-        ConfigError: a run is no valid job; one line that names the run and the key.
+        ConfigError: a run is not a valid job; one line that names the run and the key.
     """
     base, base_path = _read_base(sweep, path)
     runs: dict[str, Run] = {}
@@ -227,7 +226,7 @@ def expand(sweep: SweepConfig, path: Path, data: DataSource) -> Expansion:
 
 
 def _read_base(sweep: SweepConfig, path: Path) -> tuple[dict[str, Any], Path]:
-    """The mapping that all runs begin with, and the file that its paths are relative to."""
+    """The mapping that all runs start from, and the file that its paths are relative to."""
     if sweep.base is not None:
         return {"name": sweep.name, **sweep.base}, path
     base_path = path.parent / (sweep.job or "")
@@ -259,7 +258,7 @@ def applied(base: dict[str, Any], overrides: Overrides, source: str) -> dict[str
     """Return a copy of the job with its values replaced, or added.
 
     Raises:
-        ConfigError: a key goes through a value that has no keys.
+        ConfigError: a key path passes through a value that is not a mapping.
     """
     values = copy.deepcopy(base)
     refuse_undone(overrides, source)
@@ -269,7 +268,7 @@ def applied(base: dict[str, Any], overrides: Overrides, source: str) -> dict[str
 
 
 def _matches(pattern: Overrides, values: dict[str, Any]) -> bool:
-    """Whether every key of the pattern has its value; of a mapping, those keys that it names."""
+    """Whether every key of the pattern has this value; of a mapping only the keys that it names are compared."""
     return all(_agrees(wanted, _get(values, key.split("."))) for key, wanted in pattern.items())
 
 
@@ -287,7 +286,7 @@ def _get(values: Any, keys: list[str]) -> Any:
 def _agrees(wanted: Any, found: Any) -> bool:
     if isinstance(wanted, dict):
         return isinstance(found, dict) and all(_agrees(wanted[key], found.get(key, _NOTHING)) for key in wanted)
-    # In Python True is 1.
+    # In Python True == 1.
     return bool(wanted == found) and isinstance(wanted, bool) == isinstance(found, bool)
 
 

@@ -22,7 +22,7 @@ from hpclbfl.runs.lock import LeaseHeld, RunLock, acquire
 from hpclbfl.slurm.expand import Run
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.outcome import conclude
-from hpclbfl.slurm.ranks import Launch, launch_command
+from hpclbfl.slurm.ranks import launch_command, plan_launch
 from hpclbfl.slurm.resources import ProfileConfig
 from hpclbfl.slurm.state import read_tail, size_of
 
@@ -124,12 +124,10 @@ class LocalSweep:
         logger.info(f"{place} {run.id} {run.label}: started")
 
     def _spawn(self, run: Run, folder: RunFolder, lock: RunLock) -> _Child:
-        profile = self._profile
-        job_file, log = self._folder.job_file(run.id), self._folder.log(run.id)
-        launch = Launch(job_file, folder.path, run.ranks, "local", profile.cpus_per_rank, profile.launcher_args)
+        launch = plan_launch(run, self._folder, self._profile)
         cores = max(1, available_cores() // self._parallel)
         argv, env = launch_command(launch, {**os.environ, **lock.environment()}, cores)
-        before = folder.status()
+        log, before = self._folder.log(run.id), folder.status()
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             begin = size_of(log)
