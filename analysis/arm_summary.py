@@ -62,7 +62,7 @@ def summarise_arms(
     """Arms side by side, one summary per task (see `arm_tasks`).
 
     Args:
-        summary: of the frames, from `summary.summarise`.
+        summary: of the frames, from `report.summarise`.
         baseline: label of the arm that all others are compared with, whatever their task, in one summary; None: in
             each task the first arm that has a complete run.
         target: accuracy (0 to 1) to be reached.

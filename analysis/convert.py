@@ -1,8 +1,8 @@
-"""Definitions of figures into pictures, in processes of their own: the conversion holds Python's lock.
+"""Converting figures to pictures, in several processes, as the conversion holds Python's interpreter lock.
 
-`python -m hpclbfl.analysis.convert` is such a process. It reads requests from its standard input, a line of JSON each,
-and answers with the pictures' bytes, each after its length; at the end of its input it ends, and so it does not outlive
-whoever started it. It loads the converter alone.
+`python -m hpclbfl.analysis.convert` is such a process. It reads requests from its standard input, one line of JSON
+each, and answers with the bytes of the pictures, each after its length. It ends at the end of its input, and so with
+the process that started it, and loads only the converter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hpclbfl.core.errors import EnvironmentFault
 PNG_PPI = 200
 MAX_PROCESSES = 4
 FEW = 12
-"""Figures that are drawn sooner than other processes have started."""
+"""This many figures are drawn sooner than processes start."""
 _LENGTH_BYTES = 8
 
 
@@ -34,7 +34,7 @@ def converted(spec: dict[str, Any], version: str, kinds: Sequence[str]) -> list[
     Args:
         version: of Vega-Lite.
     """
-    # Laid out once, for all of them.
+    # The layout is computed once, for all kinds.
     svg = str(vl_convert.vegalite_to_svg(spec, vl_version=version))
     found = []
     for kind in kinds:
@@ -46,10 +46,10 @@ def converted(spec: dict[str, Any], version: str, kinds: Sequence[str]) -> list[
 
 
 def convert_all(specs: Iterable[dict[str, Any]], version: str, kinds: Sequence[str]) -> Iterator[list[bytes]]:
-    """`converted` of each, in their order, by as many processes as there are cores to run on, where there are many.
+    """`converted` of each definition, in order; many definitions are shared among processes, one per usable core.
 
     Raises:
-        EnvironmentFault: such a process cannot be started, or has ended before its time.
+        EnvironmentFault: a process cannot be started, or has died.
     """
     wanted = list(specs)
     count = min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
@@ -78,7 +78,7 @@ class _Process:
     def __init__(self) -> None:
         words = [sys.executable, "-m", "hpclbfl.analysis.convert"]
         try:
-            # Ctrl-C is for whoever started it, who then ends it.
+            # In a session of its own: upon Ctrl-C the process that started it ends it.
             self._process = subprocess.Popen(
                 words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )

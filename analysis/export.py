@@ -25,18 +25,18 @@ _MORE = {
 
 
 def export(frames: Frames, folder: Path, form: Format) -> list[tuple[Path, int]]:
-    """Write every frame into a folder (runs.parquet, steps.parquet, ...; what is there is replaced) and columns.csv.
+    """Write every frame into a folder (runs.parquet, steps.parquet, ...; existing files are replaced) and columns.csv.
 
     columns.csv has the unit and the meaning of every column. Frames larger than memory are written as a stream. A link
-    in the place of a file is replaced, not followed. CSV files hold values as they are, also such as begin with `=`: in
-    a spreadsheet, columns of texts are to be imported as texts.
+    in the place of a file is replaced, not followed. CSV files hold values as they are, also those that begin with `=`:
+    import columns of texts into a spreadsheet as texts.
 
     Returns:
         Each file and its number of rows.
 
     Raises:
         EnvironmentFault: a file cannot be written.
-        DataError: what was kept of the logs is damaged.
+        DataError: the cached rows of the logs are damaged.
     """
     written = []
     for name in TABLES:

@@ -1,6 +1,6 @@
-"""What evaluations say: accuracy at equal steps, samples and seconds, targets, gaps, speed-up.
+"""Measures from evaluations: accuracy at equal steps, samples and seconds, targets, gaps, speed-up.
 
-Pure functions on the frames of `frames.Frames`; accuracies are shares (0 to 1), times seconds.
+Pure functions on the frames of `frames.Frames`; accuracies are from 0 to 1, times in seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 Axis = Literal["steps", "samples", "seconds"]
-"""What two runs can have equal: optimizer steps taken, samples processed by all clients, seconds of training."""
+"""Budgets at which runs are compared: optimizer steps, samples processed by all clients, seconds of training."""
 AXES: tuple[Axis, ...] = get_args(Axis)
 
 _POSITIONS: dict[Axis, pl.Expr] = {
@@ -30,13 +30,13 @@ def along(evals: pl.DataFrame, axis: Axis, split: str = "test") -> pl.DataFrame:
 
 
 def common_point(evals: pl.DataFrame, axis: Axis) -> float | None:
-    """The farthest point on an axis that every run's test evaluations reach; None without evaluations."""
+    """The farthest point on an axis that the test evaluations of every run reach; None without evaluations."""
     ends = along(evals, axis).group_by("run").agg(pl.col("x").max())
     return None if ends.is_empty() else float(np.asarray(ends["x"]).min())
 
 
 def accuracy_at(evals: pl.DataFrame, axis: Axis, points: float | Sequence[float]) -> pl.DataFrame:
-    """Test accuracy at given points of an axis, a line between the two evaluations around each.
+    """Test accuracy at given points of an axis, interpolated linearly between evaluations.
 
     Returns:
         run, x, top1: one row per run and point; null before a run's first evaluation and after its last one.
@@ -57,9 +57,9 @@ def accuracy_at(evals: pl.DataFrame, axis: Axis, points: float | Sequence[float]
 
 
 def to_target(evals: pl.DataFrame, target: float) -> pl.DataFrame:
-    """What the first test evaluation at or above a target accuracy took: run, steps, samples, seconds.
+    """Cost of the first test evaluation at or above a target accuracy: run, steps, samples, seconds.
 
-    Every run with a test evaluation has a row; null where it never got there.
+    Every run with a test evaluation has a row; null if it never reached the target.
     """
     tests = evals.filter(pl.col("split") == "test").sort("run", "step", maintain_order=True)
     reached = tests.filter(pl.col("top1") >= target).group_by("run", maintain_order=True).first()
@@ -91,8 +91,8 @@ def generalisation_gap(evals: pl.DataFrame) -> pl.DataFrame:
     """Train minus test at the last step at which a run was evaluated on both splits.
 
     Returns:
-        run, step, gap_top1 (train - test accuracy), gap_loss (test - train loss, nats); runs whose job evaluates the
-        test split alone have no row.
+        run, step, gap_top1 (train - test accuracy), gap_loss (test - train loss, nats); runs whose job evaluates only
+        the test split have no row.
     """
     sides = {
         split: evals.filter(pl.col("split") == split).select("run", "step", "top1", "loss")
@@ -120,10 +120,10 @@ def speed_up(
 
     Args:
         table: a row per run (or arm) with the columns `rate`, `size` and `within`.
-        within: what must be equal for two rows to be compared, such as the local batch size.
+        within: columns that must be equal for two rows to be compared, such as the local batch size.
 
     Returns:
-        The table with speed_up and efficiency; null where nothing of size 1 stands beside a row, or where it has no
+        The table with speed_up and efficiency; null if there is no row of size 1 to compare with, or the row has no
         size. The rate of size 1 is the mean over all such rows.
     """
     is_one = pl.col(size) == 1

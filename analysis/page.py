@@ -38,12 +38,12 @@ from hpclbfl.core.text import printable
 from hpclbfl.runs.folder import utc_now
 
 MAX_TROUBLES = 30
-"""Runs that went wrong and are listed at once; the others stand behind a click."""
+"""Runs with problems that are shown at once; the others are shown after a click."""
 DIGITS = 5
-"""Significant ones of numbers in figures."""
+"""Significant digits of numbers in figures."""
 _HASH_DIGITS = 12
 _EVERY_SEED = ("batches_and_waits",)
-"""Figures of one example run per arm, whatever seed is chosen."""
+"""Figures of one example run per arm, whichever seed is chosen."""
 
 _PROVENANCE = (
     *("time", "host", "device", "gpus", "cpu", "engine", "num_ranks", "own_parts"),
@@ -78,7 +78,7 @@ def page(report: Report) -> str:
     differences = differences_table(frames.runs, keys, labels)
     data = {
         "arms": labels,
-        # By rank: a figure draws as many of a task as it can.
+        # By rank: a figure draws the first ones if there are too many.
         "tasks": [{"title": head.title, "arms": [places[label] for label in by_rank(head)]} for head in heads],
         "num_runs": len(runs),
         "filters": [[value["arms"] for value in key["values"]] for key in filters],
@@ -110,14 +110,14 @@ def page(report: Report) -> str:
         num_runs=len(runs),
         runs_html=_html(all_runs_table(runs, labels), "runs"),
         footer=f"Made by hpclbfl {hpclbfl.__version__}, {utc_now()}. {printable(frames.root.resolve())}",
-        # Within a script element HTML sees nothing but its end.
+        # Within a script element HTML recognises nothing but its end tag.
         data=Markup(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")),
         vega=Markup(_vega().replace("</script", "<\\/script").replace("<!--", "\\x3c!--")),
     )
 
 
 def provenance(runs: pl.DataFrame) -> list[tuple[str, str]]:
-    """What ran, where and on what: a name and the values that occur, the commonest first, with how often."""
+    """What ran, where and on what: by name, the values that occur, the most frequent first, with their counts."""
     found = []
     for name in (*_PROVENANCE, *_MORE_PROVENANCE):
         cut = _HASH_DIGITS if name in ("commit", "data_fingerprint") else None
@@ -137,7 +137,7 @@ def provenance(runs: pl.DataFrame) -> list[tuple[str, str]]:
 
 
 def differences_table(runs: pl.DataFrame, keys: list[str], labels: list[str]) -> TextTable:
-    """What sets the arms apart: an arm per row, a column per key of the job that differs."""
+    """Differences between arms: one row per arm, one column per key of the job that differs."""
     rows, marks = [], []
     known = runs.drop_nulls("arm")
     for place, label in enumerate(labels):
@@ -155,7 +155,7 @@ def differences_table(runs: pl.DataFrame, keys: list[str], labels: list[str]) ->
 
 
 def all_runs_table(runs: pl.DataFrame, labels: list[str]) -> TextTable:
-    """Every run in a row."""
+    """One row per run."""
     rows, marks = [], []
     places = {label: str(place) for place, label in enumerate(labels)}
     for row in runs.rows(named=True):
@@ -177,13 +177,13 @@ def _html(table: TextTable, name: str, nth: int = 0) -> Markup:
 
 
 def _placed(table: TextTable, head: ArmSummary, places: Mapping[str, int]) -> TextTable:
-    """A task's table whose rows bear their arms' places among those of all tasks."""
+    """A task's table whose rows are marked with their arms' positions among the arms of all tasks."""
     marks = [{**mark, "arm": str(places[head.labels[int(mark["arm"])]])} for mark in table.marks]
     return replace(table, marks=marks)
 
 
 def _filters(runs: pl.DataFrame, keys: list[str], labels: list[str]) -> list[dict[str, Any]]:
-    """Keys that differ between arms, each with its values and the arms (their places) that have it."""
+    """Keys that differ between arms, each with its values and the arms (their positions) that have them."""
     found = []
     known = runs.drop_nulls("arm")
     for key in keys:
@@ -197,12 +197,12 @@ def _filters(runs: pl.DataFrame, keys: list[str], labels: list[str]) -> list[dic
     return found
 
 
-def _figure(name: str, view: pl.DataFrame, labels: list[str]) -> dict[str, Any]:
+def _figure(name: str, table: pl.DataFrame, labels: list[str]) -> dict[str, Any]:
     return {
-        "spec": definition(name, parts_of(view)),
+        "spec": definition(name, parts_of(table)),
         "limit": MAX_BARS if name in BY_ROW else MAX_ARMS,
         "every_seed": name in _EVERY_SEED,
-        "view": {column: _packed(view[column], labels) for column in view.columns},
+        "view": {column: _packed(table[column], labels) for column in table.columns},
     }
 
 
@@ -254,7 +254,7 @@ def _trouble_summary(frames: Frames) -> str:
     parts = [f"{failed} of {len(frames.runs)} runs failed"] if failed else []
     parts += [f"of {lost} some rows are lost"] if lost else []
     left_out = "; ".join(parts)
-    return f"{left_out}. They are in no mean." if parts else "Nothing that bears on the means."
+    return f"{left_out}. They are in no mean." if parts else "Nothing that affects the means."
 
 
 @cache

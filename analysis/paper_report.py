@@ -1,4 +1,4 @@
-"""What `hpclbfl report DIR --paper table1` prints: the paper's numbers beside ours, and whether their order holds."""
+"""What `hpclbfl report DIR --paper table1` prints: the paper's numbers beside ours, and whether their order agrees."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def print_paper_json(compared: Comparison) -> None:
 
 
 def rows_table(compared: Comparison) -> TextTable:
-    """The table's rows, all of them: printed, our top-1 and top-5, and the difference of top-1 with its interval."""
+    """All rows of the table: the paper's accuracy, our top-1 and top-5, and the difference of top-1."""
     table = compared.table
     numbers = ("paper (%)", "ours (%)", "top-5 (%)", "ours - paper (points)", "seeds")
     marked = [row for row in table.rows if row.note]
@@ -45,10 +45,10 @@ def rows_table(compared: Comparison) -> TextTable:
         )
     notes = [f"({place}) {row.note}" for place, row in enumerate(marked, 1)]
     if compared.unfinished:
-        notes.append(f"Runs that are not complete, and do not count: {compared.unfinished}.")
+        notes.append(f"Runs that are not complete and do not count: {compared.unfinished}.")
     if compared.others:
-        notes.append(f"Runs that stand for no row: {compared.others}.")
-    notes.append("Ours: top-1, means over seeds; beside it our top-5.")
+        notes.append(f"Runs that belong to no row: {compared.others}.")
+    notes.append("Ours: mean top-1 over seeds; beside it our top-5.")
     few = any(0 < found.n < MIN_SEEDS for found in compared.rows)
     notes.append(_intervals() + (f" An interval needs {MIN_SEEDS} seeds." if few else ""))
     return TextTable(
@@ -68,7 +68,7 @@ def runs_table(compared: Comparison) -> TextTable:
 
 
 def order_table(compared: Comparison) -> TextTable:
-    """All pairs of rows of one net: the paper's difference, ours, and whether the order is the same."""
+    """All pairs of rows of one model: the paper's difference, ours, and whether the order is the same."""
     table = compared.table
     head = ("net", "higher", "lower", "paper", "ours", "n", "order")
     rows: list[tuple[str, ...]] = [
@@ -93,13 +93,13 @@ def order_table(compared: Comparison) -> TextTable:
             *notes,
             "Ours: n pairs by seed. "
             + _intervals()
-            + " The order is told by Student's paired test, corrected by Holm for all pairs.",
+            + " The order is judged by Student's paired test, corrected by Holm for all pairs.",
         ),
     )
 
 
 def as_plain(compared: Comparison) -> dict[str, Any]:
-    """All of it for machines; accuracies in percent, differences in points, None: not measured."""
+    """The comparison as JSON values; accuracies in percent, differences in points, None: not measured."""
     table = compared.table
     rows = []
     for found in compared.rows:
@@ -136,10 +136,11 @@ def _orders(compared: Comparison, model: str) -> list[str]:
     if not ours:
         return [f"{shown}: no complete run."]
     counts = Counter(pair.verdict for pair in compared.pairs if pair.model == model and pair.n)
-    told = counts[HOLDS] + counts[REVERSED]
     pairs = sum(counts.values())
+    undecided = pairs - counts[HOLDS] - counts[REVERSED]
     summary = (
-        f"{counts[HOLDS]} of {pairs} pairs as in the paper, {counts[REVERSED]} reversed, {pairs - told} not told apart"
+        f"{counts[HOLDS]} of {pairs} pairs as in the paper, {counts[REVERSED]} reversed, "
+        f"{undecided} without a significant difference"
     )
     return [f"{shown}: paper {' > '.join(compared.order(model, ours=False))}; ours {' > '.join(ours)}; {summary}."]
 

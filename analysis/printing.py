@@ -80,7 +80,7 @@ def _print_text(report: Report) -> None:
 
 
 def _says_more(head: ArmSummary) -> bool:
-    """Whether arms say more than their single runs do."""
+    """Whether the table of arms says more than that of runs."""
     if (head.arms["n"] > 1).any() or head.target is not None or head.size is not None:
         return True
     axes = [axis for axis in ("steps", "samples") if axis in head.points]

@@ -1,4 +1,4 @@
-"""Figures as files: PNG, SVG and PDF, without a browser and without a network."""
+"""Figures as PNG, SVG and PDF files, without a browser or a network."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from hpclbfl.core.files import explained_writes, write_bytes
 
 FORMATS = ("png", "svg", "pdf")
 VEGALITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-"""Version of Vega-Lite that altair's definitions are for."""
+"""Version of Vega-Lite that altair writes definitions for."""
 MAX_BARS = 40
-"""Arms in a figure with a row of its own for each."""
+"""Most arms in a figure that has one row per arm."""
 _MAX_ENDING = 80
-"""Characters of a task's title in a file's name."""
+"""Characters of a task's title in the name of a file, at most."""
 BY_ROW = ("final_accuracy", "time_shares")
 
 
 def figure_rows(frames: Frames) -> dict[str, pl.DataFrame]:
-    """Every figure's rows by its name (see `plot_data`); figures for which there is nothing to draw are left out."""
+    """The rows of every figure by its name (see `plot_data`); figures without rows are left out."""
     runs = plot_data.figure_runs(frames)
     rows = {
         **{f"learning_curves_{axis}": plot_data.learning_curves(frames, runs, axis) for axis in AXES},
@@ -49,7 +49,7 @@ def figure_rows(frames: Frames) -> dict[str, pl.DataFrame]:
 
 
 def filled(name: str, table: pl.DataFrame, arms: Sequence[str]) -> dict[str, Any]:
-    """A figure's definition with its rows, those of the given arms (labels) over all seeds."""
+    """A figure's definition with the rows of the given arms (labels) over all seeds."""
     rows = table.filter(pl.col("seed").is_null() & pl.col("arm").cast(pl.String).is_in(list(arms)))
     spec = definition(name, parts_of(table))
     found: dict[str, Any] = fill(spec, [_plain(row) for row in rows.iter_rows(named=True)], arms)
@@ -57,26 +57,26 @@ def filled(name: str, table: pl.DataFrame, arms: Sequence[str]) -> dict[str, Any
 
 
 def parts_of(table: pl.DataFrame) -> tuple[str, ...]:
-    """The parts of a step's time that a view has, in their order."""
+    """The parts of a step's time that a table has, in their order."""
     present = set(table["part"].drop_nulls()) if "part" in table.columns else set()
     return tuple(part for part in PARTS if part in present)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Numbers that are not finite become null, and nulls go."""
+    """Without nulls and numbers that are not finite."""
     return {k: v for k, v in row.items() if v is not None and not (isinstance(v, float) and not math.isfinite(v))}
 
 
 def write_figures(report: Report, folder: Path, kinds: Sequence[str] = FORMATS) -> Iterator[tuple[Path, str]]:
-    """Write every figure that there is something to draw for, over all seeds, into a folder; what is there is replaced.
+    """Write every figure that has data, over all seeds, into a folder; existing files are replaced.
 
-    Where there are several tasks each has figures of its own, `learning_curves_steps-resnet50.png`.
+    With several tasks each has figures of its own, such as `learning_curves_steps-resnet50.png`.
 
     Yields:
         Each file, and what was left out of it (empty: nothing).
 
     Raises:
-        EnvironmentFault: a file cannot be written, or a process that draws has ended.
+        EnvironmentFault: a file cannot be written, or a process that draws has died.
     """
     endings = _endings([head.title for head in report.arms])
     wanted = []
@@ -100,7 +100,7 @@ def write_figures(report: Report, folder: Path, kinds: Sequence[str] = FORMATS) 
 
 
 def _endings(titles: Sequence[str]) -> dict[str, str]:
-    """What the names of the figures of each task end with: no two alike, and short."""
+    """Endings of the figures' names by task: short, and no two equal."""
     found: dict[str, str] = {}
     for title in titles:
         plain = re.sub(r"[^a-z0-9]+", "-", f"-{title}".lower())[:_MAX_ENDING].rstrip("-")

@@ -8,17 +8,19 @@ from typing import Any
 
 import polars as pl
 
-from hpclbfl.analysis import eigenvalues
+from hpclbfl.analysis import eigenvalues, metrics, step_metrics
 from hpclbfl.analysis.arm_summary import ArmSummary, summarise_arms
+from hpclbfl.analysis.configs import describe_partition, describe_sync
 from hpclbfl.analysis.frames import Frames
 from hpclbfl.analysis.load import load
-from hpclbfl.analysis.metrics import AXES, to_target
-from hpclbfl.analysis.summary import summarise
 from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import DataError
 from hpclbfl.core.text import printable
 
 logger = Diagnostics(__name__)
+
+_FINAL = ("top1", "top5", "best_top1", "loss", "samples_per_s")
+_SHARES = ("share_data", "share_compute", "share_sync", "share_wait")
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,40 @@ class Report:
 
     frames: Frames
     runs: pl.DataFrame
-    """One row per run, see `summary.summarise`."""
+    """One row per run, see `summarise`."""
     arms: list[ArmSummary]
     """One summary per task."""
+
+
+def summarise(frames: Frames) -> pl.DataFrame:
+    """One row per run: what was run, how it ended, where its time went.
+
+    Columns: run, path, arm, seed, state, complete, sync, partition, clients, num_ranks, engine; steps, epochs,
+    num_samples, train_loss (see `step_metrics.totals`); top1, top5, loss, best_top1, samples_per_s (see
+    `metrics.final`); gap_top1; elapsed_s (training time, until the last evaluation if the run is not done); share_data,
+    share_compute, share_sync, share_wait (see `step_metrics.time_shares`); share_scaled. Null: not measured.
+    """
+    runs = frames.runs
+    clients = pl.col("clients") if "clients" in runs.columns else pl.lit(None, pl.Int64).alias("clients")
+    jobs = runs.rows(named=True)
+    base = runs.select(
+        *("run", "path", "arm", "seed", "state", "complete"),
+        pl.Series("sync", [describe_sync(job) for job in jobs], dtype=pl.String),
+        pl.Series("partition", [describe_partition(job) for job in jobs], dtype=pl.String),
+        clients,
+        *("num_ranks", "engine", "elapsed_s"),
+    )
+    base = base.with_columns(
+        pl.when(pl.col("state") == "unreadable").then(pl.lit("?")).otherwise(pl.col(name)).alias(name)
+        for name in ("sync", "partition")
+    )
+    final = metrics.final(frames.evals).select("run", *_FINAL, "seconds")
+    gap = metrics.generalisation_gap(frames.evals).select("run", "gap_top1")
+    shares = step_metrics.time_shares(frames.steps).select("run", *_SHARES)
+    scaled = step_metrics.scaled_share(step_metrics.scale_counts(frames.steps))
+    for part in (step_metrics.totals(frames.steps), final, gap, shares, scaled):
+        base = base.join(part, on="run", how="left", maintain_order="left")
+    return base.with_columns(elapsed_s=pl.coalesce(pl.col("elapsed_s").cast(pl.Float64), "seconds")).drop("seconds")
 
 
 def make_report(frames: Frames, baseline: str | None = None, target: float | None = None) -> Report:
@@ -42,7 +75,7 @@ def load_some(directory: str | Path) -> Frames:
     """The runs at or below a folder; `Frames.notes` go to stderr.
 
     Raises:
-        DataError: the folder is not there, or holds no run.
+        DataError: there is no such folder, or it holds no run.
     """
     frames = load(directory)
     for note in frames.notes:
@@ -53,7 +86,7 @@ def load_some(directory: str | Path) -> Frames:
 
 
 def summary_rows(report: Report) -> list[dict[str, Any]]:
-    """One row per run, for machines: the columns of `summary.summarise`, `ranks` for num_ranks, and `problems`.
+    """One row per run, for machines: the columns of `summarise`, `ranks` for num_ranks, and `problems`.
 
     With a target also target_steps, target_samples, target_seconds of the run; if the arms have a speed-up, speed_up
     and efficiency of its arm. Accuracies and shares are numbers from 0 to 1, times seconds; None: not measured.
@@ -62,7 +95,7 @@ def summary_rows(report: Report) -> list[dict[str, Any]]:
     texts = problem_lines(report.frames)
     target = next((head.target for head in heads if head.target is not None), None)
     if target is not None:
-        took = to_target(report.frames.evals, target).rename({axis: f"target_{axis}" for axis in AXES})
+        took = metrics.to_target(report.frames.evals, target).rename({axis: f"target_{axis}" for axis in metrics.AXES})
         runs = runs.join(took, on="run", how="left", maintain_order="left")
     scaled = [head.arms.select("arm", "speed_up", "efficiency") for head in heads if head.size is not None]
     if scaled:

@@ -1,7 +1,7 @@
-"""What single steps say: where the time goes, gradients, the scaler's factor, batches, slow clients.
+"""Measures from steps: where the time goes, gradients, the scale factor, batches, slow clients.
 
-Pure functions on the frame `steps` of `frames.Frames` (lazy or not: one row per run, client and step). They read
-only the columns they need, as a stream, so that the frame may be larger than memory.
+Pure functions on the frame `steps` of `frames.Frames` (lazy or not: one row per run, client and step). They read only
+the columns that they need, as a stream, so that the frame may be larger than memory.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from hpclbfl.core.errors import DataError
 Steps = pl.DataFrame | pl.LazyFrame
 
 FINAL_SHARE = 0.1
-"""The training loss is the mean over this share of the steps, the last ones."""
+"""The training loss is the mean over the last steps, this share of all."""
 BANDWIDTH = 0.15
-"""Of the density of the scale factor, in octaves."""
+"""Width of the kernel for the density of the scale factor, octaves."""
 
 
 def totals(steps: Steps) -> pl.DataFrame:
     """Per run: steps (taken), epochs, num_samples, train_loss.
 
-    train_loss is the mean over the samples of the last 10 % of the steps (at least one), nats; it is NaN where the
-    loss was, and null where no sample was seen.
+    train_loss is the mean over the samples of the last 10 % of the steps (at least one), nats; NaN if a loss was NaN,
+    null if there was no sample.
     """
     lazy = steps.lazy().select("run", "step", "epoch", "num_samples", "loss", "local_batch_size")
     ends = lazy.group_by("run").agg(
@@ -40,11 +40,11 @@ def totals(steps: Steps) -> pl.DataFrame:
 
 
 def time_shares(steps: Steps) -> pl.DataFrame:
-    """Shares in the time of all clients' steps (Eq. 2), 0 to 1: t_step = t_data + t_compute + t_sync.
+    """Shares of the time of all clients' steps (Eq. 2), 0 to 1: t_step = t_data + t_compute + t_sync.
 
     Returns:
-        run, share_data, share_compute, share_sync, and of the last share_wait (for slower ranks) and share_transfer,
-        null where they were not told apart. Steps whose time was not measured are left out.
+        run, share_data, share_compute, share_sync, and its parts share_wait (for slower ranks) and share_transfer,
+        null if they were not measured. Steps whose time was not measured are left out.
     """
     parts = ("data", "compute", "sync", "wait", "transfer")
     total = pl.col("t_step_s").sum()
@@ -56,11 +56,11 @@ def time_shares(steps: Steps) -> pl.DataFrame:
 
 
 def client_times(steps: Steps) -> pl.DataFrame:
-    """What a step takes on each client: the view for stragglers.
+    """Time of a step on each client, which shows stragglers.
 
     Returns:
         run, client, rank, local_batch_size (mean, samples), and the mean seconds per step t_data_s, t_compute_s,
-        t_wait_s, t_transfer_s, t_sync_s; null where nothing was measured.
+        t_wait_s, t_transfer_s, t_sync_s; null if not measured.
     """
     times = ("t_data_s", "t_compute_s", "t_wait_s", "t_transfer_s", "t_sync_s")
     lazy = steps.lazy().select("run", "client", *_with_rank(steps), "local_batch_size", *times)
@@ -72,9 +72,9 @@ def client_times(steps: Steps) -> pl.DataFrame:
 
 
 def batch_changes(steps: Steps, runs: Sequence[str]) -> pl.DataFrame:
-    """The steps of some runs at which a client's batch changed: run, client, step, local_batch_size.
+    """The steps of some runs at which a client's batch size changed: run, client, step, local_batch_size.
 
-    A client's first and last step are always there.
+    The first and the last step of a client are always included.
     """
     wanted = steps.lazy().filter(pl.col("run").cast(pl.String).is_in(list(runs)))
     rows = _collect(wanted.select("run", "client", "step", "local_batch_size")).sort("run", "client", "step")
@@ -84,16 +84,16 @@ def batch_changes(steps: Steps, runs: Sequence[str]) -> pl.DataFrame:
 
 
 def gradient_curves(steps: Steps, num_points: int = 60) -> pl.DataFrame:
-    """Gradient norm and its change over the run (Fig. 6; Eq. 8), in so many stretches of equal length.
+    """Gradient norm and its change over the run (Fig. 6; Eq. 8), in `num_points` stretches of equal length.
 
-    A run may reduce gradients first and then train each client alone (post-local SGD): of every step the norm that it
-    has. Steps whose norm was not measured or is not finite are left out.
+    A run may reduce gradients first and train locally later (post-local SGD): of every step the norm that it has is
+    used. Steps whose norm was not measured or is not finite are left out.
 
     Returns:
         run, x (step + 1 of the last step of the stretch), norm (mean of |G| in it), cumulative_norm (sum of |G| over
         all steps up to its end), change (median of the relative change of |G|^2), kind: `reduced`, the norm of the
-        gradient that all clients share, `local`, the mean over clients where each trains alone, or `both`, the stretch
-        in which a run changes over.
+        reduced gradient, `local`, the mean over the clients' own gradients in local training, or `both`, the stretch in
+        which a run switches.
     """
     norms = ("grad_sq_norm", "local_grad_sq_norm")
     lazy = (
@@ -132,13 +132,13 @@ def gradient_curves(steps: Steps, num_points: int = 60) -> pl.DataFrame:
 
 
 def scale_counts(steps: Steps) -> pl.DataFrame:
-    """How often the gradient was multiplied by which factor: run, scale, count (client steps); unmeasured left out."""
+    """How often the gradient was multiplied by each factor: run, scale, count (of client steps)."""
     lazy = steps.lazy().select("run", "scale").filter(pl.col("scale").is_finite() & (pl.col("scale") > 0))
     return _collect(lazy.group_by("run", "scale").agg(count=pl.len())).sort("run", "scale")
 
 
 def scaled_share(counts: pl.DataFrame) -> pl.DataFrame:
-    """Share of steps at X, that is with a factor other than 1 (Fig. 7, 8), from `scale_counts`: run, share_scaled."""
+    """Share of steps with a factor other than 1 (Fig. 7, 8), from `scale_counts`: run, share_scaled."""
     scaled = pl.col("count").filter(pl.col("scale") != 1).sum()
     return counts.group_by("run", maintain_order=True).agg(share_scaled=scaled / pl.col("count").sum())
 
@@ -146,8 +146,8 @@ def scaled_share(counts: pl.DataFrame) -> pl.DataFrame:
 def scale_density(counts: pl.DataFrame, octaves: Sequence[float]) -> pl.DataFrame:
     """Kernel density estimate of the scale factor over a run's steps (Fig. 7 and 8), from `scale_counts`.
 
-    A Gaussian kernel of fixed width BANDWIDTH on log2(scale), so that the peaks of X = 2 and X = 16 look alike; the
-    density is per octave and its integral 1.
+    The Gaussian kernel has a fixed width, BANDWIDTH, on log2(scale), so that the peaks at X = 2 and X = 16 look alike;
+    the density is per octave and integrates to 1.
 
     Args:
         octaves: log2(scale) at which to evaluate it.
@@ -186,4 +186,4 @@ def _collect(frame: pl.LazyFrame) -> pl.DataFrame:
         return frame.collect(engine="streaming")
     except (pl.exceptions.ComputeError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"what was kept of the logs cannot be read ({reason}); load them again") from error
+        raise DataError(f"the cached rows of the logs cannot be read ({reason}); load them again") from error

@@ -1,4 +1,4 @@
-"""The tables of a report: arms side by side, their differences, and the runs."""
+"""The tables of a report: arms, their differences from the baseline, and runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS, MOST_SEEDS, POWER, TOO_FEW
 
 _INTERVALS = (
     f"In brackets: {100 * LEVEL:.0f} % interval of the mean over seeds (Student's t), from {MIN_SEEDS} seeds up; "
-    "about 1 in 20 of such intervals leaves out the true mean by chance."
+    "about 1 in 20 such intervals misses the true mean by chance."
 )
 _APART = ("sync", "partition")
 _SOME_WAIT = 0.1
-"""Share of steps' time spent waiting for slower ranks, from which on the terminal speaks of it."""
+"""Share of the steps' time spent waiting for slower ranks from which on the terminal shows it."""
 _DIFFERENCES = (
     "Differences are paired by seed, in percentage points; effect: Hedges' g of the pairs; p: of Student's paired "
     "test, corrected by Holm for all comparisons of this table, so that at most 1 table in 20 has a wrong verdict; "
-    f"seeds needed: to tell a difference as large as this one in {100 * POWER:.0f} % of studies, without the "
-    "correction; pairing: share of the variance that pairing by seed took away."
+    f"seeds needed: to detect a difference as large as this one in {100 * POWER:.0f} % of studies, without the "
+    "correction; pairing: share of the variance that pairing by seed removed."
 )
 
 
@@ -31,7 +31,7 @@ def arms_table(head: ArmSummary, brief: bool = False) -> TextTable:
     """Arms side by side: accuracy at the end and at equal steps, samples and seconds, with intervals and n.
 
     Args:
-        brief: without what a terminal has no room for: the generalisation gap, the scaler's share, samples per second.
+        brief: without the generalisation gap, the share of scaled steps and samples per second, for a terminal.
     """
     arms, notes = head.arms, []
     shown = {"top1": "final top-1 (%)"}
@@ -73,14 +73,14 @@ def arms_table(head: ArmSummary, brief: bool = False) -> TextTable:
 def comparison_table(head: ArmSummary) -> TextTable:
     """Every arm against the baseline, at equal steps, samples and seconds.
 
-    Without rows, and with one sentence as its note, where there is nothing to compare or too few seeds.
+    Without rows, and with one sentence as its note, if there is nothing to compare or there are too few seeds.
     """
     title = f"Top-1 against {head.baseline}"
     if head.title == ALONE:
         return TextTable(title, (), [], notes=(f"Of {ALONE} there is nothing to compare.",))
     if not head.comparisons:
         there_is = f"Of {head.title} there" if head.title else "There"
-        return TextTable(title, (), [], notes=(f"{there_is} is but one arm to show: nothing to compare.",))
+        return TextTable(title, (), [], notes=(f"{there_is} is only one arm: nothing to compare.",))
     measures = [f"at_{axis}" for axis in head.points]
     measures = [m for i, m in enumerate(measures) if not any(is_same(head.arms, m, other) for other in measures[:i])]
     tables = {m: head.comparisons[m].rows(named=True) for m in measures}
@@ -91,7 +91,7 @@ def comparison_table(head: ArmSummary) -> TextTable:
     marks = []
     for place, arm in enumerate(head.arms["arm"].cast(pl.String)):
         for measure, compared in tables.items():
-            # An arm without a number at that point has no row there.
+            # An arm without a value at that point has no row.
             for row in (row for row in compared if row["arm"] == arm):
                 effect = "-" if row["effect_size"] is None else signed(row["effect_size"], 2)
                 ends = {"difference_low": row["low"], "difference_high": row["high"]}
@@ -125,11 +125,10 @@ def _pairing(row: dict[str, Any]) -> str:
 
 
 def runs_table(runs: pl.DataFrame, title: str) -> TextTable:
-    """One line per run: what sets it apart, accuracy, time, waiting where ranks did, the state where not all are done.
+    """One line per run: synchroniser, partition, accuracy, time; waiting if ranks waited, state if not all are done.
 
-    Its arm is named where synchroniser and partition do not tell it from others.
+    The arm is named unless synchroniser and partition distinguish all arms.
     """
-    # Where all went well nobody needs to be told on every line.
     columns: dict[str, list[str]] = {name: runs[name].cast(pl.String).fill_null("-").to_list() for name in _APART}
     if runs.select(_APART).n_unique() < runs["arm"].n_unique():
         columns["arm"] = runs["arm"].cast(pl.String).fill_null("-").to_list()
@@ -145,7 +144,7 @@ def runs_table(runs: pl.DataFrame, title: str) -> TextTable:
 
 
 def is_same(arms: pl.DataFrame, name: str, other: str) -> bool:
-    """Whether two columns show the same, to the digits that are printed."""
+    """Whether two columns are equal to the printed digits."""
     return arms[name].round(3).equals(arms[other].round(3))
 
 
@@ -155,7 +154,7 @@ def _seeds(row: dict[str, Any]) -> str:
 
 
 def _interval(row: dict[str, Any], name: str, is_signed: bool = False) -> str:
-    """A share as percentage, with its interval where it has one."""
+    """A share as a percentage, with its interval if it has one."""
     if row[name] is None:
         return "-"
     mean, low, high = (
@@ -166,7 +165,7 @@ def _interval(row: dict[str, Any], name: str, is_signed: bool = False) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three digits at least: `0.123`, `12.3`, `5,000`."""
+    """With at least three digits: `0.123`, `12.3`, `5,000`."""
     if value is None or not math.isfinite(value):
         return "-"
     if float(value).is_integer() or abs(value) >= 1000:

@@ -12,8 +12,8 @@ from hpclbfl.analysis.convert import converted
 from hpclbfl.analysis.figures import FIGURES
 from hpclbfl.analysis.frames import Frames
 from hpclbfl.analysis.render import BY_ROW, FORMATS, MAX_BARS, VEGALITE, figure_rows, filled
+from hpclbfl.analysis.report import summarise
 from hpclbfl.analysis.style import MAX_ARMS, ROWS
-from hpclbfl.analysis.summary import summarise
 from hpclbfl.api.runs import Result, load_runs
 from hpclbfl.config.validation import suggestion
 from hpclbfl.core.errors import ConfigError, DataError

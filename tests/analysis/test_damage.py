@@ -13,8 +13,7 @@ from hpclbfl.analysis.load import load
 from hpclbfl.analysis.markup import TextTable, to_latex, to_markdown
 from hpclbfl.analysis.page import page
 from hpclbfl.analysis.render import write_figures
-from hpclbfl.analysis.report import make_report, problem_lines
-from hpclbfl.analysis.summary import summarise
+from hpclbfl.analysis.report import make_report, problem_lines, summarise
 from hpclbfl.analysis.watch import Watcher, watch
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import Section
@@ -30,18 +29,18 @@ CASES = [
     (CONFIG, b"- 1\n", "a job is a mapping of keys to values", "unreadable"),
     (CONFIG, b"\xff\xfe\xfa", "line 1: cannot be read: not a text file (UTF-8)", "unreadable"),
     (CONFIG, b"#" * (1 << 20) + b"\na: 1\n", "is larger than 1,048,576 bytes", "unreadable"),
-    (CONFIG, b"seed: a\n", "seed: is 'a', wanted is a whole number from 0 up", "unreadable"),
-    (CONFIG, b"seed: 1.5\n", "seed: is 1.5, wanted is a whole number from 0 up", "unreadable"),
-    (CONFIG, b"seed: true\n", "seed: is True, wanted is a whole number from 0 up", "unreadable"),
-    (CONFIG, b"seed: 9223372036854775808\n", "seed: is '9223372036854775808', wanted is", "unreadable"),
-    (CONFIG, b"clients: 0\n", "clients: is 0, wanted is a whole number from 1 up", "unreadable"),
-    (CONFIG, b"clients: [2]\n", "clients: is '[2]', wanted is a whole number from 1 up", "unreadable"),
-    (CONFIG, b"gradients: {scaler: {threshold: x}}\n", "gradients.scaler.threshold: is 'x', wanted is", "unreadable"),
+    (CONFIG, b"seed: a\n", "seed: is 'a', must be a whole number from 0 up", "unreadable"),
+    (CONFIG, b"seed: 1.5\n", "seed: is 1.5, must be a whole number from 0 up", "unreadable"),
+    (CONFIG, b"seed: true\n", "seed: is True, must be a whole number from 0 up", "unreadable"),
+    (CONFIG, b"seed: 9223372036854775808\n", "seed: is '9223372036854775808', must be", "unreadable"),
+    (CONFIG, b"clients: 0\n", "clients: is 0, must be a whole number from 1 up", "unreadable"),
+    (CONFIG, b"clients: [2]\n", "clients: is '[2]', must be a whole number from 1 up", "unreadable"),
+    (CONFIG, b"gradients: {scaler: {threshold: x}}\n", "gradients.scaler.threshold: is 'x', must be", "unreadable"),
     (CONFIG, b"sync: [bsp]\n", "sync: is ['bsp'], a section is a mapping of keys to values", "unreadable"),
     (CONFIG, b"partition: " + b"x" * 100_000, "partition: is 'xxx", "unreadable"),
-    (CONFIG, b"a.b: 1\n", "'a.b' is no key of a job", "unreadable"),
-    (CONFIG, b"'*': 1\n", "'*' is no key of a job", "unreadable"),
-    (CONFIG, b'"\\e[31m": 1\n', r"'\x1b[31m' is no key of a job", "unreadable"),
+    (CONFIG, b"a.b: 1\n", "'a.b' is not a key of a job", "unreadable"),
+    (CONFIG, b"'*': 1\n", "'*' is not a key of a job", "unreadable"),
+    (CONFIG, b'"\\e[31m": 1\n', r"'\x1b[31m' is not a key of a job", "unreadable"),
     (CONFIG, json.dumps({f"k{n}": n for n in range(5000)}).encode(), "has more than 1,000 keys", "unreadable"),
     (CONFIG, b"pipe", "is no regular file", "unreadable"),
     (CONFIG, b"loop", "cannot be read: Too many levels of symbolic links", "unreadable"),

@@ -14,9 +14,8 @@ from hpclbfl.analysis.arm_summary import ranked_arms, summarise_arms
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.markup import TextTable, to_html, to_latex, to_markdown
 from hpclbfl.analysis.printing import WIDTH
-from hpclbfl.analysis.report import make_report, summary_rows
+from hpclbfl.analysis.report import make_report, summarise, summary_rows
 from hpclbfl.analysis.scan import find_runs
-from hpclbfl.analysis.summary import summarise
 from hpclbfl.analysis.tables import arms_table, comparison_table
 from hpclbfl.cli.app import app
 from hpclbfl.core.errors import ConfigError, DataError
