@@ -30,9 +30,8 @@ def read_all(frames: Frames) -> tuple[pl.DataFrame, list[Problem]]:
     folder was reused. A run whose hash is unknown accepts any file.
 
     Columns: run, step (optimizer steps taken), index (0: the largest in magnitude), eigenvalue and residual (nats),
-    iterations, num_samples, seed (of the images and start vectors), has_settled (null: not known), top1 (share; test
-    accuracy at that step, on the line between two evaluations), gap_top1 (train - test accuracy at that step). Null:
-    not measured there.
+    iterations, num_samples, seed (of the images and start vectors), has_settled (null: not known), top1 (test
+    accuracy at that step, 0 to 1, interpolated between evaluations; null: not measured there).
     """
     keys = frames.runs.schema["run"]
     parts: list[pl.DataFrame] = []
@@ -57,10 +56,7 @@ def read_all(frames: Frames) -> tuple[pl.DataFrame, list[Problem]]:
     steps = found["step"].unique().sort()
     accuracy = metrics.accuracy_at(evals, "steps", [float(step) for step in steps])
     accuracy = accuracy.select("run", "top1", step=pl.col("x").cast(pl.Int64))
-    # An evaluation's step is the last one before it, counted from 0.
-    gap = metrics.generalisation_gap(evals).select("run", "gap_top1", step=pl.col("step") + 1)
-    for more in (accuracy, gap):
-        found = found.join(more, on=("run", "step"), how="left", maintain_order="left")
+    found = found.join(accuracy, on=("run", "step"), how="left", maintain_order="left")
     return found.sort("run", "step", "index", maintain_order=True), problems
 
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from hpclbfl.analysis.frames import RUN_COLUMNS, Frames
 from hpclbfl.core.errors import DataError
-from hpclbfl.core.files import explained_writes, replacing, write_text
+from hpclbfl.core.files import prepare_output, replacing, write_text
 from hpclbfl.runs.log.schema import MEANINGS, UNITS
 
 Format = Literal["parquet", "csv"]
@@ -42,8 +42,7 @@ def export(frames: Frames, folder: Path, form: Format) -> list[tuple[Path, int]]
     for name in TABLES:
         lazy: pl.LazyFrame = getattr(frames, name).lazy()
         path = folder / f"{name}.{form}"
-        with explained_writes(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        prepare_output(path)
         try:
             with replacing(path) as file:
                 if form == "parquet":

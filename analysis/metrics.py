@@ -23,10 +23,10 @@ _POSITIONS: dict[Axis, pl.Expr] = {
 }
 
 
-def along(evals: pl.DataFrame, axis: Axis, split: str = "test") -> pl.DataFrame:
-    """Learning curves: run, x (on the axis), top1 and loss of one split, by run and x."""
-    rows = evals.filter(pl.col("split") == split).with_columns(x=_POSITIONS[axis].cast(pl.Float64))
-    return rows.filter(pl.col("x").is_finite()).select("run", "x", "top1", "loss").sort("run", "x", maintain_order=True)
+def along(evals: pl.DataFrame, axis: Axis) -> pl.DataFrame:
+    """Learning curves: run, x (on the axis) and test accuracy top1, by run and x."""
+    rows = _tests(evals).select("run", "top1", x=_POSITIONS[axis].cast(pl.Float64))
+    return rows.filter(pl.col("x").is_finite()).select("run", "x", "top1").sort("run", "x", maintain_order=True)
 
 
 def common_point(evals: pl.DataFrame, axis: Axis) -> float | None:
@@ -61,7 +61,7 @@ def to_target(evals: pl.DataFrame, target: float) -> pl.DataFrame:
 
     Every run with a test evaluation has a row; null if it never reached the target.
     """
-    tests = evals.filter(pl.col("split") == "test").sort("run", "step", maintain_order=True)
+    tests = _tests(evals)
     reached = tests.filter(pl.col("top1") >= target).group_by("run", maintain_order=True).first()
     found = reached.select("run", **_POSITIONS)
     return tests.select(pl.col("run").unique(maintain_order=True)).join(found, on="run", how="left")
@@ -71,16 +71,15 @@ def final(evals: pl.DataFrame) -> pl.DataFrame:
     """The last test evaluation of every run, and the best.
 
     Returns:
-        run, top1, top5, loss (test, last), best_top1 (over all test evaluations), steps, samples, seconds and epochs
-        at the last one, samples_per_s (over the run's training time).
+        run, top1, top5, loss (test, last), best_top1 (over all test evaluations), steps, samples and seconds at the
+        last one, samples_per_s (over the run's training time).
     """
-    tests = evals.filter(pl.col("split") == "test").sort("run", "step", maintain_order=True)
     return (
-        tests.with_columns(**_POSITIONS)
+        _tests(evals)
+        .with_columns(**_POSITIONS)
         .group_by("run", maintain_order=True)
         .agg(
             pl.col("top1", "top5", "loss", *AXES).last(),
-            pl.col("epoch").last().alias("epochs"),
             pl.col("top1").fill_nan(None).max().alias("best_top1"),
         )
         .with_columns(samples_per_s=pl.when(pl.col("seconds") > 0).then(pl.col("samples") / pl.col("seconds")))
@@ -88,27 +87,14 @@ def final(evals: pl.DataFrame) -> pl.DataFrame:
 
 
 def generalisation_gap(evals: pl.DataFrame) -> pl.DataFrame:
-    """Train minus test at the last step at which a run was evaluated on both splits.
+    """Train minus test accuracy at the last step at which a run was evaluated on both splits: run, step, gap_top1.
 
-    Returns:
-        run, step, gap_top1 (train - test accuracy), gap_loss (test - train loss, nats); runs whose job evaluates only
-        the test split have no row.
+    Runs whose job evaluates only the test split have no row.
     """
-    sides = {
-        split: evals.filter(pl.col("split") == split).select("run", "step", "top1", "loss")
-        for split in ("train", "test")
-    }
-    both = sides["train"].join(sides["test"], on=("run", "step"), suffix="_test").sort("run", "step")
-    return (
-        both.group_by("run", maintain_order=True)
-        .last()
-        .select(
-            "run",
-            "step",
-            gap_top1=pl.col("top1") - pl.col("top1_test"),
-            gap_loss=pl.col("loss_test") - pl.col("loss"),
-        )
-    )
+    train = evals.filter(pl.col("split") == "train").select("run", "step", train="top1")
+    both = _tests(evals).join(train, on=("run", "step"), maintain_order="left")
+    last = both.group_by("run", maintain_order=True).last()
+    return last.select("run", "step", gap_top1=pl.col("train") - pl.col("top1"))
 
 
 def speed_up(
@@ -131,3 +117,7 @@ def speed_up(
     base = one.over(*within) if within else one
     scaled = table.with_columns(speed_up=pl.when(pl.col(size).is_not_null()).then(pl.col(rate) / base))
     return scaled.with_columns(efficiency=pl.col("speed_up") / pl.col(size))
+
+
+def _tests(evals: pl.DataFrame) -> pl.DataFrame:
+    return evals.filter(pl.col("split") == "test").sort("run", "step", maintain_order=True)

@@ -28,12 +28,12 @@ from hpclbfl.analysis.figures import definition
 from hpclbfl.analysis.frames import Frames
 from hpclbfl.analysis.markup import TextTable, to_html
 from hpclbfl.analysis.metrics import AXES
-from hpclbfl.analysis.render import BY_ROW, MAX_BARS, VEGALITE, figure_rows, parts_of
+from hpclbfl.analysis.render import VEGALITE, figure_rows, max_arms, parts_of
 from hpclbfl.analysis.report import Report, problem_lines
 from hpclbfl.analysis.scan import unstarted
-from hpclbfl.analysis.style import MAX_ARMS, SPREAD, SPREAD_RATIO
+from hpclbfl.analysis.style import SPREAD, SPREAD_RATIO
 from hpclbfl.analysis.tables import arms_table, comparison_table
-from hpclbfl.core.files import explained_writes, write_text
+from hpclbfl.core.files import write_output
 from hpclbfl.core.text import printable
 from hpclbfl.runs.folder import utc_now
 
@@ -58,10 +58,7 @@ def write_page(path: Path, report: Report) -> None:
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    text = page(report)
-    with explained_writes(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    write_output(path, page(report).encode())
 
 
 def page(report: Report) -> str:
@@ -200,7 +197,7 @@ def _filters(runs: pl.DataFrame, keys: list[str], labels: list[str]) -> list[dic
 def _figure(name: str, table: pl.DataFrame, labels: list[str]) -> dict[str, Any]:
     return {
         "spec": definition(name, parts_of(table)),
-        "limit": MAX_BARS if name in BY_ROW else MAX_ARMS,
+        "limit": max_arms(name),
         "every_seed": name in _EVERY_SEED,
         "view": {column: _packed(table[column], labels) for column in table.columns},
     }

@@ -19,16 +19,15 @@ from hpclbfl.analysis.frames import Frames
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.report import Report
 from hpclbfl.analysis.style import MAX_ARMS, PARTS, ROWS, fill
-from hpclbfl.core.files import explained_writes, write_bytes
+from hpclbfl.core.files import write_output
 
 FORMATS = ("png", "svg", "pdf")
 VEGALITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 """Version of Vega-Lite that altair writes definitions for."""
-MAX_BARS = 40
-"""Most arms in a figure that has one row per arm."""
+_MAX_ROWS = 40
 _MAX_ENDING = 80
 """Characters of a task's title in the name of a file, at most."""
-BY_ROW = ("final_accuracy", "time_shares")
+_BY_ROW = ("final_accuracy", "time_shares")
 
 
 def figure_rows(frames: Frames) -> dict[str, pl.DataFrame]:
@@ -46,6 +45,11 @@ def figure_rows(frames: Frames) -> dict[str, pl.DataFrame]:
         ),
     }
     return {name: table for name, table in rows.items() if len(table)}
+
+
+def max_arms(name: str) -> int:
+    """How many arms a figure can show: as many as it has rows, or as there are colours."""
+    return _MAX_ROWS if name in _BY_ROW else MAX_ARMS
 
 
 def filled(name: str, table: pl.DataFrame, arms: Sequence[str]) -> dict[str, Any]:
@@ -82,8 +86,7 @@ def write_figures(report: Report, folder: Path, kinds: Sequence[str] = FORMATS) 
     wanted = []
     for name, table in figure_rows(report.frames).items():
         for head in report.arms:
-            limit = MAX_BARS if name in BY_ROW else MAX_ARMS
-            chosen = ranked_arms(head, limit)
+            chosen = ranked_arms(head, max_arms(name))
             total = table.filter(pl.col("arm").cast(pl.String).is_in(head.labels))["arm"].n_unique()
             left_out = f"{len(chosen)} of {total} arms, the most accurate" if total > len(chosen) else ""
             spec = filled(name, table, chosen)
@@ -93,9 +96,7 @@ def write_figures(report: Report, folder: Path, kinds: Sequence[str] = FORMATS) 
     for (name, left_out, _), contents in zip(wanted, pictures, strict=True):
         for kind, content in zip(kinds, contents, strict=True):
             path = folder / f"{name}.{kind}"
-            with explained_writes(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, content)
+            write_output(path, content)
             yield path, left_out
 
 

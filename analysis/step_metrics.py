@@ -59,15 +59,11 @@ def client_times(steps: Steps) -> pl.DataFrame:
     """Time of a step on each client, which shows stragglers.
 
     Returns:
-        run, client, rank, local_batch_size (mean, samples), and the mean seconds per step t_data_s, t_compute_s,
-        t_wait_s, t_transfer_s, t_sync_s; null if not measured.
+        run, client, and the mean seconds per step t_data_s, t_compute_s, t_wait_s, t_transfer_s, t_sync_s; null if not
+        measured.
     """
     times = ("t_data_s", "t_compute_s", "t_wait_s", "t_transfer_s", "t_sync_s")
-    lazy = steps.lazy().select("run", "client", *_with_rank(steps), "local_batch_size", *times)
-    means = [pl.col(name).fill_nan(None).mean() for name in times]
-    groups = lazy.group_by("run", "client").agg(
-        *(pl.col(name).last() for name in _with_rank(steps)), pl.col("local_batch_size").mean(), *means
-    )
+    groups = steps.lazy().group_by("run", "client").agg(pl.col(name).fill_nan(None).mean() for name in times)
     return _collect(groups).sort("run", "client")
 
 
@@ -90,10 +86,9 @@ def gradient_curves(steps: Steps, num_points: int = 60) -> pl.DataFrame:
     used. Steps whose norm was not measured or is not finite are left out.
 
     Returns:
-        run, x (step + 1 of the last step of the stretch), norm (mean of |G| in it), cumulative_norm (sum of |G| over
-        all steps up to its end), change (median of the relative change of |G|^2), kind: `reduced`, the norm of the
-        reduced gradient, `local`, the mean over the clients' own gradients in local training, or `both`, the stretch in
-        which a run switches.
+        run, x (step + 1 of the last step of the stretch), norm (mean of |G| in it, of the reduced gradient or, in local
+        training, of the clients' own gradients), cumulative_norm (sum of |G| over all steps up to its end), change
+        (median of the relative change of |G|^2).
     """
     norms = ("grad_sq_norm", "local_grad_sq_norm")
     lazy = (
@@ -104,30 +99,25 @@ def gradient_curves(steps: Steps, num_points: int = 60) -> pl.DataFrame:
     last_reduced = pl.col("step").filter(pl.col("grad_sq_norm").is_not_null()).max()
     ends = lazy.group_by("run").agg(end=pl.col("step").max() + 1, last_reduced=last_reduced.fill_null(-1))
     width = pl.max_horizontal(1.0, pl.col("end") / num_points)
-    is_reduced = pl.col("step") <= pl.col("last_reduced")
+    norm = pl.when(pl.col("step") <= pl.col("last_reduced")).then("grad_sq_norm").otherwise("local_grad_sq_norm")
     binned = (
         lazy.join(ends, on="run")
-        .with_columns(bin=(pl.col("step") / width).floor().cast(pl.Int64), is_reduced=is_reduced)
-        .with_columns(norm=pl.when("is_reduced").then("grad_sq_norm").otherwise("local_grad_sq_norm"))
+        .with_columns(bin=(pl.col("step") / width).floor().cast(pl.Int64), norm=norm)
         .group_by("run", "bin")
         .agg(
             pl.col("norm").mean(),
             pl.col("change").median(),
             x=pl.col("step").max() + 1,
             count=pl.col("step").filter(pl.col("norm").is_not_null()).n_unique(),
-            has_reduced=(pl.col("norm").is_not_null() & pl.col("is_reduced")).any(),
-            has_local=(pl.col("norm").is_not_null() & ~pl.col("is_reduced")).any(),
         )
     )
     found = _collect(binned).drop_nulls("norm").sort("run", "x")
-    kind = pl.when(~pl.col("has_local")).then(pl.lit("reduced")).when("has_reduced").then(pl.lit("both"))
     return found.select(
         "run",
         pl.col("x").cast(pl.Float64),
         "norm",
         cumulative_norm=(pl.col("norm") * pl.col("count")).cum_sum().over("run"),
         change="change",
-        kind=kind.otherwise(pl.lit("local")),
     )
 
 
@@ -175,10 +165,6 @@ def scale_density(counts: pl.DataFrame, octaves: Sequence[float]) -> pl.DataFram
 def _sum_if_any(name: str) -> pl.Expr:
     values = pl.col(name).fill_nan(None)
     return pl.when(values.is_not_null().any()).then(values.sum())
-
-
-def _with_rank(steps: Steps) -> list[str]:
-    return ["rank"] if "rank" in steps.lazy().collect_schema() else []
 
 
 def _collect(frame: pl.LazyFrame) -> pl.DataFrame:

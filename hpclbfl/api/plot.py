@@ -11,9 +11,9 @@ from hpclbfl.analysis.arm_summary import ranked_arms, summarise_arms
 from hpclbfl.analysis.convert import converted
 from hpclbfl.analysis.figures import FIGURES
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.render import BY_ROW, FORMATS, MAX_BARS, VEGALITE, figure_rows, filled
+from hpclbfl.analysis.render import FORMATS, VEGALITE, figure_rows, filled, max_arms
 from hpclbfl.analysis.report import summarise
-from hpclbfl.analysis.style import MAX_ARMS, ROWS
+from hpclbfl.analysis.style import ROWS
 from hpclbfl.api.runs import Result, load_runs
 from hpclbfl.config.validation import suggestion
 from hpclbfl.core.errors import ConfigError, DataError
@@ -68,7 +68,7 @@ def _definition(frames: Frames, figure: str, task: str | None) -> dict[str, Any]
     table = figure_rows(frames).get(figure)
     head = next((head for head in heads if task in (None, head.title)), None)
     if table is not None and head is not None:
-        spec = filled(figure, table, ranked_arms(head, MAX_BARS if figure in BY_ROW else MAX_ARMS))
+        spec = filled(figure, table, ranked_arms(head, max_arms(figure)))
         if spec["datasets"][ROWS]:
             return spec
     raise DataError(f"{frames.root}: holds nothing to draw for {figure}")

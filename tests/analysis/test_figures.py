@@ -4,6 +4,10 @@ import dataclasses
 import io
 import itertools
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import altair as alt
 import numpy as np
@@ -292,19 +296,29 @@ def test_pictures_are_the_same_whoever_draws_them(rows, monkeypatch):
     alone = list(convert.convert_all(specs, VEGALITE, ["svg", "png"]))
     monkeypatch.setattr(convert, "FEW", 1)
     monkeypatch.setattr(convert.os, "sched_getaffinity", lambda _: {0, 1})
-    started = []
-    monkeypatch.setattr(
-        convert, "_Process", lambda original=convert._Process: started.append(original()) or started[-1]
+    assert list(convert.convert_all(specs, VEGALITE, ["svg", "png"])) == alone
+
+
+@pytest.mark.slow
+def test_processes_that_draw_end_with_their_parent():
+    code = (
+        "import os; from concurrent.futures import ProcessPoolExecutor; from multiprocessing import get_context\n"
+        "from hpclbfl.analysis import convert\n"
+        "pool = ProcessPoolExecutor(1, get_context('spawn'), initializer=convert._start)\n"
+        "print(pool.submit(os.getpid).result(), flush=True); os.kill(os.getpid(), 9)"
     )
-    found = convert.convert_all(specs, VEGALITE, ["svg", "png"])
-    assert list(found) == alone
-    assert [process._process.poll() for process in started] == [-9, -9]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    end = time.monotonic() + 60
+    while Path(f"/proc/{done.stdout.strip()}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_process_that_ends_is_one_line(rows, monkeypatch):
     spec = filled("time_shares", rows["time_shares"], ARMS)
     monkeypatch.setattr(convert, "FEW", 0)
     monkeypatch.setattr(convert.os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(convert.sys, "executable", "/bin/false")
-    with pytest.raises(EnvironmentFault, match=r"^a process that draws figures has ended with 1 \(out of memory\?\)$"):
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", b"/bin/false")
+    with pytest.raises(EnvironmentFault, match=r"^a process that draws figures has died \(out of memory\?\)$"):
         list(convert.convert_all([spec] * 4, VEGALITE, ["svg"]))

@@ -66,14 +66,14 @@ def test_time_shares_by_hand():
 
 def test_client_times_by_hand():
     rows = [
-        {"run": "a", "client": c, "step": s, "local_batch_size": 8 * (c + 1), "t_compute_s": c + s, "t_wait_s": 1.0 - c}
+        {"run": "a", "client": c, "step": s, "t_compute_s": c + s, "t_wait_s": 1.0 - c}
         for s in range(3)
         for c in range(2)
     ]
     found = step_metrics.client_times(steps(*rows, lazy=False))
-    assert found.select("client", "local_batch_size", "t_compute_s", "t_wait_s", "t_data_s").rows() == [
-        (0, 8.0, 1.0, 1.0, None),
-        (1, 16.0, 2.0, 0.0, None),
+    assert found.select("client", "t_compute_s", "t_wait_s", "t_data_s").rows() == [
+        (0, 1.0, 1.0, None),
+        (1, 2.0, 0.0, None),
     ]
 
 
@@ -104,10 +104,10 @@ def test_gradient_curves_of_a_shared_model():
         for c in range(2)
     ]
     found = step_metrics.gradient_curves(steps(*rows), num_points=3)
-    assert found.select("x", "norm", "cumulative_norm", "change", "kind").rows() == [
-        (2.0, 1.5, 3.0, 1.0, "reduced"),
-        (4.0, 3.5, 10.0, 2.5, "reduced"),
-        (6.0, 5.5, 21.0, 4.5, "reduced"),
+    assert found.select("x", "norm", "cumulative_norm", "change").rows() == [
+        (2.0, 1.5, 3.0, 1.0),
+        (4.0, 3.5, 10.0, 2.5),
+        (6.0, 5.5, 21.0, 4.5),
     ]
     # With room for every step each is a point of its own.
     assert step_metrics.gradient_curves(steps(*rows), num_points=60)["x"].to_list() == [1, 2, 3, 4, 5, 6]
@@ -115,7 +115,7 @@ def test_gradient_curves_of_a_shared_model():
 
 def test_gradient_curves_of_local_training_are_means_over_clients():
     rows = [{"run": "a", "client": c, "step": 0, "local_grad_sq_norm": (2.0 * c + 1) ** 2} for c in range(2)]
-    assert step_metrics.gradient_curves(steps(*rows)).select("norm", "kind").rows() == [(2.0, "local")]
+    assert step_metrics.gradient_curves(steps(*rows))["norm"].to_list() == [2.0]
 
 
 def test_gradient_curves_go_on_where_clients_begin_to_train_alone():
@@ -128,10 +128,10 @@ def test_gradient_curves_go_on_where_clients_begin_to_train_alone():
         )
     ]
     found = step_metrics.gradient_curves(steps(*shared, *alone), num_points=3)
-    assert found.select("x", "norm", "cumulative_norm", "kind").rows() == [
-        (2.0, 5.0, 10.0, "reduced"),
-        (4.0, 3.5, 17.0, "both"),
-        (6.0, 2.0, 21.0, "local"),
+    assert found.select("x", "norm", "cumulative_norm").rows() == [
+        (2.0, 5.0, 10.0),
+        (4.0, 3.5, 17.0),
+        (6.0, 2.0, 21.0),
     ]
 
 
@@ -140,10 +140,10 @@ def test_gradient_curves_leave_out_steps_without_a_finite_norm():
     norms = [math.inf, 2.0, 4.0, NAN, 6.0, 8.0]
     rows = [{"run": "a", "step": s, "grad_sq_norm": norm**2} for s, norm in enumerate(norms)]
     found = step_metrics.gradient_curves(steps(*rows), num_points=3)
-    assert found.select("x", "norm", "cumulative_norm", "kind").rows() == [
-        (2.0, 2.0, 2.0, "reduced"),
-        (4.0, 4.0, 6.0, "reduced"),
-        (6.0, 7.0, 20.0, "reduced"),
+    assert found.select("x", "norm", "cumulative_norm").rows() == [
+        (2.0, 2.0, 2.0),
+        (4.0, 4.0, 6.0),
+        (6.0, 7.0, 20.0),
     ]
 
 
