@@ -70,7 +70,7 @@ def runs_table(compared: Comparison) -> TextTable:
 def order_table(compared: Comparison) -> TextTable:
     """All pairs of rows of one model: the paper's difference, ours, and whether the order is the same."""
     table = compared.table
-    head = ("net", "higher", "lower", "paper", "ours", "n", "order")
+    head = ("model", "higher", "lower", "paper", "ours", "n", "order")
     rows: list[tuple[str, ...]] = [
         (
             pair.model,
@@ -85,10 +85,10 @@ def order_table(compared: Comparison) -> TextTable:
     ]
     notes = [line for model in table.models for line in _orders(compared, model)]
     return TextTable(
-        title="Order of the rows of each net, the paper's higher one first; differences in points",
+        title="Order of the rows of each model, the paper's higher one first; differences in points",
         head=head,
         rows=rows,
-        left=frozenset({"net", "higher", "lower", "order"}),
+        left=frozenset({"model", "higher", "lower", "order"}),
         notes=(
             *notes,
             "Ours: n pairs by seed. "
