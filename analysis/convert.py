@@ -43,7 +43,7 @@ def convert_all(specs: Iterable[dict[str, Any]], version: str, kinds: Sequence[s
     """`converted` of each definition, in order; many definitions are shared among processes, one per usable core.
 
     Raises:
-        EnvironmentFault: a process cannot be started, or has died.
+        EnvironmentFault: a process cannot be started, or has ended early.
     """
     wanted = list(specs)
     count = min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
@@ -54,10 +54,9 @@ def convert_all(specs: Iterable[dict[str, Any]], version: str, kinds: Sequence[s
     pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_start)
     try:
         yield from pool.map(converted, wanted, repeat(version), repeat(kinds))
-    except BrokenProcessPool as error:
-        raise EnvironmentFault("a process that draws figures has died (out of memory?)") from error
-    except OSError as error:
-        raise EnvironmentFault(f"a process that draws figures cannot be started: {error}") from error
+    except (BrokenProcessPool, OSError) as error:
+        # A process that dies while it starts breaks the pool or the pipe to it.
+        raise EnvironmentFault("a process that draws figures has ended (out of memory?)") from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -32,7 +32,7 @@ from hpclbfl.analysis.render import VEGALITE, figure_rows, max_arms, parts_of
 from hpclbfl.analysis.report import Report, problem_lines
 from hpclbfl.analysis.scan import unstarted
 from hpclbfl.analysis.style import SPREAD, SPREAD_RATIO
-from hpclbfl.analysis.tables import arms_table, comparison_table
+from hpclbfl.analysis.tables import all_runs_table, arms_table, comparison_table, differences_table
 from hpclbfl.core.files import write_output
 from hpclbfl.core.text import printable
 from hpclbfl.runs.folder import utc_now
@@ -46,10 +46,9 @@ _EVERY_SEED = ("batches_and_waits",)
 """Figures of one example run per arm, whichever seed is chosen."""
 
 _PROVENANCE = (
-    *("time", "host", "device", "gpus", "cpu", "engine", "num_ranks", "own_parts"),
-    *("hpclbfl", "commit", "dirty", "torch"),
+    *("time", "host", "device", "gpus", "cpu", "engine", "num_ranks", "own_parts", "hpclbfl", "commit", "dirty"),
+    *("torch", "horovod", "mpi_library", "python", "platform", "data_fingerprint"),
 )
-_MORE_PROVENANCE = ("torch", "horovod", "mpi_library", "python", "platform", "data_fingerprint")
 
 
 def write_page(path: Path, report: Report) -> None:
@@ -116,7 +115,7 @@ def page(report: Report) -> str:
 def provenance(runs: pl.DataFrame) -> list[tuple[str, str]]:
     """What ran, where and on what: by name, the values that occur, the most frequent first, with their counts."""
     found = []
-    for name in (*_PROVENANCE, *_MORE_PROVENANCE):
+    for name in _PROVENANCE:
         cut = _HASH_DIGITS if name in ("commit", "data_fingerprint") else None
         counts = Counter(as_text(value)[:cut] for value in runs[name].drop_nulls())
         if not counts:
@@ -131,40 +130,6 @@ def provenance(runs: pl.DataFrame) -> list[tuple[str, str]]:
         title = {"num_ranks": "ranks", "dirty": "checkout changed", "commit": "git commit"}.get(name)
         found.append((title or name.replace("_", " "), ", ".join([*texts, *more])))
     return found
-
-
-def differences_table(runs: pl.DataFrame, keys: list[str], labels: list[str]) -> TextTable:
-    """Differences between arms: one row per arm, one column per key of the job that differs."""
-    rows, marks = [], []
-    known = runs.drop_nulls("arm")
-    for place, label in enumerate(labels):
-        arm = known.filter(pl.col("arm") == label)
-        texts = [", ".join(dict.fromkeys(as_text(value) for value in arm[key])) for key in keys]
-        rows.append((label, *texts))
-        marks.append({"arm": str(place)})
-    return TextTable(
-        title="Where their jobs differ",
-        head=("arm", *keys),
-        rows=rows if keys else [],
-        left=frozenset(("arm", *keys)),
-        marks=marks,
-    )
-
-
-def all_runs_table(runs: pl.DataFrame, labels: list[str]) -> TextTable:
-    """One row per run."""
-    rows, marks = [], []
-    places = {label: str(place) for place, label in enumerate(labels)}
-    for row in runs.rows(named=True):
-        numbers = (row["top1"], row["best_top1"])
-        accuracies = ["-" if value is None else f"{100 * value:.1f}" for value in numbers]
-        times = ["-" if row[name] is None else f"{row[name]:,.1f}" for name in ("epochs", "elapsed_s")]
-        steps = "-" if row["steps"] is None else f"{row['steps']:,}"
-        seed = "-" if row["seed"] is None else str(row["seed"])
-        rows.append((str(row["run"]), row["arm"] or "-", seed, row["state"], *accuracies, steps, *times))
-        marks.append({"arm": places.get(row["arm"], "-1"), "seed": seed})
-    head = ("run", "arm", "seed", "state", "top-1 (%)", "best (%)", "steps", "epochs", "seconds")
-    return TextTable("All runs", head, rows, left=frozenset({"run", "arm", "state"}), marks=marks)
 
 
 def _html(table: TextTable, name: str, nth: int = 0) -> Markup:

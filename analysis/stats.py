@@ -35,7 +35,7 @@ NO_DIFFERENCE = "no difference seen"
 Floats = NDArray[np.float64]
 
 
-def mean_interval(values: ArrayLike, level: float = LEVEL, least_sd: float = 0.0) -> tuple[Floats, Floats]:
+def mean_interval(values: ArrayLike, least_sd: float = 0.0) -> tuple[Floats, Floats]:
     """Student's interval of the mean over the last axis.
 
     Args:
@@ -51,7 +51,7 @@ def mean_interval(values: ArrayLike, level: float = LEVEL, least_sd: float = 0.0
         nothing = np.full(samples.shape[:-1], np.nan)
         return nothing, nothing
     mean = samples.mean(axis=-1)
-    half = _t_quantile(n - 1, (1 + level) / 2) * np.maximum(samples.std(axis=-1, ddof=1), least_sd) / sqrt(n)
+    half = _t_quantile(n - 1, (1 + LEVEL) / 2) * np.maximum(samples.std(axis=-1, ddof=1), least_sd) / sqrt(n)
     return mean - half, mean + half
 
 
@@ -189,8 +189,8 @@ def effect_size(differences: ArrayLike) -> float | None:
     return float((1 - 3 / (4 * (n - 1) - 1)) * values.mean() / sd)
 
 
-def seeds_needed(effect: float, power: float = POWER) -> int | None:
-    """Seeds for which a paired test at 5 % detects a difference of this size with the given power; at least MIN_SEEDS.
+def seeds_needed(effect: float) -> int | None:
+    """Seeds for which a paired test at 5 % detects a difference of this size with POWER; at least MIN_SEEDS.
 
     Args:
         effect: mean of the differences in units of their standard deviation.
@@ -201,11 +201,11 @@ def seeds_needed(effect: float, power: float = POWER) -> int | None:
     if not isfinite(effect) or effect == 0:
         return None
     low, high = MIN_SEEDS - 1, MOST_SEEDS
-    if _power(abs(effect), high) < power:
+    if _power(abs(effect), high) < POWER:
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _power(abs(effect), middle) >= power else (middle, high)
+        low, high = (low, middle) if _power(abs(effect), middle) >= POWER else (middle, high)
     return high
 
 

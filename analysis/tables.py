@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from hpclbfl.analysis.arm_summary import ALONE, ArmSummary
+from hpclbfl.analysis.configs import as_text
 from hpclbfl.analysis.markup import TextTable, signed
 from hpclbfl.analysis.metrics import AXES
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS, MOST_SEEDS, POWER, TOO_FEW
@@ -141,6 +142,40 @@ def runs_table(runs: pl.DataFrame, title: str) -> TextTable:
     columns["run"] = runs["run"].to_list()
     rows = list(zip(*columns.values(), strict=True))
     return TextTable(title, tuple(columns), rows, left=frozenset({*_APART, "arm", "state", "run"}))
+
+
+def differences_table(runs: pl.DataFrame, keys: list[str], labels: list[str]) -> TextTable:
+    """Differences between arms: one row per arm, one column per key of the job that differs."""
+    rows, marks = [], []
+    known = runs.drop_nulls("arm")
+    for place, label in enumerate(labels):
+        arm = known.filter(pl.col("arm") == label)
+        texts = [", ".join(dict.fromkeys(as_text(value) for value in arm[key])) for key in keys]
+        rows.append((label, *texts))
+        marks.append({"arm": str(place)})
+    return TextTable(
+        title="Where their jobs differ",
+        head=("arm", *keys),
+        rows=rows if keys else [],
+        left=frozenset(("arm", *keys)),
+        marks=marks,
+    )
+
+
+def all_runs_table(runs: pl.DataFrame, labels: list[str]) -> TextTable:
+    """One row per run."""
+    rows, marks = [], []
+    places = {label: str(place) for place, label in enumerate(labels)}
+    for row in runs.rows(named=True):
+        numbers = (row["top1"], row["best_top1"])
+        accuracies = ["-" if value is None else f"{100 * value:.1f}" for value in numbers]
+        times = ["-" if row[name] is None else f"{row[name]:,.1f}" for name in ("epochs", "elapsed_s")]
+        steps = "-" if row["steps"] is None else f"{row['steps']:,}"
+        seed = "-" if row["seed"] is None else str(row["seed"])
+        rows.append((str(row["run"]), row["arm"] or "-", seed, row["state"], *accuracies, steps, *times))
+        marks.append({"arm": places.get(row["arm"], "-1"), "seed": seed})
+    head = ("run", "arm", "seed", "state", "top-1 (%)", "best (%)", "steps", "epochs", "seconds")
+    return TextTable("All runs", head, rows, left=frozenset({"run", "arm", "state"}), marks=marks)
 
 
 def is_same(arms: pl.DataFrame, name: str, other: str) -> bool:

@@ -20,7 +20,8 @@ from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.runs.folder import RunFolder, numbers_in, utc_now
 from hpclbfl.runs.parts import keep_parts
 from hpclbfl.runs.slurm_client import JobId
-from hpclbfl.slurm.expand import Overrides, Run, describe
+from hpclbfl.slurm.expand import Run
+from hpclbfl.slurm.sweep_file import Overrides, describe
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}$")]
 """Suitable as the name of a folder."""

@@ -21,7 +21,8 @@ from hpclbfl.runs.slurm_client import clean_environment
 from hpclbfl.slurm.expand import Run
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.ranks import plan_launch
-from hpclbfl.slurm.resources import ProfileConfig, cut, sbatch_parameters, shares
+from hpclbfl.slurm.resources import ProfileConfig
+from hpclbfl.slurm.sbatch import cut, sbatch_parameters, shares
 from hpclbfl.slurm.worker import Task, run_task
 
 # Environment variables that override the batch script. These three are kept unless the profile or the sweep sets them.

@@ -25,13 +25,14 @@ from hpclbfl.data.sampling import make_sampler
 from hpclbfl.optim.schedule import with_end
 from hpclbfl.runs.lock import LeaseHeld, acquire
 from hpclbfl.runs.slurm_client import SlurmUnavailable, is_here, max_array_size
-from hpclbfl.slurm.expand import Expansion, Run, SweepConfig, expand, read_sweep
+from hpclbfl.slurm.expand import Expansion, Run, expand
 from hpclbfl.slurm.folder import Entry, SweepFolder
 from hpclbfl.slurm.local import LocalSweep
 from hpclbfl.slurm.ranks import launch_command, plan_launch
 from hpclbfl.slurm.resources import ProfileConfig, load_profile
 from hpclbfl.slurm.state import NOT_STARTED, RunState, run_states
 from hpclbfl.slurm.submit import arrays, sbatch_text, submit
+from hpclbfl.slurm.sweep_file import SweepConfig, read_sweep
 from hpclbfl.training.stopping import is_finished
 
 logger = Diagnostics(__name__)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hpclbfl.config.job import load_job
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.yamlfile import parse_value
-from hpclbfl.slurm.expand import Expansion, SweepConfig, describe, expand, read_sweep
+from hpclbfl.slurm.expand import Expansion, expand
+from hpclbfl.slurm.sweep_file import SweepConfig, describe, read_sweep
 from tests.slurm.conftest import BASE, NamedData, write_sweep
 
 

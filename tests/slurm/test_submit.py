@@ -17,10 +17,11 @@ import submitit.core.utils as submitit_utils
 from hpclbfl.core.errors import EnvironmentFault, RunFailed
 from hpclbfl.runs.lock import acquire
 from hpclbfl.slurm.cancel import cancel
-from hpclbfl.slurm.expand import expand, read_sweep
+from hpclbfl.slurm.expand import expand
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.status import status_rows
 from hpclbfl.slurm.sweep import DataSets, sweep
+from hpclbfl.slurm.sweep_file import read_sweep
 from tests.attempts import mark_done
 from tests.slurm.conftest import BASE, FakeSlurm, write_sweep
 
