@@ -120,19 +120,19 @@ def with_few_alone(tasks: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return {**found, ALONE: alone}
 
 
-def ranked_arms(head: ArmSummary, limit: int) -> list[str]:
+def ranked_arms(task: ArmSummary, limit: int) -> list[str]:
     """Labels of the arms that fit into a figure, in their order: all, or the baseline and the most accurate ones."""
-    labels = head.labels
+    labels = task.labels
     if len(labels) <= limit:
         return labels
-    chosen = set(by_rank(head)[:limit])
+    chosen = set(by_rank(task)[:limit])
     return [label for label in labels if label in chosen]
 
 
-def by_rank(head: ArmSummary) -> list[str]:
+def by_rank(task: ArmSummary) -> list[str]:
     """Labels of all arms, the baseline first, then by accuracy."""
-    best = head.arms.sort("top1", descending=True, nulls_last=True)["arm"].cast(pl.String).to_list()
-    first = [] if head.baseline is None else [head.baseline]
+    best = task.arms.sort("top1", descending=True, nulls_last=True)["arm"].cast(pl.String).to_list()
+    first = [] if task.baseline is None else [task.baseline]
     return first + [label for label in best if label not in first]
 
 

@@ -42,7 +42,7 @@ RUN_COLUMNS: dict[str, str] = {
     "data_fingerprint": "hash of the data's content",
     "own_parts": "components of the user's own, with their sources' hashes, by comma",
     "command": "how the last attempt was called",
-    "arm": "label of the runs whose jobs differ from this one's in the seed alone (see `arms`)",
+    "arm": "label of the runs whose jobs differ only in the seed (see `arms`)",
 }
 """Columns of the frame `runs` except those of the job, with their meanings."""
 

@@ -62,8 +62,8 @@ def write_page(path: Path, report: Report) -> None:
 
 def page(report: Report) -> str:
     """The page's HTML."""
-    frames, runs, heads = report.frames, report.runs, report.arms
-    labels = [label for head in heads for label in head.labels]
+    frames, runs, tasks = report.frames, report.runs, report.arms
+    labels = [label for task in tasks for label in task.labels]
     places = {label: place for place, label in enumerate(labels)}
     tables = figure_rows(frames)
     keys = [key for key in differing_keys(frames.runs) if key != "seed"]
@@ -75,7 +75,7 @@ def page(report: Report) -> str:
     data = {
         "arms": labels,
         # By rank: a figure draws the first ones if there are too many.
-        "tasks": [{"title": head.title, "arms": [places[label] for label in by_rank(head)]} for head in heads],
+        "tasks": [{"title": task.title, "arms": [places[label] for label in by_rank(task)]} for task in tasks],
         "num_runs": len(runs),
         "filters": [[value["arms"] for value in key["values"]] for key in filters],
         "figures": figures,
@@ -96,11 +96,11 @@ def page(report: Report) -> str:
         filters=filters,
         seeds=seeds,
         num_seeds=len(seeds),
-        tasks=[head.title for head in heads],
+        tasks=[task.title for task in tasks],
         num_arms=len(labels),
-        arms_html=[_html(_placed(arms_table(head), head, places), "arms", nth) for nth, head in enumerate(heads)],
+        arms_html=[_html(_placed(arms_table(task), task, places), "arms", nth) for nth, task in enumerate(tasks)],
         comparison_html=[
-            _html(_placed(comparison_table(head), head, places), "comparisons", nth) for nth, head in enumerate(heads)
+            _html(_placed(comparison_table(task), task, places), "comparisons", nth) for nth, task in enumerate(tasks)
         ],
         figures=_shown_figures(figures),
         num_runs=len(runs),
@@ -138,9 +138,9 @@ def _html(table: TextTable, name: str, nth: int = 0) -> Markup:
     return Markup(to_html(table, f"{name}-{nth + 1}" if nth else name))
 
 
-def _placed(table: TextTable, head: ArmSummary, places: Mapping[str, int]) -> TextTable:
+def _placed(table: TextTable, task: ArmSummary, places: Mapping[str, int]) -> TextTable:
     """A task's table whose rows are marked with their arms' positions among the arms of all tasks."""
-    marks = [{**mark, "arm": str(places[head.labels[int(mark["arm"])]])} for mark in table.marks]
+    marks = [{**mark, "arm": str(places[task.labels[int(mark["arm"])]])} for mark in table.marks]
     return replace(table, marks=marks)
 
 

@@ -29,7 +29,7 @@ def print_report(report: Report, form: Format = "text") -> None:
     if form == "text":
         _print_text(report)
     else:
-        print_tables([table for head in report.arms for table in (arms_table(head), comparison_table(head))], form)
+        print_tables([table for task in report.arms for table in (arms_table(task), comparison_table(task))], form)
 
 
 def print_json(report: Report) -> None:
@@ -52,11 +52,11 @@ def print_tables(tables: Sequence[TextTable], form: Format = "text") -> None:
 
 
 def _print_text(report: Report) -> None:
-    frames, runs, heads = report.frames, report.runs, report.arms
+    frames, runs, tasks = report.frames, report.runs, report.arms
     console = make_console()
-    has_seeds = any((head.arms["n"] > 1).any() for head in heads)
-    if any(map(_says_more, heads)):
-        print_tables([table for head in heads for table in (arms_table(head, brief=True), comparison_table(head))])
+    has_seeds = any((task.arms["n"] > 1).any() for task in tasks)
+    if any(map(_says_more, tasks)):
+        print_tables([table for task in tasks for table in (arms_table(task, brief=True), comparison_table(task))])
     listed = runs
     if has_seeds and len(runs) > MANY_RUNS:
         listed = runs.filter(~pl.col("complete"))
@@ -79,12 +79,12 @@ def _print_text(report: Report) -> None:
             console.print(f"{name}: {line}", soft_wrap=True)
 
 
-def _says_more(head: ArmSummary) -> bool:
+def _says_more(task: ArmSummary) -> bool:
     """Whether the table of arms says more than that of runs."""
-    if (head.arms["n"] > 1).any() or head.target is not None or head.size is not None:
+    if (task.arms["n"] > 1).any() or task.target is not None or task.size is not None:
         return True
-    axes = [axis for axis in ("steps", "samples") if axis in head.points]
-    return not all(is_same(head.arms, f"at_{axis}", "top1") for axis in axes)
+    axes = [axis for axis in ("steps", "samples") if axis in task.points]
+    return not all(is_same(task.arms, f"at_{axis}", "top1") for axis in axes)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

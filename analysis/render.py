@@ -82,16 +82,16 @@ def write_figures(report: Report, folder: Path, kinds: Sequence[str] = FORMATS) 
     Raises:
         EnvironmentFault: a file cannot be written, or a process that draws has died.
     """
-    endings = _endings([head.title for head in report.arms])
+    endings = _endings([task.title for task in report.arms])
     wanted = []
     for name, table in figure_rows(report.frames).items():
-        for head in report.arms:
-            chosen = ranked_arms(head, max_arms(name))
-            total = table.filter(pl.col("arm").cast(pl.String).is_in(head.labels))["arm"].n_unique()
+        for task in report.arms:
+            chosen = ranked_arms(task, max_arms(name))
+            total = table.filter(pl.col("arm").cast(pl.String).is_in(task.labels))["arm"].n_unique()
             left_out = f"{len(chosen)} of {total} arms, the most accurate" if total > len(chosen) else ""
             spec = filled(name, table, chosen)
             if spec["datasets"][ROWS]:
-                wanted.append((f"{name}{endings[head.title]}", left_out, spec))
+                wanted.append((f"{name}{endings[task.title]}", left_out, spec))
     pictures = convert_all((spec for *_, spec in wanted), VEGALITE, kinds)
     for (name, left_out, _), contents in zip(wanted, pictures, strict=True):
         for kind, content in zip(kinds, contents, strict=True):

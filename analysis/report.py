@@ -91,13 +91,13 @@ def summary_rows(report: Report) -> list[dict[str, Any]]:
     With a target also target_steps, target_samples, target_seconds of the run; if the arms have a speed-up, speed_up
     and efficiency of its arm. Accuracies and shares are numbers from 0 to 1, times seconds; None: not measured.
     """
-    runs, heads = report.runs, report.arms
+    runs, tasks = report.runs, report.arms
     texts = problem_lines(report.frames)
-    target = next((head.target for head in heads if head.target is not None), None)
+    target = next((task.target for task in tasks if task.target is not None), None)
     if target is not None:
         took = metrics.to_target(report.frames.evals, target).rename({axis: f"target_{axis}" for axis in metrics.AXES})
         runs = runs.join(took, on="run", how="left", maintain_order="left")
-    scaled = [head.arms.select("arm", "speed_up", "efficiency") for head in heads if head.size is not None]
+    scaled = [task.arms.select("arm", "speed_up", "efficiency") for task in tasks if task.size is not None]
     if scaled:
         runs = runs.join(pl.concat(scaled), on="arm", how="left", maintain_order="left")
     rows = runs.rename({"num_ranks": "ranks"}).with_columns(steps=pl.col("steps").fill_null(0))

@@ -28,15 +28,15 @@ _DIFFERENCES = (
 )
 
 
-def arms_table(head: ArmSummary, brief: bool = False) -> TextTable:
+def arms_table(task: ArmSummary, brief: bool = False) -> TextTable:
     """Arms side by side: accuracy at the end and at equal steps, samples and seconds, with intervals and n.
 
     Args:
         brief: without the generalisation gap, the share of scaled steps and samples per second, for a terminal.
     """
-    arms, notes = head.arms, []
+    arms, notes = task.arms, []
     shown = {"top1": "final top-1 (%)"}
-    for axis, point in head.points.items() if len(arms) > 1 else ():
+    for axis, point in task.points.items() if len(arms) > 1 else ():
         same = next((title for name, title in shown.items() if is_same(arms, f"at_{axis}", name)), None)
         if same is not None:
             notes.append(f"At equal {axis} ({_number(point)}): as '{same}'.")
@@ -46,23 +46,23 @@ def arms_table(head: ArmSummary, brief: bool = False) -> TextTable:
         shown["gap_top1"] = "train - test (points)"
     if not brief and (arms["share_scaled"] > 0).any():
         shown["share_scaled"] = "steps at X (%)"
-    if any(arms.filter(pl.col("n") > 0)[f"at_{axis}"].has_nulls() for axis in head.points):
+    if any(arms.filter(pl.col("n") > 0)[f"at_{axis}"].has_nulls() for axis in task.points):
         notes.append("Equal points without a number: not all runs of the arm had been evaluated by then.")
     rows = arms.rows(named=True)
     columns: dict[str, list[str]] = {"arm": [str(row["arm"]) for row in rows], "seeds": [_seeds(row) for row in rows]}
     columns |= {title: [_interval(row, name) for row in rows] for name, title in shown.items()}
-    if head.target is not None:
+    if task.target is not None:
         for axis in AXES:
-            columns[f"{axis} to {100 * head.target:g} %"] = [_target(row, axis) for row in rows]
+            columns[f"{axis} to {100 * task.target:g} %"] = [_target(row, axis) for row in rows]
     for name, title in (("samples_per_s", "samples/s"), ("elapsed_s", "seconds")):
         if not brief or name == "elapsed_s":
             columns[title] = [_number(row[name]) for row in rows]
-    if head.size is not None:
+    if task.size is not None:
         columns["speed-up"] = [_number(row["speed_up"]) for row in rows]
         columns["efficiency (%)"] = ["-" if (e := row["efficiency"]) is None else f"{100 * e:.0f}" for row in rows]
-        notes.append(f"Speed-up: samples per second against one {'client' if head.size == 'clients' else 'rank'}.")
+        notes.append(f"Speed-up: samples per second against one {'client' if task.size == 'clients' else 'rank'}.")
     return TextTable(
-        title=f"{head.title or 'Arms'}: means over seeds of complete runs",
+        title=f"{task.title or 'Arms'}: means over seeds of complete runs",
         head=tuple(columns),
         rows=list(zip(*columns.values(), strict=True)),
         left=frozenset({"arm"}),
@@ -71,26 +71,26 @@ def arms_table(head: ArmSummary, brief: bool = False) -> TextTable:
     )
 
 
-def comparison_table(head: ArmSummary) -> TextTable:
+def comparison_table(task: ArmSummary) -> TextTable:
     """Every arm against the baseline, at equal steps, samples and seconds.
 
     Without rows, and with one sentence as its note, if there is nothing to compare or there are too few seeds.
     """
-    title = f"Top-1 against {head.baseline}"
-    if head.title == ALONE:
+    title = f"Top-1 against {task.baseline}"
+    if task.title == ALONE:
         return TextTable(title, (), [], notes=(f"Of {ALONE} there is nothing to compare.",))
-    if not head.comparisons:
-        there_is = f"Of {head.title} there" if head.title else "There"
+    if not task.comparisons:
+        there_is = f"Of {task.title} there" if task.title else "There"
         return TextTable(title, (), [], notes=(f"{there_is} is only one arm: nothing to compare.",))
-    measures = [f"at_{axis}" for axis in head.points]
-    measures = [m for i, m in enumerate(measures) if not any(is_same(head.arms, m, other) for other in measures[:i])]
-    tables = {m: head.comparisons[m].rows(named=True) for m in measures}
+    measures = [f"at_{axis}" for axis in task.points]
+    measures = [m for i, m in enumerate(measures) if not any(is_same(task.arms, m, other) for other in measures[:i])]
+    tables = {m: task.comparisons[m].rows(named=True) for m in measures}
     if all(row["verdict"] == TOO_FEW for rows in tables.values() for row in rows):
         note = f"{title}: {TOO_FEW}; a difference needs {MIN_SEEDS} seeds that both arms have."
         return TextTable(title, (), [], notes=(note,))
     rows: list[tuple[str, ...]] = []
     marks = []
-    for place, arm in enumerate(head.arms["arm"].cast(pl.String)):
+    for place, arm in enumerate(task.arms["arm"].cast(pl.String)):
         for measure, compared in tables.items():
             # An arm without a value at that point has no row.
             for row in (row for row in compared if row["arm"] == arm):

@@ -77,7 +77,7 @@ def expand(sweep: SweepConfig, path: Path, data: DataSource) -> Expansion:
     num_points = num_excluded = 0
     for overrides in sweep.combinations():
         num_points += 1
-        source = f"{printable(path)}: run {printable(describe(overrides) or 'of the base alone', 500)}"
+        source = f"{printable(path)}: run {printable(describe(overrides) or 'of the base job', 500)}"
         values = applied(base, overrides, source)
         written = [_matches(pattern, values) for pattern in sweep.exclude]
         if not any(written):
@@ -91,8 +91,8 @@ def expand(sweep: SweepConfig, path: Path, data: DataSource) -> Expansion:
         run = _run(sweep, job, overrides, data, source)
         if run.id in runs and run.job.stop != runs[run.id].job.stop:
             raise ConfigError(
-                f"{source}: differs from run {runs[run.id].label or 'of the base alone'} in 'stop' alone, which is one "
-                "run that trains on: keep the longest"
+                f"{source}: differs from run {runs[run.id].label or 'of the base job'} only in 'stop', so that they "
+                "are one run: keep the longest"
             )
         if run.id in runs:
             notes.append(f"{describe(overrides)} is the same experiment as {runs[run.id].label}: one run, {run.id}")

@@ -147,7 +147,7 @@ class SweepFolder:
             try:
                 submission = read_json(path, Submission)
             except DataError as error:
-                raise EnvironmentFault(f"{error}; without it nobody knows which jobs were submitted") from error
+                raise EnvironmentFault(f"{error}; it records which jobs were submitted") from error
             for job, run in submission.tasks.items() if submission is not None else ():
                 found.setdefault(run, []).append(job)
         return found

@@ -26,7 +26,7 @@ Overrides = dict[str, Any]
 """key.path -> value; a mapping as value replaces the whole section."""
 Rows = Annotated[list[Any], Field(min_length=1)]
 MAX_RUNS, MAX_AXES = 20_000, 1000
-"""Of a sweep: runs before `exclude`, and keys that its axes set."""
+"""Most runs of a sweep before `exclude`, and most keys that its axes set."""
 
 
 class SweepConfig(Section):
@@ -35,9 +35,9 @@ class SweepConfig(Section):
     name: Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names the folder, `runs/<name>`."""
     job: PathText | None = None
-    """The job file that all runs begin with, relative to the sweep file."""
+    """The job file that all runs start from, relative to the sweep file."""
     base: dict[str, Any] | None = None
-    """The job itself, in place of a job file."""
+    """The job itself, instead of a job file."""
     grid: dict[str, Rows] = Field(default_factory=dict)
     """key.path -> values; every combination."""
     zipped: dict[str, Rows] = Field(default_factory=dict, alias="zip")
@@ -47,11 +47,11 @@ class SweepConfig(Section):
     seeds: Annotated[Whole, Field(gt=0, le=MAX_RUNS)] | list[Seed] | None = None
     """A number of seeds, from 0; or a list of seeds."""
     exclude: list[Overrides] = Field(default_factory=list, max_length=MAX_AXES)
-    """Mappings of key.path -> value: a run that agrees with one of them in all of its keys is left out."""
+    """Mappings of key.path -> value: a run that matches all keys of one of them is left out."""
     ranks: Annotated[Whole, Field(gt=0, le=MAX_CLIENTS)] | Literal["clients"] = 1
-    """MPI ranks of each run; clients: one for each client."""
+    """MPI ranks of each run; clients: one per client."""
     resources: ResourcesConfig = ResourcesConfig()
-    """What each run asks of the cluster; what is left out is up to the profile."""
+    """What each run requests from the cluster; the profile decides about keys that are left out."""
 
     @field_validator("grid", "zipped", mode="before")
     @classmethod

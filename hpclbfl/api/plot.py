@@ -59,16 +59,16 @@ def plot(
 
 
 def _definition(frames: Frames, figure: str, task: str | None) -> dict[str, Any]:
-    heads = summarise_arms(frames, summarise(frames))
-    titles = [head.title for head in heads]
+    summaries = summarise_arms(frames, summarise(frames))
+    titles = [summary.title for summary in summaries]
     if task is not None and task not in titles:
         raise ConfigError(f"plot: no runs of the task {shown(task)}; there are: {'; '.join(titles)}")
-    if task is None and len(heads) > 1:
+    if task is None and len(summaries) > 1:
         raise ConfigError(f"plot: the runs are of several tasks, give task=...: {'; '.join(titles)}")
     table = figure_rows(frames).get(figure)
-    head = next((head for head in heads if task in (None, head.title)), None)
-    if table is not None and head is not None:
-        spec = filled(figure, table, ranked_arms(head, max_arms(figure)))
+    chosen = next((summary for summary in summaries if task in (None, summary.title)), None)
+    if table is not None and chosen is not None:
+        spec = filled(figure, table, ranked_arms(chosen, max_arms(figure)))
         if spec["datasets"][ROWS]:
             return spec
     raise DataError(f"{frames.root}: holds nothing to draw for {figure}")

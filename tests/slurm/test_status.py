@@ -218,7 +218,7 @@ def test_jobs_that_are_none_are_refused_and_never_cancelled(
 ) -> None:
     (swept.path / "submissions" / "000.json").write_text(json.dumps({"tasks": {job: ids(swept)[0]}}))
     with pytest.raises(
-        EnvironmentFault, match=r"000.json: is damaged: tasks\..*; without it nobody knows which jobs were submitted$"
+        EnvironmentFault, match=r"000.json: is damaged: tasks\..*; it records which jobs were submitted$"
     ):
         cancel(swept.path)
     assert not (fake_slurm.folder / "cancelled").exists()
