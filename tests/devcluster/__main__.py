@@ -1,4 +1,4 @@
-"""`python -m tests.devcluster up|down`: starts and stops a Slurm of two nodes on this machine."""
+"""`python -m tests.devcluster up|down`: start and stop a Slurm of two nodes on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.devcluster", description=__doc__)
     parser.add_argument("command", choices=("up", "down"))
-    parser.add_argument("--folder", type=Path, default=default_folder(), help="of the cluster [%(default)s]")
+    parser.add_argument("--folder", type=Path, default=default_folder(), help="folder of the cluster [%(default)s]")
     arguments = parser.parse_args()
     cluster = DevCluster(arguments.folder)
     try:
@@ -30,7 +30,7 @@ def main() -> int:
                 return 0
             install(logger.info)
             cluster.start()
-            logger.info(f"a Slurm of two nodes (n1: fast, n2: slow) runs in {cluster.folder}; to talk to it:")
+            logger.info(f"a Slurm of two nodes (n1: fast, n2: slow) runs in {cluster.folder}; to use it:")
     except HpclbflError as error:
         say_error(error)
         return error.exit_code
