@@ -50,7 +50,8 @@ _FORMAT = f"4.{SCHEMA_VERSION}.{hpclbfl.__version__}"
 _HASH_BYTES = 32
 _MAX_BYTES = 1 << 40
 _THREADS = 4
-_OURS = re.compile(rf"[0-9a-f]{{16}}\.[a-z]+\.parquet|\.{INDEX}\.[0-9a-f]+\.new")
+_OURS = re.compile(rf"([0-9a-f]{{16}}|[0-9a-f]{{12}}-[0-9a-f]{{12}})\.[a-z]+\.parquet|\.{INDEX}\.[0-9a-f]+\.new")
+"""Names of pieces, of those of older versions, and of an index that was not finished."""
 
 
 class CacheUnusable(Exception):

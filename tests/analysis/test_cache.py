@@ -148,22 +148,22 @@ def test_only_names_of_our_own_are_deleted(folder, monkeypatch):
         "index.parquet",
     ]
     unfinished = folder / f".index.{orphan[:8]}.new"
-    for name in (*strangers, f"{orphan}.steps.parquet", unfinished.name):
+    older = f"{orphan[:12]}-{orphan[:12]}.steps.parquet"
+    for name in (*strangers, older, f"{orphan}.steps.parquet", unfinished.name):
         (folder / name).write_text(name)
     (folder / f"{orphan}.evals.parquet").symlink_to(target)
     os.link(target, folder / f"{orphan}.plans.parquet")
     (folder / f"{orphan}.layers.parquet").mkdir()
     old = {path.name for path in folder.iterdir()} - {f"{orphan}.{table}.parquet" for table in cache.TABLES}
-    kept = old - {cache.INDEX, unfinished.name}
+    kept = old - {cache.INDEX, unfinished.name, older}
     two_client_run(folder.parent / "b")
     frames = load(folder.parent)
     assert frames.notes == ()
     left = {path.name for path in folder.iterdir()}
     assert kept <= left
     assert left - kept >= {f"{orphan}.layers.parquet", cache.INDEX}
-    assert not left & {f"{orphan}.{table}.parquet" for table in ("steps", "evals", "plans")} | (
-        left & {unfinished.name}
-    )
+    gone = {f"{orphan}.{table}.parquet" for table in ("steps", "evals", "plans")} | {older, unfinished.name}
+    assert not left & gone
     assert target.read_text() == "precious"
 
 
