@@ -51,11 +51,11 @@ docs: docs-pages ## the documentation as a site, build/site; links are checked, 
 		&& python -m tools.docs check-site build/site
 	@echo build/site/index.html
 
-slurm-up: install ## starts a throw-away Slurm of two nodes on this machine; installs slurm-wlm where it may
-	@$(ACTIVATE) && python -m hpclbfl.slurm.devcluster up
+slurm-up: install ## starts a temporary Slurm of two nodes on this machine; as root, installs slurm-wlm if it is missing
+	@$(ACTIVATE) && python -m tests.devcluster up
 
-slurm-down: install ## stops it, with its jobs
-	@$(ACTIVATE) && python -m hpclbfl.slurm.devcluster down
+slurm-down: install ## stops it and its jobs
+	@$(ACTIVATE) && python -m tests.devcluster down
 
 clean: ## removes .venv and caches; runs and the built Horovod wheel stay
 	rm -rf .venv *.egg-info build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,8 +1,8 @@
-"""Arms: sets of runs whose jobs differ in the seed alone, with labels that say what sets them apart.
+"""Arms: sets of runs whose jobs differ only in the seed, labelled by the keys that distinguish them.
 
-Not part of what tells arms apart is what is not part of a run's hash: `name`, where the data lie (their fingerprint
-stands for them) and how they are read, the engine, checkpoints. Runs of one arm that share a seed, too, and were
-started on different numbers of ranks or by different engines (a scaling study) are arms of their own.
+Keys that are not part of a run's hash do not distinguish arms: `name`, where the data are (their fingerprint is used
+instead) and how they are read, the engine, checkpoints. Runs of equal jobs and equal seeds that were started on
+different numbers of ranks or by different engines (a scaling study) are arms of their own.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from hpclbfl.analysis.frames import config_names
 from hpclbfl.core.text import printable
 
 DATA_KEY = "data_fingerprint"
-_NO_PART = ("seed", "name", "data.path", "data.download", "data.workers", "data.in_memory")
-_NO_SECTION = ("checkpoint", "comm")
+_IGNORED_KEYS = ("seed", "name", "data.path", "data.download", "data.workers", "data.in_memory")
+_IGNORED_SECTIONS = ("checkpoint", "comm")
 _EXECUTION = ("engine", "num_ranks")
 _IS_READABLE = pl.col("state") != "unreadable"
 _DESCRIBED = {"sync": describe_sync, "partition": describe_partition}
 _LONG = 24
-"""Characters of a value in a label."""
+"""Characters of a value in a label, at most."""
 _MAX_TEXT = 80
-"""Characters of one that needs no name of its key."""
+"""Characters of a value that stands without its key, at most."""
 _MAX_LABEL = 300
-"""Characters of a label."""
+"""Characters of a label, at most."""
 
 SHORT_NAMES: dict[str, str] = {
     "gradients.scaler.factor": "X",
@@ -39,18 +39,20 @@ SHORT_NAMES: dict[str, str] = {
     DATA_KEY: "data",
     "num_ranks": "ranks",
 }
-"""What a key is called in a label, where the field has a shorter name for it than the job file."""
+"""Names of keys in labels, where the literature has a shorter one than the job file."""
 
 
 def with_arms(runs: pl.DataFrame) -> pl.DataFrame:
     """The frame `runs` (see `frames`) with the column `arm`: an Enum of labels, null for runs that cannot be read.
 
-    Where no job has a seed, all get the seed 0. Arms are ordered by the values of the keys that set them apart, in the
-    order of the job file; None and small come first.
+    If no job has a seed, all get the seed 0. Arms are sorted by the values of the keys that distinguish them, in the
+    order of the job file; null and small values come first.
     """
     if "seed" not in runs.columns or runs["seed"].null_count() == len(runs):
         runs = runs.with_columns(seed=pl.lit(0, pl.Int64))
-    keys = [key for key in config_names(runs) if key not in _NO_PART and key.partition(".")[0] not in _NO_SECTION]
+    keys = [
+        key for key in config_names(runs) if key not in _IGNORED_KEYS and key.partition(".")[0] not in _IGNORED_SECTIONS
+    ]
     keys = [DATA_KEY, *keys]
     keyed = runs.filter(_IS_READABLE).with_columns(data_key(runs))
     is_scaling = (pl.len().over(*keys, "seed") > 1).any().over(*keys)
@@ -59,7 +61,7 @@ def with_arms(runs: pl.DataFrame) -> pl.DataFrame:
     arms = keyed.unique(apart or [pl.lit(0)], keep="first", maintain_order=True).sort(apart, nulls_last=False)
     titles = data_titles(runs)
     rows = [{**row, DATA_KEY: titles.get(row[DATA_KEY])} for row in arms.rows(named=True)]
-    # Where several keys tell arms apart as well, the net says most and the data's hash least.
+    # Among keys that distinguish arms equally well, the model says most and the hash of the data least.
     labels = _labels(rows, sorted(apart, key=lambda key: (key != "model.name", key == DATA_KEY)))
     arms = arms.select(*apart, pl.Series("arm", labels, dtype=pl.Enum(labels)))
     if apart:
@@ -70,9 +72,9 @@ def with_arms(runs: pl.DataFrame) -> pl.DataFrame:
 
 
 def data_key(runs: pl.DataFrame) -> pl.Expr:
-    """What tells data apart, as the column DATA_KEY: their fingerprint.
+    """Identity of the data, as the column DATA_KEY: their fingerprint.
 
-    Of a run that has none, as it has not begun: that of other runs on the same path, else the path.
+    For a run without one, which has not started: that of other runs on the same path, else the path.
     """
     known = pl.col(DATA_KEY).cast(pl.String)
     if "data.path" not in runs.columns:
@@ -83,9 +85,9 @@ def data_key(runs: pl.DataFrame) -> pl.Expr:
 
 
 def data_titles(runs: pl.DataFrame) -> dict[str | None, str]:
-    """What the data of the runs are called, by their key: the name of the set or of the packed file.
+    """Titles of the data by their key: the name of the set or of the packed file.
 
-    With the first digits of the key where two are called alike.
+    If two have the same name, the first digits of the key are added.
     """
     names = [pl.col(name).cast(pl.String) for name in ("data.name", "data.path") if name in runs.columns]
     found: dict[str | None, str] = {}
@@ -96,9 +98,9 @@ def data_titles(runs: pl.DataFrame) -> dict[str | None, str]:
 
 
 def differing_keys(runs: pl.DataFrame) -> list[str]:
-    """Keys of the job (and `num_ranks`, `engine`) that are not the same in all runs, in the order of the job file.
+    """Keys of the job (and `num_ranks`, `engine`) that differ between runs, in the order of the job file.
 
-    Where data lie is left out; so is the name, where it says no more than the arms do.
+    Paths of data are left out, and so is the name if each arm has one name.
     """
     readable = runs.filter(_IS_READABLE)
     keys = [key for key in (*config_names(runs), *_EXECUTION) if key not in ("data.path", "data.download")]
@@ -109,7 +111,7 @@ def differing_keys(runs: pl.DataFrame) -> list[str]:
 
 
 def short_name(key: str) -> str:
-    """A key of the job as labels and table heads show it: `lr` for `optimizer.lr`, `sync` for `sync.kind`."""
+    """A key of the job in labels and table heads: `lr` for `optimizer.lr`, `sync` for `sync.kind`."""
     if key in SHORT_NAMES:
         return SHORT_NAMES[key]
     section, _, last = key.rpartition(".")
@@ -117,7 +119,7 @@ def short_name(key: str) -> str:
 
 
 def _labels(arms: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[str]:
-    """A label per arm, all different, out of as few keys as tell them apart."""
+    """One label per arm, all different, from as few keys as distinguish them."""
     columns: dict[str, list[str]] = {}
     for section, describe in _DESCRIBED.items():
         if any(key.startswith(f"{section}.") for key in keys):
@@ -129,7 +131,7 @@ def _labels(arms: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[str]:
     labels: dict[str, None] = {}
     for i in range(len(arms)):
         parts = [_part(key, columns[key][i]) for key in chosen]
-        # What is absent is so once, however many of its keys tell arms apart.
+        # An absent section is named once, however many of its keys were chosen.
         whole = ", ".join(p for n, p in enumerate(parts) if not (p.startswith("no ") and p in parts[:n]))
         label = whole = printable(whole, _MAX_LABEL)
         number = 1
@@ -141,12 +143,12 @@ def _labels(arms: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[str]:
 
 
 def _place(key: str, keys: Sequence[str]) -> int:
-    """A described section stands where its first key does."""
+    """Position of a key; that of a described section is the position of its first key."""
     return min(place for place, known in enumerate(keys) if known == key or known.startswith(f"{key}."))
 
 
 def _distinguishing(columns: dict[str, list[str]], count: int) -> list[str]:
-    """Greedily, the columns that split the rows into most groups; the earlier of two that split as well."""
+    """Greedily, the columns that split the rows into most groups; of equally good ones the earlier."""
     chosen: list[str] = []
     groups: list[tuple[str, ...]] = [()] * count
     while len(set(groups)) < count:

@@ -1,11 +1,11 @@
-"""What was read from logs, kept as Parquet: only files that changed are read from HDF5 again.
+"""What was read of a folder of runs, kept so that only files that changed are read again.
 
-The rows of many logs lie together in a *piece*, one Parquet file per table, with the log's number in the column
-`file`; the index holds a line per file of a run, with its size and time when it was read. A log that changed is read
-anew under a new number, and its old rows are nobody's until pieces are merged; no number is given twice, or old rows
-would become a new log's. The index names pieces once they are whole, and pieces that no index names stay for an hour:
-several processes may use a cache at once, and one that is killed leaves nothing behind that would be believed. Of a
-piece that is damaged the logs are read anew; for whose word is taken, see `cachefolder`.
+An index holds the content of small files and what is known of each log. The rows of all logs that were read together
+form a piece, one Parquet file per table, which is never rewritten. Several processes may use a cache at the same time:
+each writes new pieces and then an index that names them, and pieces that no index names are removed an hour later.
+
+The index and the Parquet files have hashes: a damaged file is noticed, and its logs are read again. The index's hash
+covers the path and the inode of the cache's folder: an index that was copied or came with an archive is not used.
 """
 
 from __future__ import annotations
@@ -13,29 +13,49 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import secrets
+import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass, replace
+from hashlib import blake2b
+from hmac import compare_digest
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 import hpclbfl
-from hpclbfl.analysis.cachefolder import CacheFolder, CacheUnusable
+from hpclbfl.analysis.frames import log_frame, log_schema
 from hpclbfl.analysis.scan import Found
+from hpclbfl.core.errors import DataError, EnvironmentFault
+from hpclbfl.core.files import create, read_bytes, write_bytes
 from hpclbfl.core.text import printable
 from hpclbfl.runs.log.reader import RankLog, Table
-from hpclbfl.runs.log.schema import DTYPES, SCHEMA_VERSION, TABLES
+from hpclbfl.runs.log.schema import SCHEMA_VERSION, TABLES
 
+INDEX = "index"
 PIECE_ROWS = 250_000
-"""Rows of all tables after which a piece is written: what bounds the memory of a first reading, about 0.2 GB."""
-MAX_SMALL_PIECES = 16
-"""Pieces below that size (or mostly of nobody's rows) before they are merged."""
+"""Rows, of all tables, after which a piece is written: it bounds the memory of a first reading to about 0.2 GB."""
+MAX_PIECES = 24
+"""With more of them, logs in pieces of fewer than PIECE_ROWS rows are read again, into one piece."""
+ORPHAN_S = 3600.0
+"""Age at which a file that the index does not name is removed; until then another process may be about to name it."""
 RECENT_S = 2.0
-"""A file that changed within so many seconds may change again without a new time; it is read anew next time."""
-_FORMAT = f"3.{SCHEMA_VERSION}.{hpclbfl.__version__}"
+"""A file that changed within the last seconds may change again without a new modification time: it is read again."""
+_FORMAT = f"4.{SCHEMA_VERSION}.{hpclbfl.__version__}"
+_HASH_BYTES = 32
+_MAX_BYTES = 1 << 40
+_THREADS = 4
+_OURS = re.compile(rf"([0-9a-f]{{16}}|[0-9a-f]{{12}}-[0-9a-f]{{12}})\.[a-z]+\.parquet|\.{INDEX}\.[0-9a-f]+\.new")
+"""Names of pieces, of those of older versions, and of an index that was not finished."""
+
+
+class CacheUnusable(Exception):
+    """The cache's folder cannot be used; the text says why, without the folder's name."""
 
 
 @dataclass(frozen=True)
@@ -44,79 +64,71 @@ class Entry:
 
     size: int
     mtime_ns: int
-    text: str
-    """JSON: what a small file holds; of a log its rank, and the start and end of its steps (`LogSpan`)."""
+    content: dict[str, Any] | None
+    """What a small file holds; of a log its rank and the start and end of its steps (`LogSpan`); None: unreadable."""
     problem: str
     """Why the file cannot be used; empty when it can."""
-    file: int = -1
-    """A log's number in its piece."""
+    log: int = -1
+    """A log's number, by which its rows are found in its piece."""
     piece: str = ""
-    rows: int = 0
-    """Of all tables, in the piece."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Piece:
     rows: int
     """Of all tables."""
     hashes: dict[str, str]
-    """Of its files, by name."""
+    """Of its Parquet files, by table."""
 
 
 class Cache:
-    """Entries by path, and pieces, in a folder that need not exist yet.
+    """Entries by path, and logs' rows, in a folder that need not exist yet.
 
     Raises:
-        CacheUnusable: see `CacheFolder`.
+        CacheUnusable: something else has the folder's name, or others may write into it.
     """
 
-    def __init__(self, folder: CacheFolder) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.entries: dict[str, Entry] = {}
         self._pieces: dict[str, _Piece] = {}
-        self._next_file = 0
-        self._waiting: dict[str, list[tuple[int, Table]]] = {name: [] for name in TABLES}
         self._unwritten: dict[str, Entry] = {}
-        self._unwritten_rows = 0
+        self._tables: dict[str, list[tuple[int, Table]]] = {name: [] for name in TABLES}
+        """Rows that are not written yet, by log."""
         self._is_changed = False
         self._began_ns = time.time_ns()
-        self._read_index()
+        with suppress(FileNotFoundError):
+            _refuse_foreign(folder)
+            self._read_index()
 
     def known(self, found: Found) -> Entry | None:
-        """What is known of a file that has not changed; None if it is to be read (again)."""
+        """The entry of a file that has not changed; None if it must be read (again)."""
         entry = self.entries.get(found.path)
         if entry is None or entry.problem or (entry.size, entry.mtime_ns) != (found.size, found.mtime_ns):
             return None
         return entry
 
-    def add(self, found: Found, value: Any, problem: str = "") -> None:
-        """Take a small file's content (JSON values), or the reason why there is none."""
-        entry = self._entry(found, value, problem)
-        self._is_changed |= self.entries.get(found.path) != entry
-        self.entries[found.path] = entry
+    def add(self, found: Found, content: dict[str, Any] | None, problem: str = "") -> None:
+        """Keep a small file's content, or the reason why there is none."""
+        self._put(found, Entry(*self._stamp(found), content, printable(problem)))
 
     def add_log(self, found: Found, log: RankLog) -> None:
-        """Take a log's rows: all of `steps` and `events`, of the other tables those of rank 0 (see `reader.read_run`).
+        """Keep a log's rows: all of `steps` and `events`, of the other tables those of rank 0 (see `reader.read_run`).
 
         Raises:
-            CacheUnusable: a piece was due and could not be written.
+            CacheUnusable: they cannot be written.
         """
-        rank, span = log.attributes.rank, log.span
-        about = {"rank": rank, "start": span.start, "end": span.end}
-        entry = replace(self._entry(found, about, ""), file=self._next_file)
-        self._next_file += 1
-        rows = 0
+        rank, span, number = log.attributes.rank, log.span, secrets.randbits(63)
         for name, table in log.tables.items():
             if len(table) and (name in ("steps", "events") or rank == 0):
-                self._waiting[name].append((entry.file, table))
-                rows += len(table)
-        self._unwritten[found.path] = replace(entry, rows=rows)
-        self._unwritten_rows += rows
-        if self._unwritten_rows >= PIECE_ROWS:
+                self._tables[name].append((number, table))
+        about = {"rank": rank, "start": span.start, "end": span.end}
+        self._unwritten[found.path] = Entry(*self._stamp(found), about, "", number)
+        if self._num_unwritten() >= PIECE_ROWS:
             self._write_piece()
 
     def save(self, paths: Iterable[str]) -> None:
-        """Write what is new, keep the entries of these paths alone.
+        """Write the index, with the entries of these paths only.
 
         Raises:
             CacheUnusable: it cannot be written.
@@ -127,134 +139,128 @@ class Cache:
             return
         for path in gone:
             del self.entries[path]
-        self._merge_pieces()
         used = {entry.piece for entry in self.entries.values()}
         self._pieces = {name: piece for name, piece in self._pieces.items() if name in used}
-        self._write_index()
-        self.folder.remove_orphans(list(self._pieces))
+        entries = {path: astuple(entry) for path, entry in self.entries.items()}
+        payload = json.dumps([entries, {name: astuple(piece) for name, piece in self._pieces.items()}]).encode()
+        with self._writing():
+            write_bytes(self.folder / INDEX, self._hash(payload) + payload)
+        self._remove_orphans()
 
     def scan(self, table: str) -> pl.LazyFrame:
-        """All rows of a table, nobody's included: its columns, and `file`."""
-        paths = self._paths(table, self._pieces)
+        """All rows of a table with their log's number in the column `log`; rows of logs without an entry included."""
+        paths = [self._path(name, table) for name, piece in self._pieces.items() if table in piece.hashes]
         if not paths:
-            return pl.LazyFrame(schema={"file": pl.UInt32, **polars_schema(table)})
+            return pl.LazyFrame(schema={"log": pl.Int64, **log_schema(table)})
         return pl.scan_parquet(paths, glob=False)
 
-    def _entry(self, found: Found, value: Any, problem: str) -> Entry:
-        is_recent = found.mtime_ns > self._began_ns - RECENT_S * 1e9
-        return Entry(found.size, -1 if is_recent else found.mtime_ns, json.dumps(value), printable(problem))
+    def _put(self, found: Found, entry: Entry) -> None:
+        self._is_changed |= self.entries.get(found.path) != entry
+        self.entries[found.path] = entry
 
-    def _paths(self, table: str, pieces: Iterable[str]) -> list[str]:
-        names = [name for piece in pieces if (name := _file_name(piece, table)) in self._pieces[piece].hashes]
-        return [str(self.folder.path / name) for name in names]
+    def _stamp(self, found: Found) -> tuple[int, int]:
+        is_recent = found.mtime_ns > self._began_ns - RECENT_S * 1e9
+        return found.size, -1 if is_recent else found.mtime_ns
+
+    def _path(self, piece: str, table: str) -> Path:
+        return self.folder / f"{piece}.{table}.parquet"
+
+    def _num_unwritten(self) -> int:
+        return sum(len(table) for tables in self._tables.values() for _, table in tables)
+
+    def _hash(self, payload: bytes) -> bytes:
+        """Of an index: of this version, at this place, in this folder."""
+        place = f"{_FORMAT} {self.folder.stat().st_ino} ".encode() + os.fsencode(self.folder.resolve())
+        return blake2b(blake2b(place).digest() + payload, digest_size=_HASH_BYTES).digest()
 
     def _read_index(self) -> None:
-        content = self.folder.read_index()
-        if content is None:
+        try:
+            content = read_bytes(self.folder / INDEX, _MAX_BYTES)
+        except DataError:
             return
-        about = pl.read_parquet_metadata(io.BytesIO(content))
-        if about.get("format") != _FORMAT:
+        payload = content[_HASH_BYTES:]
+        if not compare_digest(content[:_HASH_BYTES], self._hash(payload)):
             return
-        pieces = {name: _Piece(**piece) for name, piece in json.loads(about["pieces"]).items()}
-        intact = self.folder.intact({name: seen for piece in pieces.values() for name, seen in piece.hashes.items()})
-        self._pieces = {name: piece for name, piece in pieces.items() if piece.hashes.keys() <= intact}
-        self._next_file = int(about["next_file"])
-        entries = {os.fsdecode(path): Entry(*values) for path, *values in pl.read_parquet(io.BytesIO(content)).rows()}
-        self.entries = {
-            path: entry for path, entry in entries.items() if not entry.piece or entry.piece in self._pieces
+        entries, pieces = json.loads(payload)
+        known = {name: _Piece(*values) for name, values in pieces.items()}
+        if len(known) > MAX_PIECES:
+            known = {name: piece for name, piece in known.items() if piece.rows >= PIECE_ROWS}
+        with ThreadPoolExecutor(_THREADS) as pool:
+            intact = list(pool.map(self._is_intact, known, known.values()))
+        self._pieces = {name: piece for (name, piece), is_so in zip(known.items(), intact, strict=True) if is_so}
+        kept = {
+            path: entry for path, values in entries.items() if (entry := Entry(*values)).piece in ("", *self._pieces)
         }
-        self._is_changed = len(self.entries) < len(entries)
+        self.entries, self._is_changed = kept, len(kept) < len(entries)
 
-    def _write_index(self) -> None:
-        names = Entry.__dataclass_fields__
-        columns = {name: [getattr(entry, name) for entry in self.entries.values()] for name in names}
-        # A file's name need not be valid UTF-8.
-        paths = pl.Series("path", [os.fsencode(path) for path in self.entries], dtype=pl.Binary)
-        about = {
-            "format": _FORMAT,
-            "pieces": json.dumps({name: vars(piece) for name, piece in self._pieces.items()}),
-            "next_file": str(self._next_file),
-        }
-        content = io.BytesIO()
-        frame = pl.DataFrame([paths, *(pl.Series(name, values) for name, values in columns.items())])
-        frame.write_parquet(content, compression="zstd", metadata=about)
-        self.folder.write_index(content.getvalue())
+    def _is_intact(self, name: str, piece: _Piece) -> bool:
+        """Whether the rows of a piece are there, as they were written."""
+        with suppress(DataError, FileNotFoundError):
+            return all(
+                _hex_hash(read_bytes(self._path(name, table), _MAX_BYTES)) == seen
+                for table, seen in piece.hashes.items()
+            )
+        return False
 
     def _write_piece(self) -> None:
         if not self._unwritten:
             return
-        name = self.folder.new_piece()
-        piece = _Piece(self._unwritten_rows, {})
-        for table, parts in self._waiting.items():
+        name, hashes = secrets.token_hex(8), {}
+        rows = self._num_unwritten()
+        for table, parts in self._tables.items():
             if parts:
-                frame = to_polars(table, parts)
-                self._write_table(name, table, piece, frame.lazy())
+                content = io.BytesIO()
+                log_frame(table, parts).write_parquet(content, compression="zstd", compression_level=1)
+                with self._writing(), create(self._path(name, table)) as file:
+                    file.write(content.getbuffer())
+                hashes[table] = _hex_hash(content.getbuffer())
                 parts.clear()
-        self._add_piece(name, piece, self._unwritten)
+        self._pieces[name] = _Piece(rows, hashes)
+        self.entries |= {path: replace(entry, piece=name) for path, entry in self._unwritten.items()}
         self._unwritten.clear()
-        self._unwritten_rows = 0
         self._is_changed = True
 
-    def _merge_pieces(self) -> None:
-        alive = dict.fromkeys(self._pieces, 0)
-        for entry in self.entries.values():
-            if entry.piece:
-                alive[entry.piece] += entry.rows
-        small = [p for p, piece in self._pieces.items() if piece.rows < PIECE_ROWS or alive[p] < piece.rows / 2]
-        if len(small) <= MAX_SMALL_PIECES:
-            return
-        name = self.folder.new_piece()
-        moved = {path: entry for path, entry in self.entries.items() if entry.piece in small}
-        files = pl.LazyFrame({"file": pl.Series([e.file for e in moved.values()], dtype=pl.UInt32)})
-        piece = _Piece(sum(entry.rows for entry in moved.values()), {})
-        for table in TABLES:
-            if paths := self._paths(table, small):
-                rows = pl.scan_parquet(paths, glob=False).join(files, on="file", how="semi")
-                self._write_table(name, table, piece, rows)
-        self._add_piece(name, piece, moved)
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Make the folder, and say why something in it cannot be written."""
+        try:
+            if not self.folder.exists():
+                self.folder.mkdir(mode=0o700, exist_ok=True)
+                with suppress(FileExistsError), create(self.folder / ".gitignore") as file:
+                    file.write(b"*\n")
+            yield
+        except OSError as error:
+            raise CacheUnusable(f"cannot be written: {(error.strerror or str(error)).lower()}") from error
+        except EnvironmentFault as error:
+            raise CacheUnusable(str(error)) from error
 
-    def _write_table(self, name: str, table: str, piece: _Piece, rows: pl.LazyFrame) -> None:
-        file = _file_name(name, table)
-        with _explained():
-            piece.hashes[file] = self.folder.write(
-                file, lambda new: rows.sink_parquet(new, compression="zstd", compression_level=1)
-            )
-
-    def _add_piece(self, name: str, piece: _Piece, entries: dict[str, Entry]) -> None:
-        self.entries |= {path: replace(entry, piece=name) for path, entry in entries.items()}
-        self._pieces[name] = piece
+    def _remove_orphans(self) -> None:
+        named = {self._path(name, table).name for name, piece in self._pieces.items() for table in piece.hashes}
+        limit = time.time() - ORPHAN_S
+        for path in self.folder.iterdir():
+            # A directory or what cannot be removed stays; of a link the link is removed.
+            with suppress(OSError):
+                if _OURS.fullmatch(path.name) and path.name not in named and path.lstat().st_mtime < limit:
+                    path.unlink()
 
 
-def _file_name(piece: str, table: str) -> str:
-    return f"{piece}.{table}.parquet"
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that is not this user's alone. Raises FileNotFoundError where there is none."""
     try:
-        yield
-    except pl.exceptions.PolarsError as error:
-        raise CacheUnusable(f"cannot be written: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+        about = folder.lstat()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CacheUnusable(f"cannot be used: {(error.strerror or str(error)).lower()}") from error
+    if stat.S_ISLNK(about.st_mode):
+        raise CacheUnusable("is a link, and what it points to is not touched; remove the link")
+    if not stat.S_ISDIR(about.st_mode):
+        raise CacheUnusable("cannot be used: not a directory")
+    if about.st_uid != os.geteuid():
+        raise CacheUnusable("belongs to another user")
+    if stat.S_IMODE(about.st_mode) & 0o022:
+        raise CacheUnusable("others may write into it; remove it, and it is made anew")
 
 
-def polars_schema(table: str) -> dict[str, pl.DataType]:
-    """Column types of a log's table as a frame: Int64, Float64, String."""
-    kinds: dict[str, pl.DataType] = {"i": pl.Int64(), "f": pl.Float64(), "S": pl.String()}
-    dtype = DTYPES[table]
-    return {name: kinds[dtype[name].kind] for name in dtype.names or ()}
-
-
-def to_polars(table: str, parts: list[tuple[int, Table]]) -> pl.DataFrame:
-    """Rows of several logs as one frame, each with its log's number in the column `file`."""
-    numbers = np.repeat(np.array([file for file, _ in parts], np.uint32), [len(rows) for _, rows in parts])
-    columns = [pl.Series("file", numbers)]
-    for name, kind in polars_schema(table).items():
-        values = np.concatenate([rows[name] for _, rows in parts])
-        if kind == pl.String():
-            # Few texts, many times over.
-            texts, places = np.unique(values, return_inverse=True)
-            known = pl.Series([printable(text.decode(errors="replace")) for text in texts], dtype=pl.String)
-            columns.append(known.gather(places).alias(name))
-        else:
-            columns.append(pl.Series(name, values))
-    return pl.DataFrame(columns)
+def _hex_hash(content: bytes | memoryview) -> str:
+    return blake2b(content, digest_size=_HASH_BYTES).hexdigest()

@@ -1,4 +1,4 @@
-"""Job files as flat columns: `optimizer.lr`, `sync.kind`, one per key that any of the runs has."""
+"""Jobs as flat columns (`optimizer.lr`, `sync.kind`), one per key that any run has."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from hpclbfl.config.part_names import brief
 from hpclbfl.core.text import printable
 
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
-"""Of a job or of a section."""
+"""A key of a job or of a section."""
 MAX_DEPTH = 8
-"""Of sections within sections."""
+"""Of nested sections."""
 
 Config = Mapping[str, Any]
-"""A job, flat: dotted keys; numbers, truth values, texts or None. Lists are compact JSON texts."""
+"""A flat job: dotted keys; numbers, booleans, texts or None. Lists are compact JSON texts."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "", depth: int = MAX_DEPTH) -> dict[str, Any]:
-    """A job's sections as dotted keys; a list becomes compact JSON, as does a mapping whose keys are no names.
+    """A job as dotted keys; lists, and mappings whose keys are not names, become compact JSON.
 
-    Texts become one line without control characters (see `core.text.printable`), as do numbers beyond 64 bits.
+    Texts, and integers beyond 64 bits, become one line without control characters (see `core.text.printable`).
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():
@@ -50,9 +50,9 @@ def _fits(value: int) -> bool:
 
 
 def column(name: str, values: Sequence[Any]) -> pl.Series:
-    """A column of the narrowest type that holds all values: Boolean, Int64, Float64 or String; None stays.
+    """A column of the narrowest type that holds all values: Boolean, Int64, Float64 or String; None becomes null.
 
-    Without any value it is String.
+    Without any value the type is String.
     """
     kinds = {type(value) for value in values if value is not None}
     if kinds == {bool}:
@@ -65,10 +65,10 @@ def column(name: str, values: Sequence[Any]) -> pl.Series:
 
 
 def config_columns(configs: Sequence[Config], taken: Iterable[str] = ()) -> list[pl.Series]:
-    """A column per key of any of the configs, by section, in the order in which they are met; None: a run has none.
+    """One column per key of any config, by section, in order of first occurrence; null: a run does not have the key.
 
-    A key that is one of the names `taken` gets the prefix `config.`. A section that is null in some runs, and has keys
-    in others, has no column of its own.
+    A key that is among the names `taken` gets the prefix `config.`. A section that is null in some runs and has keys in
+    others has no column of its own.
     """
     keys = list(dict.fromkeys(key for config in configs for key in config))
     sections = list(dict.fromkeys(key.partition(".")[0] for key in keys))
@@ -86,7 +86,7 @@ def config_columns(configs: Sequence[Config], taken: Iterable[str] = ()) -> list
 
 
 def as_text(value: Any) -> str:
-    """A config's value as a job file would show it: `true`, `0.1`, `bsp`; `none` for None."""
+    """A value as a job file would show it: `true`, `0.1`, `bsp`; `none` for None."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -95,16 +95,16 @@ def as_text(value: Any) -> str:
 
 
 def describe_data(config: Config) -> str:
-    """What the data are called: `cifar10`; empty where a job neither names nor places them.
+    """Name of the data set, `cifar10`; empty if a job has neither its name nor its path.
 
-    As `DataConfig.title` has it, without loading the models of jobs.
+    The same as `DataConfig.title`, without loading the job models.
     """
     name, path = config.get("data.name"), config.get("data.path")
     return PurePath(str(path)).stem if path and name in (None, "packed") else brief(str(name or ""))
 
 
 def describe_sync(config: Config) -> str:
-    """The synchroniser in a few words, with H where it has one: `bsp`, `fedavg H=250`, `fedavg H=1 ep`."""
+    """The synchroniser in a few words, with H if it has one: `bsp`, `fedavg H=250`, `fedavg H=1 ep`."""
     kind = str(config.get("sync.kind") or "bsp")
     if config.get("sync.local_steps") is not None:
         return f"{kind} H={as_text(config['sync.local_steps'])}"

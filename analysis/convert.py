@@ -1,21 +1,16 @@
-"""Definitions of figures into pictures, in processes of their own: the conversion holds Python's lock.
-
-`python -m hpclbfl.analysis.convert` is such a process. It reads requests from its standard input, a line of JSON each,
-and answers with the pictures' bytes, each after its length; at the end of its input it ends, and so it does not outlive
-whoever started it. It loads the converter alone.
-"""
+"""Converting figures to pictures, in several processes, as the conversion holds Python's interpreter lock."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
+import signal
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from queue import SimpleQueue
-from typing import IO, Any
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import repeat
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from typing import Any
 
 import vl_convert
 
@@ -24,8 +19,7 @@ from hpclbfl.core.errors import EnvironmentFault
 PNG_PPI = 200
 MAX_PROCESSES = 4
 FEW = 12
-"""Figures that are drawn sooner than other processes have started."""
-_LENGTH_BYTES = 8
+"""This many figures are drawn sooner than processes start."""
 
 
 def converted(spec: dict[str, Any], version: str, kinds: Sequence[str]) -> list[bytes]:
@@ -34,7 +28,7 @@ def converted(spec: dict[str, Any], version: str, kinds: Sequence[str]) -> list[
     Args:
         version: of Vega-Lite.
     """
-    # Laid out once, for all of them.
+    # The layout is computed once, for all kinds.
     svg = str(vl_convert.vegalite_to_svg(spec, vl_version=version))
     found = []
     for kind in kinds:
@@ -46,10 +40,10 @@ def converted(spec: dict[str, Any], version: str, kinds: Sequence[str]) -> list[
 
 
 def convert_all(specs: Iterable[dict[str, Any]], version: str, kinds: Sequence[str]) -> Iterator[list[bytes]]:
-    """`converted` of each, in their order, by as many processes as there are cores to run on, where there are many.
+    """`converted` of each definition, in order; many definitions are shared among processes, one per usable core.
 
     Raises:
-        EnvironmentFault: such a process cannot be started, or has ended before its time.
+        EnvironmentFault: a process cannot be started, or has ended early.
     """
     wanted = list(specs)
     count = min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
@@ -57,69 +51,23 @@ def convert_all(specs: Iterable[dict[str, Any]], version: str, kinds: Sequence[s
         for spec in wanted:
             yield converted(spec, version, kinds)
         return
-    with ExitStack() as stack:
-        free: SimpleQueue[_Process] = SimpleQueue()
-        pool = stack.enter_context(ThreadPoolExecutor(count))
-        for _ in range(count):
-            free.put(stack.enter_context(_Process()))
-
-        def convert(spec: dict[str, Any]) -> list[bytes]:
-            process = free.get()
-            try:
-                return process.convert(spec, version, kinds)
-            finally:
-                free.put(process)
-
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        yield from pool.map(convert, wanted)
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_start)
+    try:
+        yield from pool.map(converted, wanted, repeat(version), repeat(kinds))
+    except (BrokenProcessPool, OSError) as error:
+        # A process that dies while it starts breaks the pool or the pipe to it.
+        raise EnvironmentFault("a process that draws figures has ended (out of memory?)") from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Process:
-    def __init__(self) -> None:
-        words = [sys.executable, "-m", "hpclbfl.analysis.convert"]
-        try:
-            # Ctrl-C is for whoever started it, who then ends it.
-            self._process = subprocess.Popen(
-                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-            )
-        except OSError as error:
-            raise EnvironmentFault(f"a process that draws figures cannot be started: {error}") from error
-
-    def __enter__(self) -> _Process:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def convert(self, spec: dict[str, Any], version: str, kinds: Sequence[str]) -> list[bytes]:
-        """See `converted`."""
-        into, out = self._process.stdin, self._process.stdout
-        if into is None or out is None:
-            raise RuntimeError("the process has no pipes")
-        try:
-            into.write(json.dumps([spec, version, list(kinds)]).encode() + b"\n")
-            into.flush()
-            return [_read(out, int.from_bytes(_read(out, _LENGTH_BYTES), "little")) for _ in kinds]
-        except (BrokenPipeError, EOFError) as error:
-            code = self._process.wait()
-            raise EnvironmentFault(f"a process that draws figures has ended with {code} (out of memory?)") from error
+def _start() -> None:
+    """Ignore Ctrl-C, which the parent handles, and end with the parent, even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _read(stream: IO[bytes], count: int) -> bytes:
-    found = stream.read(count)
-    if len(found) < count:
-        raise EOFError
-    return found
-
-
-def _serve() -> None:
-    for line in sys.stdin.buffer:
-        spec, version, kinds = json.loads(line)
-        for picture in converted(spec, version, kinds):
-            sys.stdout.buffer.write(len(picture).to_bytes(_LENGTH_BYTES, "little") + picture)
-        sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    _serve()
+def _end_with_parent() -> None:
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)

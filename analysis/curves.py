@@ -1,4 +1,4 @@
-"""Curves of many runs as lines of a figure: on points that the runs of an arm share, few enough, with marks."""
+"""Curves of many runs as lines of a figure: on few points that the runs of an arm share, some of them marked."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import polars as pl
 from numpy.typing import NDArray
 
 CURVE_POINTS = 60
-"""Of a learning curve, at most."""
+"""Points of a learning curve, at most."""
 BUDGET_ROWS = 30_000
-"""Of a view of curves: with many curves each has fewer points, at least 12."""
+"""Rows of a table of curves, about: with many curves each has fewer points, at least 12."""
 MARKS = 6
-"""Of a curve, about: places where its shape is drawn."""
+"""Points of a curve, about, at which the symbol of its arm is drawn."""
 
 Numbers = NDArray[Any]
 
 
 def points_per_curve(runs: pl.DataFrame) -> int:
-    """How many points a curve may have, so that all curves of arms and seeds together stay small."""
+    """Number of points per curve that keeps the curves of all arms and seeds together small."""
     curves = runs["arm"].n_unique() + (len(runs) if runs["seed"].n_unique() > 1 else 0)
     return int(np.clip(BUDGET_ROWS // max(1, curves), 12, CURVE_POINTS))
 
 
 def on_arm_grids(curves: pl.DataFrame, runs: pl.DataFrame, columns: Sequence[str], points: int) -> pl.DataFrame:
-    """Curves (run, x, columns) of an arm on points that all of them reach: run, arm, seed, label, x, columns.
+    """Curves (run, x, columns) of each arm on points that all of them reach: run, arm, seed, label, x, columns.
 
-    The curves' own points where they agree, so that nothing is invented; else an even grid between them. None where an
-    arm's curves have no stretch in common.
+    The curves' own points if they agree, so that nothing is interpolated; else an even grid over the range that they
+    have in common. No rows if they have none in common.
     """
     keys = runs.with_columns(place=pl.int_range(pl.len()))
     table = curves.join(keys.select("run", "arm", "place"), on="run").sort("arm", "place", "x", maintain_order=True)
@@ -61,13 +61,13 @@ def on_arm_grids(curves: pl.DataFrame, runs: pl.DataFrame, columns: Sequence[str
 
 
 def _stretches(codes: Numbers) -> list[tuple[int, int]]:
-    """Where equal neighbours begin and end."""
+    """Begin and end of each stretch of equal neighbours."""
     borders = np.flatnonzero(np.diff(codes)) + 1
     return list(zip([0, *borders], [*borders, len(codes)], strict=True)) if len(codes) else []
 
 
 def marked(table: pl.DataFrame) -> pl.DataFrame:
-    """With `mark`: where the curve's shape is drawn, at other places for each arm."""
+    """Add the column `mark`: where the symbol of the arm is drawn, at different places for each arm."""
     place = pl.int_range(pl.len()).over("arm", "seed")
     stride = (pl.len().over("arm", "seed") / MARKS).ceil().cast(pl.Int64)
     shift = pl.col("arm").to_physical().cast(pl.Int64)

@@ -1,7 +1,7 @@
-"""The Hessian's top eigenvalues where runs ended, beside how well they generalise (Fig. 3).
+"""Top eigenvalues of the Hessian at the end of runs, beside their generalisation (Fig. 3).
 
-They come from the files that `hpclbfl sharpness` writes into run folders; runs without one, or with one that is not
-theirs, have no row.
+They are read from the files that `hpclbfl sharpness` writes into run folders; a run without such a file, or with that
+of another experiment, has no row.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from hpclbfl.sharpness.store import DTYPES, FILE_NAME, read_sharpness
 _COLUMNS = DTYPES["eigenvalues"]
 
 Problem = tuple[str, str, str]
-"""Of a file that is left out: run, path (seen from the folder that was loaded) and reason, as in `Frames.problems`."""
+"""A file that is left out: run, path (relative to the loaded folder) and reason, as in `Frames.problems`."""
 
 
 def read_all(frames: Frames) -> tuple[pl.DataFrame, list[Problem]]:
     """One row per run, optimizer step and eigenvalue, by run, step and index; and the files that are left out.
 
-    A file is left out if it cannot be read, or is of another version or of another experiment than the run beside it:
-    the folder was used anew. A run whose hash is not known takes the file as its own.
+    A file is left out if it cannot be read, or is of another version or of another experiment than the run, because the
+    folder was reused. A run whose hash is unknown accepts any file.
 
     Columns: run, step (optimizer steps taken), index (0: the largest in magnitude), eigenvalue and residual (nats),
-    iterations, num_samples, seed (of the images and start vectors), has_settled (null: not known), top1 (share; test
-    accuracy at that step, on the line between two evaluations), gap_top1 (train - test accuracy at that step). Null:
-    not measured there.
+    iterations, num_samples, seed (of the images and start vectors), has_settled (null: not known), top1 (test
+    accuracy at that step, 0 to 1, interpolated between evaluations; null: not measured there).
     """
     keys = frames.runs.schema["run"]
     parts: list[pl.DataFrame] = []
@@ -57,10 +56,7 @@ def read_all(frames: Frames) -> tuple[pl.DataFrame, list[Problem]]:
     steps = found["step"].unique().sort()
     accuracy = metrics.accuracy_at(evals, "steps", [float(step) for step in steps])
     accuracy = accuracy.select("run", "top1", step=pl.col("x").cast(pl.Int64))
-    # An evaluation's step is the last one before it, counted from 0.
-    gap = metrics.generalisation_gap(evals).select("run", "gap_top1", step=pl.col("step") + 1)
-    for more in (accuracy, gap):
-        found = found.join(more, on=("run", "step"), how="left", maintain_order="left")
+    found = found.join(accuracy, on=("run", "step"), how="left", maintain_order="left")
     return found.sort("run", "step", "index", maintain_order=True), problems
 
 
@@ -68,7 +64,7 @@ def _read(file: Path, run_hash: str | None) -> NDArray[Any]:
     """The eigenvalues of a file, rows of DTYPES.
 
     Raises:
-        DataError: it cannot be read, or is of another version or of another experiment than `run_hash`.
+        DataError: it cannot be read, or is of another version or another experiment than `run_hash`.
     """
     tables, attributes = read_sharpness(file)
     file_hash = attributes.get("hash")

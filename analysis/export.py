@@ -11,7 +11,7 @@ import polars as pl
 
 from hpclbfl.analysis.frames import RUN_COLUMNS, Frames
 from hpclbfl.core.errors import DataError
-from hpclbfl.core.files import explained_writes, replacing, write_text
+from hpclbfl.core.files import prepare_output, replacing, write_text
 from hpclbfl.runs.log.schema import MEANINGS, UNITS
 
 Format = Literal["parquet", "csv"]
@@ -25,25 +25,24 @@ _MORE = {
 
 
 def export(frames: Frames, folder: Path, form: Format) -> list[tuple[Path, int]]:
-    """Write every frame into a folder (runs.parquet, steps.parquet, ...; what is there is replaced) and columns.csv.
+    """Write every frame into a folder (runs.parquet, steps.parquet, ...; existing files are replaced) and columns.csv.
 
     columns.csv has the unit and the meaning of every column. Frames larger than memory are written as a stream. A link
-    in the place of a file is replaced, not followed. CSV files hold values as they are, also such as begin with `=`: in
-    a spreadsheet, columns of texts are to be imported as texts.
+    in the place of a file is replaced, not followed. CSV files hold values as they are, also those that begin with `=`:
+    import columns of texts into a spreadsheet as texts.
 
     Returns:
         Each file and its number of rows.
 
     Raises:
         EnvironmentFault: a file cannot be written.
-        DataError: what was kept of the logs is damaged.
+        DataError: the cached rows of the logs are damaged.
     """
     written = []
     for name in TABLES:
         lazy: pl.LazyFrame = getattr(frames, name).lazy()
         path = folder / f"{name}.{form}"
-        with explained_writes(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        prepare_output(path)
         try:
             with replacing(path) as file:
                 if form == "parquet":

@@ -1,22 +1,22 @@
-"""The figures, one altair definition each, for the interactive page and for files alike.
+"""The figures: one altair definition each, shared by the interactive page and the picture files.
 
-A definition takes no data: it names the rows it wants, `rows`, a view of `views`, and `style.fill` (the page has its
-own) puts them in, again whenever somebody filters.
+A definition holds no data. It refers to a data set named `rows`, which `style.fill` (and on the page its own script)
+fills with a table of `plot_data`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import altair as alt
 
 from hpclbfl.analysis.metrics import AXES, Axis
-from hpclbfl.analysis.sharpness import accuracy_by_sharpness
 from hpclbfl.analysis.style import (
     PARTS,
     ROWS,
+    SHAPES,
     Chart,
     beyond,
     color,
@@ -54,7 +54,7 @@ def learning_curves(axis: Axis, width: int = 520, height: int = 300) -> Chart:
 def gradient_norm(width: int = 280, height: int = 230) -> Chart:
     """Gradient norm and its sum over steps (Fig. 6), and its relative change (Eq. 8); thresholds as grey lines.
 
-    What lies outside a logarithmic axis is a triangle at its end (see `views.gradients`).
+    Values outside a logarithmic axis are triangles at its end (see `plot_data.gradients`).
     """
     x = alt.X("x:Q", title="optimizer steps", axis=alt.Axis(tickCount=4))
     logarithmic: Any = {"scale": alt.Scale(type="log", nice=False), "axis": alt.Axis(format="~g", labelOverlap=True)}
@@ -76,7 +76,7 @@ def gradient_norm(width: int = 280, height: int = 230) -> Chart:
 
 
 def scale_factor(width: int = 520, height: int = 240) -> Chart:
-    """Kernel density of the scale factor over the steps (Fig. 7b, 7d, 8b); an arm's label holds its share at X."""
+    """Kernel density of the scale factor over the steps (Fig. 7b, 7d, 8b); labels hold the share of steps at X."""
     ticks = [2.0**k for k in range(8)]
     x = alt.X(
         "factor:Q",
@@ -119,9 +119,9 @@ def time_shares(parts: Sequence[str] = tuple(PARTS), width: int = 480) -> Chart:
 
 
 def batches_and_waits(parts: Sequence[str] = tuple(PARTS), width: int = 300, height: int = 120) -> Chart:
-    """Local batches over steps, and what a step takes on each client: stragglers make others wait.
+    """Local batches over steps, and the time of a step on each client, which shows stragglers.
 
-    One run per arm. Its rows are those of two views, `batch_sizes` and `client_times`, in one.
+    One run per arm. Its rows are those of `plot_data.batch_sizes` and `plot_data.client_times` together.
     """
     by_client = alt.EncodingSortField("client", op="min")
     batch = (
@@ -174,7 +174,7 @@ def batches_and_waits(parts: Sequence[str] = tuple(PARTS), width: int = 300, hei
 
 
 def final_accuracy(width: int = 480) -> Chart:
-    """Test accuracy at the end: mean over seeds with its 95 % interval, single seeds as open dots."""
+    """Final test accuracy: mean over seeds with its 95 % interval, single runs as open circles."""
     title = "final test accuracy (%)"
     y = alt.Y("label:N", title=None, axis=alt.Axis(labelLimit=260, grid=True))
     x = alt.X("mean:Q", title=title, scale=loose(), axis=alt.Axis(tickCount=8))
@@ -192,34 +192,57 @@ def final_accuracy(width: int = 480) -> Chart:
     return configured(layers.properties(width=width, height=alt.Step(34)))
 
 
-FIGURES: tuple[str, ...] = (
-    *(f"learning_curves_{axis}" for axis in AXES),
-    "final_accuracy",
-    "sharpness",
-    "gradient_norm",
-    "scale_factor",
-    "time_shares",
-    "batches_and_waits",
-)
-"""All figures by name, in the order of the page."""
+def accuracy_by_sharpness(width: int = 520, height: int = 300) -> Chart:
+    """Test accuracy against the top eigenvalue of the Hessian, one mark per run (Fig. 3); bars are residuals.
+
+    Pale marks: the eigenvalue has not converged. The axis is logarithmic; the figure states how many runs have no
+    positive eigenvalue.
+    """
+    y = alt.Y("top1:Q", title="test accuracy (%)", scale=loose())
+    title = "top eigenvalue of the training loss's Hessian (log scale)"
+    x = alt.X(
+        "eigenvalue:Q",
+        title=title,
+        scale=alt.Scale(type="log", nice=False, padding=16),
+        axis=alt.Axis(format="~g", labelOverlap=True),
+    )
+    shape = alt.Shape("label:N", title=None, scale=alt.Scale(range=list(SHAPES)), legend=legend())
+    about = tips("label:N", "run:N", "step:Q", "eigenvalue:Q", "residual:Q", "has_settled:N", "top1:Q")
+    positive = rows().transform_filter("datum.eigenvalue > 0")
+    bars = positive.mark_rule(strokeWidth=1.2).encode(alt.X("low:Q", title=title), alt.X2("high:Q"), y, color())
+    opacity = alt.condition("datum.has_settled === false", alt.value(0.3), alt.value(0.9))
+    marks = positive.mark_point(size=64, filled=True).encode(x, y, color(), shape, opacity=opacity, tooltip=about)
+    left_out = (
+        rows()
+        .transform_filter("datum.eigenvalue <= 0")
+        .transform_aggregate(runs="count()")
+        .transform_filter("datum.runs > 0")
+        .transform_calculate(text="'runs without a positive eigenvalue, not drawn: ' + datum.runs")
+        .mark_text(align="left", baseline="bottom", fontSize=11)
+        .encode(x=alt.value(6), y=alt.value(height - 4), text="text:N")
+    )
+    return finish(alt.layer(bars, marks, left_out), width, height)
+
+
+_CHARTS: dict[str, Callable[..., Chart]] = {
+    **{f"learning_curves_{axis}": partial(learning_curves, axis) for axis in AXES},
+    "final_accuracy": final_accuracy,
+    "sharpness": accuracy_by_sharpness,
+    "gradient_norm": gradient_norm,
+    "scale_factor": scale_factor,
+    "time_shares": time_shares,
+    "batches_and_waits": batches_and_waits,
+}
+FIGURES = tuple(_CHARTS)
+"""Names of all figures, in the order of the page."""
 
 
 @cache
 def definition(name: str, parts: tuple[str, ...] = tuple(PARTS)) -> dict[str, Any]:
-    """A figure's Vega-Lite definition, validated, without data; to be read alone, as it is made once.
+    """A figure's Vega-Lite definition, validated, without data. It is cached: do not change it.
 
     Args:
-        parts: of a step's time that the data have; others do not stand in the legend.
+        parts: of a step's time that the data have; the legend shows only these.
     """
-    if name.startswith("learning_curves_"):
-        found = learning_curves(next(axis for axis in AXES if name.endswith(axis))).to_dict()
-    elif name in ("time_shares", "batches_and_waits"):
-        found = (time_shares if name == "time_shares" else batches_and_waits)(parts).to_dict()
-    else:
-        found = {
-            "final_accuracy": final_accuracy,
-            "sharpness": accuracy_by_sharpness,
-            "gradient_norm": gradient_norm,
-            "scale_factor": scale_factor,
-        }[name]().to_dict()
-    return dict(found)
+    make = _CHARTS[name]
+    return dict((make(parts) if make in (time_shares, batches_and_waits) else make()).to_dict())

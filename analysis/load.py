@@ -1,4 +1,4 @@
-"""Any folder of runs as tidy frames, attempts merged, read again only where files changed.
+"""Any folder of runs as tidy frames: attempts merged, and only changed files read again.
 
 ```
 frames = load("runs/quickstart")
@@ -9,7 +9,6 @@ frames.steps.group_by("run").agg(pl.col("t_step_s").sum()).collect()
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,17 +18,15 @@ from typing import Any
 import polars as pl
 
 from hpclbfl.analysis.arms import with_arms
-from hpclbfl.analysis.cache import Cache, polars_schema
-from hpclbfl.analysis.cachefolder import CacheFolder, CacheUnusable
+from hpclbfl.analysis.cache import Cache, CacheUnusable
 from hpclbfl.analysis.configs import config_columns
-from hpclbfl.analysis.frames import RUN_COLUMNS, RUN_TYPES, Frames
+from hpclbfl.analysis.frames import RUN_COLUMNS, RUN_TYPES, Frames, log_schema
 from hpclbfl.analysis.records import read_plain
 from hpclbfl.analysis.scan import Found, Kind, find_runs, run_files, run_keys
 from hpclbfl.config.part_names import HASH_DIGITS
 from hpclbfl.core.diagnostics import Diagnostics
-from hpclbfl.core.errors import EnvironmentFault, HpclbflError
+from hpclbfl.core.errors import HpclbflError
 from hpclbfl.core.text import printable
-from hpclbfl.core.userkey import KEY_BYTES, user_key
 from hpclbfl.runs.lock import LOST, find_lost
 from hpclbfl.runs.log.coverage import NO_LIMIT, Attempt, LogSpan, Problem, find_limits, find_problems, row_limit
 from hpclbfl.runs.log.reader import TornFile, read_attempt_log
@@ -38,19 +35,19 @@ from hpclbfl.runs.log.schema import TABLES
 logger = Diagnostics(__name__)
 
 CACHE_FOLDER = ".hpclbfl-cache"
-"""Where a folder of runs keeps what was read of it; may be deleted at any time."""
+"""Folder within a folder of runs for what was read of it; may be deleted at any time."""
 
 
 def load(directory: str | Path) -> Frames:
     """All runs at or below a folder.
 
-    Which rows count, and which are missing, is `runlog.coverage`'s rule, as for `runlog.reader.read_run`. A run whose
-    files cannot be read, or hold what no run writes, has a line in `problems`; it never costs the others anything. What
-    was read is kept in DIR/.hpclbfl-cache; where that cannot be used (`notes` says why), or DIR is itself a run, in a
+    `runs.log.coverage` decides which rows count and which are missing, as for `runs.log.reader.read_run`. A run whose
+    files cannot be read, or hold what no run writes, has a line in `problems`; other runs are not affected. What was
+    read is kept in DIR/.hpclbfl-cache, or, if that cannot be used (`notes` says why) or DIR is itself a run, in a
     temporary folder for as long as the frames live.
 
     Raises:
-        DataError: the folder is not there. A folder without runs gives empty frames.
+        DataError: there is no such folder. A folder without runs gives empty frames.
     """
     root = Path(directory)
     notes: list[str] = []
@@ -59,18 +56,15 @@ def load(directory: str | Path) -> Frames:
     if runs not in ([], [root]):
         folder = root / CACHE_FOLDER
         try:
-            return _load(root, files, Cache(CacheFolder(folder, user_key())), notes)
+            return _load(root, files, Cache(folder), notes)
         except CacheUnusable as unusable:
             notes.append(f"{folder}: {unusable}; without it all logs are read each time")
-        except EnvironmentFault as fault:
-            notes.append(f"{fault}; without it {folder} is not used, and all logs are read each time")
     temporary = TemporaryDirectory(prefix="hpclbfl-")
-    cache = Cache(CacheFolder(Path(temporary.name), os.urandom(KEY_BYTES)))
-    return _load(root, files, cache, notes, temporary)
+    return _load(root, files, Cache(Path(temporary.name)), notes, temporary)
 
 
 Files = dict[str, tuple[Path, list[Found]]]
-"""By the run's key: its folder and its files."""
+"""By key of the run: its folder and its files."""
 
 
 def _load(root: Path, files: Files, cache: Cache, notes: list[str], keep_alive: Any = None) -> Frames:
@@ -97,7 +91,7 @@ def _load(root: Path, files: Files, cache: Cache, notes: list[str], keep_alive: 
         problems += [(key, printable(problem.path), printable(problem.reason), problem.rows_lost) for problem in wrong]
         logs += [(key, *log) for log in _kept_logs(attempts, cache)]
     _end_lost(rows, folders)
-    columns = {"run": keys, "file": pl.UInt32(), "rank": pl.Int32(), "attempt": pl.Int32(), "limit": pl.Int64()}
+    columns = {"run": keys, "log": pl.Int64(), "rank": pl.Int32(), "attempt": pl.Int32(), "limit": pl.Int64()}
     table = pl.DataFrame(logs, schema=columns, orient="row")
     found_rows = {name: _merged(cache, name, table) for name in TABLES}
     small = {name: found_rows[name].collect() for name in ("evals", "plans", "events", "metrics")}
@@ -136,7 +130,7 @@ def _read(root: Path, file: Found, cache: Cache) -> None:
     except FileNotFoundError:
         cache.add(file, None, "is not there any more")
     except HpclbflError as error:
-        # The file's name stands beside the reason; of a text file the line may follow it.
+        # Only the reason, which may begin with the line number of a text file: the name is shown beside it.
         reason = str(error).removeprefix(str(path)).removeprefix(": ")
         cache.add(file, None, f"line {reason[1:]}" if reason.startswith(":") else reason)
 
@@ -157,18 +151,18 @@ def _attempts(found: list[Found], cache: Cache) -> list[Attempt]:
 
 
 def _kept_logs(attempts: list[Attempt], cache: Cache) -> list[tuple[int, int, int, int]]:
-    """Number, rank, attempt and limit of every log that can be read: its rows of steps below the limit count."""
+    """Number, rank, attempt and limit of every readable log: its rows of steps below the limit count."""
     kept = []
     for number, (attempt, limit) in enumerate(zip(attempts, find_limits(attempts), strict=True)):
         for log in attempt.logs:
             if not log.problem:
                 entry = cache.entries[log.path]
-                kept.append((entry.file, int(json.loads(entry.text)["rank"]), number, limit))
+                kept.append((entry.log, int((entry.content or {})["rank"]), number, limit))
     return kept
 
 
 def _unreadable(run: str, found: list[Found], cache: Cache) -> list[Problem]:
-    """Files that cannot be read, logs apart; without config.yaml or DONE.json a run's rows are not to be averaged."""
+    """Unreadable files other than logs; without its config.yaml or DONE.json a run must not be averaged."""
     wrong = [(file, cache.entries[file.path].problem) for file in found if file.kind != "log"]
     problems = [Problem(file.path, why, file.kind in ("config", "done", "folder")) for file, why in wrong if why]
     if not any(file.kind == "config" for file in found):
@@ -177,13 +171,12 @@ def _unreadable(run: str, found: list[Found], cache: Cache) -> list[Problem]:
 
 
 def _content(file: Found, cache: Cache) -> dict[str, Any] | None:
-    """What was read of a file; None when it cannot be read."""
-    content: dict[str, Any] | None = json.loads(cache.entries[file.path].text)
-    return content
+    """Content of a file; None if it cannot be read."""
+    return cache.entries[file.path].content
 
 
 def _run_row(key: str, path: Path, own: dict[Kind, dict[str, Any] | None], attempts: list[Attempt]) -> dict[str, Any]:
-    """A run's row of the frame `runs`, out of its own files and its newest provenance."""
+    """The row of a run in the frame `runs`, from its own files and its newest provenance."""
     config, status, done = own.get("config"), own.get("status") or {}, own.get("done")
     provenance: Mapping[str, Any] = next((a.provenance for a in reversed(attempts) if a.provenance), {})
     state = "done" if done is not None else status.get("state", "unknown")
@@ -213,16 +206,16 @@ def _run_row(key: str, path: Path, own: dict[Kind, dict[str, Any] | None], attem
 
 
 def _describe_parts(parts: Sequence[Mapping[str, Any]]) -> str | None:
-    """`nets.py:WideNet (sha256 1a2b3c4d5e6f)`, as provenance tells it; None: there are none."""
-    told = []
+    """`nets.py:WideNet (sha256 1a2b3c4d5e6f)`, from the provenance; None: there are none."""
+    described = []
     for part in parts:
         version = f"version {part['version']}, " if part.get("version") else ""
-        told.append(f"{part.get('name')} ({version}sha256 {(part.get('sha256') or 'unknown')[:HASH_DIGITS]})")
-    return printable(", ".join(told)) or None
+        described.append(f"{part.get('name')} ({version}sha256 {(part.get('sha256') or 'unknown')[:HASH_DIGITS]})")
+    return printable(", ".join(described)) or None
 
 
 def _end_lost(rows: list[dict[str, Any]], folders: list[Path]) -> None:
-    """Call runs failed, in place, that say that they train while nobody alive owns their folder."""
+    """Mark as failed, in place, runs whose status says that they train while no live process owns their folder."""
     lost = find_lost(folder for row, folder in zip(rows, folders, strict=True) if row["state"] == "running")
     for row, folder in zip(rows, folders, strict=True):
         if folder in lost:
@@ -249,7 +242,7 @@ def _row_limit(table: str) -> pl.Expr:
 def _merged(cache: Cache, table: str, logs: pl.DataFrame) -> pl.LazyFrame:
     return (
         cache.scan(table)
-        .join(logs.lazy(), on="file", how="inner")
+        .join(logs.lazy(), on="log", how="inner")
         .filter(pl.col("step") < _row_limit(table))
-        .select("run", "rank", "attempt", *polars_schema(table))
+        .select("run", "rank", "attempt", *log_schema(table))
     )

@@ -1,4 +1,4 @@
-"""A table of texts, and its forms: for the terminal, Markdown, LaTeX and HTML."""
+"""A table of texts, and how it is rendered: for the terminal, as Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hpclbfl.core.text import printable
 
 @dataclass(frozen=True)
 class TextTable:
-    """Cells as they are to be read. Columns named in `left` are texts, the others numbers, set to the right.
+    """Cells as they are shown. Columns named in `left` are texts; the others are numbers and aligned right.
 
-    Every text becomes one line without control characters, whatever form the table takes.
+    Every text becomes one line without control characters.
     """
 
     title: str
@@ -24,9 +24,9 @@ class TextTable:
     rows: list[tuple[str, ...]]
     left: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
-    """Sentences below it: where numbers were taken, what intervals are."""
+    """Sentences below the table."""
     marks: list[dict[str, str]] = field(default_factory=list)
-    """Per row, attributes of its HTML element (`data-...`), for the page's filter."""
+    """By row, `data-` attributes of its HTML element, for the filter of the page."""
 
     def __post_init__(self) -> None:
         for name, texts in (("head", self.head), ("notes", self.notes)):
@@ -37,13 +37,13 @@ class TextTable:
 
 
 def signed(value: float, digits: int) -> str:
-    """A difference as it is printed: `+1.2`, with a minus sign of its own width; zero has no sign."""
+    """A difference with its sign, `+1.2`; with a typographic minus, and zero without a sign."""
     text = f"{abs(value):.{digits}f}"
     return text if float(text) == 0 else f"{'−' if value < 0 else '+'}{text}"
 
 
 def to_rich(table: TextTable) -> DataTable:
-    """For a terminal; texts may run over several lines, units stand below the names."""
+    """For a terminal: texts may wrap, units are below the names."""
     shown = DataTable(title=table.title)
     for name in table.head:
         shown.add_column(Text(name.replace(" (", "\n(")), justify="left" if name in table.left else "right")
@@ -53,7 +53,7 @@ def to_rich(table: TextTable) -> DataTable:
 
 
 def to_markdown(table: TextTable) -> str:
-    """A pipe table under a bold title, its notes below; of a table without rows the first note alone."""
+    """A pipe table under a bold title, its notes below; of a table without rows only the first note."""
     if not table.rows:
         return f"{_markdown(table.notes[0])}\n"
     lines = [f"**{_markdown(table.title)}**", ""]
@@ -67,7 +67,7 @@ def to_markdown(table: TextTable) -> str:
 def to_latex(table: TextTable) -> str:
     r"""A `table` float in the style of booktabs (`\usepackage{booktabs}`), with title and notes as its caption.
 
-    Of a table without rows the first note alone.
+    Of a table without rows only the first note.
     """
     if not table.rows:
         return f"{_latex(table.notes[0])}\n"
@@ -104,7 +104,7 @@ def to_html(table: TextTable, name: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    # No link, picture, entity or HTML element comes of a name either.
+    # Also, no name may become a link, a picture, an entity or an HTML element.
     return re.sub(r"([\\|*_<`~\[\]]|&(?=#?\w))", r"\\\1", text)
 
 

@@ -1,6 +1,6 @@
-"""What evaluations say: accuracy at equal steps, samples and seconds, targets, gaps, speed-up.
+"""Measures from evaluations: accuracy at equal steps, samples and seconds, targets, gaps, speed-up.
 
-Pure functions on the frames of `frames.Frames`; accuracies are shares (0 to 1), times seconds.
+Pure functions on the frames of `frames.Frames`; accuracies are from 0 to 1, times in seconds.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import numpy as np
 import polars as pl
 
 Axis = Literal["steps", "samples", "seconds"]
-"""What two runs can have equal: optimizer steps taken, samples processed by all clients, seconds of training."""
+"""Budgets at which runs are compared: optimizer steps, samples processed by all clients, seconds of training."""
 AXES: tuple[Axis, ...] = get_args(Axis)
 
+METRIC = "metric "
+"""Begins the name of a column that a job's loss reports."""
 _POSITIONS: dict[Axis, pl.Expr] = {
     # An evaluation's step is the last one before it, counted from 0.
     "steps": pl.col("step") + 1,
@@ -23,20 +25,20 @@ _POSITIONS: dict[Axis, pl.Expr] = {
 }
 
 
-def along(evals: pl.DataFrame, axis: Axis, split: str = "test") -> pl.DataFrame:
-    """Learning curves: run, x (on the axis), top1 and loss of one split, by run and x."""
-    rows = evals.filter(pl.col("split") == split).with_columns(x=_POSITIONS[axis].cast(pl.Float64))
-    return rows.filter(pl.col("x").is_finite()).select("run", "x", "top1", "loss").sort("run", "x", maintain_order=True)
+def along(evals: pl.DataFrame, axis: Axis) -> pl.DataFrame:
+    """Learning curves: run, x (on the axis) and test accuracy top1, by run and x."""
+    rows = _tests(evals).select("run", "top1", x=_POSITIONS[axis].cast(pl.Float64))
+    return rows.filter(pl.col("x").is_finite()).select("run", "x", "top1").sort("run", "x", maintain_order=True)
 
 
 def common_point(evals: pl.DataFrame, axis: Axis) -> float | None:
-    """The farthest point on an axis that every run's test evaluations reach; None without evaluations."""
+    """The farthest point on an axis that the test evaluations of every run reach; None without evaluations."""
     ends = along(evals, axis).group_by("run").agg(pl.col("x").max())
     return None if ends.is_empty() else float(np.asarray(ends["x"]).min())
 
 
 def accuracy_at(evals: pl.DataFrame, axis: Axis, points: float | Sequence[float]) -> pl.DataFrame:
-    """Test accuracy at given points of an axis, a line between the two evaluations around each.
+    """Test accuracy at given points of an axis, interpolated linearly between evaluations.
 
     Returns:
         run, x, top1: one row per run and point; null before a run's first evaluation and after its last one.
@@ -57,11 +59,11 @@ def accuracy_at(evals: pl.DataFrame, axis: Axis, points: float | Sequence[float]
 
 
 def to_target(evals: pl.DataFrame, target: float) -> pl.DataFrame:
-    """What the first test evaluation at or above a target accuracy took: run, steps, samples, seconds.
+    """Cost of the first test evaluation at or above a target accuracy: run, steps, samples, seconds.
 
-    Every run with a test evaluation has a row; null where it never got there.
+    Every run with a test evaluation has a row; null if it never reached the target.
     """
-    tests = evals.filter(pl.col("split") == "test").sort("run", "step", maintain_order=True)
+    tests = _tests(evals)
     reached = tests.filter(pl.col("top1") >= target).group_by("run", maintain_order=True).first()
     found = reached.select("run", **_POSITIONS)
     return tests.select(pl.col("run").unique(maintain_order=True)).join(found, on="run", how="left")
@@ -71,17 +73,16 @@ def final(evals: pl.DataFrame) -> pl.DataFrame:
     """The last test evaluation of every run, and the best.
 
     Returns:
-        run, top1, top5, loss (test, last), best_top1 (over all test evaluations), steps, samples, seconds and epochs
-        at the last one, samples_per_s (over the run's training time).
+        run, top1, top5, loss (test, last), best_top1 (over all test evaluations), steps, samples and seconds at the
+        last one, samples_per_s (over the run's training time).
     """
-    tests = evals.filter(pl.col("split") == "test").sort("run", "step", maintain_order=True)
     return (
-        tests.with_columns(**_POSITIONS)
+        _tests(evals)
+        .with_columns(**_POSITIONS)
         .group_by("run", maintain_order=True)
         .agg(
             pl.col("top1", "top5").last().fill_nan(None),
             pl.col("loss", *AXES).last(),
-            pl.col("epoch").last().alias("epochs"),
             pl.col("top1").fill_nan(None).max().alias("best_top1"),
         )
         .with_columns(samples_per_s=pl.when(pl.col("seconds") > 0).then(pl.col("samples") / pl.col("seconds")))
@@ -98,27 +99,14 @@ def final_metrics(metrics: pl.DataFrame) -> pl.DataFrame:
 
 
 def generalisation_gap(evals: pl.DataFrame) -> pl.DataFrame:
-    """Train minus test at the last step at which a run was evaluated on both splits.
+    """Train minus test accuracy at the last step at which a run was evaluated on both splits: run, step, gap_top1.
 
-    Returns:
-        run, step, gap_top1 (train - test accuracy), gap_loss (test - train loss, nats); runs whose job evaluates the
-        test split alone have no row.
+    Runs whose job evaluates only the test split have no row.
     """
-    sides = {
-        split: evals.filter(pl.col("split") == split).select("run", "step", "top1", "loss")
-        for split in ("train", "test")
-    }
-    both = sides["train"].join(sides["test"], on=("run", "step"), suffix="_test").sort("run", "step")
-    return (
-        both.group_by("run", maintain_order=True)
-        .last()
-        .select(
-            "run",
-            "step",
-            gap_top1=pl.col("top1") - pl.col("top1_test"),
-            gap_loss=pl.col("loss_test") - pl.col("loss"),
-        )
-    )
+    train = evals.filter(pl.col("split") == "train").select("run", "step", train="top1")
+    both = _tests(evals).join(train, on=("run", "step"), maintain_order="left")
+    last = both.group_by("run", maintain_order=True).last()
+    return last.select("run", "step", gap_top1=pl.col("train") - pl.col("top1"))
 
 
 def speed_up(
@@ -130,10 +118,10 @@ def speed_up(
 
     Args:
         table: a row per run (or arm) with the columns `rate`, `size` and `within`.
-        within: what must be equal for two rows to be compared, such as the local batch size.
+        within: columns that must be equal for two rows to be compared, such as the local batch size.
 
     Returns:
-        The table with speed_up and efficiency; null where nothing of size 1 stands beside a row, or where it has no
+        The table with speed_up and efficiency; null if there is no row of size 1 to compare with, or the row has no
         size. The rate of size 1 is the mean over all such rows.
     """
     is_one = pl.col(size) == 1
@@ -141,3 +129,7 @@ def speed_up(
     base = one.over(*within) if within else one
     scaled = table.with_columns(speed_up=pl.when(pl.col(size).is_not_null()).then(pl.col(rate) / base))
     return scaled.with_columns(efficiency=pl.col("speed_up") / pl.col(size))
+
+
+def _tests(evals: pl.DataFrame) -> pl.DataFrame:
+    return evals.filter(pl.col("split") == "test").sort("run", "step", maintain_order=True)

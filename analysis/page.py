@@ -1,8 +1,7 @@
 """The report as one HTML page that needs no network: `hpclbfl report DIR -o report.html`.
 
-Vega, Vega-Lite and their embedding stand in the page, as do the figures' definitions and rows; the page's security
-policy forbids it to fetch anything. Rows are aggregated and thinned (see `views`), so that 1,000 runs fit into a few
-MB.
+The page contains Vega, Vega-Lite, vega-embed and the figures' definitions and rows; its security policy forbids it to
+fetch anything. Rows are aggregated and thinned (see `plot_data`), so that a page on 1,000 runs takes a few MB.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,68 +20,62 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import hpclbfl
+from hpclbfl.analysis.arm_summary import ArmSummary, by_rank
 from hpclbfl.analysis.arms import differing_keys, short_name
 from hpclbfl.analysis.captions import CAPTIONS
 from hpclbfl.analysis.configs import as_text
 from hpclbfl.analysis.figures import definition
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.headline import ArmSummary, by_rank
 from hpclbfl.analysis.markup import TextTable, to_html
 from hpclbfl.analysis.metrics import AXES
-from hpclbfl.analysis.render import BY_ROW, MAX_BARS, VEGALITE, figure_rows, parts_of
-from hpclbfl.analysis.report import problem_lines
+from hpclbfl.analysis.render import VEGALITE, figure_rows, max_arms, parts_of
+from hpclbfl.analysis.report import Report, problem_lines
 from hpclbfl.analysis.scan import unstarted
-from hpclbfl.analysis.style import MAX_ARMS, SPREAD, SPREAD_RATIO
-from hpclbfl.analysis.tables import arms_table, comparison_table
-from hpclbfl.core.files import explained_writes, write_text
+from hpclbfl.analysis.style import SPREAD, SPREAD_RATIO
+from hpclbfl.analysis.tables import all_runs_table, arms_table, comparison_table, differences_table
+from hpclbfl.core.files import write_output
 from hpclbfl.core.text import printable
 from hpclbfl.runs.folder import utc_now
 
 MAX_TROUBLES = 30
-"""Runs that went wrong and are listed at once; the others stand behind a click."""
+"""Runs with problems that are shown at once; the others are shown after a click."""
 DIGITS = 5
-"""Significant ones of numbers in figures."""
+"""Significant digits of numbers in figures."""
 _HASH_DIGITS = 12
 _EVERY_SEED = ("batches_and_waits",)
-"""Figures of one example run per arm, whatever seed is chosen."""
+"""Figures of one example run per arm, whichever seed is chosen."""
 
 _PROVENANCE = (
-    *("time", "host", "device", "gpus", "cpu", "engine", "num_ranks", "own_parts"),
-    *("hpclbfl", "commit", "dirty", "torch"),
+    *("time", "host", "device", "gpus", "cpu", "engine", "num_ranks", "own_parts", "hpclbfl", "commit", "dirty"),
+    *("torch", "horovod", "mpi_library", "python", "platform", "data_fingerprint"),
 )
-_MORE_PROVENANCE = ("torch", "horovod", "mpi_library", "python", "platform", "data_fingerprint")
 
 
-def write_page(path: Path, frames: Frames, runs: pl.DataFrame, heads: Sequence[ArmSummary]) -> None:
+def write_page(path: Path, report: Report) -> None:
     """Write the page, whole or not at all.
-
-    Args:
-        runs: of the frames, from `summary.summarise`.
 
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    text = page(frames, runs, heads)
-    with explained_writes(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    write_output(path, page(report).encode())
 
 
-def page(frames: Frames, runs: pl.DataFrame, heads: Sequence[ArmSummary]) -> str:
+def page(report: Report) -> str:
     """The page's HTML."""
-    labels = [label for head in heads for label in head.labels]
+    frames, runs, tasks = report.frames, report.runs, report.arms
+    labels = [label for task in tasks for label in task.labels]
     places = {label: place for place, label in enumerate(labels)}
-    views = figure_rows(frames)
+    tables = figure_rows(frames)
     keys = [key for key in differing_keys(frames.runs) if key != "seed"]
     filters = _filters(frames.runs, keys, labels)
     seeds = sorted(frames.runs.drop_nulls("arm")["seed"].unique().drop_nulls())
-    figures = {name: _figure(name, view, labels) for name, view in views.items()}
+    figures = {name: _figure(name, table, labels) for name, table in tables.items()}
     troubles = problem_lines(frames)
     differences = differences_table(frames.runs, keys, labels)
     data = {
         "arms": labels,
-        # By rank: a figure draws as many of a task as it can.
-        "tasks": [{"title": head.title, "arms": [places[label] for label in by_rank(head)]} for head in heads],
+        # By rank: a figure draws the first ones if there are too many.
+        "tasks": [{"title": task.title, "arms": [places[label] for label in by_rank(task)]} for task in tasks],
         "num_runs": len(runs),
         "filters": [[value["arms"] for value in key["values"]] for key in filters],
         "figures": figures,
@@ -103,26 +96,26 @@ def page(frames: Frames, runs: pl.DataFrame, heads: Sequence[ArmSummary]) -> str
         filters=filters,
         seeds=seeds,
         num_seeds=len(seeds),
-        tasks=[head.title for head in heads],
+        tasks=[task.title for task in tasks],
         num_arms=len(labels),
-        arms_html=[_html(_placed(arms_table(head), head, places), "arms", nth) for nth, head in enumerate(heads)],
+        arms_html=[_html(_placed(arms_table(task), task, places), "arms", nth) for nth, task in enumerate(tasks)],
         comparison_html=[
-            _html(_placed(comparison_table(head), head, places), "comparisons", nth) for nth, head in enumerate(heads)
+            _html(_placed(comparison_table(task), task, places), "comparisons", nth) for nth, task in enumerate(tasks)
         ],
         figures=_shown_figures(figures),
         num_runs=len(runs),
         runs_html=_html(all_runs_table(runs, labels), "runs"),
         footer=f"Made by hpclbfl {hpclbfl.__version__}, {utc_now()}. {printable(frames.root.resolve())}",
-        # Within a script element HTML sees nothing but its end.
+        # Within a script element HTML recognises nothing but its end tag.
         data=Markup(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")),
         vega=Markup(_vega().replace("</script", "<\\/script").replace("<!--", "\\x3c!--")),
     )
 
 
 def provenance(runs: pl.DataFrame) -> list[tuple[str, str]]:
-    """What ran, where and on what: a name and the values that occur, the commonest first, with how often."""
+    """What ran, where and on what: by name, the values that occur, the most frequent first, with their counts."""
     found = []
-    for name in (*_PROVENANCE, *_MORE_PROVENANCE):
+    for name in _PROVENANCE:
         cut = _HASH_DIGITS if name in ("commit", "data_fingerprint") else None
         counts = Counter(as_text(value)[:cut] for value in runs[name].drop_nulls())
         if not counts:
@@ -139,54 +132,20 @@ def provenance(runs: pl.DataFrame) -> list[tuple[str, str]]:
     return found
 
 
-def differences_table(runs: pl.DataFrame, keys: list[str], labels: list[str]) -> TextTable:
-    """What sets the arms apart: an arm per row, a column per key of the job that differs."""
-    rows, marks = [], []
-    known = runs.drop_nulls("arm")
-    for place, label in enumerate(labels):
-        arm = known.filter(pl.col("arm") == label)
-        texts = [", ".join(dict.fromkeys(as_text(value) for value in arm[key])) for key in keys]
-        rows.append((label, *texts))
-        marks.append({"arm": str(place)})
-    return TextTable(
-        title="Where their jobs differ",
-        head=("arm", *keys),
-        rows=rows if keys else [],
-        left=frozenset(("arm", *keys)),
-        marks=marks,
-    )
-
-
-def all_runs_table(runs: pl.DataFrame, labels: list[str]) -> TextTable:
-    """Every run in a row."""
-    rows, marks = [], []
-    places = {label: str(place) for place, label in enumerate(labels)}
-    for row in runs.rows(named=True):
-        numbers = (row["top1"], row["best_top1"])
-        accuracies = ["-" if value is None else f"{100 * value:.1f}" for value in numbers]
-        times = ["-" if row[name] is None else f"{row[name]:,.1f}" for name in ("epochs", "elapsed_s")]
-        steps = "-" if row["steps"] is None else f"{row['steps']:,}"
-        seed = "-" if row["seed"] is None else str(row["seed"])
-        rows.append((str(row["run"]), row["arm"] or "-", seed, row["state"], *accuracies, steps, *times))
-        marks.append({"arm": places.get(row["arm"], "-1"), "seed": seed})
-    head = ("run", "arm", "seed", "state", "top-1 (%)", "best (%)", "steps", "epochs", "seconds")
-    return TextTable("All runs", head, rows, left=frozenset({"run", "arm", "state"}), marks=marks)
-
-
 def _html(table: TextTable, name: str, nth: int = 0) -> Markup:
     if not table.rows:
         return Markup("<p>{}</p>").format(table.notes[0] if table.notes else "Nothing to show yet.")
     return Markup(to_html(table, f"{name}-{nth + 1}" if nth else name))
 
 
-def _placed(table: TextTable, head: ArmSummary, places: Mapping[str, int]) -> TextTable:
-    """A task's table whose rows bear their arms' places among those of all tasks."""
-    marks = [{**mark, "arm": str(places[head.labels[int(mark["arm"])]])} for mark in table.marks]
+def _placed(table: TextTable, task: ArmSummary, places: Mapping[str, int]) -> TextTable:
+    """A task's table whose rows are marked with their arms' positions among the arms of all tasks."""
+    marks = [{**mark, "arm": str(places[task.labels[int(mark["arm"])]])} for mark in table.marks]
     return replace(table, marks=marks)
 
 
 def _filters(runs: pl.DataFrame, keys: list[str], labels: list[str]) -> list[dict[str, Any]]:
-    """Keys that differ between arms, each with its values and the arms (their places) that have it."""
+    """Keys that differ between arms, each with its values and the arms (their positions) that have them."""
     found = []
     known = runs.drop_nulls("arm")
     for key in keys:
@@ -200,12 +159,12 @@ def _filters(runs: pl.DataFrame, keys: list[str], labels: list[str]) -> list[dic
     return found
 
 
-def _figure(name: str, view: pl.DataFrame, labels: list[str]) -> dict[str, Any]:
+def _figure(name: str, table: pl.DataFrame, labels: list[str]) -> dict[str, Any]:
     return {
-        "spec": definition(name, parts_of(view)),
-        "limit": MAX_BARS if name in BY_ROW else MAX_ARMS,
+        "spec": definition(name, parts_of(table)),
+        "limit": max_arms(name),
         "every_seed": name in _EVERY_SEED,
-        "view": {column: _packed(view[column], labels) for column in view.columns},
+        "view": {column: _packed(table[column], labels) for column in table.columns},
     }
 
 
@@ -257,7 +216,7 @@ def _trouble_summary(frames: Frames) -> str:
     parts = [f"{failed} of {len(frames.runs)} runs failed"] if failed else []
     parts += [f"of {lost} some rows are lost"] if lost else []
     left_out = "; ".join(parts)
-    return f"{left_out}. They are in no mean." if parts else "Nothing that bears on the means."
+    return f"{left_out}. They are in no mean." if parts else "Nothing that affects the means."
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A table of the paper beside the runs that stand for its rows: differences, and whether the rows' order holds."""
+"""A table of the paper beside the runs that reproduce its rows: differences, and whether their order is the same."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ HOLDS, REVERSED = "as in the paper", "reversed"
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of the paper and what our runs gave for it; accuracies in percent, differences in points."""
+    """A row of the paper and the result of our runs; accuracies in percent, differences in percentage points."""
 
     row: PaperRow
     n: int
     """Seeds of complete runs."""
     top1: float | None = None
-    """Mean over seeds of the last test accuracy; None: no run."""
+    """Mean over seeds of the final test accuracy; None: no run."""
     top5: float | None = None
-    """Of the same evaluations; None too where the logs have none."""
+    """From the same evaluations; None also if the logs have no top-5."""
     difference: float | None = None
     """top1 - the paper's."""
     low: float | None = None
     high: float | None = None
     """Student's t interval of the difference over seeds; None for fewer than stats.MIN_SEEDS."""
     run_as: str | None = None
-    """Net, data, synchroniser with its H, partition, clients, batch, and X where there is one, of the complete runs or,
-    where there is none, of another."""
+    """Model, data, synchroniser with its H, partition, clients, batch, and X if there is one, of the complete runs, or
+    else of another run."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows of one net, the paper's higher one first."""
+    """Two rows of one model, the one with the higher accuracy in the paper first."""
 
     model: str
     higher: PaperRow
     lower: PaperRow
     n: int
-    """Seeds that both have."""
+    """Seeds that both rows have."""
     difference: float | None = None
-    """Ours, higher - lower, points; None: a row has no runs, or they share no seed."""
+    """Our difference, higher - lower, points; None: a row has no runs, or they share no seed."""
     low: float | None = None
     high: float | None = None
     p_holm: float | None = None
-    """Of Student's paired test, corrected by Holm for all pairs of the table; None: nothing to test."""
+    """p of Student's paired test, corrected by Holm for all pairs of the table; None: nothing to test."""
     verdict: str = "-"
-    """HOLDS or REVERSED where p_holm is at most 0.05, otherwise that of `stats.judged`."""
+    """HOLDS or REVERSED if p_holm is at most 0.05, else the verdict of `stats.judged`."""
 
     @property
     def printed(self) -> float:
@@ -65,21 +65,21 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table beside our runs."""
+    """A table of the paper beside our runs."""
 
     name: str
     table: PaperTable
     rows: list[Measured]
-    """All of the table's, in its order."""
+    """All rows, in the order of the table."""
     pairs: list[Pair]
-    """All pairs of rows of one net that the paper's numbers tell apart, by net."""
+    """All pairs of rows of one model with different accuracies in the paper, by model."""
     others: int
-    """Runs in the folder that stand for no row."""
+    """Runs in the folder that belong to no row."""
     unfinished: int
-    """Runs that stand for a row and are not complete; they do not count."""
+    """Runs of a row that are not complete; they do not count."""
 
     def order(self, model: str, ours: bool) -> list[str]:
-        """Rows of a net from the highest accuracy down, the paper's or ours; of ours those with runs alone."""
+        """Rows of a model by descending accuracy, the paper's or ours; of ours only those with runs."""
         found = [
             (r.top1 if ours else r.row.accuracy, self.table.within(r.row)) for r in self.rows if r.row.model == model
         ]
@@ -87,14 +87,14 @@ class Comparison:
 
 
 def compare_with_paper(frames: Frames, name: str) -> Comparison:
-    """Lay runs beside a table of the paper.
+    """Compare runs with a table of the paper.
 
     Args:
-        frames: runs; those that stand for no row are left out, see `paper_rows`.
+        frames: runs; those that belong to no row are left out, see `paper_rows`.
         name: of the table.
 
     Raises:
-        ConfigError: there is no such table, or runs that differ in more than their seed stand for one row.
+        ConfigError: there is no such table, or runs that differ in more than their seed belong to one row.
     """
     table = paper_table(name)
     jobs = frames.runs.rows(named=True)
@@ -143,7 +143,7 @@ def _refuse_mixtures(row: PaperRow, table: PaperTable, seeds: pl.DataFrame, fram
     if len(arms) > 1:
         what = f"{table.models[row.model].shown}, {table.within(row)}"
         raise ConfigError(
-            f"{frames.root}: {len(arms)} unlike experiments stand for the row {what}: {'; '.join(arms[:3])}: "
+            f"{frames.root}: {len(arms)} different experiments belong to the row {what}: {'; '.join(arms[:3])}: "
             "report a folder that holds one of them"
         )
 
@@ -167,7 +167,7 @@ def _measure(row: PaperRow, seeds: pl.DataFrame, run_as: str | None) -> Measured
 
 
 def _pairs(table: PaperTable, seeds: pl.DataFrame) -> list[Pair]:
-    # `stats.compare` knows its sides as arms.
+    # `stats.compare` compares arms.
     sides = seeds.drop("arm").rename({"row": "arm"})
     pairs: list[Pair] = []
     compared: dict[str, pl.DataFrame] = {}

@@ -1,4 +1,4 @@
-"""What `hpclbfl report DIR --paper table1` prints: the paper's numbers beside ours, and whether their order holds."""
+"""What `hpclbfl report DIR --paper table1` prints: the paper's numbers beside ours, and whether their order agrees."""
 
 from __future__ import annotations
 
@@ -6,48 +6,28 @@ import json
 import sys
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from hpclbfl.analysis.markup import TextTable, signed, to_latex, to_markdown, to_rich
-from hpclbfl.analysis.paper_compare import HOLDS, REVERSED, Comparison, Measured, Pair, compare_with_paper
-from hpclbfl.analysis.paper_rows import PaperTable, paper_table
-from hpclbfl.analysis.report import WIDTH, Format, load_some
+from hpclbfl.analysis.markup import TextTable, signed
+from hpclbfl.analysis.paper_compare import HOLDS, REVERSED, Comparison, Measured, Pair
+from hpclbfl.analysis.paper_rows import PaperTable
+from hpclbfl.analysis.printing import Format, print_tables
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS
-from hpclbfl.core.console import make_console
 
 
-def print_paper(directory: str | Path, name: str, as_json: bool = False, form: Format = "text") -> Comparison:
-    """Print a table of the paper beside the runs at or below a folder, to stdout.
+def print_paper(compared: Comparison, form: Format = "text") -> None:
+    """Print a table of the paper beside our runs to stdout."""
+    tables = (rows_table(compared), runs_table(compared), order_table(compared))
+    print_tables([table for table in tables if table.rows], form)
 
-    Args:
-        name: `table1` or `table2`.
 
-    Raises:
-        ConfigError: there is no such table, or unlike experiments stand for one row.
-        DataError: the folder is not there, or holds no run.
-    """
-    paper_table(name)
-    compared = compare_with_paper(load_some(directory), name)
-    if as_json:
-        sys.stdout.write(json.dumps(as_plain(compared), indent=2) + "\n")
-        return compared
-    tables = [table for table in (rows_table(compared), runs_table(compared), order_table(compared)) if table.rows]
-    if form != "text":
-        render = to_markdown if form == "markdown" else to_latex
-        sys.stdout.write("\n".join(render(table) for table in tables))
-        return compared
-    console = make_console()
-    for table in tables:
-        console.print(to_rich(table))
-        for note in table.notes:
-            console.print(note, width=WIDTH)
-        console.print()
-    return compared
+def print_paper_json(compared: Comparison) -> None:
+    """Print `as_plain` to stdout."""
+    sys.stdout.write(json.dumps(as_plain(compared), indent=2) + "\n")
 
 
 def rows_table(compared: Comparison) -> TextTable:
-    """The table's rows, all of them: printed, our top-1 and top-5, and the difference of top-1 with its interval."""
+    """All rows of the table: the paper's accuracy, our top-1 and top-5, and the difference of top-1."""
     table = compared.table
     numbers = ("paper (%)", "ours (%)", "top-5 (%)", "ours - paper (points)", "seeds")
     marked = [row for row in table.rows if row.note]
@@ -65,10 +45,10 @@ def rows_table(compared: Comparison) -> TextTable:
         )
     notes = [f"({place}) {row.note}" for place, row in enumerate(marked, 1)]
     if compared.unfinished:
-        notes.append(f"Runs that are not complete, and do not count: {compared.unfinished}.")
+        notes.append(f"Runs that are not complete and do not count: {compared.unfinished}.")
     if compared.others:
-        notes.append(f"Runs that stand for no row: {compared.others}.")
-    notes.append("Ours: top-1, means over seeds; beside it our top-5.")
+        notes.append(f"Runs that belong to no row: {compared.others}.")
+    notes.append("Ours: mean top-1 over seeds; beside it our top-5.")
     few = any(0 < found.n < MIN_SEEDS for found in compared.rows)
     notes.append(_intervals() + (f" An interval needs {MIN_SEEDS} seeds." if few else ""))
     return TextTable(
@@ -88,9 +68,9 @@ def runs_table(compared: Comparison) -> TextTable:
 
 
 def order_table(compared: Comparison) -> TextTable:
-    """All pairs of rows of one net: the paper's difference, ours, and whether the order is the same."""
+    """All pairs of rows of one model: the paper's difference, ours, and whether the order is the same."""
     table = compared.table
-    head = ("net", "higher", "lower", "paper", "ours", "n", "order")
+    head = ("model", "higher", "lower", "paper", "ours", "n", "order")
     rows: list[tuple[str, ...]] = [
         (
             pair.model,
@@ -105,21 +85,21 @@ def order_table(compared: Comparison) -> TextTable:
     ]
     notes = [line for model in table.models for line in _orders(compared, model)]
     return TextTable(
-        title="Order of the rows of each net, the paper's higher one first; differences in points",
+        title="Order of the rows of each model, the paper's higher one first; differences in points",
         head=head,
         rows=rows,
-        left=frozenset({"net", "higher", "lower", "order"}),
+        left=frozenset({"model", "higher", "lower", "order"}),
         notes=(
             *notes,
             "Ours: n pairs by seed. "
             + _intervals()
-            + " The order is told by Student's paired test, corrected by Holm for all pairs.",
+            + " The order is judged by Student's paired test, corrected by Holm for all pairs.",
         ),
     )
 
 
 def as_plain(compared: Comparison) -> dict[str, Any]:
-    """All of it for machines; accuracies in percent, differences in points, None: not measured."""
+    """The comparison as JSON values; accuracies in percent, differences in points, None: not measured."""
     table = compared.table
     rows = []
     for found in compared.rows:
@@ -156,10 +136,11 @@ def _orders(compared: Comparison, model: str) -> list[str]:
     if not ours:
         return [f"{shown}: no complete run."]
     counts = Counter(pair.verdict for pair in compared.pairs if pair.model == model and pair.n)
-    told = counts[HOLDS] + counts[REVERSED]
     pairs = sum(counts.values())
+    undecided = pairs - counts[HOLDS] - counts[REVERSED]
     summary = (
-        f"{counts[HOLDS]} of {pairs} pairs as in the paper, {counts[REVERSED]} reversed, {pairs - told} not told apart"
+        f"{counts[HOLDS]} of {pairs} pairs as in the paper, {counts[REVERSED]} reversed, "
+        f"{undecided} without a significant difference"
     )
     return [f"{shown}: paper {' > '.join(compared.order(model, ours=False))}; ours {' > '.join(ours)}; {summary}."]
 

@@ -1,13 +1,13 @@
-"""The printed numbers of the paper's tables, kept as data, and which runs stand for which row.
+"""The numbers of the paper's tables, and which runs belong to which row.
 
-A run stands for a row in one of two ways:
+A run belongs to a row in one of two ways:
 
-- by its name. `table1-resnet50-fa` stands for Table I, ResNet50, FA, whatever its net and its H are: how small runs,
-  whose nets and H are scaled, say what they stand for. `table1-resnet50` leaves out the method; then H must be the
-  paper's. The kind of synchroniser and the partition are always the job's own: a name cannot turn BSP into FA.
-- by its job, under any name that does not begin with a figure or a table (`fig7-resnet50`): the row's net and whole
-  data set, partition with its labels per client, synchroniser and H, the table's clients, and no scaler. The paper is
-  silent about batches: any will do.
+- by its name. `table1-resnet50-fa` belongs to Table I, ResNet50, FA, whatever its model and its H are: small runs,
+  whose models and H are scaled down, name their row. `table1-resnet50` leaves out the method; then H must be that of
+  the paper. The kind of synchroniser and the partition are always those of the job: a name cannot turn BSP into FA.
+- by its job, under any name that does not begin with a figure or a table (`fig7-resnet50`): the row's model and whole
+  data set, partition with its labels per client, synchroniser and H, the table's number of clients, and no scaler. The
+  paper does not state batch sizes: any will do.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ FOLDER = Path(__file__).with_name("paper")
 """One file per table."""
 Partition = Literal["iid", "non-iid"]
 SHOWN: dict[Partition, str] = {"iid": "IID", "non-iid": "Non-IID"}
-"""Partitions as the tables call them."""
+"""Names of partitions in the tables."""
 
 
 class PaperMethod(Section):
-    """A synchroniser, and how the table calls it."""
+    """A synchroniser, and its name in the table."""
 
     shown: str
     kind: Literal["bsp", "fedavg"]
@@ -44,23 +44,23 @@ class PaperMethod(Section):
 
     def is_run_by(self, job: Mapping[str, Any]) -> bool:
         """Whether a flat job has this kind and this H."""
-        # As texts: numbers are texts in a frame where some other run has `local_steps: proportional`.
+        # As texts: numbers become texts in a frame in which another run has `local_steps: proportional`.
         keys = ("kind", "local_steps", "local_epochs")
         return all(as_text(getattr(self, key)) == as_text(job.get(f"sync.{key}")) for key in keys)
 
 
 class PaperModel(Section):
-    """A net with its data set, and how the table calls them."""
+    """A model with its data set, and their name in the table."""
 
     shown: str
     data: str
-    """The set, as a job file's `data.name` or the stem of a packed file has it."""
+    """The data set: `data.name` of a job file, or the stem of a packed file."""
     labels: PositiveInt
-    """Per client, in the rows that are not i.i.d."""
+    """Labels per client, in the rows that are not i.i.d."""
 
 
 class PaperRow(Section):
-    """A printed number."""
+    """A number of the table."""
 
     model: str
     partition: Partition
@@ -68,7 +68,7 @@ class PaperRow(Section):
     accuracy: Annotated[Number, Field(ge=0.0, le=100.0)]
     """Test accuracy as printed, percent."""
     note: str | None = None
-    """What is odd about it."""
+    """A peculiarity of it."""
 
     @property
     def key(self) -> str:
@@ -82,16 +82,16 @@ class PaperTable(Section):
     title: str
     source: str
     clients: PositiveInt
-    """Of all rows."""
+    """Clients, in all rows."""
     column: str
-    """Head of the column that names the method."""
+    """Heading of the column that names the method."""
     methods: dict[str, PaperMethod]
     models: dict[str, PaperModel]
-    """By the name that the net has in a job file."""
+    """By the model's name in a job file."""
     rows: tuple[PaperRow, ...]
 
     def within(self, row: PaperRow) -> str:
-        """What sets a row apart from the others of its net, as the table calls it: `IID BSP`."""
+        """Partition and method of a row as in the table: `IID BSP`."""
         return f"{SHOWN[row.partition]} {self.methods[row.method].shown}"
 
 
@@ -101,7 +101,7 @@ def known_tables() -> list[str]:
 
 
 def paper_table(name: str) -> PaperTable:
-    """Read a table's printed numbers.
+    """Read the numbers of a table.
 
     Raises:
         ConfigError: there is no such table.
@@ -113,7 +113,7 @@ def paper_table(name: str) -> PaperTable:
 
 
 def row_of(job: Mapping[str, Any], name: str, table: PaperTable) -> PaperRow | None:
-    """The row that a run stands for (see the module); None: it stands for none of this table.
+    """The row that a run belongs to (see the module); None: no row of this table.
 
     Args:
         job: flat, see `configs.flatten`.
@@ -138,7 +138,7 @@ def row_of(job: Mapping[str, Any], name: str, table: PaperTable) -> PaperRow | N
 
 
 def _is_of_the_table(job: Mapping[str, Any], model: str, partition: Partition | None, table: PaperTable) -> bool:
-    """Whether a job has a net of the table with its data and labels, the table's clients, and gradients as they are."""
+    """Whether a job has a model of the table with its data and labels, the table's clients, and no scaler."""
     known = table.models.get(model)
     return (
         known is not None

@@ -1,6 +1,6 @@
-"""A run's small files, read typed: config.yaml, status.json, DONE.json and provenance.json.
+"""The small files of a run, validated: config.yaml, status.json, DONE.json and provenance.json.
 
-What comes out has the types and bounds that the analysis counts on: numbers that fit its columns, texts of one line.
+The values have the types and bounds that the analysis relies on: numbers that fit its columns, texts of one line.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from hpclbfl.runs.log.coverage import NO_LIMIT
 MAX_BYTES = 1 << 20
 """Of one file."""
 MAX_KEYS = 1000
-"""Of a job, a section's keys counted each."""
+"""Of a job, over all sections."""
 SECTIONS = (
     *("data", "partition", "model", "sync", "gradients", "optimizer", "schedule", "loss", "batching", "emulate"),
     *("stop", "evaluate", "checkpoint", "comm"),
 )
-"""Keys of a job that have keys of their own."""
+"""Keys of a job whose value is a section."""
 _WHOLE_NUMBERS = {"seed": 0, "clients": 1}
-"""Keys of a job that are counted or paired by, with their least values."""
+"""Keys of a job by which runs are counted or paired, with their least values."""
 _NUMBERS = ("gradients.scaler.threshold", "gradients.scaler.factor")
 
 Text = Annotated[str, AfterValidator(printable)]
@@ -63,7 +63,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Git:
-    """The checkout, if it is one."""
+    """State of the checkout, if there is one."""
 
     commit: Text | None = None
     dirty: bool | None = None
@@ -78,7 +78,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Versions:
-    """Of packages."""
+    """Versions of packages."""
 
     torch: Text | None = None
     horovod: Text | None = None
@@ -126,17 +126,17 @@ def read_record(path: Path, kind: type[_Record]) -> _Record:
     """Read one of the JSON files.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
         DataError: it cannot be read or has a wrong value; one line that names the file.
     """
     return parse_json(read_bytes(path, MAX_BYTES), kind, str(path))
 
 
 def read_plain(path: Path, kind: Kind) -> dict[str, Any]:
-    """Read a small file as JSON values: a record's fields, or of a config the job's keys (see `flat_job`).
+    """Read a small file as JSON values: the fields of a record, or the keys of a job (see `flat_job`).
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
         HpclbflError: it cannot be read or has a wrong value; one line that names the file.
     """
     if kind == "config":
@@ -146,28 +146,28 @@ def read_plain(path: Path, kind: Kind) -> dict[str, Any]:
 
 
 def flat_job(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """A job's sections as dotted keys: numbers, truth values, texts of one line or None; lists become compact JSON.
+    """A job as dotted keys: numbers, booleans, texts of one line or None; lists become compact JSON.
 
     Raises:
-        DataError: what the analysis takes from it has another type; `source` begins the line.
+        DataError: a value that the analysis uses has another type; the line begins with `source`.
     """
     for key, value in config.items():
         if not KEY.fullmatch(key):
-            raise DataError(f"{source}: {shown(key)} is no key of a job")
+            raise DataError(f"{source}: {shown(key)} is not a key of a job")
         if key in SECTIONS and not isinstance(value, Mapping | None):
             raise DataError(f"{source}: {key}: is {shown(value)}, a section is a mapping of keys to values")
     try:
         job = flatten(migrated(config))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{source}: has a value that is part of itself, or lists within lists without end") from error
+        raise DataError(f"{source}: has a value that contains itself, or too deeply nested lists") from error
     if len(job) > MAX_KEYS:
         raise DataError(f"{source}: has more than {MAX_KEYS:,} keys")
     for key, least in _WHOLE_NUMBERS.items():
         value = job.get(key)
         if value is not None and not (type(value) is int and least <= value < 2**63):
-            raise DataError(f"{source}: {key}: is {shown(value)}, wanted is a whole number from {least} up")
+            raise DataError(f"{source}: {key}: is {shown(value)}, must be a whole number from {least} up")
     for key in _NUMBERS:
         value = job.get(key)
         if value is not None and type(value) not in (int, float):
-            raise DataError(f"{source}: {key}: is {shown(value)}, wanted is a number")
+            raise DataError(f"{source}: {key}: is {shown(value)}, must be a number")
     return job

@@ -1,71 +1,83 @@
-"""What `hpclbfl report DIR` prints: the tables to a terminal, as Markdown or LaTeX, or one row per run for machines."""
+"""A report on a folder of runs, computed: runs, arms, and what went wrong. `printing` and `page` show it."""
 
 from __future__ import annotations
 
-import json
-import math
-import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
-from hpclbfl.analysis import eigenvalues
+from hpclbfl.analysis import eigenvalues, metrics, step_metrics
+from hpclbfl.analysis.arm_summary import ArmSummary, summarise_arms
+from hpclbfl.analysis.configs import describe_partition, describe_sync
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.headline import ArmSummary, headlines
 from hpclbfl.analysis.load import load
-from hpclbfl.analysis.markup import to_latex, to_markdown, to_rich
-from hpclbfl.analysis.metrics import AXES, to_target
-from hpclbfl.analysis.scan import unstarted
-from hpclbfl.analysis.summary import summarise
-from hpclbfl.analysis.tables import arms_table, comparison_table, is_same, runs_table
-from hpclbfl.core.console import make_console
 from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import DataError
 from hpclbfl.core.text import printable
 
 logger = Diagnostics(__name__)
 
-WIDTH = 100
-"""Columns of text that sentences take at most."""
-MANY_RUNS = 60
-"""Beyond it, where arms have several seeds, the terminal lists only those runs that are not complete."""
-Format = Literal["text", "markdown", "latex"]
+_FINAL = ("top1", "top5", "best_top1", "loss", "samples_per_s")
+_SHARES = ("share_data", "share_compute", "share_sync", "share_wait")
 
 
-def print_report(
-    directory: str | Path,
-    as_json: bool = False,
-    form: Format = "text",
-    baseline: str | None = None,
-    target: float | None = None,
-) -> tuple[Frames, pl.DataFrame, list[ArmSummary]]:
-    """Print the runs at or below a folder to stdout; returns what was loaded and computed for it.
+@dataclass(frozen=True)
+class Report:
+    """A folder of runs, summarised."""
 
-    Raises:
-        DataError: the folder is not there, or holds no run.
-        ConfigError: no arm has the baseline's label.
+    frames: Frames
+    runs: pl.DataFrame
+    """One row per run, see `summarise`."""
+    arms: list[ArmSummary]
+    """One summary per task."""
+
+
+def summarise(frames: Frames) -> pl.DataFrame:
+    """One row per run: what was run, how it ended, where its time went.
+
+    Columns: run, path, arm, seed, state, complete, sync, partition, clients, num_ranks, engine; steps, epochs,
+    num_samples, train_loss (see `step_metrics.totals`); top1, top5, loss, best_top1, samples_per_s (see
+    `metrics.final`); gap_top1; elapsed_s (training time, until the last evaluation if the run is not done); share_data,
+    share_compute, share_sync, share_wait (see `step_metrics.time_shares`); share_scaled. Null: not measured.
     """
-    frames = load_some(directory)
+    runs = frames.runs
+    clients = pl.col("clients") if "clients" in runs.columns else pl.lit(None, pl.Int64).alias("clients")
+    jobs = runs.rows(named=True)
+    base = runs.select(
+        *("run", "path", "arm", "seed", "state", "complete"),
+        pl.Series("sync", [describe_sync(job) for job in jobs], dtype=pl.String),
+        pl.Series("partition", [describe_partition(job) for job in jobs], dtype=pl.String),
+        clients,
+        *("num_ranks", "engine", "elapsed_s"),
+    )
+    base = base.with_columns(
+        pl.when(pl.col("state") == "unreadable").then(pl.lit("?")).otherwise(pl.col(name)).alias(name)
+        for name in ("sync", "partition")
+    )
+    final = metrics.final(frames.evals).select("run", *_FINAL, "seconds")
+    gap = metrics.generalisation_gap(frames.evals).select("run", "gap_top1")
+    shares = step_metrics.time_shares(frames.steps).select("run", *_SHARES)
+    scaled = step_metrics.scaled_share(step_metrics.scale_counts(frames.steps))
+    of_losses = metrics.final_metrics(frames.metrics)
+    of_losses = of_losses.rename({name: f"{metrics.METRIC}{name}" for name in of_losses.columns if name != "run"})
+    for part in (step_metrics.totals(frames.steps), final, gap, shares, scaled, of_losses):
+        base = base.join(part, on="run", how="left", maintain_order="left")
+    return base.with_columns(elapsed_s=pl.coalesce(pl.col("elapsed_s").cast(pl.Float64), "seconds")).drop("seconds")
+
+
+def make_report(frames: Frames, baseline: str | None = None, target: float | None = None) -> Report:
+    """Summarise runs and their arms; for `baseline`, `target` and errors see `arm_summary.summarise_arms`."""
     runs = summarise(frames)
-    heads = headlines(frames, runs, baseline, target)
-    if as_json:
-        sys.stdout.write(json.dumps([_plain(row) for row in summary_rows(frames, runs, heads)], indent=2) + "\n")
-    elif form == "text":
-        _print_text(frames, runs, heads)
-    else:
-        render = to_markdown if form == "markdown" else to_latex
-        tables = [table for head in heads for table in (arms_table(head), comparison_table(head))]
-        sys.stdout.write("\n".join(map(render, tables)))
-    return frames, runs, heads
+    return Report(frames, runs, summarise_arms(frames, runs, baseline, target))
 
 
 def load_some(directory: str | Path) -> Frames:
-    """The runs at or below a folder; what else is to be known of it (`Frames.notes`) goes to stderr.
+    """The runs at or below a folder; `Frames.notes` go to stderr.
 
     Raises:
-        DataError: the folder is not there, or holds no run.
+        DataError: there is no such folder, or it holds no run.
     """
     frames = load(directory)
     for note in frames.notes:
@@ -75,19 +87,19 @@ def load_some(directory: str | Path) -> Frames:
     return frames
 
 
-def summary_rows(frames: Frames, runs: pl.DataFrame, heads: Sequence[ArmSummary] = ()) -> list[dict[str, Any]]:
-    """One row per run, for machines: the columns of `summary.summarise`, `ranks` for num_ranks, and `problems`.
+def summary_rows(report: Report) -> list[dict[str, Any]]:
+    """One row per run, for machines: the columns of `summarise`, `ranks` for num_ranks, and `problems`.
 
-    With headlines that have a target: target_steps, target_samples, target_seconds of the run; with those that have a
-    speed-up: speed_up and efficiency of its arm. Accuracies, shares and epochs are plain numbers (0 to 1), times
-    seconds; None: not measured.
+    With a target also target_steps, target_samples, target_seconds of the run; if the arms have a speed-up, speed_up
+    and efficiency of its arm. Accuracies and shares are numbers from 0 to 1, times seconds; None: not measured.
     """
-    texts = problem_lines(frames)
-    target = next((head.target for head in heads if head.target is not None), None)
+    runs, tasks = report.runs, report.arms
+    texts = problem_lines(report.frames)
+    target = next((task.target for task in tasks if task.target is not None), None)
     if target is not None:
-        took = to_target(frames.evals, target).rename({axis: f"target_{axis}" for axis in AXES})
+        took = metrics.to_target(report.frames.evals, target).rename({axis: f"target_{axis}" for axis in metrics.AXES})
         runs = runs.join(took, on="run", how="left", maintain_order="left")
-    scaled = [head.arms.select("arm", "speed_up", "efficiency") for head in heads if head.size is not None]
+    scaled = [task.arms.select("arm", "speed_up", "efficiency") for task in tasks if task.size is not None]
     if scaled:
         runs = runs.join(pl.concat(scaled), on="arm", how="left", maintain_order="left")
     rows = runs.rename({"num_ranks": "ranks"}).with_columns(steps=pl.col("steps").fill_null(0))
@@ -95,7 +107,7 @@ def summary_rows(frames: Frames, runs: pl.DataFrame, heads: Sequence[ArmSummary]
 
 
 def problem_lines(frames: Frames) -> dict[str, list[str]]:
-    """What is wrong with which run, one line each: why it failed, files that are torn or missing, no attempt."""
+    """By run, what is wrong with it, one line each: why it failed, files that are torn or missing, no attempt."""
     lines: dict[str, list[str]] = {}
     for row in frames.runs.rows(named=True):
         if row["state"] == "failed":
@@ -109,48 +121,4 @@ def problem_lines(frames: Frames) -> dict[str, list[str]]:
     for row in frames.runs.rows(named=True):
         if not row["num_attempts"]:
             lines.setdefault(row["run"], []).append("has no attempt yet")
-    return {run: list(map(printable, said)) for run, said in lines.items()}
-
-
-def _print_text(frames: Frames, runs: pl.DataFrame, heads: Sequence[ArmSummary]) -> None:
-    console = make_console()
-    has_seeds = any((head.arms["n"] > 1).any() for head in heads)
-    for head in heads if any(map(_says_more, heads)) else ():
-        for table in (arms_table(head, brief=True), comparison_table(head)):
-            if table.rows:
-                console.print(to_rich(table))
-            for note in table.notes:
-                console.print(note, width=WIDTH)
-            console.print()
-    listed = runs
-    if has_seeds and len(runs) > MANY_RUNS:
-        listed = runs.filter(~pl.col("complete"))
-    root = frames.root
-    if len(listed):
-        console.print(to_rich(runs_table(listed, f"Runs in {root}")))
-    if len(listed) < len(runs):
-        console.print(f"{len(runs) - len(listed)} complete runs are not listed; --json lists all")
-    is_one_run = (root / "config.yaml").exists()
-    console.print(f"logs: {root if is_one_run else root / '<run>'}/attempts/*/rank*.h5", soft_wrap=True)
-    for parts in frames.runs["own_parts"].drop_nulls().unique(maintain_order=True):
-        console.print(f"own parts: {parts}", soft_wrap=True)
-    waiting, why_not = unstarted(root)
-    if waiting:
-        console.print(f"{len(waiting)} run{'s' if len(waiting) > 1 else ''} of the sweep: not started")
-    if why_not:
-        console.print(why_not, soft_wrap=True)
-    for name, lines in problem_lines(frames).items():
-        for line in lines:
-            console.print(f"{name}: {line}", soft_wrap=True)
-
-
-def _says_more(head: ArmSummary) -> bool:
-    """Whether arms say more than their single runs do."""
-    if (head.arms["n"] > 1).any() or head.target is not None or head.size is not None:
-        return True
-    axes = [axis for axis in ("steps", "samples") if axis in head.points]
-    return not all(is_same(head.arms, f"at_{axis}", "top1") for axis in axes)
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return {run: list(map(printable, texts)) for run, texts in lines.items()}

@@ -1,4 +1,4 @@
-"""Run folders on disk: where the runs are, and which of their files changed since somebody looked."""
+"""Run folders on disk: where runs are, and which files they have."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hpclbfl.core.jsonfile import read_json
 from hpclbfl.core.text import printable
 
 Kind = Literal["config", "status", "done", "provenance", "log", "folder"]
-"""Of a file; a folder that cannot be listed stands for all that it holds."""
+"""Kind of a file; a folder that cannot be listed stands for all files in it."""
 
 _RUN_FILES: dict[str, Kind] = {"config.yaml": "config", "status.json": "status", "DONE.json": "done"}
 
 
 @dataclass(frozen=True)
 class Found:
-    """A file of a run as the folder shows it, unread."""
+    """A file of a run, as listed in its folder."""
 
     path: str
-    """Seen from the folder that was scanned, with forward slashes."""
+    """Relative to the scanned folder, with forward slashes."""
     kind: Kind
     attempt: str
     """Name of the attempt's folder; empty for files of the run itself."""
@@ -31,12 +31,12 @@ class Found:
     """Bytes."""
     mtime_ns: int
     is_regular: bool = True
-    """False: a pipe, a device, a folder, or a link that leads nowhere; not to be opened."""
+    """False: a pipe, a device, a folder or a broken link, which must not be opened."""
 
 
 @dataclass(frozen=True)
 class _Listed:
-    """A run as sweep.json has it."""
+    """A run in sweep.json."""
 
     id: str
     listed: bool = True
@@ -50,16 +50,16 @@ class _Sweep:
 
 
 def find_runs(directory: str | Path, unread: list[str] | None = None) -> list[Path]:
-    """All run folders (they hold config.yaml) at or below a folder, sorted by path; hidden folders are left out.
+    """All run folders (those with a config.yaml) at or below a folder, sorted by path; hidden folders are skipped.
 
-    Links to folders are followed, but for those that lead back up. A run that several paths lead to is found once: by
-    the one without links, or else the first.
+    Links to folders are followed unless they lead back up. A run with several paths is found once: by the path without
+    links, or else by the first one.
 
     Args:
-        unread: gets a line about every folder that cannot be listed.
+        unread: a line is appended for every folder that cannot be listed.
 
     Raises:
-        DataError: the folder is not there.
+        DataError: there is no such folder.
     """
     root = Path(directory)
     try:
@@ -70,7 +70,7 @@ def find_runs(directory: str | Path, unread: list[str] | None = None) -> list[Pa
         raise DataError(f"{root}: no such folder; give a run folder, or one that holds some")
 
     def note(error: OSError) -> None:
-        # A link that leads nowhere, or a folder that has just gone, hides nothing.
+        # A broken link, or a folder that has just been removed, hides nothing.
         if unread is not None and not isinstance(error, FileNotFoundError | NotADirectoryError):
             unread.append(f"{error.filename}: cannot be listed: {(error.strerror or str(error)).lower()}; left out")
 
@@ -87,13 +87,13 @@ def find_runs(directory: str | Path, unread: list[str] | None = None) -> list[Pa
             if identity not in seen and "config.yaml" in files:
                 found.append(folder)
             seen.add(identity)
-            # Links come last, so that what has a path without one is found there.
+            # Links last, so that a folder that also has a path without links is found by that one.
             starts += [path for name in below if (path := folder / name).is_symlink()]
     return sorted(found)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Device and inode; None when the folder has just vanished."""
+    """Device and inode; None if the folder has just been removed."""
     try:
         stat = folder.stat()
     except OSError:
@@ -102,16 +102,16 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def run_key(run: Path, root: Path) -> str:
-    """What names a run in every frame: its path seen from `root`; its folder's name where it is the root.
+    """The name of a run in every frame: its path relative to `root`, or its folder's name if it is the root.
 
-    In one line of characters that can be printed; two runs may have the same, see `run_keys`.
+    One line of printable characters; two runs may share a key, see `run_keys`.
     """
     relative = run.relative_to(root).as_posix()
     return printable(run.resolve().name if relative == "." else relative)
 
 
 def run_keys(runs: Iterable[Path], root: Path) -> dict[str, Path]:
-    """Runs by what names them; a number tells those apart whose names look alike."""
+    """Runs by key; a number distinguishes runs whose keys would be equal."""
     keys: dict[str, Path] = {}
     for run in runs:
         key = run_key(run, root)
@@ -124,7 +124,7 @@ def run_keys(runs: Iterable[Path], root: Path) -> dict[str, Path]:
 
 
 def run_files(run: Path, root: Path) -> list[Found]:
-    """The files of a run that the analysis reads: its own, then attempts in their order, ranks in theirs."""
+    """The files of a run that the analysis reads: its own, then those of its attempts, each in order of rank."""
     prefix = "" if run == root else f"{run.relative_to(root).as_posix()}/"
     own, files = _entries(run, prefix)
     files += [_found(entry, prefix, _RUN_FILES[entry.name]) for entry in own if entry.name in _RUN_FILES]
@@ -144,7 +144,7 @@ def run_files(run: Path, root: Path) -> list[Found]:
 
 
 def _entries(folder: Path, path: str) -> tuple[list[os.DirEntry[str]], list[Found]]:
-    """What a folder holds, nothing where it has just vanished; and the folder itself where it cannot be listed."""
+    """Entries of a folder (none if it has just been removed), and the folder itself if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return list(entries), []
@@ -165,16 +165,16 @@ def _found(entry: os.DirEntry[str], prefix: str, kind: Kind, attempt: str = "") 
     try:
         is_regular, stat = entry.is_file(), entry.stat()
     except OSError:
-        # It has just vanished, or is a link that leads nowhere.
+        # It has just been removed, or is a broken link.
         return Found(prefix + entry.name, kind, attempt, 0, 0, False)
     return Found(prefix + entry.name, kind, attempt, stat.st_size, stat.st_mtime_ns, is_regular)
 
 
 def unstarted(root: Path) -> tuple[list[str], str]:
-    """Keys of runs that a sweep's folder lists (sweep.json) and that have no folder yet.
+    """Keys of the runs that the sweep.json of a folder lists and that have no folder yet.
 
     Returns:
-        Also why they cannot be told; empty when they can.
+        The keys, and why sweep.json cannot be read (empty if it can).
     """
     try:
         sweep = read_json(root / "sweep.json", _Sweep)

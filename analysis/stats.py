@@ -1,12 +1,12 @@
-"""Statistics over seeds: intervals, paired comparisons, their correction for number, and the seeds that one would need.
+"""Statistics over seeds: intervals, paired comparisons, their correction for multiplicity, and the seeds needed.
 
-The interval of a mean over n seeds is Student's, mean +- t(n - 1) sd / sqrt(n). Comparisons are paired by seed, and
-judged together with all others of their table: by Holm's step-down procedure (S. Holm, "A simple sequentially rejective
-multiple test procedure", Scandinavian Journal of Statistics 6, 1979) the chance that any verdict of a table is wrong is
-at most 5 %, whatever their number.
+The interval of a mean over n seeds is Student's, mean +- t(n - 1) sd / sqrt(n). Comparisons are paired by seed and
+corrected for all comparisons of their table by Holm's step-down procedure (S. Holm, "A simple sequentially rejective
+multiple test procedure", Scandinavian Journal of Statistics 6, 1979): the probability that any verdict of a table is
+wrong is at most 5 %.
 
-Three equal differences have no spread to judge them by, and are no proof: an accuracy over N test samples comes in
-steps of 1 / N. Where N is known, the spread is taken to be at least that of rounding to such steps.
+Three equal differences have no spread and prove nothing: an accuracy over N test samples is a multiple of 1 / N. If N
+is known, the spread is taken to be at least that of rounding to such multiples.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
-"""Of all intervals, and 1 minus that of a table's verdicts."""
+"""Confidence level of all intervals; 1 minus it is the significance level of a table."""
 MIN_SEEDS = 3
-"""Below it there is no interval and no verdict."""
+"""With fewer seeds there is no interval and no verdict."""
 POWER = 0.8
-"""Chance of a verdict for which `seeds_needed` asks."""
+"""Power that `seeds_needed` requires."""
 MOST_SEEDS = 1000
-"""Nobody runs more, so that nobody needs to know."""
+"""Most seeds that `seeds_needed` considers."""
 TOO_FEW = "not enough seeds to say"
 NO_SPREAD = "no spread to judge by"
 NO_DIFFERENCE = "no difference seen"
@@ -35,12 +35,12 @@ NO_DIFFERENCE = "no difference seen"
 Floats = NDArray[np.float64]
 
 
-def mean_interval(values: ArrayLike, level: float = LEVEL, least_sd: float = 0.0) -> tuple[Floats, Floats]:
+def mean_interval(values: ArrayLike, least_sd: float = 0.0) -> tuple[Floats, Floats]:
     """Student's interval of the mean over the last axis.
 
     Args:
         values: [..., n], one per seed.
-        least_sd: the standard deviation is taken to be at least that.
+        least_sd: lower bound of the standard deviation.
 
     Returns:
         Lower and upper end, [...]; NaN for fewer than MIN_SEEDS values.
@@ -51,7 +51,7 @@ def mean_interval(values: ArrayLike, level: float = LEVEL, least_sd: float = 0.0
         nothing = np.full(samples.shape[:-1], np.nan)
         return nothing, nothing
     mean = samples.mean(axis=-1)
-    half = _t_quantile(n - 1, (1 + level) / 2) * np.maximum(samples.std(axis=-1, ddof=1), least_sd) / sqrt(n)
+    half = _t_quantile(n - 1, (1 + LEVEL) / 2) * np.maximum(samples.std(axis=-1, ddof=1), least_sd) / sqrt(n)
     return mean - half, mean + half
 
 
@@ -61,13 +61,13 @@ def over_seeds(
     """Mean of a column over seeds, with its interval.
 
     Args:
-        table: one row per run (and whatever else is in `by`): the columns `by`, `seed` and `column`. Runs that share
-            a seed are averaged first, so that n counts seeds; rows without a number are left out.
-        bounds: of the values, such as 0 and 1 for accuracies: of an interval the part within them is given.
+        table: one row per run (and value of `by`): the columns `by`, `seed` and `column`. Runs that share a seed are
+            averaged first, so that n counts seeds; rows without a number are left out.
+        bounds: of the values, such as 0 and 1 for accuracies; intervals are clipped to them.
 
     Returns:
         `by`, n, mean, sd (with n - 1; null for one seed), low, high (null for fewer than MIN_SEEDS seeds), in the
-        order in which groups are met.
+        order of first occurrence.
     """
     seeds = _one_per_seed(table, column, by)
     groups = seeds.group_by(*by, maintain_order=True).agg(
@@ -87,21 +87,20 @@ def over_seeds(
 
 
 def compare(table: pl.DataFrame, column: str, baseline: str, rounding: float | None = None) -> pl.DataFrame:
-    """Every arm against a baseline, paired by seed: seeds that only one of the two has are left out.
+    """Every arm against a baseline, paired by seed; seeds that only one of the two has are left out.
 
     Args:
         table: one row per run: arm, seed, `column`.
         baseline: an arm.
-        rounding: step between two values of the column, 1 / N for an accuracy over N samples; None: not known.
+        rounding: values of the column are multiples of it, 1 / N for an accuracy over N samples; None: not known.
 
     Returns:
         arm, n (pairs), difference (arm minus baseline, mean), sd of the differences, low, high (95 %, not corrected),
-        effect_size (see there), p (two-sided, of Student's paired test; null where there is nothing to test),
-        seeds_needed (see there, for a difference as large as this one), pairing (share of the variance that pairing
-        took away: 0 none, negative: it added some; null where the arms have no spread). By arm; the baseline has no
-        row. `judged` adds the verdicts.
+        effect_size (see there), p (two-sided, of Student's paired test; null without spread), seeds_needed (see there,
+        for a difference as large as this one), pairing (share of the variance that pairing removed; negative: it added
+        some; null if the arms have no spread). Sorted by arm; the baseline has no row. `judged` adds the verdicts.
     """
-    # A difference of two values that are rounded to steps has this standard deviation from the rounding alone.
+    # Standard deviation that rounding alone gives to the difference of two values.
     least_sd = 0.0 if rounding is None else rounding / sqrt(6)
     seeds = _one_per_seed(table, column, ("arm",))
     base = seeds.filter(pl.col("arm") == baseline).select("seed", base=column)
@@ -142,16 +141,16 @@ def _paired(own: Floats, other: Floats, least_sd: float) -> dict[str, Any]:
 
 
 def judged(tables: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
-    """Comparisons with their verdicts, corrected for the number of all of them together.
+    """Comparisons with their verdicts, corrected for the number of all of them.
 
     Args:
-        tables: results of `compare` that are shown as one table, by any name.
+        tables: results of `compare` that are shown as one table, by name.
 
     Returns:
         The same with the columns p_holm (p corrected by Holm's procedure) and verdict: higher, lower, NO_DIFFERENCE,
         NO_SPREAD or TOO_FEW.
     """
-    # The same numbers under two names are one comparison, such as those at equal steps and at equal samples.
+    # Equal tables, such as those at equal steps and at equal samples, count as one comparison.
     firsts: dict[tuple[float | None, ...], None] = dict.fromkeys(tuple(table["p"]) for table in tables.values())
     corrected = iter(holm([p for first in firsts for p in first]))
     by_first = {first: [next(corrected) for _ in first] for first in firsts}
@@ -168,7 +167,7 @@ def judged(tables: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p values corrected for their number by Holm's procedure; None stays, and does not count."""
+    """p values corrected by Holm's procedure; None stays None and does not count."""
     order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -181,7 +180,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def effect_size(differences: ArrayLike) -> float | None:
     """Mean of paired differences in units of their standard deviation, corrected for small n (Hedges' g for pairs).
 
-    g = J mean / sd with J = 1 - 3 / (4 (n - 1) - 1). None for fewer than MIN_SEEDS pairs, or where all are equal.
+    g = J mean / sd with J = 1 - 3 / (4 (n - 1) - 1). None for fewer than MIN_SEEDS pairs, or if all are equal.
     """
     values = np.asarray(differences, np.float64)
     n = len(values)
@@ -190,8 +189,8 @@ def effect_size(differences: ArrayLike) -> float | None:
     return float((1 - 3 / (4 * (n - 1) - 1)) * values.mean() / sd)
 
 
-def seeds_needed(effect: float, power: float = POWER) -> int | None:
-    """Seeds with which a paired test at 5 % tells a difference of this size with the given chance; at least MIN_SEEDS.
+def seeds_needed(effect: float) -> int | None:
+    """Seeds for which a paired test at 5 % detects a difference of this size with POWER; at least MIN_SEEDS.
 
     Args:
         effect: mean of the differences in units of their standard deviation.
@@ -202,20 +201,20 @@ def seeds_needed(effect: float, power: float = POWER) -> int | None:
     if not isfinite(effect) or effect == 0:
         return None
     low, high = MIN_SEEDS - 1, MOST_SEEDS
-    if _power(abs(effect), high) < power:
+    if _power(abs(effect), high) < POWER:
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _power(abs(effect), middle) >= power else (middle, high)
+        low, high = (low, middle) if _power(abs(effect), middle) >= POWER else (middle, high)
     return high
 
 
 def _power(effect: float, n: int) -> float:
-    """Chance that Student's paired test at 5 % finds an effect with n pairs, in the right direction."""
+    """Power of Student's paired test at 5 % with n pairs, counting only verdicts in the right direction."""
     from scipy.special import nctdtr
 
     found = 1 - float(nctdtr(n - 1, effect * sqrt(n), _t_quantile(n - 1, (1 + LEVEL) / 2)))
-    # Far out in the tail scipy gives NaN, where all is found.
+    # Far out in the tail, where the power is 1, scipy returns NaN.
     return found if isfinite(found) else 1.0
 
 
@@ -225,7 +224,7 @@ def _one_per_seed(table: pl.DataFrame, column: str, by: Sequence[str]) -> pl.Dat
 
 
 def _true_sd(values: Floats) -> float:
-    """Standard deviation (n - 1), 0 where it is the rounding of double precision alone."""
+    """Standard deviation (n - 1); 0 if it is only the rounding of double precision."""
     sd = float(values.std(ddof=1))
     return sd if sd > 1e-12 * float(np.abs(values).max(initial=1.0)) else 0.0
 
@@ -250,7 +249,7 @@ def _p_value(t: float, df: int) -> float:
 
 @cache
 def _t_quantile(df: int, probability: float) -> float:
-    # The functions that are needed; scipy.stats takes a second to import.
+    # Not from scipy.stats, which takes a second to import.
     from scipy.special import stdtrit
 
     return float(stdtrit(df, probability))

@@ -1,6 +1,6 @@
-"""What all figures share: colours, dashes, shapes, legends, and how rows get into a definition.
+"""What all figures share: colours, dashes, shapes, legends, and filling a definition with rows.
 
-Arms are told apart by colour, dash and shape at once: readable in black and white, and by those who see few colours
+Arms differ in colour, dash and shape at once, so that figures can be read in black and white and by the colour-blind
 (Okabe and Ito's palette without its yellow).
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 
 MAX_ARMS = 8
-"""That colours, dashes and shapes can tell apart."""
+"""Arms that colours, dashes and shapes can distinguish."""
 COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [5, 1], [12, 4], [1, 3], [6, 2, 1, 2, 1, 2])
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
@@ -24,15 +24,15 @@ PARTS: dict[str, tuple[str, str]] = {
     "wait": ("wait", "#FBF3D0"),
     "sync": ("sync (transfer and wait)", "#E4DFC8"),
 }
-"""Of a step's time: name in the legend and colour, from dark to light in the order of the bars."""
+"""Parts of a step's time: name in the legend and colour, from dark to light in the order of the bars."""
 
 SPREAD = ("cumulative_norm",)
-"""Fields whose linear axis becomes a logarithmic one where values are spread."""
+"""Fields whose linear axis becomes logarithmic if their values are spread widely."""
 SPREAD_RATIO = 1000
-"""Of the largest value to the median."""
+"""Ratio of the largest value to the median from which on they are."""
 
 ROWS = "rows"
-"""Name of the data in every definition."""
+"""Name of the data set in every definition."""
 
 Chart = alt.Chart | alt.LayerChart | alt.ConcatChart | alt.FacetChart
 
@@ -41,9 +41,9 @@ def fill(spec: Any, rows: list[dict[str, Any]], arms: Sequence[str]) -> Any:
     """A definition with its data.
 
     Args:
-        rows: of the figure's view.
-        arms: labels of all arms that a report draws, at most MAX_ARMS where colours are used: an arm keeps its colour
-            in figures in which others are missing.
+        rows: of the figure's table.
+        arms: labels of all arms that a report draws, at most MAX_ARMS if the figure uses colours. An arm keeps its
+            colour in figures that lack other arms.
     """
     labels = {row["label"]: arms.index(row["arm"]) for row in rows}
     spread = [field for field in SPREAD if is_spread([row[field] for row in rows if field in row])]
@@ -51,7 +51,7 @@ def fill(spec: Any, rows: list[dict[str, Any]], arms: Sequence[str]) -> Any:
 
 
 def is_spread(values: Sequence[float]) -> bool:
-    """Whether a linear axis would show little but the largest values: a run that diverged beside others."""
+    """Whether a linear axis would show only the largest values, such as those of a run that diverged."""
     return bool(values) and max(values) > SPREAD_RATIO * sorted(values)[len(values) // 2] > 0
 
 
@@ -60,7 +60,7 @@ def _with_domain(node: Any, labels: dict[str, int], spread: Sequence[str]) -> An
         return [_with_domain(item, labels, spread) for item in node]
     if not isinstance(node, dict):
         return node
-    # Neither a tooltip nor a grouping has an order.
+    # Tooltips and groupings have no order.
     found = {
         key: value if key in ("tooltip", "detail") else _with_domain(value, labels, spread)
         for key, value in node.items()
@@ -77,23 +77,23 @@ def _with_domain(node: Any, labels: dict[str, int], spread: Sequence[str]) -> An
 
 
 def rows() -> alt.Chart:
-    """A chart of the rows that `fill` puts in."""
+    """A chart of the data set that `fill` provides."""
     return alt.Chart(alt.NamedData(ROWS))
 
 
 def loose() -> alt.Scale:
-    """A scale that need not begin at 0."""
+    """A scale that need not start at 0."""
     return alt.Scale(zero=False, nice=False, padding=10)
 
 
 def tips(*fields: str) -> list[alt.Tooltip]:
-    """What a mark says of itself when pointed at."""
+    """Tooltip with these fields."""
     return [alt.Tooltip(field, format=".4~g") if field.endswith(":Q") else alt.Tooltip(field) for field in fields]
 
 
 def legend(stroke_width: float = 0) -> alt.Legend:
-    """The legend of arms. Legends that do not look alike in all are not merged into one."""
-    # Without a stroke, which the lines' dashes would chop.
+    """The legend of arms. Vega-Lite merges legends only if they are equal in every property."""
+    # Without a stroke, which the dashes of the lines would interrupt.
     return alt.Legend(labelLimit=320, symbolSize=80, symbolStrokeWidth=stroke_width, symbolOpacity=1, symbolLimit=16)
 
 
@@ -103,12 +103,12 @@ def color() -> alt.Color:
 
 
 def dashes() -> alt.Scale:
-    """Of lines, in the order of the arms."""
+    """Dashes of lines, in the order of the arms."""
     return alt.Scale(range=[list(dash) for dash in DASHES])
 
 
 def line(base: alt.Chart, x: alt.X, y: alt.Y) -> Chart:
-    """Lines with a shape here and there; the legend shows the shapes."""
+    """Lines with the arm's shape at marked points; the legend shows the shapes."""
     dash = alt.StrokeDash("label:N", title=None, scale=dashes(), legend=legend())
     shape = alt.Shape("label:N", title=None, scale=alt.Scale(range=list(SHAPES)), legend=legend())
     line = base.mark_line(strokeWidth=1.8).encode(x, y, color(), dash, detail="label:N")
@@ -117,7 +117,7 @@ def line(base: alt.Chart, x: alt.X, y: alt.Y) -> Chart:
 
 
 def beyond(base: alt.Chart, x: alt.X, y: alt.Y) -> list[alt.Chart]:
-    """Triangles at the ends of the axis, where values lie outside of it: the view's `<field>_beyond` says so."""
+    """Triangles at the ends of the axis for values outside of it, which have a `<field>_beyond`."""
     name = y.shorthand.partition(":")[0]
     return [
         base.transform_filter(f"datum.{name}_beyond === '{side}'")
@@ -128,7 +128,7 @@ def beyond(base: alt.Chart, x: alt.X, y: alt.Y) -> list[alt.Chart]:
 
 
 def part_order() -> str:
-    """An expression: a part's place in a bar."""
+    """Vega expression for the position of a part in a bar."""
     return f"indexof({list(PARTS)}, datum.part)"
 
 
@@ -144,12 +144,12 @@ def part_color(parts: Sequence[str]) -> alt.Color:
 
 
 def finish(chart: Chart, width: int, height: int) -> Chart:
-    """A chart of that size in the look that all share."""
+    """A chart of this size with the common configuration."""
     return configured(chart.properties(width=width, height=height))
 
 
 def configured(chart: Any) -> Chart:
-    """The look that all figures share."""
+    """A chart with the configuration that all figures share."""
     font = "Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
     axis = {"gridColor": "#E4E4E4", "domainColor": "#555555", "tickColor": "#555555", "labelFontSize": 11}
     configured: Chart = chart.configure(

@@ -1,4 +1,4 @@
-"""The tables of a report: arms side by side, their differences, and the runs."""
+"""The tables of a report: arms, their differences from the baseline, and runs."""
 
 from __future__ import annotations
 
@@ -7,38 +7,37 @@ from typing import Any
 
 import polars as pl
 
-from hpclbfl.analysis.headline import ArmSummary
+from hpclbfl.analysis.arm_summary import ALONE, ArmSummary
+from hpclbfl.analysis.configs import as_text
 from hpclbfl.analysis.markup import TextTable, signed
-from hpclbfl.analysis.metrics import AXES
+from hpclbfl.analysis.metrics import AXES, METRIC
 from hpclbfl.analysis.stats import LEVEL, MIN_SEEDS, MOST_SEEDS, POWER, TOO_FEW
-from hpclbfl.analysis.summary import METRIC
-from hpclbfl.analysis.tasks import ALONE
 
 _INTERVALS = (
     f"In brackets: {100 * LEVEL:.0f} % interval of the mean over seeds (Student's t), from {MIN_SEEDS} seeds up; "
-    "about 1 in 20 of such intervals leaves out the true mean by chance."
+    "about 1 in 20 such intervals misses the true mean by chance."
 )
 _APART = ("sync", "partition")
 _SOME_WAIT = 0.1
-"""Share of steps' time spent waiting for slower ranks, from which on the terminal speaks of it."""
+"""Share of the steps' time spent waiting for slower ranks from which on the terminal shows it."""
 _DIFFERENCES = (
     "Differences are paired by seed, in percentage points; effect: Hedges' g of the pairs; p: of Student's paired "
     "test, corrected by Holm for all comparisons of this table, so that at most 1 table in 20 has a wrong verdict; "
-    f"seeds needed: to tell a difference as large as this one in {100 * POWER:.0f} % of studies, without the "
-    "correction; pairing: share of the variance that pairing by seed took away."
+    f"seeds needed: to detect a difference as large as this one in {100 * POWER:.0f} % of studies, without the "
+    "correction; pairing: share of the variance that pairing by seed removed."
 )
 
 
-def arms_table(head: ArmSummary, brief: bool = False) -> TextTable:
+def arms_table(task: ArmSummary, brief: bool = False) -> TextTable:
     """Arms side by side: accuracy at the end and at equal steps, samples and seconds, with intervals and n.
 
     Args:
-        brief: without what a terminal has no room for: the generalisation gap, the scaler's share, samples per second.
+        brief: without the generalisation gap, the share of scaled steps and samples per second, for a terminal.
     """
-    arms, notes = head.arms, []
+    arms, notes = task.arms, []
     shown = {"top1": "final top-1 (%)"}
     without_classes = arms["top1"].null_count() == len(arms) and arms["loss"].null_count() < len(arms)
-    for axis, point in head.points.items() if len(arms) > 1 and not without_classes else ():
+    for axis, point in task.points.items() if len(arms) > 1 and not without_classes else ():
         same = next((title for name, title in shown.items() if is_same(arms, f"at_{axis}", name)), None)
         if same is not None:
             notes.append(f"At equal {axis} ({_number(point)}): as '{same}'.")
@@ -48,7 +47,7 @@ def arms_table(head: ArmSummary, brief: bool = False) -> TextTable:
         shown["gap_top1"] = "train - test (points)"
     if not brief and (arms["share_scaled"] > 0).any():
         shown["share_scaled"] = "steps at X (%)"
-    late = any(arms.filter(pl.col("n") > 0)[f"at_{axis}"].has_nulls() for axis in head.points)
+    late = any(arms.filter(pl.col("n") > 0)[f"at_{axis}"].has_nulls() for axis in task.points)
     if late and not without_classes:
         notes.append("Equal points without a number: not all runs of the arm had been evaluated by then.")
     rows = arms.rows(named=True)
@@ -59,18 +58,18 @@ def arms_table(head: ArmSummary, brief: bool = False) -> TextTable:
         columns["final loss"] = [_number_interval(row, "loss") for row in rows]
     for name in (name for name in arms.columns if name.startswith(METRIC) and f"{name}_low" in arms.columns):
         columns[f"final {name.removeprefix(METRIC)}"] = [_number_interval(row, name) for row in rows]
-    if head.target is not None:
+    if task.target is not None:
         for axis in AXES:
-            columns[f"{axis} to {100 * head.target:g} %"] = [_target(row, axis) for row in rows]
+            columns[f"{axis} to {100 * task.target:g} %"] = [_target(row, axis) for row in rows]
     for name, title in (("samples_per_s", "samples/s"), ("elapsed_s", "seconds")):
         if not brief or name == "elapsed_s":
             columns[title] = [_number(row[name]) for row in rows]
-    if head.size is not None:
+    if task.size is not None:
         columns["speed-up"] = [_number(row["speed_up"]) for row in rows]
         columns["efficiency (%)"] = ["-" if (e := row["efficiency"]) is None else f"{100 * e:.0f}" for row in rows]
-        notes.append(f"Speed-up: samples per second against one {'client' if head.size == 'clients' else 'rank'}.")
+        notes.append(f"Speed-up: samples per second against one {'client' if task.size == 'clients' else 'rank'}.")
     return TextTable(
-        title=f"{head.title or 'Arms'}: means over seeds of complete runs",
+        title=f"{task.title or 'Arms'}: means over seeds of complete runs",
         head=tuple(columns),
         rows=list(zip(*columns.values(), strict=True)),
         left=frozenset({"arm"}),
@@ -79,28 +78,28 @@ def arms_table(head: ArmSummary, brief: bool = False) -> TextTable:
     )
 
 
-def comparison_table(head: ArmSummary) -> TextTable:
+def comparison_table(task: ArmSummary) -> TextTable:
     """Every arm against the baseline, at equal steps, samples and seconds.
 
-    Without rows, and with one sentence as its note, where there is nothing to compare or too few seeds.
+    Without rows, and with one sentence as its note, if there is nothing to compare or there are too few seeds.
     """
-    title = f"Top-1 against {head.baseline}"
-    if head.title == ALONE:
+    title = f"Top-1 against {task.baseline}"
+    if task.title == ALONE:
         return TextTable(title, (), [], notes=(f"Of {ALONE} there is nothing to compare.",))
-    if not head.comparisons:
-        there_is = f"Of {head.title} there" if head.title else "There"
-        return TextTable(title, (), [], notes=(f"{there_is} is but one arm to show: nothing to compare.",))
-    measures = [f"at_{axis}" for axis in head.points]
-    measures = [m for i, m in enumerate(measures) if not any(is_same(head.arms, m, other) for other in measures[:i])]
-    tables = {m: head.comparisons[m].rows(named=True) for m in measures}
+    if not task.comparisons:
+        there_is = f"Of {task.title} there" if task.title else "There"
+        return TextTable(title, (), [], notes=(f"{there_is} is only one arm: nothing to compare.",))
+    measures = [f"at_{axis}" for axis in task.points]
+    measures = [m for i, m in enumerate(measures) if not any(is_same(task.arms, m, other) for other in measures[:i])]
+    tables = {m: task.comparisons[m].rows(named=True) for m in measures}
     if all(row["verdict"] == TOO_FEW for rows in tables.values() for row in rows):
         note = f"{title}: {TOO_FEW}; a difference needs {MIN_SEEDS} seeds that both arms have."
         return TextTable(title, (), [], notes=(note,))
     rows: list[tuple[str, ...]] = []
     marks = []
-    for place, arm in enumerate(head.arms["arm"].cast(pl.String)):
+    for place, arm in enumerate(task.arms["arm"].cast(pl.String)):
         for measure, compared in tables.items():
-            # An arm without a number at that point has no row there.
+            # An arm without a value at that point has no row.
             for row in (row for row in compared if row["arm"] == arm):
                 effect = "-" if row["effect_size"] is None else signed(row["effect_size"], 2)
                 ends = {"difference_low": row["low"], "difference_high": row["high"]}
@@ -134,11 +133,10 @@ def _pairing(row: dict[str, Any]) -> str:
 
 
 def runs_table(runs: pl.DataFrame, title: str) -> TextTable:
-    """One line per run: what sets it apart, accuracy, time, waiting where ranks did, the state where not all are done.
+    """One line per run: synchroniser, partition, accuracy, time; waiting if ranks waited, state if not all are done.
 
-    Its arm is named where synchroniser and partition do not tell it from others.
+    The arm is named unless synchroniser and partition distinguish all arms.
     """
-    # Where all went well nobody needs to be told on every line.
     columns: dict[str, list[str]] = {name: runs[name].cast(pl.String).fill_null("-").to_list() for name in _APART}
     if runs.select(_APART).n_unique() < runs["arm"].n_unique():
         columns["arm"] = runs["arm"].cast(pl.String).fill_null("-").to_list()
@@ -158,8 +156,42 @@ def runs_table(runs: pl.DataFrame, title: str) -> TextTable:
     return TextTable(title, tuple(columns), rows, left=frozenset({*_APART, "arm", "state", "run"}))
 
 
+def differences_table(runs: pl.DataFrame, keys: list[str], labels: list[str]) -> TextTable:
+    """Differences between arms: one row per arm, one column per key of the job that differs."""
+    rows, marks = [], []
+    known = runs.drop_nulls("arm")
+    for place, label in enumerate(labels):
+        arm = known.filter(pl.col("arm") == label)
+        texts = [", ".join(dict.fromkeys(as_text(value) for value in arm[key])) for key in keys]
+        rows.append((label, *texts))
+        marks.append({"arm": str(place)})
+    return TextTable(
+        title="Where their jobs differ",
+        head=("arm", *keys),
+        rows=rows if keys else [],
+        left=frozenset(("arm", *keys)),
+        marks=marks,
+    )
+
+
+def all_runs_table(runs: pl.DataFrame, labels: list[str]) -> TextTable:
+    """One row per run."""
+    rows, marks = [], []
+    places = {label: str(place) for place, label in enumerate(labels)}
+    for row in runs.rows(named=True):
+        numbers = (row["top1"], row["best_top1"])
+        accuracies = ["-" if value is None else f"{100 * value:.1f}" for value in numbers]
+        times = ["-" if row[name] is None else f"{row[name]:,.1f}" for name in ("epochs", "elapsed_s")]
+        steps = "-" if row["steps"] is None else f"{row['steps']:,}"
+        seed = "-" if row["seed"] is None else str(row["seed"])
+        rows.append((str(row["run"]), row["arm"] or "-", seed, row["state"], *accuracies, steps, *times))
+        marks.append({"arm": places.get(row["arm"], "-1"), "seed": seed})
+    head = ("run", "arm", "seed", "state", "top-1 (%)", "best (%)", "steps", "epochs", "seconds")
+    return TextTable("All runs", head, rows, left=frozenset({"run", "arm", "state"}), marks=marks)
+
+
 def is_same(arms: pl.DataFrame, name: str, other: str) -> bool:
-    """Whether two columns show the same, to the digits that are printed."""
+    """Whether two columns are equal to the printed digits."""
     return arms[name].round(3).equals(arms[other].round(3))
 
 
@@ -169,7 +201,7 @@ def _seeds(row: dict[str, Any]) -> str:
 
 
 def _interval(row: dict[str, Any], name: str, is_signed: bool = False) -> str:
-    """A share as percentage, with its interval where it has one."""
+    """A share as a percentage, with its interval if it has one."""
     if row[name] is None:
         return "-"
     mean, low, high = (
@@ -186,7 +218,7 @@ def _number_interval(row: dict[str, Any], name: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three digits at least: `0.123`, `12.3`, `5,000`."""
+    """With at least three digits: `0.123`, `12.3`, `5,000`."""
     if value is None or not math.isfinite(value):
         return "-"
     if float(value).is_integer() or abs(value) >= 1000:

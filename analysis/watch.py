@@ -1,6 +1,6 @@
 """A live table of runs while they train: `hpclbfl watch DIR`.
 
-Logs are read while they are written (SWMR), of each run the newest rows of rank 0 alone, and only if its log changed.
+Of each run only the newest rows of rank 0 are read, and only if its log changed, also while it is written (SWMR).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from hpclbfl.runs.log.reader import Table, TornFile, read_last_rows
 
 REFRESH_S = 2.0
 LINES_EVERY_S = 30.0
-"""Without a terminal."""
+"""Interval without a terminal."""
 RECENT_STEPS = 50
-"""Steps over which the loss is averaged and the speed is taken."""
+"""Steps over which loss and speed are averaged."""
 SILENT_S = 120.0
-"""A running run that logged nothing for so long is marked."""
+"""A running run that has logged nothing for this long is marked."""
 
 _COLUMNS = {"state": 7, "step": 6, "epoch": 6, "loss": 6, "top-1": 7, "steps/s": 7, "silent": 6}
-"""With their least widths."""
+"""Columns with their least widths."""
 _STYLES = {
     "running": "bold",
     "failed": "red",
@@ -56,7 +56,7 @@ _Record = TypeVar("_Record", Status, Done)
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, from rank 0's newest log; NaN: not known."""
+    """Progress of a run, from rank 0's newest log; NaN: not known."""
 
     steps: int = 0
     """Finished optimizer steps."""
@@ -75,28 +75,28 @@ class Watched:
 
     run: str
     state: str
-    """running, failed, requeue, done, waiting: no attempt yet, or unreadable: its files do not tell."""
+    """running, failed, requeue, done, waiting (no attempt yet) or unreadable."""
     progress: Progress
     silent_s: float
-    """Since its log last changed; NaN without one."""
+    """Time since its log changed; NaN without one."""
     text: str
-    """Why it failed, or what of it cannot be read."""
+    """Why it failed, or which file cannot be read."""
 
 
 class Watcher:
-    """Looks at the runs below a folder again and again."""
+    """Reads the progress of all runs below a folder, repeatedly."""
 
     def __init__(self, directory: Path) -> None:
         self._root = directory
         self._known: dict[Path, tuple[tuple[int, int], Progress]] = {}
         self.notes: list[str] = []
-        """What else the last look found, a line each: folders and lists of runs that cannot be read."""
+        """Folders and sweep.json that could not be read by the last `look`, a line each."""
 
     def look(self) -> list[Watched]:
         """All runs: running ones first, then failed, stopped, waiting and done ones.
 
         Raises:
-            DataError: the folder is not there, or holds no run.
+            DataError: there is no such folder, or it holds no run.
         """
         notes: list[str] = []
         paths = run_keys(find_runs(self._root, notes), self._root)
@@ -122,11 +122,11 @@ class Watcher:
             with suppress(OSError):
                 about = log.stat()
                 if not stat.S_ISREG(about.st_mode):
-                    # Opening a pipe that nobody writes to would never return.
+                    # Opening a pipe without a writer would block.
                     continue
                 silent_s = time.time() - about.st_mtime if math.isnan(silent_s) else silent_s
                 older = self._progress(log, (about.st_size, about.st_mtime_ns))
-                # One that has just resumed has logged nothing yet.
+                # An attempt that has just resumed has logged nothing yet.
                 progress = replace(progress if progress.steps else older, top1=_number(progress.top1, older.top1))
             if progress.steps and not math.isnan(progress.top1):
                 break
@@ -146,7 +146,7 @@ class Watcher:
 
 
 def read_progress(log: Path) -> Progress | None:
-    """The newest rows of a log, also while it is written; None where it cannot be read."""
+    """Progress from a log, also while it is written; None if it cannot be read."""
     try:
         rows = read_last_rows(log, {"steps": 5000, "evals": 50})
     except TornFile:
@@ -155,13 +155,13 @@ def read_progress(log: Path) -> Progress | None:
 
 
 def progress_of(steps: Table, evals: Table) -> Progress:
-    """How far a run is, from the newest rows of one rank's tables."""
+    """Progress from the newest rows of one rank's tables."""
     tests = evals["top1"][evals["split"] == b"test"]
     top1 = float(tests[-1]) if len(tests) else math.nan
     if not len(steps):
         return Progress(top1=top1)
     last = int(steps["step"][-1])
-    # The first step in sight may be cut.
+    # Of the first step that was read some clients' rows may be missing.
     recent = steps[(steps["step"] > last - RECENT_STEPS) & ((steps["step"] > steps["step"][0]) | (steps["step"] == 0))]
     recent = recent if len(recent) else steps[steps["step"] == last]
     seen = recent[recent["local_batch_size"] > 0]
@@ -171,7 +171,7 @@ def progress_of(steps: Table, evals: Table) -> Progress:
         epoch=float(steps["epoch"][-1]),
         loss=float((seen["loss"] * seen["local_batch_size"]).sum() / samples) if samples else math.nan,
         top1=top1,
-        # Clients on a rank run in turn: their rows add up to its time.
+        # Clients on a rank run one after the other: their rows add up to its time.
         steps_per_s=len(np.unique(recent["step"])) / took if took > 0 else math.nan,
     )
 
@@ -180,7 +180,7 @@ def watch(directory: Path, once: bool = False) -> None:
     """Print the runs below a folder, live on a terminal, else every 30 s; ends when all are done or failed.
 
     Raises:
-        DataError: the folder is not there, or holds no run.
+        DataError: there is no such folder, or it holds no run.
     """
     watcher = Watcher(directory)
     console = make_console()
@@ -203,12 +203,12 @@ def watch(directory: Path, once: bool = False) -> None:
 
 
 def table_of(runs: list[Watched], directory: Path, height: int | None = None, notes: Sequence[str] = ()) -> Group:
-    """The table, with as many runs as a screen of `height` lines has room for, the count of each state, and notes."""
+    """The table, with as many runs as fit on a screen of `height` lines, the count of each state, and notes."""
     room = len(runs) if height is None else max(1, height - 8 - len(notes))
     table = DataTable(title=f"Runs in {directory}")
     for name, width in _COLUMNS.items():
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True, min_width=width)
-    # On a screen a line per run; elsewhere all of it. It alone is cut.
+    # On a screen each run takes one line, for which only this column is cut.
     table.add_column("run", overflow="fold" if height is None else "ellipsis", no_wrap=height is not None)
     for run in runs[:room]:
         p = run.progress
@@ -235,7 +235,7 @@ def _is_over(runs: list[Watched]) -> bool:
 def _shown(value: float, how: str, unit: str = "") -> str:
     if math.isnan(value):
         return "-"
-    # What no run reaches would fill the screen with digits.
+    # Absurd values would fill the screen with digits.
     return format(value, how if abs(value) < _FAR else ".3g") + unit
 
 

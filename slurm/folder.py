@@ -1,4 +1,4 @@
-"""A sweep's folder: which runs it has, their job files, and which Slurm jobs were submitted for them.
+"""The folder of a sweep: its runs, their job files, and the Slurm jobs that were submitted for them.
 
 ```
 <sweep>/{sweep.json, jobs/{<run>.yaml, parts/}, runs/<run>/, submissions/000.json, slurm/, logs/<run>.log, lease/}
@@ -20,22 +20,23 @@ from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.runs.folder import RunFolder, numbers_in, utc_now
 from hpclbfl.runs.parts import keep_parts
 from hpclbfl.runs.slurm_client import JobId
-from hpclbfl.slurm.expand import Overrides, Run, describe
+from hpclbfl.slurm.expand import Run
+from hpclbfl.slurm.sweep_file import Overrides, describe
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}$")]
-"""Fit for the name of a folder."""
+"""Suitable as the name of a folder."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run, as the sweep's folder knows it."""
+    """A run, as sweep.json lists it."""
 
     id: Word
     digest: str
     ranks: Annotated[int, Field(ge=1, lt=2**31)]
     overrides: Overrides
     listed: bool = True
-    """Whether the sweep file named it when the sweep was last started."""
+    """Whether the sweep file had it when the sweep was last started."""
 
     @property
     def label(self) -> str:
@@ -43,13 +44,13 @@ class Entry:
         return describe(self.overrides)
 
     def names(self, digest: str) -> bool:
-        """Whether a finished run's digest is this one's; a folder of an older version is named after its own."""
+        """Whether a finished run with this digest is this one; older versions put another digest into the name."""
         return digest in (self.digest, self.id.rpartition("-")[2])
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What sweep.json says."""
+    """Content of sweep.json."""
 
     runs: list[Entry]
     name: str = ""
@@ -59,7 +60,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Submission:
-    """What submissions/000.json says."""
+    """Content of submissions/000.json."""
 
     tasks: dict[JobId, Word]
     """Runs by job."""
@@ -68,9 +69,9 @@ class Submission:
 
 
 class SweepFolder:
-    """A sweep's folder. Nothing is made or read before a method asks for it.
+    """The folder of a sweep; nothing is created or read until a method needs it.
 
-    Methods that write raise EnvironmentFault, one line that names the path, when they cannot.
+    Methods that write raise EnvironmentFault, one line that names the path, if they cannot.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,12 +79,12 @@ class SweepFolder:
 
     @property
     def manifest(self) -> Path:
-        """Names the sweep and its runs."""
+        """sweep.json: the sweep and its runs."""
         return self.path / "sweep.json"
 
     @property
     def slurm(self) -> Path:
-        """Where submitit keeps its files, and the jobs their output."""
+        """Where submitit keeps its files and jobs write their output."""
         return self.path / "slurm"
 
     def run(self, id_: str) -> RunFolder:
@@ -95,18 +96,18 @@ class SweepFolder:
         return self.path / "jobs" / f"{id_}.yaml"
 
     def log(self, id_: str) -> Path:
-        """What a run on this machine, without a scheduler, printed."""
+        """Output of a run on this machine, without a scheduler."""
         return self.path / "logs" / f"{id_}.log"
 
     def job_log(self, job: str) -> Path:
-        """What a Slurm job printed."""
+        """Output of a Slurm job."""
         return self.slurm / f"{job}_0_log.out"
 
     def write_runs(self, name: str, source: Path, runs: Sequence[Run]) -> None:
-        """Write the job files and the list of runs; runs that are no longer in the sweep file stay, marked so."""
+        """Write the job files and the list of runs; runs that the sweep file no longer has stay, marked as such."""
         make_folder(self.path / "jobs")
         for run in runs:
-            # Beside the job files, so that what runs is what was submitted.
+            # Copied, so that what runs is what was submitted.
             keep_parts(self.path / "jobs", run.job)
             write_text(self.job_file(run.id), run.job.to_yaml())
         listed = {run.id: Entry(run.id, run.digest, run.ranks, run.overrides) for run in runs}
@@ -119,7 +120,7 @@ class SweepFolder:
         """The runs of the sweep.
 
         Raises:
-            ConfigError: the folder is not that of a sweep.
+            ConfigError: not the folder of a sweep.
         """
         try:
             found = read_json(self.manifest, Manifest)
@@ -131,14 +132,14 @@ class SweepFolder:
         return found.runs
 
     def record(self, profile: str, tasks: Mapping[str, str]) -> None:
-        """Write down a submission, `tasks` by job (`12`, or of an array `12_3`); called under the sweep's lease."""
+        """Record a submission: runs by job (`12`, or of an array `12_3`); the caller holds the sweep's lock."""
         folder = self.path / "submissions"
         make_folder(folder)
         number = max(numbers_in(folder, 3, suffix=".json"), default=-1) + 1
         write_json(folder / f"{number:03d}.json", {"time": utc_now(), "profile": profile, "tasks": dict(tasks)})
 
     def jobs(self) -> dict[str, list[str]]:
-        """The Slurm jobs that were ever submitted for each run, the newest last."""
+        """All Slurm jobs that were ever submitted for each run, the newest last."""
         found: dict[str, list[str]] = {}
         folder = self.path / "submissions"
         for number in numbers_in(folder, 3, suffix=".json"):
@@ -146,7 +147,7 @@ class SweepFolder:
             try:
                 submission = read_json(path, Submission)
             except DataError as error:
-                raise EnvironmentFault(f"{error}; without it nobody knows which jobs were submitted") from error
+                raise EnvironmentFault(f"{error}; it records which jobs were submitted") from error
             for job, run in submission.tasks.items() if submission is not None else ():
                 found.setdefault(run, []).append(job)
         return found

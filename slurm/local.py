@@ -1,4 +1,4 @@
-"""A sweep on this machine, without a scheduler: a few runs at a time, in the same folders and with the same outcome."""
+"""A sweep on this machine without a scheduler: a few runs at a time, in the same folders and with the same outcome."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -20,50 +21,52 @@ from hpclbfl.runs.folder import RunFolder, Status
 from hpclbfl.runs.lock import LeaseHeld, RunLock, acquire
 from hpclbfl.slurm.expand import Run
 from hpclbfl.slurm.folder import SweepFolder
-from hpclbfl.slurm.outcome import Outcome, settle
-from hpclbfl.slurm.ranks import Launch, launch_command
+from hpclbfl.slurm.outcome import conclude
+from hpclbfl.slurm.ranks import launch_command, plan_launch
 from hpclbfl.slurm.resources import ProfileConfig
-from hpclbfl.slurm.state import last_line
+from hpclbfl.slurm.state import read_tail, size_of
 
 logger = Diagnostics(__name__)
 
 GRACE_S = 60.0
-"""After the first Ctrl-C runs have so long to save themselves; a second one ends them at once."""
+"""Time that runs have to save their state after the first Ctrl-C; a second one ends them at once."""
 _POLL_S = 0.1
 _LAST_GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
 class _Child:
-    """A run under way."""
+    """A run in progress."""
 
     run: Run
     folder: RunFolder
-    lease: RunLock
+    lock: RunLock
     before: Status | None
     """The run's status before it was started."""
+    log_begin: int
+    """Size of its log before it was started, bytes."""
     process: subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of the runs."""
+    """Numbers of runs by outcome."""
 
     done: int
     failed: int
     left: int
-    """Not started, or stopped on the way."""
+    """Not started, or stopped before their end."""
     signal: int | None
     """What ended the sweep before its end."""
 
     @property
     def exit_code(self) -> int:
-        """0: all done (or in others' hands), 3: some failed, 128+n: ended by signal n."""
+        """0: all done (or left to others), 3: some failed, 128+n: ended by signal n."""
         return 128 + self.signal if self.signal is not None else 3 if self.failed else 0
 
 
 class LocalSweep:
-    """Runs what is left of a sweep here.
+    """Runs the remaining runs of a sweep on this machine.
 
     Args:
         folder: the sweep's.
@@ -76,7 +79,7 @@ class LocalSweep:
         self._children: list[_Child] = []
         self._signals: list[int] = []
         self._is_killing = False
-        self._done = self._failed = self._stopped = self._owned = 0
+        self._counts: Counter[str] = Counter()
 
     def run(self, runs: Sequence[Run]) -> Summary:
         """Run these runs to their ends, or until a signal; returns once no child is left.
@@ -89,7 +92,7 @@ class LocalSweep:
             try:
                 while (waiting and not self._signals) or self._children:
                     while waiting and len(self._children) < self._parallel and not self._signals:
-                        self._start(waiting.pop(0), len(runs) - len(waiting), len(runs))
+                        self._start(waiting.pop(0), f"[{len(runs) - len(waiting)}/{len(runs)}]")
                     if self._signals:
                         self._end_children()
                     self._reap()
@@ -98,41 +101,38 @@ class LocalSweep:
                 self._kill(signal.SIGKILL)
                 self._reap(wait=True)
                 raise
-        return Summary(
-            done=self._done,
-            failed=self._failed,
-            left=len(waiting) + self._stopped,
-            signal=self._signals[0] if self._signals else None,
-        )
+        counts = self._counts
+        signum = self._signals[0] if self._signals else None
+        return Summary(counts["done"], counts["failed"], len(waiting) + counts["stopped"], signum)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        # A closing terminal sends HUP twice, and does not mean "at once".
+        # A closing terminal sends SIGHUP twice, which does not mean "at once".
         if number in (signal.SIGINT, signal.SIGTERM) or not self._signals:
             self._signals.append(number)
 
-    def _start(self, run: Run, number: int, total: int) -> None:
+    def _start(self, run: Run, place: str) -> None:
         folder = self._folder.run(run.id)
         try:
-            lease = acquire(folder.path)
+            lock = acquire(folder.path)
         except LeaseHeld as held:
-            logger.info(f"[{number}/{total}] left alone: {held}")
+            logger.info(f"{place} left alone: {held}")
             return
+        with ExitStack() as on_failure:
+            on_failure.callback(lock.release)
+            self._children.append(self._spawn(run, folder, lock))
+            on_failure.pop_all()
+        logger.info(f"{place} {run.id} {run.label}: started")
+
+    def _spawn(self, run: Run, folder: RunFolder, lock: RunLock) -> _Child:
+        launch = plan_launch(run, self._folder, self._profile)
+        cores = max(1, available_cores() // self._parallel)
+        argv, env = launch_command(launch, {**os.environ, **lock.environment()}, cores)
+        log, before = self._folder.log(run.id), folder.status()
         try:
-            launch = Launch(
-                job_file=self._folder.job_file(run.id),
-                run_dir=folder.path,
-                ranks=run.ranks,
-                launcher="local",
-                cpus_per_rank=self._profile.cpus_per_rank,
-                args=self._profile.launcher_args,
-            )
-            cores = max(1, available_cores() // self._parallel)
-            argv, env = launch_command(launch, {**os.environ, **lease.environment()}, cores)
-            before = folder.status()
-            log = self._folder.log(run.id)
             log.parent.mkdir(parents=True, exist_ok=True)
+            begin = size_of(log)
             with log.open("ab") as output:
-                # In a session of its own Ctrl-C does not reach it but through us.
+                # In a session of its own, so that Ctrl-C reaches it only through us.
                 process = subprocess.Popen(
                     tethered(argv),
                     env=env,
@@ -142,13 +142,8 @@ class LocalSweep:
                     start_new_session=True,
                 )
         except OSError as error:
-            lease.release()
             raise EnvironmentFault(f"{self._folder.path}: cannot be written: {error.strerror or error}") from error
-        except BaseException:
-            lease.release()
-            raise
-        self._children.append(_Child(run, folder, lease, before, process))
-        logger.info(f"[{number}/{total}] {run.id} {run.label}: started")
+        return _Child(run, folder, lock, before, begin, process)
 
     def _reap(self, wait: bool = False) -> None:
         for child in list(self._children):
@@ -160,22 +155,20 @@ class LocalSweep:
                 if code < 0:
                     # A launcher that was killed leaves its ranks behind; they end by themselves, or here.
                     end_session(child.process.pid, 0.0 if self._is_killing else GRACE_S)
-                words = last_line(self._folder.log(child.run.id))
-                exit_code = 128 - code if code < 0 else code
-                self._count(child, settle(child.folder, child.before, exit_code, bool(self._signals), words))
+                self._conclude(child, 128 - code if code < 0 else code)
             finally:
-                child.lease.release()
+                child.lock.release()
 
-    def _count(self, child: _Child, outcome: Outcome) -> None:
-        self._done += outcome.word == "done"
-        self._failed += outcome.word == "failed"
-        self._stopped += outcome.word == "stopped"
-        where = f" ({self._folder.log(child.run.id)})" if outcome.word == "failed" else ""
-        tell = logger.warning if outcome.word == "failed" else logger.info
-        tell(f"{child.run.id} {child.run.label}: {outcome}{where}")
+    def _conclude(self, child: _Child, code: int) -> None:
+        log = self._folder.log(child.run.id)
+        outcome = conclude(child.folder, child.before, code, bool(self._signals), read_tail(log, child.log_begin))
+        self._counts[outcome.word] += 1
+        has_failed = outcome.word == "failed"
+        tell = logger.warning if has_failed else logger.info
+        tell(f"{child.run.id} {child.run.label}: {outcome}{f' ({log})' if has_failed else ''}")
 
     def _end_children(self) -> None:
-        """Ask all to save themselves; kill those that do not end in time, or at once when asked again."""
+        """Ask all to save their state; kill those that do not end in time, or at once if asked again."""
         logger.info(f"stopping {len(self._children)} run{'s' if len(self._children) != 1 else ''}; again to kill")
         self._kill(signal.SIGUSR2)
         for grace_s, number in ((GRACE_S, signal.SIGTERM), (_LAST_GRACE_S, signal.SIGKILL)):
@@ -193,5 +186,5 @@ class LocalSweep:
         self._is_killing = number == signal.SIGKILL
         for child in self._children:
             with suppress(ProcessLookupError):
-                # mpirun hands USR2 on to its ranks, and ends them upon TERM; those that KILL leaves are ended after it.
+                # mpirun passes USR2 on to its ranks and ends them upon TERM; `_reap` ends those that KILL leaves.
                 child.process.send_signal(number)

@@ -1,4 +1,4 @@
-"""What an attempt's end means: done, to be requeued, or failed; and whether another attempt is worth it."""
+"""How an attempt ended (done, stopped or failed), and whether to make another one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.core.signals import signal_name
 from hpclbfl.launch.postmortem import explain
 from hpclbfl.runs.folder import RunFolder, Status
-from hpclbfl.slurm.state import progress
+from hpclbfl.slurm.state import last_line, progress
 
 Word = Literal["done", "stopped", "failed"]
 CONFIG_CODE = 2
 IDLE_STOPS = 10
-"""So often in a row a run may be preempted before its first new step."""
+"""A run may be preempted this often in a row before its first new step."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Outcome:
     code: int
     """Exit code of the ranks' launcher; 128+n: signal n."""
     text: str
-    """Accuracy, or the error; one line."""
+    """Accuracy or error, one line."""
     step: int | None
     """Finished optimizer steps of the run so far."""
 
@@ -37,24 +37,21 @@ class Outcome:
         return self.text if self.text.startswith(self.word) else f"{self.word}: {self.text}"
 
 
-def settle(
-    run: RunFolder, before: Status | None, code: int, was_told: bool, last_words: str, said: str = ""
-) -> Outcome:
-    """Judge an attempt by its exit code and by what the ranks have left, and write the status that they could not.
+def conclude(run: RunFolder, before: Status | None, code: int, was_asked: bool, stderr_tail: str) -> Outcome:
+    """Judge an attempt by its exit code and by what the ranks wrote, and write the status that they could not write.
 
     Args:
         run: the run's folder.
         before: its status before the attempt.
-        code: exit code of the launcher.
-        was_told: whether the ranks were asked to stop.
-        last_words: the last line of their output.
-        said: more of its end, in which their launcher may have said which rank ended first; default: that line.
+        code: exit code of the launcher; 128+n: signal n.
+        was_asked: whether the ranks were asked to stop.
+        stderr_tail: end of what ranks and launcher printed in this attempt.
 
     Raises:
         EnvironmentFault: the folder cannot be written.
     """
     status, done = run.status(), None
-    # One that is damaged is none.
+    # A damaged DONE.json counts as none.
     with suppress(DataError):
         done = run.done()
     if code == 0 and done is not None:
@@ -62,38 +59,38 @@ def settle(
         return Outcome("done", code, text, done.step)
     step, _, _ = progress(run)
     state = status.state if status is not None and status != before else None
-    # A launcher may kill ranks that end a little later than the first; they have their checkpoint all the same.
-    if code == REQUEUE_CODE or state == "requeue" or (was_told and state != "failed" and code != CONFIG_CODE):
+    # A launcher may kill the ranks that end after the first one; their checkpoint is written all the same.
+    if code == REQUEUE_CODE or state == "requeue" or (was_asked and state != "failed" and code != CONFIG_CODE):
         if state != "requeue":
             run.write_status("requeue", **({} if step is None else {"step": step}))
         return Outcome("stopped", code, f"stopped{'' if step is None else f' at step {step}'}", step)
     if state == "failed" and status is not None:
         return Outcome("failed", code, status.error or "no reason given", step)
-    text = explain(run if state is not None else None, code, said or last_words) or _end(code, last_words)
+    text = explain(run if state is not None else None, code, stderr_tail) or _describe_end(code, stderr_tail)
     run.write_status("failed", error=text)
     return Outcome("failed", code, text, step)
 
 
-def _end(code: int, last_words: str) -> str:
+def _describe_end(code: int, stderr_tail: str) -> str:
     if code == 0:
         return "ended without finishing the run"
     if code - 128 in signal.valid_signals():
         return f"ended by {signal_name(code - 128)}"
-    return f"ended with exit code {code}: {last_words}"
+    return f"ended with exit code {code}: {last_line(stderr_tail)}"
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How often in a row attempts of one Slurm job have ended without getting further."""
+    """How many attempts of one Slurm job in a row have ended without progress."""
 
     job: str
     idle: int = 0
     step: int = -1
-    """The furthest that an attempt has come."""
+    """The furthest step that an attempt reached."""
 
     @classmethod
     def read(cls, path: Path, job: str) -> Tally:
-        """The tally of this job; a new one for another job: who submits again wants new attempts."""
+        """The tally of this job; a new one if the file is of another job: submitting again gives new attempts."""
         try:
             tally = read_json(path, cls)
         except DataError:
@@ -112,7 +109,7 @@ class Tally:
         return replace(self, idle=self.idle + 1)
 
     def wants_more(self, outcome: Outcome, retries: int) -> bool:
-        """Whether the run is to be started again."""
+        """Whether to start the run again."""
         if outcome.word == "stopped":
             return self.idle <= max(retries, IDLE_STOPS)
         return outcome.word == "failed" and outcome.code != CONFIG_CODE and self.idle <= retries

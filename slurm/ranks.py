@@ -1,4 +1,4 @@
-"""How the ranks of one run are started: by srun or mpirun in an allocation, by mpirun here, or as one process."""
+"""Starting the ranks of a run: by srun or mpirun in an allocation, by mpirun on this machine, or as one process."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ from hpclbfl.launch.mpirun import (
 )
 from hpclbfl.launch.parent import GRACE_S
 from hpclbfl.runs.slurm_client import clean_environment
+from hpclbfl.slurm.expand import Run
+from hpclbfl.slurm.folder import SweepFolder
+from hpclbfl.slurm.resources import ProfileConfig
 
 Launcher = Literal["srun", "mpirun", "local"]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start a run."""
+    """How to start a run; sent to the node as it is."""
 
     job_file: Path
     run_dir: Path
@@ -42,6 +45,18 @@ class Launch:
     """Of the launcher."""
 
 
+def plan_launch(run: Run, folder: SweepFolder, profile: ProfileConfig) -> Launch:
+    """How a run of a sweep is started under a profile."""
+    return Launch(
+        job_file=folder.job_file(run.id),
+        run_dir=folder.run(run.id).path,
+        ranks=run.ranks,
+        launcher="local" if profile.kind == "local" else profile.launcher,
+        cpus_per_rank=profile.cpus_per_rank,
+        args=profile.launcher_args,
+    )
+
+
 def launch_command(
     launch: Launch, environ: Mapping[str, str], cores: int | None = None
 ) -> tuple[list[str], dict[str, str]]:
@@ -49,7 +64,7 @@ def launch_command(
 
     Args:
         launch: the run.
-        environ: the environment to begin with; for a local launch, traces of jobs around us are dropped from it.
+        environ: the environment to start from; a local launch drops the variables of an enclosing job.
         cores: of this machine that the run may use; default: all that this process may.
 
     Raises:
@@ -60,7 +75,7 @@ def launch_command(
     threads = launch.cpus_per_rank or 1
     if launch.launcher == "srun":
         env = {**environ, **rank_environment(environ, threads), **bundled_environment(environ)}
-        # One rank's end ends all; and what the allocation has per task, a step does not take over.
+        # A rank that fails ends all; and a step does not inherit the allocation's cores per task.
         argv = ["srun", "--kill-on-bad-exit=1", f"--ntasks={launch.ranks}", f"--cpus-per-task={threads}"]
         return [*argv, *launch.args, *train], env
     if launch.launcher == "local":
@@ -82,10 +97,10 @@ def launch_command(
 
 
 class Stop:
-    """Hands on to the ranks that they are to save themselves and end; a context manager.
+    """Context manager that passes requests to stop on to the ranks, which then save their state and end.
 
-    USR2 (Slurm, some time before the end), TERM (Slurm, at the end; preemption), INT and the others all become USR2:
-    srun and mpirun hand that one on to the ranks, while at the others they begin to kill.
+    USR2 (from Slurm some time before the time limit), TERM (at the limit, or upon preemption), INT and the like all
+    become USR2: srun and mpirun forward it to the ranks, whereas the others make them kill the ranks.
     """
 
     def __init__(self) -> None:
@@ -95,7 +110,7 @@ class Stop:
 
     def __enter__(self) -> Stop:
         self._handling.enter_context(handling((signal.SIGINT, *ASKING), self._receive))
-        # scancel sends it, too; it has nothing to say to a process that was not stopped.
+        # scancel sends SIGCONT, too, which means nothing to a process that is not suspended.
         self._handling.enter_context(handling((signal.SIGCONT,), signal.SIG_IGN))
         return self
 
@@ -104,23 +119,23 @@ class Stop:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
-        self._hand_on()
+        self._forward()
 
-    def _hand_on(self) -> None:
+    def _forward(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGUSR2)
 
     def run(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
-        """Run a command to its end and return its exit code, 128+n where signal n ended it."""
-        # A session of its own: what a terminal or Slurm sends to the group of this process reaches it through us alone.
+        """Run a command to its end and return its exit code, 128+n if signal n ended it."""
         if self.received:
             return REQUEUE_CODE
+        # In a session of its own, so that signals to the group of this process reach it only through us.
         self._process = subprocess.Popen(
             tethered(argv), env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True, restore_signals=True
         )
         if self.received:
-            # Told while the command was being started, when there was no process to hand it on to.
-            self._hand_on()
+            # A signal that came while the command was being started found no process to forward it to.
+            self._forward()
         code = self._process.wait()
         if code < 0:
             end_session(self._process.pid, GRACE_S)

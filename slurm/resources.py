@@ -1,16 +1,13 @@
-"""What a run asks of the cluster, and what the cluster is told: from a run and a profile to sbatch's parameters.
+"""What a run requests from the cluster: `resources` of a sweep, and cluster profiles.
 
-A profile is code: it names modules, shell lines and arguments of the launcher. A sweep is not: what it asks for are
-numbers and single words of a safe alphabet, under flags of sbatch that run nothing.
-
-Nothing here reads or writes anything but the profiles.
+A profile is code: it names modules, shell lines and arguments of the launcher. A sweep is not: it requests numbers and
+single words of a safe alphabet, and only those flags of sbatch that run nothing.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,11 +23,11 @@ from hpclbfl.core.yamlfile import read_mapping
 PROFILES = Path(__file__).with_name("clusters")
 
 _WORD = r"[A-Za-z0-9_.,:;?!+@=&|*^/()\[\]-]{1,200}"
-# No white space, no quotes, and nothing that a shell takes for more than itself between quotes.
+# No white space, no quotes, and nothing that a shell expands within double quotes.
 Word = Annotated[str, StringConstraints(pattern=f"^{_WORD}$")]
 _KEY = re.compile("[a-z][a-z0-9-]{1,40}")
 
-# What this package sets itself, from the keys that say the same.
+# Flags that this package sets itself, from keys of the same meaning.
 _OWN_FLAGS = frozenset(
     (
         *("array", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem", "time", "partition"),
@@ -38,8 +35,8 @@ _OWN_FLAGS = frozenset(
         "dependency",
     )
 )
-# What a sweep may say further. Flags that run something, read files or change the environment or the folder of a job
-# (export, wrap, chdir, get-user-env ...) are a profile's.
+# Further flags that a sweep may set. Flags that run something, read files or change the environment or the folder of a
+# job (export, wrap, chdir, get-user-env ...) belong in a profile.
 _HARMLESS_FLAGS = frozenset(
     (
         *("begin", "comment", "contiguous", "core-spec", "cores-per-socket", "cpu-freq", "deadline", "delay-boot"),
@@ -51,22 +48,22 @@ _HARMLESS_FLAGS = frozenset(
     )
 )
 _READ_HERE = frozenset(("kind", "max_parallel", "cpus_per_rank", "launcher_args"))
-"""Keys of a profile of kind local."""
+"""Keys of a profile that kind local reads."""
 _PROFILE_ALONE = ("launcher_args", "modules", "setup", "launcher")
-"""Keys by which a profile runs programs."""
+"""Keys that run programs, so that only a profile may have them."""
 _TIME = re.compile(r"(?:(?P<days>[0-9]{1,5})-)?(?P<fields>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")
 _MEMORY = re.compile("[1-9][0-9]{0,14}[KMGT]?")
 _Few = Annotated[Whole, Field(gt=0, le=1_000_000)]
 
 
 class _Wanted(Section):
-    """What a profile and a sweep may both say."""
+    """Keys that a profile and a sweep have in common."""
 
     nodes: _Few | None = None
     """Nodes that the ranks are spread over; by default as few as `ranks_per_node` allows, or the sum over the node
     types."""
     ranks_per_node: _Few | None = None
-    """Ranks that a node has room for, such as its GPUs; null: all."""
+    """Most ranks on a node, such as its number of GPUs; null: all."""
     gpus_per_rank: Annotated[Whole, Field(ge=0, le=10_000)] | None = None
     """GPUs for each rank."""
     cpus_per_rank: _Few | None = None
@@ -74,14 +71,14 @@ class _Wanted(Section):
     memory: str | None = None
     """Per node, as sbatch takes it: 16G."""
     time: str | None = None
-    """Of one start of a run, as sbatch takes it: 90 (minutes), 1:30:00, 2-00:00:00. A run that needs longer goes on in
-    the next one."""
+    """Time limit of one job, as sbatch takes it: 90 (minutes), 1:30:00, 2-00:00:00. A run that needs longer is requeued
+    and resumes."""
     partition: Word | None = None
     """Slurm's partition."""
     account: Word | None = None
     """Slurm's account."""
     constraint: Word | dict[Word, _Few] | None = None
-    """As sbatch takes it; or node types, with the number of nodes of each: {a100: 1, v100: 2}."""
+    """As sbatch takes it, or node types with the number of nodes of each: {a100: 1, v100: 2}."""
     sbatch: dict[str, Word | int | StrictBool] = Field(default_factory=dict)
     """Further flags of sbatch, without dashes: {qos: long, exclusive: true}."""
 
@@ -128,7 +125,7 @@ class _Wanted(Section):
             name = str(key).replace("_", "-")
             if not _KEY.fullmatch(name) or name in named:
                 raise ValueError(f"{shown(key)} is no flag of sbatch, or is given twice")
-            # sbatch takes any beginning of a flag that is no other's.
+            # sbatch accepts any unambiguous prefix of a flag.
             if any(own.startswith(name) for own in _OWN_FLAGS):
                 raise ValueError(f"{shown(key)} is set from the other keys (nodes, memory, time, signal_s ...)")
             if not isinstance(value, bool | int):
@@ -150,7 +147,7 @@ def _word(value: Any, what: str = "") -> Any:
 
 
 class ResourcesConfig(_Wanted):
-    """What one run asks for; null: what the profile says, or else the cluster."""
+    """What one run requests; null: the profile's value, or else the cluster's default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -173,27 +170,27 @@ class ResourcesConfig(_Wanted):
 
 
 class ProfileConfig(_Wanted):
-    """A cluster: how it starts MPI ranks, and what is asked for where a sweep says nothing.
+    """A cluster: how it starts MPI ranks, and what is requested unless a sweep says otherwise.
 
-    Whoever writes a profile decides which programs are run.
+    A profile is code: it decides which programs are run.
     """
 
     kind: Literal["slurm", "local"] = "slurm"
     """local: this machine, without a scheduler."""
     launcher: Literal["srun", "mpirun"] = "srun"
-    """srun: each task of the job is a rank; mpirun: it starts the ranks inside the allocation."""
+    """srun: each task of the job is a rank; mpirun: mpirun starts the ranks inside the allocation."""
     launcher_args: tuple[str, ...] = ()
-    """Any further arguments of the launcher, srun or mpirun."""
+    """Further arguments of the launcher, srun or mpirun."""
     modules: tuple[str, ...] = ()
-    """Loaded in the job, before anything else."""
+    """Modules that the job loads first."""
     setup: tuple[str, ...] = ()
-    """Shell lines that the job begins with."""
+    """Shell lines that the job runs next."""
     max_parallel: _Few | None = None
-    """Runs at a time, over all arrays of one submission; null: as many as the cluster starts, on this machine one."""
+    """Most runs at a time, over all arrays of one submission; null: no limit on a cluster, one on this machine."""
     signal_s: Annotated[Whole, Field(gt=0, le=65535)] = 120
-    """Seconds before the end of a job's time at which its run is asked to save itself and to be requeued."""
+    """Seconds before the time limit of a job at which its run is asked to save its state and is requeued."""
     retries: Annotated[Whole, Field(ge=0, le=1_000_000)] = 2
-    """How often in a row a run that fails is started again without having got further."""
+    """How often in a row a run that fails without progress is started again."""
 
     @model_validator(mode="after")
     def _signal_before_end(self) -> ProfileConfig:
@@ -204,16 +201,16 @@ class ProfileConfig(_Wanted):
         return self
 
     def merged(self, wanted: ResourcesConfig, source: str) -> ProfileConfig:
-        """The profile with what a sweep's `resources` say instead; `source` names the sweep in errors."""
-        said = {key: value for key, value in wanted.model_dump().items() if value not in (None, {}, ())}
+        """The profile, overridden by a sweep's `resources`; `source` names the sweep in errors."""
+        requested = {key: value for key, value in wanted.model_dump().items() if value not in (None, {}, ())}
         mine = self.model_dump()
-        if "constraint" in said:
+        if "constraint" in requested:
             mine["nodes"] = None
-        said["sbatch"] = {**mine["sbatch"], **said.get("sbatch", {})}
-        return validated(ProfileConfig, {**mine, **said}, source)
+        requested["sbatch"] = {**mine["sbatch"], **requested.get("sbatch", {})}
+        return validated(ProfileConfig, {**mine, **requested}, source)
 
     def num_nodes(self, ranks: int) -> int:
-        """Nodes of a run of so many ranks."""
+        """Nodes for this many ranks."""
         types = self.constraint if isinstance(self.constraint, dict) else {}
         return self.nodes or sum(types.values()) or math.ceil(ranks / (self.ranks_per_node or ranks))
 
@@ -232,10 +229,10 @@ def minutes(time: str) -> int:
 
 
 def load_profile(name: str) -> ProfileConfig:
-    """Read a profile: one that comes with the package by its name, any other by its path.
+    """Read a profile: one of the package by its name, any other by its path.
 
     Raises:
-        ConfigError: there is none, or a key or value in it is wrong.
+        ConfigError: it does not exist, or a key or value is wrong.
     """
     known = {path.stem: path for path in sorted(PROFILES.glob("*.yaml"))}
     path = known.get(name) or Path(name)
@@ -248,91 +245,3 @@ def load_profile(name: str) -> ProfileConfig:
     if unread:
         raise ConfigError(f"{printable(path)}: '{unread[0]}' goes with kind slurm, not local")
     return profile
-
-
-def tasks_per_node(ranks: int, profile: ProfileConfig) -> int:
-    """Return how many ranks the fullest node gets.
-
-    Raises:
-        ConfigError: there are more nodes than ranks, or more ranks than the nodes have room for.
-    """
-    nodes = profile.num_nodes(ranks)
-    if ranks < nodes:
-        raise ConfigError(f"nodes: {nodes} for runs of {ranks} ranks leaves some without work")
-    fullest = math.ceil(ranks / nodes)
-    if profile.ranks_per_node is not None and fullest > profile.ranks_per_node:
-        raise ConfigError(
-            f"ranks_per_node: {profile.ranks_per_node} leaves no room for {ranks} ranks on {nodes} nodes; "
-            f"leave out 'nodes', or ask for {math.ceil(ranks / profile.ranks_per_node)}"
-        )
-    return fullest
-
-
-def setup_lines(profile: ProfileConfig) -> list[str]:
-    """Return the shell lines that a job begins with."""
-    modules = ["module load " + " ".join(shlex.quote(module) for module in profile.modules)] if profile.modules else []
-    return [*modules, *profile.setup]
-
-
-def sbatch_parameters(name: str, ranks: int, profile: ProfileConfig, parallel: int | None) -> dict[str, Any]:
-    """Return submitit's parameters for an array of runs.
-
-    One process per run, started by the batch script itself, watches over the ranks; so the signal goes to the script
-    alone (`B:`), and `exec` lets that process stand in its place.
-
-    Args:
-        name: of the job.
-        ranks: of each run.
-        profile: the cluster.
-        parallel: how many runs of the array at a time; None: no limit.
-
-    Raises:
-        ConfigError: nodes and ranks do not fit.
-    """
-    local_ranks = tasks_per_node(ranks, profile)
-    flags: dict[str, Any] = {"ntasks": ranks, "signal": f"B:USR2@{profile.signal_s}", "requeue": True}
-    if profile.memory is not None:
-        flags["mem"] = profile.memory
-    flags |= {key.replace("_", "-"): value for key, value in profile.sbatch.items() if value is not False}
-    constraint = profile.constraint
-    if isinstance(constraint, dict):
-        constraint = "[" + "&".join(f"{kind}*{count}" for kind, count in constraint.items()) + "]"
-    return {
-        "job_name": name,
-        "nodes": profile.num_nodes(ranks),
-        "ntasks_per_node": local_ranks,
-        "cpus_per_task": profile.cpus_per_rank,
-        "gpus_per_node": (profile.gpus_per_rank or 0) * local_ranks or None,
-        "time": minutes(profile.time) if profile.time is not None else None,
-        "partition": profile.partition,
-        "account": profile.account,
-        "constraint": constraint,
-        "array_parallelism": parallel or 1_000_000,
-        "setup": setup_lines(profile) or None,
-        "additional_parameters": flags,
-        "stderr_to_stdout": True,
-        "use_srun": False,
-        "wckey": None,
-    }
-
-
-def shares(total: int | None, sizes: list[int]) -> list[int | None]:
-    """Return how many tasks of each array may run at a time, `total` over all, in proportion to their sizes.
-
-    With more arrays than `total`, array i waits for array i - total to end and takes over its one place.
-    """
-    if total is None:
-        return [None] * len(sizes)
-    given = [1] * min(total, len(sizes))
-    while sum(given) < total:
-        open_ = [i for i in range(len(given)) if given[i] < sizes[i]]
-        if not open_:
-            break
-        given[min(open_, key=lambda i: given[i] / sizes[i])] += 1
-    return [given[i % len(given)] for i in range(len(sizes))]
-
-
-def cut(count: int, largest: int) -> list[int]:
-    """Return the sizes of as few arrays as can hold `count` tasks, at most `largest` each, as equal as can be."""
-    num_arrays = math.ceil(count / largest)
-    return [count // num_arrays + (i < count % num_arrays) for i in range(num_arrays)]

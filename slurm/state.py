@@ -1,4 +1,4 @@
-"""What has become of a run: done, running, failed or waiting, judged from its folder, its lease and Slurm's queue."""
+"""State of a run (done, running, failed or waiting), from its folder, its lock and Slurm's queue."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ from hpclbfl.runs.slurm_client import WAITING, Queue
 from hpclbfl.slurm.folder import Entry, SweepFolder
 
 NOT_STARTED = "not started"
+TAIL_BYTES = 1 << 16
+"""Of a log."""
 Word = Literal["done", "running", "failed", "waiting"]
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What has become of a run."""
+    """State of a run."""
 
     entry: Entry
     word: Word
     text: str
-    """Which job, which error, what next; one line."""
+    """Which job, which error, what happens next; one line."""
     is_owned: bool = False
-    """Somebody is at it, or will be: it is to be left alone."""
+    """A live process or a queued job works on it: it must be left alone."""
     job: str | None = None
-    """The Slurm job that is at it, or will be."""
+    """That Slurm job."""
     owner: Owner | None = None
-    """The live process that holds its lease."""
+    """The live process that holds its lock."""
     step: int | None = None
     """Finished optimizer steps."""
     epoch: float | None = None
     top1: float | None = None
     """Last test accuracy, 0 to 1."""
     done: Done | None = None
-    """Of a finished run."""
+    """DONE.json of a finished run."""
 
 
 def run_states(folder: SweepFolder, entries: Sequence[Entry]) -> list[RunState]:
@@ -48,7 +50,7 @@ def run_states(folder: SweepFolder, entries: Sequence[Entry]) -> list[RunState]:
     jobs = folder.jobs()
     owners: dict[str, Owner | None] = dict.fromkeys(entry.id for entry in entries)
     for entry in entries:
-        # A lock that cannot be looked at says nothing.
+        # A lock that cannot be read says nothing.
         with suppress(EnvironmentFault):
             owners[entry.id] = holder(folder.run(entry.id).path)
     asked = [job for entry in entries for job in jobs.get(entry.id, [])]
@@ -58,7 +60,7 @@ def run_states(folder: SweepFolder, entries: Sequence[Entry]) -> list[RunState]:
 
 
 def _state(folder: SweepFolder, entry: Entry, jobs: list[str], owner: Owner | None, queue: Queue) -> RunState:
-    """Of one run; what cannot be looked at is its own failure, not that of the others."""
+    """Of one run; if its files cannot be read, this run alone counts as failed."""
     try:
         return _judged(folder, entry, jobs, owner, queue)
     except EnvironmentFault as error:
@@ -70,7 +72,7 @@ def _judged(folder: SweepFolder, entry: Entry, jobs: list[str], owner: Owner | N
     done, problem = _done(run)
     if done is not None and entry.names(done.hash):
         state = RunState(entry, "done", "", step=done.step, epoch=done.epoch, top1=done.top1, done=done)
-        # It may be queued again, to go on where `stop` has grown.
+        # It may be queued again, to go on with a larger `stop`.
         again = _owned(entry, jobs, owner, queue, state)
         return state if again is None else replace(again, word="done")
     step, epoch, top1 = progress(run)
@@ -84,7 +86,7 @@ def _judged(folder: SweepFolder, entry: Entry, jobs: list[str], owner: Owner | N
 
 
 def _owned(entry: Entry, jobs: list[str], owner: Owner | None, queue: Queue, state: RunState) -> RunState | None:
-    """The state of a run that somebody is at, or will be; None: nobody."""
+    """The state of a run that a live process or a queued job works on; None: there is none."""
     live = owner_liveness(owner, queue) if owner is not None else None
     if owner is not None and live is not None and live.live:
         job = queue(jobs).get(owner.slurm or "") if queue.silence is None else None
@@ -105,7 +107,7 @@ def _owned(entry: Entry, jobs: list[str], owner: Owner | None, queue: Queue, sta
 
 
 def _done(run: RunFolder) -> tuple[Done | None, str]:
-    """DONE.json, or what is wrong with it."""
+    """DONE.json, and what is wrong with it."""
     try:
         return run.done(), ""
     except DataError as error:
@@ -113,7 +115,7 @@ def _done(run: RunFolder) -> tuple[Done | None, str]:
 
 
 def _unowned(folder: SweepFolder, run: RunFolder, jobs: list[str], step: int | None) -> tuple[Word, str]:
-    """Of a run that nobody is at."""
+    """Of a run that nothing works on."""
     status = run.status()
     where = f" at step {step}" if step is not None else ""
     if status is not None and status.state == "failed":
@@ -125,15 +127,16 @@ def _unowned(folder: SweepFolder, run: RunFolder, jobs: list[str], step: int | N
     if jobs and not folder.job_log(jobs[-1]).exists():
         return "waiting", f"job {jobs[-1]} left the queue before it began"
     if jobs:
-        return "failed", f"job {jobs[-1]} ended before the training began: {last_line(folder.job_log(jobs[-1]))}"
+        error = last_line(read_tail(folder.job_log(jobs[-1])))
+        return "failed", f"job {jobs[-1]} ended before the training began: {error}"
     return "waiting", NOT_STARTED
 
 
 def progress(run: RunFolder) -> tuple[int | None, float | None, float | None]:
     """Return finished steps, epoch and last test accuracy (0 to 1) of a run that is not done; None: none yet."""
-    # Imported here: HDF5 takes its time, and most runs are either done or not begun.
     step = epoch = top1 = None
     for attempt in reversed(run.attempts()):
+        # HDF5 takes long to load, and most runs are either done or not started.
         from hpclbfl.runs.log.reader import read_file
 
         with suppress(DataError):
@@ -149,12 +152,22 @@ def progress(run: RunFolder) -> tuple[int | None, float | None, float | None]:
     return step, epoch, top1
 
 
-def last_line(path: Path) -> str:
-    """Return the last error in a log, or else the last line that says something."""
+def size_of(path: Path) -> int:
+    """Size of a log in bytes; 0 if there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def read_tail(path: Path, begin: int = 0) -> str:
+    """The end of what was written to a log from byte `begin` on; empty if there is no log."""
     try:
-        lines = read_end(path, 8192).decode(errors="replace").splitlines()
+        return read_end(path, TAIL_BYTES, begin).decode(errors="replace")
     except (FileNotFoundError, DataError):
-        return "it left no log"
-    own = [line for line in lines if "hpclbfl: error:" in line]
-    said = own or [line for line in lines if line.strip(" -\t*")]
-    return said[-1].strip() if said else "no message"
+        return ""
+
+
+def last_line(text: str) -> str:
+    """The last error message in the end of a log, or else its last line that is not blank or a rule."""
+    lines = text.splitlines()
+    errors = [line for line in lines if "hpclbfl: error:" in line]
+    found = errors or [line for line in lines if line.strip(" -\t*")]
+    return found[-1].strip() if found else "it printed nothing"

@@ -1,4 +1,4 @@
-"""The command `hpclbfl status`: what has become of each run of a sweep, as a table or for machines."""
+"""The command `hpclbfl status`: the state of each run of a sweep, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ _STYLES = {"done": "green", "running": "cyan", "failed": "bold red", "waiting": 
 def status_rows(directory: Path) -> list[dict[str, Any]]:
     """One row per run of a sweep.
 
-    Columns: run, path, state (done, running, failed, waiting), step (finished ones), epoch, top1 (0 to 1), job (of
-    Slurm, at it or waiting to be), text (one line), overrides, listed (whether the sweep file still names it).
+    Columns: run, path, state (done, running, failed, waiting), step (number of finished ones), epoch, top1 (0 to 1),
+    job (the Slurm job that runs it or will), text (one line), overrides, listed (whether the sweep file still has it).
 
     Raises:
-        ConfigError: the folder is not that of a sweep.
+        ConfigError: not the folder of a sweep.
     """
     folder = SweepFolder(directory)
     return [_row(folder, state) for state in run_states(folder, folder.entries())]
@@ -49,7 +48,7 @@ def _row(folder: SweepFolder, state: RunState) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    """A number out of a run's files; None for what is none, whoever wrote it there."""
+    """A number from a run's files; None for anything that is not a number within bounds."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number and math.isfinite(value) and abs(value) < NO_LIMIT else None
 
@@ -58,19 +57,15 @@ def print_status(directory: Path, as_json: bool) -> None:
     """Print the runs of a sweep to stdout, as a table or as JSON.
 
     Raises:
-        ConfigError: the folder is not that of a sweep.
+        ConfigError: not the folder of a sweep.
     """
-    folder = SweepFolder(directory)
-    states = run_states(folder, folder.entries())
     if as_json:
-        sys.stdout.write(json.dumps([_row(folder, state) for state in states], indent=2) + "\n")
+        sys.stdout.write(json.dumps(status_rows(directory), indent=2) + "\n")
         return
-    _print_table(directory, states)
-
-
-def _print_table(directory: Path, states: Sequence[RunState]) -> None:
     from hpclbfl.core.table import DataTable
 
+    folder = SweepFolder(directory)
+    states = run_states(folder, folder.entries())
     console = make_console()
     table = DataTable(title=f"Sweep in {directory}")
     table.add_column("run", overflow="fold")

@@ -1,4 +1,4 @@
-"""Submission of runs to Slurm through submitit: which arrays, and their sbatch text."""
+"""Submitting runs to Slurm through submitit: job arrays and their batch scripts."""
 
 from __future__ import annotations
 
@@ -20,36 +20,37 @@ from hpclbfl.runs.lock import TOKEN
 from hpclbfl.runs.slurm_client import clean_environment
 from hpclbfl.slurm.expand import Run
 from hpclbfl.slurm.folder import SweepFolder
-from hpclbfl.slurm.ranks import Launch
-from hpclbfl.slurm.resources import ProfileConfig, cut, sbatch_parameters, shares
+from hpclbfl.slurm.ranks import plan_launch
+from hpclbfl.slurm.resources import ProfileConfig
+from hpclbfl.slurm.sbatch import cut, sbatch_parameters, shares
 from hpclbfl.slurm.worker import Task, run_task
 
-# sbatch takes these for orders above the script's own; of them, those that say who pays, where nothing else says it.
-_WISHES = {"SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos"}
+# Environment variables that override the batch script. These three are kept unless the profile or the sweep sets them.
+_KEPT_VARIABLES = {"SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos"}
 
 
 @dataclass(frozen=True)
 class Array:
-    """Runs that one call of sbatch submits; a lone run is a plain job."""
+    """Runs that one call of sbatch submits; a single run is a plain job."""
 
     runs: tuple[Run, ...]
     parameters: Mapping[str, Any]
     """submitit's."""
     after: int | None = None
-    """Index of the array that has to end before this one begins."""
+    """Index of the array that must end before this one starts."""
 
 
 def arrays(name: str, runs: Sequence[Run], profile: ProfileConfig, max_array_size: int) -> list[Array]:
-    """Cut runs into arrays: one number of ranks in each, none above the cluster's limit, parallelism shared.
+    """Group runs into arrays of one number of ranks each, within the cluster's limit, sharing `max_parallel`.
 
     Args:
         name: of the jobs.
-        runs: to be submitted, in this order.
+        runs: in the order of submission.
         profile: the cluster.
-        max_array_size: tasks that an array may have.
+        max_array_size: most tasks of an array.
 
     Raises:
-        ConfigError: the nodes that are asked for do not fit the ranks.
+        ConfigError: nodes and ranks do not fit.
     """
     parts: list[tuple[Run, ...]] = []
     for ranks in dict.fromkeys(run.ranks for run in runs):
@@ -67,10 +68,10 @@ def arrays(name: str, runs: Sequence[Run], profile: ProfileConfig, max_array_siz
 
 
 def sbatch_text(array: Array, folder: SweepFolder, dependency: str | None = None) -> str:
-    """Return the batch script of an array, as sbatch will get it.
+    """Return the batch script of an array as it would be submitted.
 
     Raises:
-        ConfigError: the sweep's folder has a name that Slurm would read as a pattern, or that breaks a line.
+        ConfigError: the name of the sweep's folder holds a Slurm pattern or a control character.
     """
     executor = _executor(array, folder, dependency)
     if len(array.runs) > 1:
@@ -81,17 +82,17 @@ def sbatch_text(array: Array, folder: SweepFolder, dependency: str | None = None
 def submit(
     planned: Sequence[Array], folder: SweepFolder, profile_name: str, profile: ProfileConfig, say: Callable[[str], None]
 ) -> None:
-    """Submit arrays and write down each one's jobs before the next.
+    """Submit arrays, and record the jobs of each before the next is submitted.
 
-    Ctrl-C waits until the array that is being submitted is written down.
+    Ctrl-C waits until the jobs of the current array are recorded.
 
     Raises:
-        RunFailed: sbatch refused one; says which were submitted before it.
+        RunFailed: sbatch refused an array; the message names those submitted before it.
     """
     ids: list[str] = []
     for index, array in enumerate(planned):
         dependency = f"afterany:{ids[array.after]}" if array.after is not None else None
-        tasks = [Task(_launch(run, folder, profile), profile.retries, folder.slurm) for run in array.runs]
+        tasks = [Task(plan_launch(run, folder, profile), profile.retries, folder.slurm) for run in array.runs]
         with _uninterrupted():
             try:
                 jobs = _sbatch(array, folder, dependency, tasks, profile)
@@ -112,7 +113,7 @@ def _s(number: int) -> str:
 
 
 class _Refused(Exception):
-    """sbatch failed; in its own words."""
+    """sbatch failed; its error message."""
 
 
 def _sbatch(
@@ -130,28 +131,17 @@ def _sbatch(
         raise EnvironmentFault(f"{folder.slurm}: cannot be written: {error.strerror or error}") from error
 
 
-def _launch(run: Run, folder: SweepFolder, profile: ProfileConfig) -> Launch:
-    return Launch(
-        job_file=folder.job_file(run.id),
-        run_dir=folder.run(run.id).path,
-        ranks=run.ranks,
-        launcher=profile.launcher,
-        cpus_per_rank=profile.cpus_per_rank,
-        args=profile.launcher_args,
-    )
-
-
 def _executor(array: Array, folder: SweepFolder, dependency: str | None) -> Any:
     import submitit
 
     class Executor(submitit.SlurmExecutor):
         @classmethod
         def affinity(cls) -> int:
-            # Its text can be had where there is no Slurm, too.
+            # So that the batch script can be shown without a Slurm, too.
             return 2
 
     _check_path(folder)
-    # Without the working folder on the path; submitit adds `-u -m` and its module.
+    # RUN_MODULE keeps the working folder off the path; submitit adds `-u -m` and its module.
     python = shlex.join([sys.executable, "-u", str(RUN_MODULE)])
     executor = Executor(folder=folder.slurm, python=f"exec {python}")
     executor.update_parameters(**array.parameters, **({"dependency": dependency} if dependency else {}))
@@ -159,7 +149,7 @@ def _executor(array: Array, folder: SweepFolder, dependency: str | None) -> Any:
 
 
 def _check_path(folder: SweepFolder) -> None:
-    """Refuse a folder that a batch script cannot name: as a pattern, with an escape, or with the end of a line."""
+    """Refuse a folder whose name a batch script cannot hold: with a pattern, an escape or a control character."""
     where = f"--dir {printable(folder.path)}"
     text = str(folder.slurm)
     if "%" in text or "\\" in text:
@@ -170,16 +160,16 @@ def _check_path(folder: SweepFolder) -> None:
 
 
 def _submission_environment(profile: ProfileConfig) -> dict[str, str]:
-    """The environment, as sbatch should see it and jobs inherit it: without traces of a job around us."""
-    said = {**profile.sbatch, "account": profile.account, "partition": profile.partition}
-    kept = {name for name, key in _WISHES.items() if said.get(key) is None}
+    """The environment for sbatch, which jobs inherit: without variables of an enclosing job."""
+    stated = {**profile.sbatch, "account": profile.account, "partition": profile.partition}
+    kept = {name for name, key in _KEPT_VARIABLES.items() if stated.get(key) is None}
     environ = clean_environment(environment_without_job(os.environ))
     return {k: v for k, v in environ.items() if k in kept or (k != TOKEN and not k.startswith("SBATCH_"))}
 
 
 @contextmanager
 def _environment(environ: Mapping[str, str]) -> Iterator[None]:
-    """Replace this process's environment for a while: submitit hands on no other."""
+    """Replace this process's environment temporarily: submitit passes on no other."""
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(environ)
@@ -192,7 +182,7 @@ def _environment(environ: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C and the like, also from the commands that are started meanwhile."""
+    """Block SIGINT, SIGTERM and SIGHUP, also for commands that are started within the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield

@@ -1,4 +1,4 @@
-"""The command `hpclbfl sweep`: expand, see what is left to do, and submit it, run it here, or only show it."""
+"""The command `hpclbfl sweep`: expand the sweep file, find the runs that remain, and submit, run or show them."""
 
 from __future__ import annotations
 
@@ -23,36 +23,37 @@ from hpclbfl.data.sampling import make_sampler
 from hpclbfl.optim.schedule import with_end
 from hpclbfl.runs.lock import LeaseHeld, acquire
 from hpclbfl.runs.slurm_client import SlurmUnavailable, is_here, max_array_size
-from hpclbfl.slurm.expand import Expansion, Run, SweepConfig, expand, read_sweep
+from hpclbfl.slurm.expand import Expansion, Run, expand
 from hpclbfl.slurm.folder import Entry, SweepFolder
 from hpclbfl.slurm.local import LocalSweep
-from hpclbfl.slurm.ranks import Launch, launch_command
+from hpclbfl.slurm.ranks import launch_command, plan_launch
 from hpclbfl.slurm.resources import ProfileConfig, load_profile
 from hpclbfl.slurm.state import NOT_STARTED, RunState, run_states
 from hpclbfl.slurm.submit import arrays, sbatch_text, submit
+from hpclbfl.slurm.sweep_file import SweepConfig, read_sweep
 from hpclbfl.training.stopping import is_finished
 
 logger = Diagnostics(__name__)
 
 LOCK_WAIT_S = 120.0
-"""Another submitter of the same sweep needs seconds; one that takes longer hangs."""
+"""Another submission of the same sweep takes seconds; one that takes longer hangs."""
 ARRAY_SIZE = 1001
-"""MaxArraySize of a Slurm that nobody has configured otherwise."""
+"""Slurm's default for MaxArraySize."""
 
 
 @dataclass(frozen=True)
 class Todo:
-    """A sweep's runs, sorted by what is to be done with them."""
+    """The runs of a sweep, sorted by what remains to be done."""
 
     states: list[RunState]
     """In the order of the runs."""
     runs: list[Run]
-    """Those to be started, or to go on."""
+    """Those to be started or resumed."""
     num_done: int
-    """Those that have all that they are to have."""
+    """Finished ones."""
 
     def count(self) -> str:
-        """In one line."""
+        """The numbers, in one line."""
         runs = f"{len(self.states)} run{'' if len(self.states) == 1 else 's'}"
         others = len(self.states) - self.num_done - len(self.runs)
         return f"{runs}: {self.num_done} done, {others} running or queued elsewhere, {len(self.runs)} to do"
@@ -64,8 +65,8 @@ def sweep(path: Path, cluster: str | None, dry_run: bool, directory: Path | None
     Args:
         path: the sweep file.
         cluster: profile, by name or path; None: slurm-srun where there is a Slurm, else local.
-        dry_run: only print what would be done.
-        directory: the sweep's folder; None: `runs/<name>`.
+        dry_run: print what would be done, and do nothing.
+        directory: folder of the sweep; None: `runs/<name>`.
     """
     config = read_sweep(path)
     name = cluster or ("slurm-srun" if is_here() else "local")
@@ -108,7 +109,7 @@ class DataSets:
     """The data sets of a sweep's jobs, each read once; the images are not decoded.
 
     Args:
-        download: whether a set that is not there may be fetched.
+        download: whether a missing set may be downloaded.
     """
 
     def __init__(self, download: bool) -> None:
@@ -116,11 +117,11 @@ class DataSets:
         self._known: dict[str, Dataset] = {}
 
     def fingerprint(self, data: DataConfig) -> str:
-        """What names a set by its content, 64 hexadecimal digits."""
+        """Hash of a data set's content, 64 hexadecimal digits."""
         return self._load(data).fingerprint
 
     def with_end(self, job: JobConfig) -> JobConfig:
-        """See `hpclbfl.optim.schedule.with_end`; the job's clients are stated."""
+        """See `hpclbfl.optim.schedule.with_end`; the job states its clients."""
         if not job.schedule.ends_with_run:
             return job
         dataset, sizes = self._load(job.data), job.local_batch_sizes()
@@ -135,14 +136,14 @@ class DataSets:
 
 
 def adopted(run: Run, folder: SweepFolder) -> Run:
-    """The run under the id that an older version gave it, where a folder of that name is there."""
+    """The run under the id that an older version gave it, if there is a folder of that name."""
     if not folder.run(run.former_id).path.exists() or folder.run(run.id).path.exists():
         return run
     return replace(run, id=run.former_id)
 
 
 def find_todo(runs: Sequence[Run], folder: SweepFolder) -> Todo:
-    """Sort runs by what is to be done: what is done or somebody is at, is left alone."""
+    """Sort runs by what remains to be done; finished runs and those that a live process or job works on are skipped."""
     states = run_states(folder, [Entry(run.id, run.digest, run.ranks, run.overrides) for run in runs])
     left = [(run, state) for run, state in zip(runs, states, strict=True) if not _has_all(run, state)]
     return Todo(states, [run for run, state in left if not state.is_owned], len(runs) - len(left))
@@ -176,27 +177,27 @@ def _explain_owned(todo: Todo) -> None:
 
 
 def show(config: SweepConfig, expansion: Expansion, folder: SweepFolder, profile: ProfileConfig) -> None:
-    """Print all runs, what would be done with each and why, and what would be submitted; touches nothing."""
+    """Print all runs, what would be done with each and why, and what would be submitted; changes nothing."""
     todo = find_todo(expansion.runs, folder)
-    _show(f"{config.name}: {folder.path}")
+    _print(f"{config.name}: {folder.path}")
     for run, state in zip(expansion.runs, todo.states, strict=True):
-        _show(f"  {run.id}  {run.label or '-'}  {_plan(state, run in todo.runs)}")
-    _show(todo.count())
+        _print(f"  {run.id}  {run.label or '-'}  {_plan(state, run in todo.runs)}")
+    _print(todo.count())
     if profile.kind == "local":
         for run in todo.runs:
-            launch = Launch(folder.job_file(run.id), folder.run(run.id).path, run.ranks, "local", profile.cpus_per_rank)
-            _show("", f"# {run.id}", shlex.join(launch_command(launch, os.environ)[0]))
+            argv, _ = launch_command(plan_launch(run, folder, profile), os.environ)
+            _print("", f"# {run.id}", shlex.join(argv))
         return
     try:
         limit = max_array_size()
-    except SlurmUnavailable as silent:
+    except SlurmUnavailable as error:
         limit = ARRAY_SIZE
-        logger.info(f"note: arrays of at most {limit} runs are assumed: {silent}")
+        logger.info(f"note: arrays of at most {limit} runs are assumed: {error}")
     planned = arrays(config.name, todo.runs, profile, limit) if todo.runs else []
     for index, array in enumerate(planned):
         after = f"afterany:<job {array.after + 1}>" if array.after is not None else None
-        _show("", f"# sbatch {index + 1} of {len(planned)}: {', '.join(run.id for run in array.runs)}")
-        _show(*sbatch_text(array, folder, after).splitlines())
+        _print("", f"# sbatch {index + 1} of {len(planned)}: {', '.join(run.id for run in array.runs)}")
+        _print(*sbatch_text(array, folder, after).splitlines())
 
 
 def _plan(state: RunState, is_todo: bool) -> str:
@@ -211,26 +212,26 @@ def _plan(state: RunState, is_todo: bool) -> str:
 
 @contextmanager
 def _lock(folder: SweepFolder) -> Iterator[None]:
-    """The sweep's lease, for as long as one submits; waits for another who does."""
+    """Hold the sweep's lock while submitting; waits for another process that is submitting."""
     end = time.monotonic() + LOCK_WAIT_S
-    is_told = False
+    is_waiting = False
     while True:
         try:
-            lease = acquire(folder.path)
+            lock = acquire(folder.path)
             break
         except LeaseHeld as held:
             if time.monotonic() > end:
                 raise
-            if not is_told:
+            if not is_waiting:
                 logger.info(f"waiting: {held}")
-            is_told = True
+            is_waiting = True
             time.sleep(0.5)
     try:
         yield
     finally:
-        lease.release()
+        lock.release()
 
 
-def _show(*lines: str) -> None:
+def _print(*lines: str) -> None:
     for line in lines:
         say(line, sys.stdout, None)

@@ -7,13 +7,13 @@ from typing import Any
 
 import altair as alt
 
+from hpclbfl.analysis.arm_summary import ranked_arms, summarise_arms
 from hpclbfl.analysis.convert import converted
 from hpclbfl.analysis.figures import FIGURES
 from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.headline import headlines, ranked_arms
-from hpclbfl.analysis.render import BY_ROW, FORMATS, MAX_BARS, VEGALITE, figure_rows, filled
-from hpclbfl.analysis.style import MAX_ARMS, ROWS
-from hpclbfl.analysis.summary import summarise
+from hpclbfl.analysis.render import FORMATS, VEGALITE, figure_rows, filled, max_arms
+from hpclbfl.analysis.report import summarise
+from hpclbfl.analysis.style import ROWS
 from hpclbfl.api.runs import Result, load_runs
 from hpclbfl.config.validation import suggestion
 from hpclbfl.core.errors import ConfigError, DataError
@@ -59,16 +59,16 @@ def plot(
 
 
 def _definition(frames: Frames, figure: str, task: str | None) -> dict[str, Any]:
-    heads = headlines(frames, summarise(frames))
-    titles = [head.title for head in heads]
+    summaries = summarise_arms(frames, summarise(frames))
+    titles = [summary.title for summary in summaries]
     if task is not None and task not in titles:
         raise ConfigError(f"plot: no runs of the task {shown(task)}; there are: {'; '.join(titles)}")
-    if task is None and len(heads) > 1:
+    if task is None and len(summaries) > 1:
         raise ConfigError(f"plot: the runs are of several tasks, give task=...: {'; '.join(titles)}")
     table = figure_rows(frames).get(figure)
-    head = next((head for head in heads if task in (None, head.title)), None)
-    if table is not None and head is not None:
-        spec = filled(figure, table, ranked_arms(head, MAX_BARS if figure in BY_ROW else MAX_ARMS))
+    chosen = next((summary for summary in summaries if task in (None, summary.title)), None)
+    if table is not None and chosen is not None:
+        spec = filled(figure, table, ranked_arms(chosen, max_arms(figure)))
         if spec["datasets"][ROWS]:
             return spec
     raise DataError(f"{frames.root}: holds nothing to draw for {figure}")

@@ -13,7 +13,7 @@ import polars as pl
 from hpclbfl.analysis.frames import Frames as Frames
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.report import load_some
-from hpclbfl.analysis.summary import summarise as summarise
+from hpclbfl.analysis.report import summarise as summarise
 from hpclbfl.api.jobs import load_job, make_job
 from hpclbfl.config.job import JobConfig
 from hpclbfl.core.errors import ConfigError, DataError

@@ -44,25 +44,32 @@ def report(
 ) -> None:
     """Print tables of runs, read back from their logs; write a page and figures of them."""
     if paper is not None:
-        from hpclbfl.analysis.paper_report import print_paper
+        from hpclbfl.analysis.paper_compare import compare_with_paper
+        from hpclbfl.analysis.paper_report import print_paper, print_paper_json
+        from hpclbfl.analysis.paper_rows import paper_table
+        from hpclbfl.analysis.report import load_some
 
         others = {"--out": out, "--figures": figures, "--baseline": baseline, "--target": target}
         if given := [name for name, value in others.items() if value is not None]:
             raise ConfigError(f"{given[0]}: does not go with --paper, which prints one table (--format, --json)")
-        print_paper(directory, paper, as_json, form)
+        paper_table(paper)  # a wrong name is told before the runs are read
+        compared = compare_with_paper(load_some(directory), paper)
+        print_paper_json(compared) if as_json else print_paper(compared, form)
         return
-    from hpclbfl.analysis.report import print_report
+    from hpclbfl.analysis.printing import print_json, print_report
+    from hpclbfl.analysis.report import load_some, make_report
 
-    frames, runs, heads = print_report(directory, as_json, form, baseline, target)
+    found = make_report(load_some(directory), baseline, target)
+    print_json(found) if as_json else print_report(found, form)
     if out is not None:
         from hpclbfl.analysis.page import write_page
 
-        write_page(out, frames, runs, heads)
+        write_page(out, found)
         logger.info(out)
     if figures is not None:
         from hpclbfl.analysis.render import write_figures
 
-        for path, left_out in write_figures(frames, heads, figures):
+        for path, left_out in write_figures(found, figures):
             logger.info(f"{path}: {left_out}" if left_out else path)
 
 

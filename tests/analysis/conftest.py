@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hpclbfl.analysis.printing import Format, print_json, print_report
+from hpclbfl.analysis.report import load_some, make_report
 from hpclbfl.runs.folder import Attempt, RunFolder
 from hpclbfl.runs.lock import acquire
 from hpclbfl.runs.log.writer import RunLog
@@ -16,6 +18,14 @@ ONE_LABEL = "partition: {kind: labels_per_client, labels: 1}\n"
 @pytest.fixture(autouse=True)
 def diagnostics(terminal: None) -> None:
     """What is told goes to standard error here."""
+
+
+def print_folder(
+    root: Path, as_json: bool = False, form: Format = "text", baseline: str | None = None, target: float | None = None
+) -> None:
+    """What `hpclbfl report` prints."""
+    report = make_report(load_some(root), baseline, target)
+    print_json(report) if as_json else print_report(report, form)
 
 
 def two_client_run(

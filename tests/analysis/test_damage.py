@@ -9,20 +9,18 @@ import pytest
 
 from hpclbfl.analysis import records
 from hpclbfl.analysis.export import TABLES, export
-from hpclbfl.analysis.headline import headlines
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.markup import TextTable, to_latex, to_markdown
 from hpclbfl.analysis.page import page
 from hpclbfl.analysis.render import write_figures
-from hpclbfl.analysis.report import print_report, problem_lines
-from hpclbfl.analysis.summary import summarise
+from hpclbfl.analysis.report import make_report, problem_lines, summarise
 from hpclbfl.analysis.watch import Watcher, watch
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import Section
 from hpclbfl.core.errors import DataError, EnvironmentFault
 from hpclbfl.runs.folder import RunFolder
 from hpclbfl.runs.log.writer import RunLog
-from tests.analysis.conftest import two_client_run
+from tests.analysis.conftest import print_folder, two_client_run
 
 CONFIG, STATUS, DONE, PROVENANCE = "config.yaml", "status.json", "DONE.json", "attempts/000/provenance.json"
 CASES = [
@@ -31,18 +29,18 @@ CASES = [
     (CONFIG, b"- 1\n", "a job is a mapping of keys to values", "unreadable"),
     (CONFIG, b"\xff\xfe\xfa", "line 1: cannot be read: not a text file (UTF-8)", "unreadable"),
     (CONFIG, b"#" * (1 << 20) + b"\na: 1\n", "is larger than 1,048,576 bytes", "unreadable"),
-    (CONFIG, b"seed: a\n", "seed: is 'a', wanted is a whole number from 0 up", "unreadable"),
-    (CONFIG, b"seed: 1.5\n", "seed: is 1.5, wanted is a whole number from 0 up", "unreadable"),
-    (CONFIG, b"seed: true\n", "seed: is True, wanted is a whole number from 0 up", "unreadable"),
-    (CONFIG, b"seed: 9223372036854775808\n", "seed: is '9223372036854775808', wanted is", "unreadable"),
-    (CONFIG, b"clients: 0\n", "clients: is 0, wanted is a whole number from 1 up", "unreadable"),
-    (CONFIG, b"clients: [2]\n", "clients: is '[2]', wanted is a whole number from 1 up", "unreadable"),
-    (CONFIG, b"gradients: {scaler: {threshold: x}}\n", "gradients.scaler.threshold: is 'x', wanted is", "unreadable"),
+    (CONFIG, b"seed: a\n", "seed: is 'a', must be a whole number from 0 up", "unreadable"),
+    (CONFIG, b"seed: 1.5\n", "seed: is 1.5, must be a whole number from 0 up", "unreadable"),
+    (CONFIG, b"seed: true\n", "seed: is True, must be a whole number from 0 up", "unreadable"),
+    (CONFIG, b"seed: 9223372036854775808\n", "seed: is '9223372036854775808', must be", "unreadable"),
+    (CONFIG, b"clients: 0\n", "clients: is 0, must be a whole number from 1 up", "unreadable"),
+    (CONFIG, b"clients: [2]\n", "clients: is '[2]', must be a whole number from 1 up", "unreadable"),
+    (CONFIG, b"gradients: {scaler: {threshold: x}}\n", "gradients.scaler.threshold: is 'x', must be", "unreadable"),
     (CONFIG, b"sync: [bsp]\n", "sync: is ['bsp'], a section is a mapping of keys to values", "unreadable"),
     (CONFIG, b"partition: " + b"x" * 100_000, "partition: is 'xxx", "unreadable"),
-    (CONFIG, b"a.b: 1\n", "'a.b' is no key of a job", "unreadable"),
-    (CONFIG, b"'*': 1\n", "'*' is no key of a job", "unreadable"),
-    (CONFIG, b'"\\e[31m": 1\n', r"'\x1b[31m' is no key of a job", "unreadable"),
+    (CONFIG, b"a.b: 1\n", "'a.b' is not a key of a job", "unreadable"),
+    (CONFIG, b"'*': 1\n", "'*' is not a key of a job", "unreadable"),
+    (CONFIG, b'"\\e[31m": 1\n', r"'\x1b[31m' is not a key of a job", "unreadable"),
     (CONFIG, json.dumps({f"k{n}": n for n in range(5000)}).encode(), "has more than 1,000 keys", "unreadable"),
     (CONFIG, b"pipe", "is no regular file", "unreadable"),
     (CONFIG, b"loop", "cannot be read: Too many levels of symbolic links", "unreadable"),
@@ -115,9 +113,9 @@ def test_a_bad_run_costs_the_others_nothing(root, capsys, file, content, reason,
         assert problems["rows_lost"].to_list() == [file in (CONFIG, DONE)]
         assert frames.runs.filter(pl.col("run") == "bad")["state"].to_list() == [state]
         assert_good(frames)
-    print_report(root)
+    print_folder(root)
     assert f"{root / 'bad' / file}: {reason}" in capsys.readouterr().out
-    print_report(root, as_json=True)
+    print_folder(root, as_json=True)
     rows = {row["run"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["good"]["top1"], rows["good"]["problems"]) == (0.71234, [])
     assert [line.startswith(f"{root / 'bad' / file}: {reason}") for line in rows["bad"]["problems"]] == [True]
@@ -136,8 +134,7 @@ def test_export_and_page_go_on_with_every_bad_run(tmp_path):
     assert len(frames.problems) == len(CASES)
     written = {path.name: rows for path, rows in export(frames, tmp_path / "tables", "csv")}
     assert (written["runs.csv"], written["problems.csv"]) == (len(CASES) + 1, len(CASES))
-    runs = summarise(frames)
-    assert "What went wrong" in page(frames, runs, headlines(frames, runs))
+    assert "What went wrong" in page(make_report(frames))
     assert len(Watcher(tmp_path).look()) == len(CASES) + 1
 
 
@@ -193,8 +190,7 @@ def test_names_that_are_no_text(root):
     # And again, out of the cache.
     assert load(root).runs.equals(frames.runs)
     assert len(Watcher(root).look()) == 4
-    runs = summarise(frames)
-    assert page(frames, runs, headlines(frames, runs)).encode()
+    assert page(make_report(frames)).encode()
     assert {path.name: rows for path, rows in export(frames, root / "tables", "parquet")}["runs.parquet"] == 4
 
 
@@ -211,7 +207,7 @@ def test_names_that_are_no_text(root):
 def test_a_sweeps_list_that_cannot_be_read(root, capsys, content, line):
     (root / "sweep.json").write_text("")
     put(root / "sweep.json", content)
-    print_report(root)
+    print_folder(root)
     assert f"{root / 'sweep.json'}: {line}" in capsys.readouterr().out
     watch(root, once=True)
     shown = capsys.readouterr().out
@@ -222,7 +218,7 @@ def test_a_sweeps_list_that_cannot_be_read(root, capsys, content, line):
 def test_a_sweep_that_lists_odd_names(root, capsys):
     ids = ["../../etc", "x" * 5000, "a\n", "ü"]
     (root / "sweep.json").write_text(json.dumps({"runs": [{"id": id_} for id_ in ids]}))
-    print_report(root)
+    print_folder(root)
     assert "4 runs of the sweep: not started" in capsys.readouterr().out
 
 
@@ -261,7 +257,7 @@ def test_folders_that_cannot_be_listed(root, monkeypatch, capsys):
     assert ("bad/attempts", "cannot be listed") in frames.problems.select("path", "reason").rows()
     assert frames.runs.filter(pl.col("run") == "bad")["complete"].to_list() == [False]
     assert_good(frames)
-    print_report(root)
+    print_folder(root)
     assert capsys.readouterr().err == f"hpclbfl: {frames.notes[0]}\n"
 
 
@@ -277,8 +273,7 @@ def test_a_seed_that_no_job_states(tmp_path):
         (tmp_path / name / "config.yaml").write_text(f"name: {name}\nclients: null\nseed: null\n")
     frames = load(tmp_path)
     assert frames.runs["seed"].to_list() == [0, 0]
-    runs = summarise(frames)
-    assert "<html" in page(frames, runs, headlines(frames, runs))
+    assert "<html" in page(make_report(frames))
 
 
 def test_keys_that_are_columns_of_their_own(tmp_path):
@@ -349,14 +344,13 @@ def test_figures_follow_no_link_and_overwrite_no_other(tmp_path):
             job = f"name: a\nseed: {seed}\nclients: 2\nmodel: {{name: {model}}}\ndata: {{name: {data}}}\n"
             RunFolder(path).write_config(job)
     frames = load(tmp_path / "runs")
-    runs = summarise(frames)
-    heads = headlines(frames, runs)
+    report = make_report(frames)
     target, folder = tmp_path / "target", tmp_path / "figures"
     target.write_text("precious")
     folder.mkdir()
-    for path, _ in write_figures(frames, heads, tmp_path / "first", ["svg"]):
+    for path, _ in write_figures(report, tmp_path / "first", ["svg"]):
         (folder / path.name).symlink_to(target)
-    written = [path for path, _ in write_figures(frames, heads, folder, ["svg"])]
+    written = [path for path, _ in write_figures(report, folder, ["svg"])]
     assert target.read_text() == "precious"
     assert len(set(written)) == len(written)
     assert all(path.read_bytes().startswith(b"<svg") for path in written)
@@ -383,8 +377,7 @@ def test_a_page_takes_nothing_for_markup(tmp_path):
         RunFolder(path).attempt(0).write_provenance({"host": evil, "num_ranks": 2})
         RunFolder(path).write_status("failed", error=evil)
     frames = load(tmp_path)
-    runs = summarise(frames)
-    text = page(frames, runs, headlines(frames, runs))
+    text = page(make_report(frames))
     assert text.count("<script") == text.count("</script>") == 3
     assert not re.search(r"<img src=x|<b>|\u202e", text)
     assert "{{ 7 * 7 }}" in text

@@ -4,6 +4,11 @@ import dataclasses
 import io
 import itertools
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import altair as alt
 import numpy as np
@@ -11,7 +16,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from hpclbfl.analysis import convert, curves, traces, views
+from hpclbfl.analysis import convert, curves, plot_data, step_metrics
 from hpclbfl.analysis.convert import converted
 from hpclbfl.analysis.figures import FIGURES, definition
 from hpclbfl.analysis.load import load
@@ -125,7 +130,7 @@ def test_fill_leaves_the_definition_as_it_is():
 
 
 def test_labels_state_n_and_what_is_unfinished(frames):
-    runs = views.figure_runs(frames)
+    runs = plot_data.figure_runs(frames)
     assert runs["label"].unique(maintain_order=True).to_list() == [
         "no scaler (n=3)",
         "X=2 (n=3)",
@@ -193,7 +198,7 @@ def rarely_scaled(tmp_path_factory):
     factors = name.str.extract(r"x(\d+)").cast(pl.Float64)
     steps = found.steps.with_columns(scale=pl.when(pl.col("step") < scaled).then(factors).otherwise(1.0))
     frames = dataclasses.replace(found, steps=steps)
-    return views.scale_factor(frames, views.figure_runs(frames))
+    return plot_data.scale_factor(frames, plot_data.figure_runs(frames))
 
 
 def test_the_share_of_scaled_steps_is_a_mean_over_all_seeds(rarely_scaled):
@@ -204,7 +209,7 @@ def test_the_share_of_scaled_steps_is_a_mean_over_all_seeds(rarely_scaled):
         "X=8 (n=3): 100 % of steps",
     ]
     at_two = overall.filter(pl.col("arm") == "X=2").sort((pl.col("factor") - 2).abs()).row(0, named=True)
-    peak = 1 / (traces.BANDWIDTH * np.sqrt(2 * np.pi))
+    peak = 1 / (step_metrics.BANDWIDTH * np.sqrt(2 * np.pi))
     assert at_two["density"] == pytest.approx(0.3 * peak, rel=0.02)
 
 
@@ -223,8 +228,10 @@ def test_many_runs_have_fewer_points():
 def changes(value):
     """The rows of a run whose change is `value` in every stretch, and its norm 1e-9."""
     frame = pl.DataFrame({"norm": [1e-9], "change": [value]}, schema={"norm": pl.Float64, "change": pl.Float64})
-    range_ = views.CHANGE_RANGE
-    return frame.with_columns(*views._clipped("change", *range_), *views._clipped("norm", views.NORM_FLOOR, 1e9)).row(0)
+    range_ = plot_data.CHANGE_RANGE
+    return frame.with_columns(
+        *plot_data._clipped("change", *range_), *plot_data._clipped("norm", plot_data.NORM_FLOOR, 1e9)
+    ).row(0)
 
 
 def test_what_lies_outside_a_logarithmic_axis_is_marked_at_its_end():
@@ -290,19 +297,35 @@ def test_pictures_are_the_same_whoever_draws_them(rows, monkeypatch):
     alone = list(convert.convert_all(specs, VEGALITE, ["svg", "png"]))
     monkeypatch.setattr(convert, "FEW", 1)
     monkeypatch.setattr(convert.os, "sched_getaffinity", lambda _: {0, 1})
-    started = []
-    monkeypatch.setattr(
-        convert, "_Process", lambda original=convert._Process: started.append(original()) or started[-1]
+    assert list(convert.convert_all(specs, VEGALITE, ["svg", "png"])) == alone
+
+
+@pytest.mark.slow
+def test_processes_that_draw_end_with_their_parent():
+    code = (
+        "import os; from concurrent.futures import ProcessPoolExecutor; from multiprocessing import get_context\n"
+        "from hpclbfl.analysis import convert\n"
+        "pool = ProcessPoolExecutor(1, get_context('spawn'), initializer=convert._start)\n"
+        "print(pool.submit(os.getpid).result(), flush=True); os.kill(os.getpid(), 9)"
     )
-    found = convert.convert_all(specs, VEGALITE, ["svg", "png"])
-    assert list(found) == alone
-    assert [process._process.poll() for process in started] == [-9, -9]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    end = time.monotonic() + 60
+    while Path(f"/proc/{done.stdout.strip()}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
-def test_a_process_that_ends_is_one_line(rows, monkeypatch):
-    spec = filled("time_shares", rows["time_shares"], ARMS)
+class Deadly(str):
+    """A text that ends the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_is_one_line(monkeypatch):
     monkeypatch.setattr(convert, "FEW", 0)
     monkeypatch.setattr(convert.os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(convert.sys, "executable", "/bin/false")
-    with pytest.raises(EnvironmentFault, match=r"^a process that draws figures has ended with 1 \(out of memory\?\)$"):
-        list(convert.convert_all([spec] * 4, VEGALITE, ["svg"]))
+    with pytest.raises(EnvironmentFault, match=r"^a process that draws figures has ended \(out of memory\?\)$"):
+        list(convert.convert_all([{}], VEGALITE, [Deadly("svg")]))

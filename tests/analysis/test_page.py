@@ -4,18 +4,16 @@ import re
 
 import pytest
 
-from hpclbfl.analysis.headline import headlines
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.page import page, provenance, write_page
-from hpclbfl.analysis.summary import summarise
+from hpclbfl.analysis.report import make_report
 from tests.analysis.browser import Browser, find_chromium
 from tests.analysis.synthetic import make_run
 
 
 def write(folder, path):
     frames = load(folder)
-    runs = summarise(frames)
-    write_page(path, frames, runs, headlines(frames, runs))
+    write_page(path, make_report(frames))
     return path
 
 
@@ -224,16 +222,14 @@ def test_texts_are_escaped(tmp_path):
     (tmp_path / "a<b>&" / "status.json").write_text('{"state": "failed", "error": "</script><b>bold"}')
     (tmp_path / "a<b>&" / "DONE.json").unlink()
     frames = load(tmp_path)
-    runs = summarise(frames)
-    text = page(frames, runs, headlines(frames, runs))
+    text = page(make_report(frames))
     assert "<b>" not in text.partition("<script")[0]
     assert text.count("</script>") == 3
 
 
 def test_empty_frames_give_a_page(tmp_path):
     frames = load(tmp_path)
-    runs = summarise(frames)
-    assert "0 runs" in page(frames, runs, headlines(frames, runs))
+    assert "0 runs" in page(make_report(frames))
 
 
 def test_provenance_counts_values(sweep):

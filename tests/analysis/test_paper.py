@@ -221,7 +221,7 @@ def test_order_of_the_rows(tmp_path: Path) -> None:
     assert compared.order("resnet50", ours=True) == ["IID FA", "IID BSP", "Non-IID BSP"]
     note = order_table(compared).notes[0]
     assert "ours IID FA > IID BSP > Non-IID BSP" in note
-    assert "0 of 3 pairs as in the paper, 1 reversed, 2 not told apart" in note
+    assert "0 of 3 pairs as in the paper, 1 reversed, 2 without a significant difference" in note
     assert order_table(compared).notes[1] == "VGG11 CIFAR100: no complete run."
 
 
@@ -247,7 +247,9 @@ def test_one_seed_says_nothing(tmp_path: Path) -> None:
 def test_unlike_experiments_for_one_row_are_refused(tmp_path: Path) -> None:
     make_runs(tmp_path, [0.9])
     make_runs(tmp_path, [0.8], lr=0.2)
-    with pytest.raises(ConfigError, match=r"2 unlike experiments stand for the row ResNet50 CIFAR10, IID BSP: lr=0.1"):
+    with pytest.raises(
+        ConfigError, match=r"2 different experiments belong to the row ResNet50 CIFAR10, IID BSP: lr=0.1"
+    ):
         compare_with_paper(load(tmp_path), "table1")
 
 

@@ -10,25 +10,25 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hpclbfl.analysis.headline import headlines, ranked_arms
+from hpclbfl.analysis.arm_summary import ranked_arms, summarise_arms
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.markup import TextTable, to_html, to_latex, to_markdown
-from hpclbfl.analysis.report import WIDTH, print_report, summary_rows
+from hpclbfl.analysis.printing import WIDTH
+from hpclbfl.analysis.report import make_report, summarise, summary_rows
 from hpclbfl.analysis.scan import find_runs
-from hpclbfl.analysis.summary import summarise
 from hpclbfl.analysis.tables import arms_table, comparison_table
 from hpclbfl.cli.app import app
 from hpclbfl.core.errors import ConfigError, DataError
 from hpclbfl.core.yamlfile import write_sealed
 from hpclbfl.runs.folder import RunFolder
 from hpclbfl.runs.log.writer import RunLog
-from tests.analysis.conftest import ONE_LABEL, two_client_run
+from tests.analysis.conftest import ONE_LABEL, print_folder, two_client_run
 from tests.analysis.synthetic import make_run
 
 
 def rows_of(root):
     frames = load(root)
-    return summary_rows(frames, summarise(frames))
+    return summary_rows(make_report(frames))
 
 
 def test_rows_by_hand(tmp_path):
@@ -62,7 +62,7 @@ def test_printed_table(tmp_path, capsys):
     two_client_run(tmp_path / "runs" / "fedavg-one-label", "{kind: fedavg, local_epochs: 1}", ONE_LABEL)
     failed = two_client_run(tmp_path / "runs" / "failed", state="failed", seed=1)
     failed.rank_log(1).write_bytes(failed.rank_log(1).read_bytes()[:30000])
-    print_report(tmp_path)
+    print_folder(tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= WIDTH for line in lines if tmp_path.name not in line)
     head, *rows = [re.split(r"  +", line.strip()) for line in lines if re.search("accuracy| %", line)]
@@ -78,13 +78,13 @@ def test_printed_table(tmp_path, capsys):
 def test_runs_of_a_sweep_that_have_not_started_are_counted(tmp_path, capsys):
     two_client_run(tmp_path / "runs" / "a")
     (tmp_path / "sweep.json").write_text('{"runs": [{"id": "a"}, {"id": "b"}, {"id": "c"}]}')
-    print_report(tmp_path)
+    print_folder(tmp_path)
     assert "2 runs of the sweep: not started" in capsys.readouterr().out.splitlines()
 
 
 def test_printed_table_of_one_run(tmp_path, capsys):
     two_client_run(tmp_path / "alone")
-    print_report(tmp_path / "alone")
+    print_folder(tmp_path / "alone")
     out = capsys.readouterr().out
     assert f"logs: {tmp_path}/alone/attempts/*/rank*.h5" in out
     assert "state" not in out
@@ -95,7 +95,7 @@ def test_json(tmp_path, capsys):
     RunFolder(tmp_path / "a").next_attempt()
     RunFolder(tmp_path / "a").write_config("clients: 3\n")
     two_client_run(tmp_path / "b")
-    print_report(tmp_path, as_json=True)
+    print_folder(tmp_path, as_json=True)
     unfinished, whole = json.loads(capsys.readouterr().out)
     assert (unfinished["clients"], unfinished["top1"], unfinished["train_loss"]) == (3, None, None)
     assert (unfinished["state"], whole["state"], whole["top1"]) == ("unknown", "done", 0.71234)
@@ -108,15 +108,15 @@ def test_a_run_that_cannot_be_read_is_a_row(tmp_path, capsys):
     (tmp_path / "b" / "config.yaml").write_text("a: !!bool foo")
     good, bad = rows_of(tmp_path)
     assert (bad["state"], bad["sync"], bad["top1"], bad.keys()) == ("unreadable", "?", None, good.keys())
-    print_report(tmp_path)
+    print_folder(tmp_path)
     assert "config.yaml: line 1: not valid YAML: 'foo' is no bool" in capsys.readouterr().out
 
 
 def test_nothing_there(tmp_path):
     with pytest.raises(DataError, match="holds no run"):
-        print_report(tmp_path)
+        print_folder(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
-        print_report(tmp_path / "none")
+        print_folder(tmp_path / "none")
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def seeds(tmp_path_factory):
 @pytest.fixture(scope="module")
 def head(seeds):
     frames = load(seeds)
-    return headlines(frames, summarise(frames), target=0.7)[0]
+    return summarise_arms(frames, summarise(frames), target=0.7)[0]
 
 
 def test_headline(head, seeds):
@@ -157,7 +157,7 @@ def test_headline(head, seeds):
     ]
     frames = load(seeds)
     with pytest.raises(ConfigError, match="no arm is called 'X=3'; there are: b=32, no scaler; b=32, X=4"):
-        headlines(frames, summarise(frames), baseline="X=3")
+        summarise_arms(frames, summarise(frames), baseline="X=3")
 
 
 def test_speed_up_in_the_table(tmp_path):
@@ -165,7 +165,7 @@ def test_speed_up_in_the_table(tmp_path):
     make_run(tmp_path / "c2", slowdown=(1.0, 1.0), num_steps=20, evaluate_every=10)
     make_run(tmp_path / "c2-b64", slowdown=(1.0, 1.0), batch=64, num_steps=20, evaluate_every=10)
     frames = load(tmp_path)
-    (found,) = headlines(frames, summarise(frames))
+    (found,) = summarise_arms(frames, summarise(frames))
     one, two, other = found.arms.select("arm", "samples_per_s", "speed_up", "efficiency").rows()
     assert (one[0], one[2:]) == ("clients=1, b=32", (1.0, 1.0))
     assert two[2] == pytest.approx(two[1] / one[1])
@@ -184,7 +184,7 @@ def test_speed_up_needs_one_size_per_arm(tmp_path):
         for path in (tmp_path / f"a{seed}" / "attempts" / "000" / "provenance.json",):
             path.write_text(path.read_text().replace('"num_ranks": 1', f'"num_ranks": {num_ranks}'))
     frames = load(tmp_path)
-    (found,) = headlines(frames, summarise(frames))
+    (found,) = summarise_arms(frames, summarise(frames))
     assert found.size == "num_ranks"
     assert found.arms.select("arm", "speed_up", "efficiency").rows() == [("b=16", None, None), ("b=32", 1.0, 1.0)]
 
@@ -207,7 +207,7 @@ def test_equal_seconds_leave_out_no_slow_seed(tmp_path, capsys):
         add_evals(tmp_path / f"b1-{seed}", seed, (first, 20.0))
         add_evals(tmp_path / f"b2-{seed}", seed, (5.0, 10.0))
     frames = load(tmp_path)
-    (found,) = headlines(frames, summarise(frames))
+    (found,) = summarise_arms(frames, summarise(frames))
     assert found.points["seconds"] == 10.0
     assert found.arms["n"].to_list() == [4, 4]
     assert found.arms["at_seconds"].to_list() == [None, pytest.approx(0.2)]
@@ -225,35 +225,35 @@ def test_each_net_is_compared_with_itself(tmp_path, capsys):
             config = path / "config.yaml"
             write_sealed(config, config.read_text().rpartition("#")[0].replace("resnet18", f"net_{net}"))
     frames = load(tmp_path)
-    first, second = headlines(frames, summarise(frames))
+    first, second = summarise_arms(frames, summarise(frames))
     assert (first.title, first.labels) == ("net_a", ["net_a, no scaler", "net_a, X=4"])
     assert (first.points["steps"], second.points["steps"]) == (20, 10)
     assert (first.baseline, second.baseline) == ("net_a, no scaler", "net_b, no scaler")
     assert second.comparisons["top1"]["arm"].to_list() == ["net_b, X=4"]
     # An arm that is asked for by name is compared with all.
-    (one,) = headlines(frames, summarise(frames), baseline="net_a, X=4")
+    (one,) = summarise_arms(frames, summarise(frames), baseline="net_a, X=4")
     assert one.points["steps"] == 10
     assert one.comparisons["top1"]["arm"].to_list() == ["net_a, no scaler", "net_b, no scaler", "net_b, X=4"]
-    print_report(tmp_path)
+    print_folder(tmp_path)
     out = capsys.readouterr().out
     assert out.index("net_a: means over seeds") < out.index("Top-1 against net_a") < out.index("net_b: means over")
 
 
 def test_terminal_with_a_target_or_unlike_batches(tmp_path, capsys):
     make_run(tmp_path / "a", num_steps=20, evaluate_every=10)
-    print_report(tmp_path)
+    print_folder(tmp_path)
     assert "Arms" not in capsys.readouterr().out
-    print_report(tmp_path, target=0.05)
+    print_folder(tmp_path, target=0.05)
     assert "steps to 5 %" in capsys.readouterr().out.replace("\n", " ").replace("steps to 5", "steps to 5")
     make_run(tmp_path / "b", batch=64, num_steps=20, evaluate_every=10)
-    print_report(tmp_path)
+    print_folder(tmp_path)
     assert "at 2,560" in capsys.readouterr().out
 
 
 def test_json_tells_what_a_target_took_and_the_speed_up(tmp_path, capsys):
     make_run(tmp_path / "c1", slowdown=(1.0,), num_steps=20, evaluate_every=10)
     make_run(tmp_path / "c2", slowdown=(1.0, 1.0), num_steps=20, evaluate_every=10)
-    print_report(tmp_path, as_json=True, target=0.01)
+    print_folder(tmp_path, as_json=True, target=0.01)
     one, two = json.loads(capsys.readouterr().out)
     assert (one["target_steps"], one["target_samples"]) == (10, 320)
     assert (one["speed_up"], two["efficiency"]) == (1.0, pytest.approx(two["speed_up"] / 2))
@@ -286,7 +286,7 @@ def test_comparison_table(head):
 
 
 def test_terminal_with_seeds(seeds, capsys):
-    print_report(seeds)
+    print_folder(seeds)
     out = capsys.readouterr().out
     assert out.index("Arms: means over seeds") < out.index("Top-1 against b=32, no scaler") < out.index("Runs in")
     assert "not enough seeds to say" in out
@@ -296,7 +296,7 @@ def test_terminal_with_seeds(seeds, capsys):
 def test_single_seeds_have_no_verdict(tmp_path, capsys):
     make_run(tmp_path / "a", 0, 1, num_steps=20, evaluate_every=10)
     make_run(tmp_path / "b", 0, 4, num_steps=20, evaluate_every=10)
-    print_report(tmp_path, form="markdown")
+    print_folder(tmp_path, form="markdown")
     out = capsys.readouterr().out
     assert "| X=4 | 1 |" in out
     assert "Top-1 against no scaler: not enough seeds to say; a difference needs 3 seeds that both arms have." in out
@@ -304,10 +304,10 @@ def test_single_seeds_have_no_verdict(tmp_path, capsys):
 
 
 def test_markdown_and_latex(seeds, capsys):
-    print_report(seeds, form="markdown")
+    print_folder(seeds, form="markdown")
     out = capsys.readouterr().out
     assert "**Arms: means over seeds of complete runs**\n\n| arm | seeds |" in out
-    print_report(seeds, form="latex")
+    print_folder(seeds, form="latex")
     out = capsys.readouterr().out
     assert out.count(r"\begin{tabular}") == out.count(r"\end{tabular}") == 2
     assert r"final top-1 (\%)" in out
@@ -328,7 +328,7 @@ def test_forms_of_a_table():
 def test_loads_neither_torch_nor_horovod(tmp_path):
     two_client_run(tmp_path / "a")
     code = (
-        "import sys; from hpclbfl.analysis.report import print_report; print_report(sys.argv[1]); "
+        "import sys; from tests.analysis.conftest import print_folder; print_folder(sys.argv[1]); "
         "print({'torch', 'horovod', 'mpi4py', 'altair', 'vl_convert'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
@@ -361,7 +361,7 @@ def test_no_other_import_name():
 def test_a_torn_sharpness_file_is_said_and_does_no_harm(tmp_path, capsys):
     two_client_run(tmp_path / "runs" / "a")
     (tmp_path / "runs" / "a" / "sharpness.h5").write_bytes(b"torn")
-    print_report(tmp_path)
+    print_folder(tmp_path)
     out = capsys.readouterr().out
     assert f"runs/a: {tmp_path}/runs/a/sharpness.h5: " in out
     assert "71.2 %" in out
@@ -393,12 +393,12 @@ def test_runs_without_classes_show_their_loss_and_its_metrics(tmp_path, capsys):
         (None, None, 2.0, 0.5),
         (None, None, 2.5, 0.4),
     ]
-    (head,) = headlines(load(tmp_path), summarise(load(tmp_path)))
-    table = arms_table(head)
+    (task,) = summarise_arms(load(tmp_path), summarise(load(tmp_path)))
+    table = arms_table(task)
     assert table.head == ("arm", "seeds", "final loss", "final accuracy", "samples/s", "seconds")
     assert [row[2:4] for row in table.rows] == [("2", "0.5"), ("2.5", "0.4")]
     assert table.notes == ()
-    print_report(tmp_path)
+    print_folder(tmp_path)
     words = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["sync", "partition", "arm", "test", "loss", "accuracy", "seconds", "run"] in words
     assert ["bsp", "iid", "lr=0.2", "2.5", "0.4", "3.0", "runs/b"] in words

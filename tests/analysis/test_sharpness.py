@@ -4,13 +4,12 @@ import h5py
 import numpy as np
 import pytest
 
-from hpclbfl.analysis import views
+from hpclbfl.analysis import plot_data
 from hpclbfl.analysis.eigenvalues import read_all
-from hpclbfl.analysis.headline import headlines
 from hpclbfl.analysis.load import load
 from hpclbfl.analysis.page import page
 from hpclbfl.analysis.render import figure_rows, write_figures
-from hpclbfl.analysis.summary import summarise
+from hpclbfl.analysis.report import make_report
 from hpclbfl.sharpness.store import empty_tables, rows_of, save_sharpness
 from tests.analysis.conftest import two_client_run
 
@@ -60,7 +59,6 @@ def test_the_frame_has_a_row_per_eigenvalue_with_the_accuracy_of_its_step(root):
     between = (0.75 + 0.71234) / 2
     assert found["top1"].to_list() == [None, pytest.approx(between), *[pytest.approx(0.71234)] * 2, 0.75]
     # Train minus test at the last step that was evaluated on both.
-    assert found["gap_top1"].to_list() == [None, None, *[pytest.approx(0.99 - 0.71234)] * 2, None]
     assert found["iterations"].unique().to_list() == [7]
 
 
@@ -70,7 +68,7 @@ def test_whether_it_has_settled_is_known_or_not(root, tmp_path):
     frames = load(root)
     found = read_all(frames)[0]
     assert found["has_settled"].to_list() == [True, False, None]
-    list(write_figures(frames, headlines(frames, summarise(frames)), tmp_path / "out", ["svg"]))
+    list(write_figures(make_report(frames), tmp_path / "out", ["svg"]))
     drawn = (tmp_path / "out" / "sharpness.svg").read_text()
     # The run that failed has no end to be drawn at.
     assert drawn.count('opacity="0.3"') == 1
@@ -89,7 +87,7 @@ def test_the_figure_has_a_mark_per_run_at_its_last_step(root):
     add_sharpness(root / "bsp-1", 20, [12.0, -3.0])
     add_sharpness(root / "fedavg-1", 20, [2.0])
     frames = load(root)
-    rows = views.sharpness_points(frames, views.figure_runs(frames))
+    rows = plot_data.sharpness_points(frames, plot_data.figure_runs(frames))
     over_all = rows.filter(rows["seed"].is_null())
     assert over_all.select("run", "eigenvalue", "low", "high").rows() == [
         ("bsp-1", 12.0, 11.5, 12.5),
@@ -103,7 +101,7 @@ def test_single_seeds_can_be_chosen(root):
         run = two_client_run(root / f"more-{seed}", sync="{kind: post_local}", seed=seed).path.parents[1]
         add_sharpness(run, 20, [5.0 + seed])
     frames = load(root)
-    rows = views.sharpness_points(frames, views.figure_runs(frames))
+    rows = plot_data.sharpness_points(frames, plot_data.figure_runs(frames))
     assert sorted(rows.filter(rows["seed"] == 1).select("run", "eigenvalue").rows()) == [("more-1", 6.0)]
     assert rows.filter(rows["seed"].is_null())["eigenvalue"].to_list() == [5.0, 6.0]
 
@@ -112,12 +110,11 @@ def test_page_and_files_show_it(root, tmp_path):
     for name, value in (("bsp-1", 12.0), ("fedavg-1", 2.0)):
         add_sharpness(root / name, 20, [value])
     frames = load(root)
-    runs = summarise(frames)
-    heads = headlines(frames, runs)
-    html = page(frames, runs, heads)
+    report = make_report(frames)
+    html = page(report)
     assert "Sharpness and accuracy" in html
     assert "top eigenvalue of the training loss" in html
-    written = {path.name: left_out for path, left_out in write_figures(frames, heads, tmp_path / "out", ["svg"])}
+    written = {path.name: left_out for path, left_out in write_figures(report, tmp_path / "out", ["svg"])}
     assert written["sharpness.svg"] == ""
     assert "test accuracy (%)" in (tmp_path / "out" / "sharpness.svg").read_text()
 
@@ -126,10 +123,10 @@ def test_what_a_logarithmic_axis_has_no_place_for_is_told(root, tmp_path):
     add_sharpness(root / "bsp-1", 20, [-4.0])
     add_sharpness(root / "fedavg-1", 20, [2.0], residual=3.0)
     frames = load(root)
-    rows = views.sharpness_points(frames, views.figure_runs(frames))
+    rows = plot_data.sharpness_points(frames, plot_data.figure_runs(frames))
     # The residual is larger than the eigenvalue: the bar begins at a tenth of it.
     assert rows.filter(rows["run"] == "fedavg-1").select("low", "high").row(0) == (pytest.approx(0.2), 5.0)
-    list(write_figures(frames, headlines(frames, summarise(frames)), tmp_path / "out", ["svg"]))
+    list(write_figures(make_report(frames), tmp_path / "out", ["svg"]))
     assert "runs without a positive eigenvalue, not drawn: 1" in (tmp_path / "out" / "sharpness.svg").read_text()
 
 

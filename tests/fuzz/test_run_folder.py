@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from hpclbfl.analysis.export import export
 from hpclbfl.analysis.load import CACHE_FOLDER, load
 from hpclbfl.analysis.page import page
+from hpclbfl.analysis.paper_compare import compare_with_paper
 from hpclbfl.analysis.paper_report import print_paper
+from hpclbfl.analysis.printing import print_json, print_report
 from hpclbfl.analysis.render import figure_rows
-from hpclbfl.analysis.report import print_report
+from hpclbfl.analysis.report import load_some, make_report
 from hpclbfl.analysis.watch import watch
 from hpclbfl.core.text import printable
 from hpclbfl.runs.log.schema import DTYPES
@@ -245,15 +247,17 @@ def test_run_folder(tmp_path):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
             # Of numbers that no run has.
             warnings.simplefilter("ignore", RuntimeWarning)
-            frames, runs, heads = print_report(root, as_json=True)
+            frames = load_some(root)
+            report = make_report(frames)
+            print_json(report)
             if example["also"] == "text":
-                print_report(root)
-                print_report(root, form="markdown", target=0.5)
-                print_paper(root, "table1")
+                print_report(report)
+                print_report(make_report(frames, target=0.5), "markdown")
+                print_paper(compare_with_paper(frames, "table1"))
             elif example["also"] == "figures":
                 figure_rows(frames)
             elif example["also"] == "page":
-                page(frames, runs, heads)
+                page(report)
             watch(root, once=True)
             if example["also"] == "export":
                 written = export(frames, root / "tables", "csv")

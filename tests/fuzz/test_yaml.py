@@ -12,10 +12,11 @@ from hpclbfl.config.job import JobConfig, load_job, parse_job
 from hpclbfl.core.errors import HpclbflError
 from hpclbfl.core.yamlfile import parse_mapping, parse_value
 from hpclbfl.core.yamltext import dump
-from hpclbfl.slurm.expand import describe, expand, read_sweep
+from hpclbfl.slurm.expand import expand
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.resources import ProfileConfig, load_profile
 from hpclbfl.slurm.submit import arrays, sbatch_text
+from hpclbfl.slurm.sweep_file import describe, read_sweep
 from tests.fuzz.budget import fuzz
 from tests.slurm.conftest import NamedData
 

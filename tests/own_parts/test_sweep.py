@@ -9,11 +9,11 @@ import subprocess
 import pytest
 
 from hpclbfl.runs.log.reader import read_run
-from hpclbfl.slurm.devcluster.cluster import DevCluster
 from hpclbfl.slurm.status import status_rows
+from tests.devcluster.cluster import DevCluster
 from tests.own_parts.conftest import Workplace
 from tests.slurm.conftest import dev_slurm, slurm
-from tests.slurm.test_devcluster import checkpoints, logs_of, num_attempts, profile, queue, wait_for
+from tests.slurm.test_real_slurm import checkpoints, logs_of, num_attempts, profile, queue, wait_for
 from tests.training.test_checkpoint import untimed
 
 __all__ = ["dev_slurm", "slurm"]

@@ -1,4 +1,4 @@
-"""Sweeps of toy runs; a Slurm that is faked, for what it says; and a real one."""
+"""Sweeps of toy runs; a fake Slurm of shell scripts, and a real one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import yaml
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import DataConfig
 from hpclbfl.core.errors import EnvironmentFault
-from hpclbfl.slurm.devcluster.cluster import DevCluster
-from hpclbfl.slurm.devcluster.packages import can_install, install, missing
+from tests.devcluster.cluster import DevCluster
+from tests.devcluster.packages import can_install, install, missing
 
 BASE: dict[str, Any] = {
     "clients": 2,
@@ -31,11 +31,11 @@ BASE: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def diagnostics(terminal: None) -> None:
-    """What is told goes to standard error here."""
+    """Diagnostics go to standard error."""
 
 
 def write_sweep(folder: Path, data: Path | None = None, **keys: Any) -> Path:
-    """A sweep file over toy runs; `data`: the packed set, else the digits."""
+    """A sweep file over toy runs; `data`: a packed set, else the digits."""
     section = {"name": "digits"} if data is None else {"name": "packed", "path": str(data)}
     values = {"name": "demo", "base": {**BASE, "data": section}, **keys}
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,22 +45,22 @@ def write_sweep(folder: Path, data: Path | None = None, **keys: Any) -> Path:
 
 
 class NamedData:
-    """Data that are identified by their name and path alone, so that nothing is read."""
+    """Data that are identified by name and path only, so that nothing is read."""
 
     def fingerprint(self, data: DataConfig) -> str:
-        return f"content of {data.name} {data.path}"
+        return f"content of {data.name} {data.file_name}"
 
     def with_end(self, job: JobConfig) -> JobConfig:
         return job
 
 
 class FakeSlurm:
-    """Commands that say what a test wants, and write down what they were told: a stand-in for words alone."""
+    """Slurm's commands as shell scripts that print what a test wants and record how they were called."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "bin").mkdir(parents=True)
-        # Every job that was ever submitted waits.
+        # Submitted jobs wait forever.
         self.say("squeue", 'cat "$FAKE/queue" 2>/dev/null; true')
         self.say("scontrol", "echo 'ClusterName = fake'; echo 'MaxArraySize            = 4'")
         self.say("scancel", 'echo "$@" >>"$FAKE/cancelled"')
@@ -123,10 +123,10 @@ def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 @pytest.fixture(scope="session")
 def dev_slurm() -> Iterator[DevCluster]:
-    """A real Slurm of two nodes, arrays of at most three tasks; where it cannot be had, the test is skipped."""
+    """A real Slurm of two nodes, arrays of at most three tasks; the test is skipped if it cannot be installed."""
     if missing() and not can_install():
         pytest.skip("no whole Slurm on this machine, and it takes root and apt-get to install one")
-    # Names of sockets must be short, and munge's own user has to get there.
+    # Names of sockets must be short, and the user munge needs access.
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)
     cluster = DevCluster(folder / "c", max_array_size=3)
@@ -144,6 +144,6 @@ def dev_slurm() -> Iterator[DevCluster]:
 
 @pytest.fixture
 def slurm(dev_slurm: DevCluster, monkeypatch: pytest.MonkeyPatch) -> DevCluster:
-    """The real Slurm, as this process's."""
+    """The real Slurm, as the one that this process uses."""
     monkeypatch.setenv("SLURM_CONF", str(dev_slurm.conf))
     return dev_slurm

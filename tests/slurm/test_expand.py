@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hpclbfl.config.job import load_job
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.yamlfile import parse_value
-from hpclbfl.slurm.expand import Expansion, SweepConfig, describe, expand, read_sweep
+from hpclbfl.slurm.expand import Expansion, expand
+from hpclbfl.slurm.sweep_file import SweepConfig, describe, read_sweep
 from tests.slurm.conftest import BASE, NamedData, write_sweep
 
 
@@ -74,8 +75,8 @@ def test_ids_are_those_of_the_experiment(tmp_path: Path) -> None:
 
 def test_runs_that_differ_in_their_end_alone_are_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, grid={"stop": [{"steps": 9}, {"steps": 12}]}) == (
-        "/sweep.yaml: run stop={steps: 12}: differs from run stop={steps: 9} in 'stop' alone, which is one run that "
-        "trains on: keep the longest"
+        "/sweep.yaml: run stop={steps: 12}: differs from run stop={steps: 9} only in 'stop', so that they are one "
+        "run: keep the longest"
     )
 
 
@@ -141,7 +142,7 @@ def test_excluding_all_is_refused(tmp_path: Path) -> None:
         ({"grid": {"optimizer.lr": [0.1, -1]}}, "run optimizer.lr=-1: optimizer.lr: input should be greater than 0"),
         ({"grid": {"clients": [None]}}, "run clients=null: clients: must be stated in a sweep"),
         ({"grid": {"clients.x": [1]}}, "run clients.x=1: clients.x: 'clients' is a value, it has no keys"),
-        ({"ranks": 3}, "run of the base alone: ranks: 3 for 2 clients leaves some without work"),
+        ({"ranks": 3}, "run of the base job: ranks: 3 for 2 clients leaves some without work"),
         ({"grid": {"batching": [{"local_batch_size": [1, 2, 3]}]}}, "lists 3 sizes for 2 clients"),
         ({"grid": {"batching": [{"global_batch_size": 1}]}}, "batching.global_batch_size: 1 is less than one sample"),
     ],

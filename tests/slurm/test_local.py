@@ -17,13 +17,14 @@ import pytest
 
 from hpclbfl.runs.lock import acquire, is_live
 from hpclbfl.slurm import local
-from hpclbfl.slurm.expand import expand, read_sweep
+from hpclbfl.slurm.expand import expand
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.local import LocalSweep, Summary
 from hpclbfl.slurm.ranks import Launch
 from hpclbfl.slurm.resources import ProfileConfig
 from hpclbfl.slurm.status import status_rows
 from hpclbfl.slurm.sweep import DataSets
+from hpclbfl.slurm.sweep_file import read_sweep
 from tests.slurm.conftest import write_sweep
 
 RANK = """

@@ -16,7 +16,7 @@ from hpclbfl.launch.children import module_command
 from hpclbfl.runs.folder import RunFolder
 from hpclbfl.runs.lock import TOKEN, acquire
 from hpclbfl.slurm import worker
-from hpclbfl.slurm.outcome import IDLE_STOPS, Outcome, Tally, settle
+from hpclbfl.slurm.outcome import IDLE_STOPS, Outcome, Tally, conclude
 from hpclbfl.slurm.ranks import Launch, Stop, launch_command
 from hpclbfl.slurm.worker import Task, may_requeue, run_task
 from tests.attempts import mark_done
@@ -32,27 +32,27 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_done(run: RunFolder) -> None:
     mark_done(run, hash="x", step=20, top1=0.5)
-    outcome = settle(run, None, 0, False, "")
+    outcome = conclude(run, None, 0, False, "")
     assert (outcome.word, str(outcome), outcome.step) == ("done", "done: top-1 50.0 %", 20)
 
 
-@pytest.mark.parametrize(("code", "was_told"), [(75, False), (140, True), (137, True), (1, True)])
-def test_who_was_told_to_stop_or_says_so_is_stopped(run: RunFolder, code: int, was_told: bool) -> None:
+@pytest.mark.parametrize(("code", "was_asked"), [(75, False), (140, True), (137, True), (1, True)])
+def test_who_was_asked_to_stop_or_says_so_is_stopped(run: RunFolder, code: int, was_asked: bool) -> None:
     run.write_status("running", step=0)
-    assert settle(run, None, code, was_told, "").word == "stopped"
+    assert conclude(run, None, code, was_asked, "").word == "stopped"
     assert run.status().state == "requeue"
 
 
 def test_a_launcher_that_killed_late_ranks_does_not_hide_their_checkpoint(run: RunFolder) -> None:
     run.write_status("requeue", step=7)
-    assert settle(run, None, 137, False, "").word == "stopped"
+    assert conclude(run, None, 137, False, "").word == "stopped"
     assert run.status().step == 7
 
 
 def test_failures_keep_the_ranks_own_words(run: RunFolder) -> None:
     run.write_status("failed", error="rank 1: step 3: no luck")
-    for was_told in (False, True):
-        outcome = settle(run, None, 1, was_told, "noise")
+    for was_asked in (False, True):
+        outcome = conclude(run, None, 1, was_asked, "noise")
         assert (outcome.word, outcome.text) == ("failed", "rank 1: step 3: no luck")
 
 
@@ -62,13 +62,13 @@ def test_failures_keep_the_ranks_own_words(run: RunFolder) -> None:
 )
 def test_ranks_that_could_not_say_anything(run: RunFolder, code: int, text: str) -> None:
     run.write_status("running", step=0)
-    assert settle(run, None, code, False, "unknown net").text == text
+    assert conclude(run, None, code, False, "unknown net").text == text
     assert run.status().error == text
 
 
 def test_the_error_of_an_earlier_attempt_is_not_this_ones(run: RunFolder) -> None:
     run.write_status("failed", error="of yesterday")
-    assert settle(run, run.status(), 139, False, "").text == "ended by SIGSEGV"
+    assert conclude(run, run.status(), 139, False, "").text == "ended by SIGSEGV"
 
 
 def failed(step: int | None) -> Outcome:

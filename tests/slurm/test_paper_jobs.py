@@ -12,9 +12,10 @@ from hpclbfl.analysis.configs import flatten
 from hpclbfl.analysis.paper_rows import paper_table, row_of
 from hpclbfl.config.job import load_job
 from hpclbfl.core.errors import ConfigError
-from hpclbfl.slurm.expand import Run, expand, read_sweep
+from hpclbfl.slurm.expand import Run, expand
 from hpclbfl.slurm.resources import load_profile
 from hpclbfl.slurm.sweep import sweep
+from hpclbfl.slurm.sweep_file import read_sweep
 from tests.slurm.conftest import NamedData
 
 PAPER = Path(__file__).parents[2] / "jobs" / "paper"

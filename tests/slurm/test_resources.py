@@ -15,20 +15,12 @@ from hypothesis import strategies as st
 from hpclbfl.config.job import parse_job
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.yamltext import dump
-from hpclbfl.slurm.expand import Run, read_sweep
+from hpclbfl.slurm.expand import Run
 from hpclbfl.slurm.folder import SweepFolder
-from hpclbfl.slurm.resources import (
-    PROFILES,
-    ProfileConfig,
-    ResourcesConfig,
-    cut,
-    load_profile,
-    minutes,
-    sbatch_parameters,
-    shares,
-    tasks_per_node,
-)
+from hpclbfl.slurm.resources import PROFILES, ProfileConfig, ResourcesConfig, load_profile, minutes
+from hpclbfl.slurm.sbatch import cut, sbatch_parameters, shares, tasks_per_node
 from hpclbfl.slurm.submit import arrays, sbatch_text
+from hpclbfl.slurm.sweep_file import read_sweep
 from tests.slurm.conftest import BASE
 
 GOLDEN = Path(__file__).with_name("golden")

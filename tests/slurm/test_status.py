@@ -170,10 +170,10 @@ def test_cancel_tells_processes_here_and_names_those_elsewhere(
     sleeper = subprocess.Popen(["sleep", "60"])
     acquire(swept.run(ids(swept)[0]).path, {}, me=owner(process_of(sleeper.pid)))
     acquire(swept.run(ids(swept)[1]).path, {}, me=owner(ELSEWHERE))
-    with pytest.raises(RunFailed, match=f"not cancelled: {ids(swept)[1]} is in the hands of process 1 on another-host"):
+    with pytest.raises(RunFailed, match=f"not cancelled: {ids(swept)[1]} is run by process 1 on another-host"):
         cancel(swept.path)
     assert sleeper.wait(timeout=10) == -15
-    assert capsys.readouterr().err == f"told to end on this machine: process {sleeper.pid}\n"
+    assert capsys.readouterr().err == f"stopping on this machine: process {sleeper.pid}\n"
 
 
 def test_cancel_says_when_slurm_does_not_answer(
@@ -218,7 +218,7 @@ def test_jobs_that_are_none_are_refused_and_never_cancelled(
 ) -> None:
     (swept.path / "submissions" / "000.json").write_text(json.dumps({"tasks": {job: ids(swept)[0]}}))
     with pytest.raises(
-        EnvironmentFault, match=r"000.json: is damaged: tasks\..*; without it nobody knows which jobs were submitted$"
+        EnvironmentFault, match=r"000.json: is damaged: tasks\..*; it records which jobs were submitted$"
     ):
         cancel(swept.path)
     assert not (fake_slurm.folder / "cancelled").exists()

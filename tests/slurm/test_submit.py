@@ -17,10 +17,11 @@ import submitit.core.utils as submitit_utils
 from hpclbfl.core.errors import EnvironmentFault, RunFailed
 from hpclbfl.runs.lock import acquire
 from hpclbfl.slurm.cancel import cancel
-from hpclbfl.slurm.expand import expand, read_sweep
+from hpclbfl.slurm.expand import expand
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.status import status_rows
 from hpclbfl.slurm.sweep import DataSets, sweep
+from hpclbfl.slurm.sweep_file import read_sweep
 from tests.attempts import mark_done
 from tests.slurm.conftest import BASE, FakeSlurm, write_sweep
 
@@ -298,4 +299,4 @@ def test_a_pipe_in_place_of_a_log_blocks_nobody(tmp_path: Path, fake_slurm: Fake
     fake_slurm.queue()
     ((job, _),) = ((job, run) for run, jobs in folder.jobs().items() for job in jobs)
     os.mkfifo(folder.job_log(job))
-    assert status_rows(tmp_path / "out")[0]["text"].endswith("ended before the training began: it left no log")
+    assert status_rows(tmp_path / "out")[0]["text"].endswith("ended before the training began: it printed nothing")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hpclbfl.slurm.expand import SweepConfig
 from hpclbfl.slurm.resources import ProfileConfig, ResourcesConfig
+from hpclbfl.slurm.sweep_file import SweepConfig
 from tools.docs.keys import Config, keys_of, keys_table
 
 TITLES: dict[str, Config] = {

@@ -1,8 +1,8 @@
-"""The rows that figures draw: every figure's data as one small frame, aggregated over seeds and thinned.
+"""The data of the figures: one small table per figure, aggregated over seeds and thinned.
 
-All views have `arm`, `seed` (null: over all seeds of the arm; a number: that seed alone) and `label` (the arm with
-its n, or its seed). Accuracies and shares are in %. Arms of which no run is complete show what there is, and their
-label says so.
+All tables have `arm`, `seed` (null: over all seeds of the arm; a number: that seed only) and `label` (the arm with its
+n or its seed). Accuracies and shares are in %. An arm without a complete run shows its unfinished runs, and its label
+says so.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from hpclbfl.analysis import metrics, stats, traces
+from hpclbfl.analysis import metrics, stats, step_metrics
 from hpclbfl.analysis.curves import BUDGET_ROWS, CURVE_POINTS, marked, on_arm_grids, points_per_curve
 from hpclbfl.analysis.eigenvalues import read_all
 from hpclbfl.analysis.frames import Frames
 
 PERCENT = (0.0, 100.0)
 NORM_FLOOR = 1e-7
-"""Gradient norms below it are zero up to rounding in float32 (see `hpclbfl.gradients.change`), and drawn at it."""
+"""Gradient norms below it are zero up to rounding in float32 (see `hpclbfl.gradients.change`) and are drawn at it."""
 CHANGE_RANGE = (1e-3, 1e3)
-"""Of relative changes that are drawn as they are; what lies outside is drawn at its ends."""
+"""Range of relative changes; values outside are drawn at its ends."""
 
 
 def figure_runs(frames: Frames) -> pl.DataFrame:
     """The runs that are drawn: run, arm, seed, label (of the arm), n (seeds of the arm).
 
-    Of every arm the complete ones; where it has none, those that are not failed and lost no rows, as `unfinished`.
+    Of every arm the complete runs; if there are none, those that did not fail and lost no rows, as `unfinished`.
     """
     lost = frames.problems.filter("rows_lost").select("run")
     known = frames.runs.join(lost, on="run", how="anti").filter(
@@ -65,10 +65,10 @@ def final_accuracy(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
 
 
 def sharpness_points(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
-    """Sharpness and accuracy (Fig. 3), a row per run, at the last step whose Hessian was looked at.
+    """Sharpness and accuracy (Fig. 3), one row per run, at the last step whose Hessian was measured.
 
-    arm, seed, label, run, step, eigenvalue (the top one), residual, has_settled, low, high (the eigenvalue, less
-    and more the residual; no less than a tenth of it, for a logarithmic axis), top1 (%).
+    arm, seed, label, run, step, eigenvalue (the top one), residual, has_settled, low, high (eigenvalue minus and plus
+    residual; at least a tenth of the eigenvalue, for a logarithmic axis), top1 (%).
     """
     last = read_all(frames)[0].filter(pl.col("index") == 0).group_by("run", maintain_order=True).last()
     table = runs.join(last.drop("seed"), on="run", maintain_order="left").with_columns(
@@ -86,10 +86,10 @@ def gradients(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     """Gradient norm, its sum over steps, and its change (Fig. 6).
 
     arm, seed, label, x, norm, cumulative_norm, change (means over seeds), mark, threshold (of the arm's scaler), and
-    norm_beyond, change_beyond: `above` or `below` where the value lies outside the axis and its end is given instead.
+    norm_beyond, change_beyond: `above` or `below` if the value is outside the axis and replaced by the end of it.
     """
     points = points_per_curve(runs) // 2
-    curves = traces.gradient_curves(_steps_of(frames, runs), points)
+    curves = step_metrics.gradient_curves(_steps_of(frames, runs), points)
     columns = ("norm", "cumulative_norm", "change")
     table = on_arm_grids(curves, runs, columns, points)
     means = table.group_by("arm", "label", "x", maintain_order=True).agg(pl.col(columns).mean())
@@ -114,9 +114,9 @@ def scale_factor(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     """Density of the scale factor (Fig. 7, 8); arms whose factor is 1 in every step are left out, as in the paper.
 
     arm, seed, label (with the share of steps at X), factor, density (per octave), mark (the peak above 1). Means over
-    all seeds of the arm, those whose factor is always 1 among them.
+    all seeds of the arm, including those whose factor is always 1.
     """
-    counts = traces.scale_counts(_steps_of(frames, runs)).join(
+    counts = step_metrics.scale_counts(_steps_of(frames, runs)).join(
         runs.select("run", "arm"), on="run", maintain_order="left"
     )
     counts = counts.filter((pl.col("scale") != 1).any().over("arm"))
@@ -124,8 +124,8 @@ def scale_factor(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     grid = np.arange(min(0.0, octaves.min(initial=0.0)) - 0.75, octaves.max(initial=0.0) + 0.75, 0.05)
     if points_per_curve(runs) < CURVE_POINTS:
         grid = grid[::2]
-    density = traces.scale_density(counts, list(grid)).with_columns(factor=2.0 ** pl.col("octave"))
-    table = density.join(traces.scaled_share(counts), on="run").join(runs, on="run")
+    density = step_metrics.scale_density(counts, list(grid)).with_columns(factor=2.0 ** pl.col("octave"))
+    table = density.join(step_metrics.scaled_share(counts), on="run").join(runs, on="run")
     means = table.group_by("arm", "label", "factor", maintain_order=True).agg(
         pl.col("density").mean(), pl.col("share_scaled").mean()
     )
@@ -140,9 +140,9 @@ def scale_factor(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
 def time_shares(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     """Where a step's time goes (Eq. 2), %: arm, seed, label, part, share.
 
-    Parts: compute, data, transfer and wait; `sync` in place of the last two where they were not told apart.
+    Parts: compute, data, transfer and wait; `sync` instead of the last two if they were not measured separately.
     """
-    shares = traces.time_shares(_steps_of(frames, runs))
+    shares = step_metrics.time_shares(_steps_of(frames, runs))
     is_split = pl.col("share_wait").is_not_null()
     split = shares.with_columns(sync=pl.when(~is_split).then("share_sync")).rename(
         {f"share_{part}": part for part in ("compute", "data", "transfer", "wait")}
@@ -154,7 +154,7 @@ def time_shares(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
 
 
 def example_runs(runs: pl.DataFrame) -> pl.DataFrame:
-    """One run per arm, the one of the lowest seed, for what cannot be averaged; its seed stands in the label."""
+    """One run per arm, that of the lowest seed, for data that cannot be averaged; the label has its seed."""
     first = runs.sort("arm", "seed", maintain_order=True).unique("arm", keep="first", maintain_order=True)
     return first.with_columns(label=pl.format("{} (seed {})", pl.col("arm").cast(pl.String), "seed"))
 
@@ -162,10 +162,10 @@ def example_runs(runs: pl.DataFrame) -> pl.DataFrame:
 def batch_sizes(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     """Local batches over steps, of one run per arm: arm, seed (null), label, clients, client, step, local_batch_size.
 
-    Clients whose batches are always the same are one line: `clients` lists them, `client` is the first of them.
+    Clients whose batches are always equal share a line: `clients` lists them, `client` is the first of them.
     """
     example = example_runs(runs)
-    changes = traces.batch_changes(frames.steps, example["run"].cast(pl.String).to_list())
+    changes = step_metrics.batch_changes(frames.steps, example["run"].cast(pl.String).to_list())
     course = changes.group_by("run", "client", maintain_order=True).agg("step", "local_batch_size")
     lines = course.group_by("run", "step", "local_batch_size", maintain_order=True).agg(
         pl.col("client").min(), clients=pl.col("client").sort()
@@ -180,7 +180,7 @@ def batch_sizes(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Rising numbers as text: `0-3, 7`."""
+    """Sorted numbers as text: `0-3, 7`."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and parts[-1][-1] == number - 1:
@@ -191,9 +191,9 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def client_times(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
-    """What a step takes on each client, of one run per arm: arm, seed (null), label, client, part, ms (mean)."""
+    """Mean time of a step on each client, of one run per arm: arm, seed (null), label, client, part, ms."""
     example = example_runs(runs)
-    times = traces.client_times(_steps_of(frames, example))
+    times = step_metrics.client_times(_steps_of(frames, example))
     is_split = pl.col("t_wait_s").is_not_null()
     table = times.select(
         *("run", "client"),
@@ -217,7 +217,7 @@ def _example(table: pl.DataFrame, example: pl.DataFrame) -> pl.DataFrame:
 
 
 def _per_seed(table: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
-    """The rows of single seeds, labelled so; none where there is but one seed to choose from."""
+    """The rows of single seeds, labelled so; none if there is only one seed."""
     if runs["seed"].n_unique() < 2:
         return table.clear()
     return table.with_columns(label=pl.format("{} (seed {})", pl.col("arm").cast(pl.String), "seed"))

@@ -1,4 +1,4 @@
-"""slurm.conf of the throw-away cluster. Pure."""
+"""slurm.conf of the development cluster."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Node:
-    """A node that is a slurmd of its own on this machine."""
+    """A node: a slurmd on this machine."""
 
     name: str
     feature: str
-    """What a constraint can ask for."""
+    """Its feature, for constraints."""
     port: int
 
 
@@ -23,14 +23,14 @@ def slurm_conf(
     """Return the text of slurm.conf.
 
     Args:
-        folder: of the cluster; everything that it writes is in it.
+        folder: of the cluster, for everything that it writes.
         host: this machine's name.
-        user: who runs the daemons.
+        user: that runs the daemons.
         nodes: at least one.
         port: of slurmctld.
-        cpus: that each node claims to have, whatever the machine has.
-        memory_mb: the same of the memory, MB.
-        max_array_size: of job arrays.
+        cpus: cores that each node claims to have, whatever the machine has.
+        memory_mb: memory that each node claims to have, MB.
+        max_array_size: limit of job arrays.
     """
     lines = {
         "ClusterName": "hpclbfl-dev",
@@ -40,7 +40,7 @@ def slurm_conf(
         "SlurmctldPort": port,
         "AuthType": "auth/munge",
         "CredType": "cred/munge",
-        # A requeued job begins once its old credentials have expired, 120 s by default.
+        # A requeued job starts only after its old credentials have expired, by default 120 s.
         "AuthInfo": f"socket={folder}/munge/socket,cred_expire=5",
         "StateSaveLocation": f"{folder}/state",
         "SlurmdSpoolDir": f"{folder}/%n/spool",
@@ -48,7 +48,7 @@ def slurm_conf(
         "SlurmdPidFile": f"{folder}/%n/slurmd.pid",
         "SlurmctldLogFile": f"{folder}/slurmctld.log",
         "SlurmdLogFile": f"{folder}/%n/slurmd.log",
-        # Two nodes of one machine would share PMIx's sockets in one such folder.
+        # With a common folder the nodes of one machine would share PMIx's sockets.
         "TmpFS": f"{folder}/%n/tmp",
         "ProctrackType": "proctrack/linuxproc",
         "TaskPlugin": "task/none",

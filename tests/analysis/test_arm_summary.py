@@ -2,8 +2,8 @@
 
 import pytest
 
+from hpclbfl.analysis.arm_summary import ALONE, MAX_ALONE, arm_tasks, with_few_alone
 from hpclbfl.analysis.arms import data_titles
-from hpclbfl.analysis.tasks import ALONE, MAX_ALONE, arm_tasks, with_few_alone
 from tests.analysis.test_arms import job, runs
 
 

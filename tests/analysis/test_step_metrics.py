@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hpclbfl.analysis import traces
+from hpclbfl.analysis import step_metrics
 from hpclbfl.runs.log.schema import DTYPES
 
 RUNS = pl.Enum(["a", "b"])
@@ -42,7 +42,7 @@ def test_totals_by_hand():
         for c, size in ((0, 30), (1, 10), (2, 0))
     ]
     rows += [{"run": "b", "step": 0, "local_batch_size": 4, "loss": NAN, "num_samples": 4, "epoch": 0.5}]
-    found = by_run(traces.totals(steps(*rows)), "steps", "num_samples", "train_loss")
+    found = by_run(step_metrics.totals(steps(*rows)), "steps", "num_samples", "train_loss")
     assert found["a"] == (20, 800, pytest.approx((30 * 18 + 10 * 28 + 30 * 19 + 10 * 29) / 80))
     # A diverged loss stays NaN.
     assert found["b"][:2] == (1, 4)
@@ -58,7 +58,7 @@ def test_time_shares_by_hand():
         {"run": "b", **common},
     ]
     columns = ("share_data", "share_compute", "share_sync", "share_wait", "share_transfer")
-    assert by_run(traces.time_shares(steps(*rows)), *columns) == {
+    assert by_run(step_metrics.time_shares(steps(*rows)), *columns) == {
         "a": (0.2, 0.4, 0.4, 0.1, 0.05),
         "b": (0.1, 0.6, 0.3, None, None),
     }
@@ -66,14 +66,14 @@ def test_time_shares_by_hand():
 
 def test_client_times_by_hand():
     rows = [
-        {"run": "a", "client": c, "step": s, "local_batch_size": 8 * (c + 1), "t_compute_s": c + s, "t_wait_s": 1.0 - c}
+        {"run": "a", "client": c, "step": s, "t_compute_s": c + s, "t_wait_s": 1.0 - c}
         for s in range(3)
         for c in range(2)
     ]
-    found = traces.client_times(steps(*rows, lazy=False))
-    assert found.select("client", "local_batch_size", "t_compute_s", "t_wait_s", "t_data_s").rows() == [
-        (0, 8.0, 1.0, 1.0, None),
-        (1, 16.0, 2.0, 0.0, None),
+    found = step_metrics.client_times(steps(*rows, lazy=False))
+    assert found.select("client", "t_compute_s", "t_wait_s", "t_data_s").rows() == [
+        (0, 1.0, 1.0, None),
+        (1, 2.0, 0.0, None),
     ]
 
 
@@ -85,7 +85,7 @@ def test_batch_changes():
         for c, several in sizes.items()
         for s, b in enumerate(several)
     ]
-    found = traces.batch_changes(steps(*rows), ["a"])
+    found = step_metrics.batch_changes(steps(*rows), ["a"])
     assert found.rows() == [("a", 0, 0, 8), ("a", 0, 3, 4), ("a", 0, 5, 4), ("a", 1, 0, 8), ("a", 1, 5, 8)]
 
 
@@ -103,19 +103,19 @@ def test_gradient_curves_of_a_shared_model():
         for s in range(6)
         for c in range(2)
     ]
-    found = traces.gradient_curves(steps(*rows), num_points=3)
-    assert found.select("x", "norm", "cumulative_norm", "change", "kind").rows() == [
-        (2.0, 1.5, 3.0, 1.0, "reduced"),
-        (4.0, 3.5, 10.0, 2.5, "reduced"),
-        (6.0, 5.5, 21.0, 4.5, "reduced"),
+    found = step_metrics.gradient_curves(steps(*rows), num_points=3)
+    assert found.select("x", "norm", "cumulative_norm", "change").rows() == [
+        (2.0, 1.5, 3.0, 1.0),
+        (4.0, 3.5, 10.0, 2.5),
+        (6.0, 5.5, 21.0, 4.5),
     ]
     # With room for every step each is a point of its own.
-    assert traces.gradient_curves(steps(*rows), num_points=60)["x"].to_list() == [1, 2, 3, 4, 5, 6]
+    assert step_metrics.gradient_curves(steps(*rows), num_points=60)["x"].to_list() == [1, 2, 3, 4, 5, 6]
 
 
 def test_gradient_curves_of_local_training_are_means_over_clients():
     rows = [{"run": "a", "client": c, "step": 0, "local_grad_sq_norm": (2.0 * c + 1) ** 2} for c in range(2)]
-    assert traces.gradient_curves(steps(*rows)).select("norm", "kind").rows() == [(2.0, "local")]
+    assert step_metrics.gradient_curves(steps(*rows))["norm"].to_list() == [2.0]
 
 
 def test_gradient_curves_go_on_where_clients_begin_to_train_alone():
@@ -127,11 +127,11 @@ def test_gradient_curves_go_on_where_clients_begin_to_train_alone():
             ("local_grad_sq_norm", range(3, 6), (1.0, 3.0)),
         )
     ]
-    found = traces.gradient_curves(steps(*shared, *alone), num_points=3)
-    assert found.select("x", "norm", "cumulative_norm", "kind").rows() == [
-        (2.0, 5.0, 10.0, "reduced"),
-        (4.0, 3.5, 17.0, "both"),
-        (6.0, 2.0, 21.0, "local"),
+    found = step_metrics.gradient_curves(steps(*shared, *alone), num_points=3)
+    assert found.select("x", "norm", "cumulative_norm").rows() == [
+        (2.0, 5.0, 10.0),
+        (4.0, 3.5, 17.0),
+        (6.0, 2.0, 21.0),
     ]
 
 
@@ -139,35 +139,35 @@ def test_gradient_curves_leave_out_steps_without_a_finite_norm():
     # A loss scaler that was too high in step 0, and no measurement in step 3.
     norms = [math.inf, 2.0, 4.0, NAN, 6.0, 8.0]
     rows = [{"run": "a", "step": s, "grad_sq_norm": norm**2} for s, norm in enumerate(norms)]
-    found = traces.gradient_curves(steps(*rows), num_points=3)
-    assert found.select("x", "norm", "cumulative_norm", "kind").rows() == [
-        (2.0, 2.0, 2.0, "reduced"),
-        (4.0, 4.0, 6.0, "reduced"),
-        (6.0, 7.0, 20.0, "reduced"),
+    found = step_metrics.gradient_curves(steps(*rows), num_points=3)
+    assert found.select("x", "norm", "cumulative_norm").rows() == [
+        (2.0, 2.0, 2.0),
+        (4.0, 4.0, 6.0),
+        (6.0, 7.0, 20.0),
     ]
 
 
 def test_scaled_share_by_hand():
     rows = [{"run": "a", "step": s, "scale": x} for s, x in enumerate([4.0, 1.0, 1.0, 1.0, NAN])]
     rows += [{"run": "b", "scale": 1.0}]
-    counts = traces.scale_counts(steps(*rows))
+    counts = step_metrics.scale_counts(steps(*rows))
     assert counts.rows() == [("a", 1.0, 3), ("a", 4.0, 1), ("b", 1.0, 1)]
-    assert by_run(traces.scaled_share(counts), "share_scaled") == {"a": (0.25,), "b": (0.0,)}
+    assert by_run(step_metrics.scaled_share(counts), "share_scaled") == {"a": (0.25,), "b": (0.0,)}
 
 
 def test_density_of_the_scale_factor():
     rows = [{"run": "a", "step": s, "scale": x} for s, x in enumerate([4.0, 1.0, 1.0, 1.0])]
-    counts = traces.scale_counts(steps(*rows))
-    peak = 1 / (traces.BANDWIDTH * math.sqrt(2 * math.pi))
-    found = traces.scale_density(counts, [0.0, 2.0])
+    counts = step_metrics.scale_counts(steps(*rows))
+    peak = 1 / (step_metrics.BANDWIDTH * math.sqrt(2 * math.pi))
+    found = step_metrics.scale_density(counts, [0.0, 2.0])
     assert found["density"].to_list() == [pytest.approx(0.75 * peak), pytest.approx(0.25 * peak)]
     grid = np.linspace(-2, 4, 601)
-    assert np.trapezoid(traces.scale_density(counts, list(grid))["density"], grid) == pytest.approx(1.0)
+    assert np.trapezoid(step_metrics.scale_density(counts, list(grid))["density"], grid) == pytest.approx(1.0)
 
 
 def test_no_steps():
     empty = steps()
-    assert all(len(f(empty)) == 0 for f in (traces.totals, traces.time_shares, traces.client_times))
-    counts = traces.scale_counts(empty)
-    assert len(traces.scaled_share(counts)) == len(traces.scale_density(counts, [0.0])) == 0
-    assert len(traces.gradient_curves(empty)) == len(traces.batch_changes(empty, [])) == 0
+    assert all(len(f(empty)) == 0 for f in (step_metrics.totals, step_metrics.time_shares, step_metrics.client_times))
+    counts = step_metrics.scale_counts(empty)
+    assert len(step_metrics.scaled_share(counts)) == len(step_metrics.scale_density(counts, [0.0])) == 0
+    assert len(step_metrics.gradient_curves(empty)) == len(step_metrics.batch_changes(empty, [])) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpclbfl.runs import slurm_client as squeue
+from hpclbfl.runs import slurm_client
 from hpclbfl.runs.slurm_client import Job, SlurmUnavailable, clean_environment, cluster_name, live_jobs, max_array_size
 from tests.slurm.conftest import FakeSlurm
 
@@ -60,7 +60,7 @@ def test_a_lone_job_that_slurm_has_forgotten_has_ended(fake_slurm: FakeSlurm) ->
 def test_no_answer_is_not_taken_for_the_end_of_jobs(
     fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, script: str, words: str
 ) -> None:
-    monkeypatch.setattr(squeue, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(slurm_client, "TIMEOUT_S", 0.5)
     fake_slurm.say("squeue", script.replace("sleep 5", "exec sleep 5"))
     with pytest.raises(SlurmUnavailable) as error:
         live_jobs(["12"])

@@ -1,4 +1,4 @@
-"""Starts and stops the daemons of the throw-away cluster: munged, slurmctld, and one slurmd for each node."""
+"""Starts and stops the daemons of the development cluster: munged, slurmctld, and one slurmd per node."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pathlib import Path
 from hpclbfl.core.errors import EnvironmentFault
 from hpclbfl.core.process import Process, process_of
 from hpclbfl.runs.slurm_client import SlurmUnavailable, ask
-from hpclbfl.slurm.devcluster.conf import Node, slurm_conf
-from hpclbfl.slurm.devcluster.packages import find
+from tests.devcluster.conf import Node, slurm_conf
+from tests.devcluster.packages import find
 
 FEATURES = {"n1": "fast", "n2": "slow"}
 START_S = 30.0
@@ -29,7 +29,7 @@ CLAIMED_MEMORY_MB = 64_000
 
 
 def default_folder() -> Path:
-    """The folder that `make slurm-up` uses: its path is short, as names of sockets must be."""
+    """The folder that `make slurm-up` uses; its path is short, because names of sockets must be."""
     return Path(tempfile.gettempdir()) / f"hpclbfl-slurm-{os.getuid()}"
 
 
@@ -37,9 +37,9 @@ class DevCluster:
     """A cluster of two nodes in a folder.
 
     Args:
-        folder: everything that it writes lies there; nobody but its owner (and root) may write to the folders above.
-        cpus: that each node claims to have.
-        max_array_size: of job arrays.
+        folder: for everything that it writes; only its owner (and root) may be able to write to the folders above.
+        cpus: number of cores that each node claims to have.
+        max_array_size: limit of job arrays.
     """
 
     def __init__(self, folder: Path, cpus: int = 8, max_array_size: int = 1001) -> None:
@@ -47,7 +47,7 @@ class DevCluster:
 
     @property
     def conf(self) -> Path:
-        """What SLURM_CONF is to be set to."""
+        """The value for SLURM_CONF."""
         return self.folder / "slurm.conf"
 
     def is_up(self) -> bool:
@@ -59,7 +59,7 @@ class DevCluster:
         """Start it, and wait until both nodes are idle.
 
         Raises:
-            EnvironmentFault: a program is missing, or does not start; one line with its own last words.
+            EnvironmentFault: a program is missing or does not start; one line with its last error message.
         """
         if self.is_up():
             return
@@ -84,7 +84,7 @@ class DevCluster:
             raise
 
     def stop(self) -> None:
-        """End its jobs and daemons, and remove its folder; of no effect where there is none."""
+        """End its jobs and daemons and remove its folder; has no effect if there is none."""
         daemons = self._daemons()
         if not self.folder.exists():
             return
@@ -121,7 +121,7 @@ class DevCluster:
             "seed-file": folder / "seed",
         }
         words = [f"--{name}={path}" for name, path in options.items()]
-        # As root it would refuse a folder that is not root's alone.
+        # As root, munged refuses a folder that others can write to.
         force = ["--force"] if os.geteuid() == 0 and user is None else []
         self._start("munged", [find("munged"), "--foreground", *force, *words], user)
         end = time.monotonic() + START_S
@@ -129,7 +129,7 @@ class DevCluster:
             self._look_alive(end)
 
     def _start(self, name: str, command: Sequence[str], user: str | None = None) -> None:
-        # Names of the cluster around us would lead them astray.
+        # Variables of an enclosing cluster would mislead the daemons.
         env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
         with (self.folder / f"{name}.out").open("ab") as output:
             process = subprocess.Popen(
@@ -177,8 +177,8 @@ class DevCluster:
             time.sleep(0.05)
             return
         lines = [line for path in sorted(self.folder.glob("*.out")) for line in _errors(path)]
-        reason = lines[-1] if lines else f"no daemon says why within {START_S:.0f} s"
-        raise EnvironmentFault(f"the throw-away Slurm in {self.folder} does not start: {reason}")
+        reason = lines[-1] if lines else f"no error message within {START_S:.0f} s"
+        raise EnvironmentFault(f"the development Slurm in {self.folder} does not start: {reason}")
 
     def _end_jobs(self) -> None:
         with suppress(SlurmUnavailable):

@@ -1,4 +1,4 @@
-"""The programs of the throw-away cluster: whether they are there, and how they get there."""
+"""The programs of the development cluster: finding and installing them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Callable
 from hpclbfl.core.errors import EnvironmentFault
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
-# The last one holds the PMIx library under the name by which Slurm's plugin opens it.
+# libpmix-dev has the PMIx library under the name that Slurm's plugin opens.
 PACKAGES = ("slurm-wlm", "munge", "libpmix-dev")
 SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
 
 
 def find(program: str) -> str:
-    """Return the path of a program; root's folders are looked into, too.
+    """Return the path of a program; /usr/sbin is searched, too.
 
     Raises:
-        EnvironmentFault: it is not there.
+        EnvironmentFault: it is not installed.
     """
     found = shutil.which(program, path=SEARCH_PATH)
     if found is None:
@@ -28,14 +28,14 @@ def find(program: str) -> str:
 
 
 def missing() -> list[str]:
-    """Return the packages that are to be installed; of a Slurm from elsewhere, none."""
+    """Return the packages to be installed; none if Slurm was installed by other means."""
     if any(shutil.which(program, path=SEARCH_PATH) is None for program in PROGRAMS):
         return list(PACKAGES)
     return [package for package in PACKAGES if _is_debian("slurmctld") and not _is_installed(package)]
 
 
 def can_install() -> bool:
-    """Tell whether this process may install packages, and its packager knows them."""
+    """Whether this process may install packages, and apt knows them."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
     known = subprocess.run(["apt-cache", "show", *PACKAGES], capture_output=True, text=True, check=False)
@@ -46,7 +46,7 @@ def install(say: Callable[[str], None]) -> None:
     """Install what is missing, if anything is.
 
     Raises:
-        EnvironmentFault: this process may not, or apt-get fails; one line that says what is missing.
+        EnvironmentFault: this process may not install packages, or apt-get fails; one line.
     """
     packages = missing()
     if not packages:

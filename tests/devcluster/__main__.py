@@ -1,4 +1,4 @@
-"""`python -m hpclbfl.slurm.devcluster up|down`: starts and stops a Slurm of two nodes on this machine."""
+"""`python -m tests.devcluster up|down`: start and stop a Slurm of two nodes on this machine."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 from hpclbfl.core.diagnostics import Diagnostics, on_terminal
 from hpclbfl.core.errors import HpclbflError
 from hpclbfl.core.text import say, say_error
-from hpclbfl.slurm.devcluster.cluster import DevCluster, default_folder
-from hpclbfl.slurm.devcluster.packages import install
+from tests.devcluster.cluster import DevCluster, default_folder
+from tests.devcluster.packages import install
 
 logger = Diagnostics(__name__)
 
 
 def main() -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m hpclbfl.slurm.devcluster", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.devcluster", description=__doc__)
     parser.add_argument("command", choices=("up", "down"))
-    parser.add_argument("--folder", type=Path, default=default_folder(), help="of the cluster [%(default)s]")
+    parser.add_argument("--folder", type=Path, default=default_folder(), help="folder of the cluster [%(default)s]")
     arguments = parser.parse_args()
     cluster = DevCluster(arguments.folder)
     try:
         with on_terminal():
             if arguments.command == "down":
                 cluster.stop()
-                logger.info("the throw-away Slurm is stopped")
+                logger.info("the development Slurm is stopped")
                 return 0
             install(logger.info)
             cluster.start()
-            logger.info(f"a Slurm of two nodes (n1: fast, n2: slow) runs in {cluster.folder}; to talk to it:")
+            logger.info(f"a Slurm of two nodes (n1: fast, n2: slow) runs in {cluster.folder}; to use it:")
     except HpclbflError as error:
         say_error(error)
         return error.exit_code

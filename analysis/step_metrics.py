@@ -1,7 +1,7 @@
-"""What single steps say: where the time goes, gradients, the scaler's factor, batches, slow clients.
+"""Measures from steps: where the time goes, gradients, the scale factor, batches, slow clients.
 
-Pure functions on the frame `steps` of `frames.Frames` (lazy or not: one row per run, client and step). They read
-only the columns they need, as a stream, so that the frame may be larger than memory.
+Pure functions on the frame `steps` of `frames.Frames` (lazy or not: one row per run, client and step). They read only
+the columns that they need, as a stream, so that the frame may be larger than memory.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from hpclbfl.core.errors import DataError
 Steps = pl.DataFrame | pl.LazyFrame
 
 FINAL_SHARE = 0.1
-"""The training loss is the mean over this share of the steps, the last ones."""
+"""The training loss is the mean over the last steps, this share of all."""
 BANDWIDTH = 0.15
-"""Of the density of the scale factor, in octaves."""
+"""Width of the kernel for the density of the scale factor, octaves."""
 
 
 def totals(steps: Steps) -> pl.DataFrame:
     """Per run: steps (taken), epochs, num_samples, train_loss.
 
-    train_loss is the mean over the samples of the last 10 % of the steps (at least one), nats; it is NaN where the
-    loss was, and null where no sample was seen.
+    train_loss is the mean over the samples of the last 10 % of the steps (at least one), nats; NaN if a loss was NaN,
+    null if there was no sample.
     """
     lazy = steps.lazy().select("run", "step", "epoch", "num_samples", "loss", "local_batch_size")
     ends = lazy.group_by("run").agg(
@@ -40,11 +40,11 @@ def totals(steps: Steps) -> pl.DataFrame:
 
 
 def time_shares(steps: Steps) -> pl.DataFrame:
-    """Shares in the time of all clients' steps (Eq. 2), 0 to 1: t_step = t_data + t_compute + t_sync.
+    """Shares of the time of all clients' steps (Eq. 2), 0 to 1: t_step = t_data + t_compute + t_sync.
 
     Returns:
-        run, share_data, share_compute, share_sync, and of the last share_wait (for slower ranks) and share_transfer,
-        null where they were not told apart. Steps whose time was not measured are left out.
+        run, share_data, share_compute, share_sync, and its parts share_wait (for slower ranks) and share_transfer,
+        null if they were not measured. Steps whose time was not measured are left out.
     """
     parts = ("data", "compute", "sync", "wait", "transfer")
     total = pl.col("t_step_s").sum()
@@ -56,25 +56,21 @@ def time_shares(steps: Steps) -> pl.DataFrame:
 
 
 def client_times(steps: Steps) -> pl.DataFrame:
-    """What a step takes on each client: the view for stragglers.
+    """Time of a step on each client, which shows stragglers.
 
     Returns:
-        run, client, rank, local_batch_size (mean, samples), and the mean seconds per step t_data_s, t_compute_s,
-        t_wait_s, t_transfer_s, t_sync_s; null where nothing was measured.
+        run, client, and the mean seconds per step t_data_s, t_compute_s, t_wait_s, t_transfer_s, t_sync_s; null if not
+        measured.
     """
     times = ("t_data_s", "t_compute_s", "t_wait_s", "t_transfer_s", "t_sync_s")
-    lazy = steps.lazy().select("run", "client", *_with_rank(steps), "local_batch_size", *times)
-    means = [pl.col(name).fill_nan(None).mean() for name in times]
-    groups = lazy.group_by("run", "client").agg(
-        *(pl.col(name).last() for name in _with_rank(steps)), pl.col("local_batch_size").mean(), *means
-    )
+    groups = steps.lazy().group_by("run", "client").agg(pl.col(name).fill_nan(None).mean() for name in times)
     return _collect(groups).sort("run", "client")
 
 
 def batch_changes(steps: Steps, runs: Sequence[str]) -> pl.DataFrame:
-    """The steps of some runs at which a client's batch changed: run, client, step, local_batch_size.
+    """The steps of some runs at which a client's batch size changed: run, client, step, local_batch_size.
 
-    A client's first and last step are always there.
+    The first and the last step of a client are always included.
     """
     wanted = steps.lazy().filter(pl.col("run").cast(pl.String).is_in(list(runs)))
     rows = _collect(wanted.select("run", "client", "step", "local_batch_size")).sort("run", "client", "step")
@@ -84,16 +80,15 @@ def batch_changes(steps: Steps, runs: Sequence[str]) -> pl.DataFrame:
 
 
 def gradient_curves(steps: Steps, num_points: int = 60) -> pl.DataFrame:
-    """Gradient norm and its change over the run (Fig. 6; Eq. 8), in so many stretches of equal length.
+    """Gradient norm and its change over the run (Fig. 6; Eq. 8), in `num_points` stretches of equal length.
 
-    A run may reduce gradients first and then train each client alone (post-local SGD): of every step the norm that it
-    has. Steps whose norm was not measured or is not finite are left out.
+    A run may reduce gradients first and train locally later (post-local SGD): of every step the norm that it has is
+    used. Steps whose norm was not measured or is not finite are left out.
 
     Returns:
-        run, x (step + 1 of the last step of the stretch), norm (mean of |G| in it), cumulative_norm (sum of |G| over
-        all steps up to its end), change (median of the relative change of |G|^2), kind: `reduced`, the norm of the
-        gradient that all clients share, `local`, the mean over clients where each trains alone, or `both`, the stretch
-        in which a run changes over.
+        run, x (step + 1 of the last step of the stretch), norm (mean of |G| in it, of the reduced gradient or, in local
+        training, of the clients' own gradients), cumulative_norm (sum of |G| over all steps up to its end), change
+        (median of the relative change of |G|^2).
     """
     norms = ("grad_sq_norm", "local_grad_sq_norm")
     lazy = (
@@ -104,41 +99,36 @@ def gradient_curves(steps: Steps, num_points: int = 60) -> pl.DataFrame:
     last_reduced = pl.col("step").filter(pl.col("grad_sq_norm").is_not_null()).max()
     ends = lazy.group_by("run").agg(end=pl.col("step").max() + 1, last_reduced=last_reduced.fill_null(-1))
     width = pl.max_horizontal(1.0, pl.col("end") / num_points)
-    is_reduced = pl.col("step") <= pl.col("last_reduced")
+    norm = pl.when(pl.col("step") <= pl.col("last_reduced")).then("grad_sq_norm").otherwise("local_grad_sq_norm")
     binned = (
         lazy.join(ends, on="run")
-        .with_columns(bin=(pl.col("step") / width).floor().cast(pl.Int64), is_reduced=is_reduced)
-        .with_columns(norm=pl.when("is_reduced").then("grad_sq_norm").otherwise("local_grad_sq_norm"))
+        .with_columns(bin=(pl.col("step") / width).floor().cast(pl.Int64), norm=norm)
         .group_by("run", "bin")
         .agg(
             pl.col("norm").mean(),
             pl.col("change").median(),
             x=pl.col("step").max() + 1,
             count=pl.col("step").filter(pl.col("norm").is_not_null()).n_unique(),
-            has_reduced=(pl.col("norm").is_not_null() & pl.col("is_reduced")).any(),
-            has_local=(pl.col("norm").is_not_null() & ~pl.col("is_reduced")).any(),
         )
     )
     found = _collect(binned).drop_nulls("norm").sort("run", "x")
-    kind = pl.when(~pl.col("has_local")).then(pl.lit("reduced")).when("has_reduced").then(pl.lit("both"))
     return found.select(
         "run",
         pl.col("x").cast(pl.Float64),
         "norm",
         cumulative_norm=(pl.col("norm") * pl.col("count")).cum_sum().over("run"),
         change="change",
-        kind=kind.otherwise(pl.lit("local")),
     )
 
 
 def scale_counts(steps: Steps) -> pl.DataFrame:
-    """How often the gradient was multiplied by which factor: run, scale, count (client steps); unmeasured left out."""
+    """How often the gradient was multiplied by each factor: run, scale, count (of client steps)."""
     lazy = steps.lazy().select("run", "scale").filter(pl.col("scale").is_finite() & (pl.col("scale") > 0))
     return _collect(lazy.group_by("run", "scale").agg(count=pl.len())).sort("run", "scale")
 
 
 def scaled_share(counts: pl.DataFrame) -> pl.DataFrame:
-    """Share of steps at X, that is with a factor other than 1 (Fig. 7, 8), from `scale_counts`: run, share_scaled."""
+    """Share of steps with a factor other than 1 (Fig. 7, 8), from `scale_counts`: run, share_scaled."""
     scaled = pl.col("count").filter(pl.col("scale") != 1).sum()
     return counts.group_by("run", maintain_order=True).agg(share_scaled=scaled / pl.col("count").sum())
 
@@ -146,8 +136,8 @@ def scaled_share(counts: pl.DataFrame) -> pl.DataFrame:
 def scale_density(counts: pl.DataFrame, octaves: Sequence[float]) -> pl.DataFrame:
     """Kernel density estimate of the scale factor over a run's steps (Fig. 7 and 8), from `scale_counts`.
 
-    A Gaussian kernel of fixed width BANDWIDTH on log2(scale), so that the peaks of X = 2 and X = 16 look alike; the
-    density is per octave and its integral 1.
+    The Gaussian kernel has a fixed width, BANDWIDTH, on log2(scale), so that the peaks at X = 2 and X = 16 look alike;
+    the density is per octave and integrates to 1.
 
     Args:
         octaves: log2(scale) at which to evaluate it.
@@ -177,13 +167,9 @@ def _sum_if_any(name: str) -> pl.Expr:
     return pl.when(values.is_not_null().any()).then(values.sum())
 
 
-def _with_rank(steps: Steps) -> list[str]:
-    return ["rank"] if "rank" in steps.lazy().collect_schema() else []
-
-
 def _collect(frame: pl.LazyFrame) -> pl.DataFrame:
     try:
         return frame.collect(engine="streaming")
     except (pl.exceptions.ComputeError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"what was kept of the logs cannot be read ({reason}); load them again") from error
+        raise DataError(f"the cached rows of the logs cannot be read ({reason}); load them again") from error
