@@ -1,15 +1,15 @@
-"""What is measured inside a probe's process: steps of the job's own training code, their times and their memory.
+"""Time and memory of steps of the job's own training code, measured inside a probe's process.
 
-Components of Eq. 3 are counted exactly, storage by storage: parameters and buffers, gradients as the optimizer finds
-them, its state, and whatever the forward pass saves for the backward pass. The peak of a step comes from the device's
-allocator on a GPU and from the kernel's count of resident memory on a CPU.
+The components of Eq. 3 are counted exactly, storage by storage: parameters and buffers, gradients as the optimizer sees
+them, the optimizer's state, and all tensors that the forward pass saves for the backward pass. The peak of a step comes
+from the device's allocator on a GPU and from the kernel's count of resident memory on a CPU.
 """
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +27,39 @@ from hpclbfl.data.frames import Frames
 from hpclbfl.data.sampling import GlobalSampler
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.setup import make_state
+from hpclbfl.training.state import TrainState
+from hpclbfl.training.steplog import StepRecord
 from hpclbfl.training.steps import local_step, shared_step
 
 IMAGES = 4096
-"""Training images that a probe opens; it goes through them again and again."""
+"""Training images that a probe opens; it iterates over them repeatedly."""
 OTHERS = 2
 """Batch size of the rank's other clients while one is probed."""
 
 
+def take_step(state: TrainState) -> StepRecord:
+    """One optimizer step of every client of this rank, driven from outside the training loop, without an averaging."""
+    record = begin_record(state)
+    (shared_step if state.optimizer is not None else local_step)(state, record, 0)
+    state.counters.positions += state.sampler.counts(state.sizes_now)
+    state.counters.step += 1
+    return record
+
+
 class ProbeCommunicator(LocalCommunicator):
-    """A lone process in the place of a rank: it takes that rank's device and share of the node's cores."""
+    """A single process that stands in for a rank: it uses that rank's device and share of the node's cores."""
 
     def __init__(self, local_rank: int, local_size: int) -> None:
         self.local_rank, self.local_size = local_rank, local_size
 
 
 class Bench:
-    """A job's training on one device, step by step, with a batch size of one's choice.
+    """A job's training on one device, step by step, with any batch size.
 
     Args:
-        job: as it is to run; its partition, batch policy and emulation are left out.
-        local_rank, local_size: of the rank that the probe stands for.
-        num_clients: how many the rank holds.
+        job: its partition, batch policy and emulation are ignored.
+        local_rank, local_size: of the rank that the probe stands in for.
+        num_clients: clients of the rank.
     """
 
     def __init__(self, job: JobConfig, local_rank: int, local_size: int, num_clients: int = 1) -> None:
@@ -61,7 +72,7 @@ class Bench:
         self.num_train = num_train
         self.fingerprint = whole.fingerprint
         self.missing_bytes = self._missing_bytes(whole)
-        """Of decoded images that a training run keeps in memory and this process does not."""
+        """Bytes of decoded images that a training run keeps in memory and this process does not."""
 
     def _missing_bytes(self, whole: Dataset) -> int:
         state, image = self.state, int(np.prod(self.state.train_images.image_shape))
@@ -72,11 +83,7 @@ class Bench:
         """Train one step with `batch` samples on the first client; t_mov and t_c, s, the device synchronised."""
         state = self.state
         state.plan = Plan((batch, *[OTHERS] * (len(state.clients) - 1)), "probe")
-        record = begin_record(state)
-        take = shared_step if state.optimizer is not None else local_step
-        take(state, record, 0)
-        state.counters.positions += state.sampler.counts(state.sizes_now)
-        state.counters.step += 1
+        record = take_step(state)
         t_mov = _total(client.data for client in record.clients)
         t_c = _total(client.compute for client in record.clients) + _total(record.update) + _total(record.sync)
         return t_mov, t_c
@@ -120,18 +127,28 @@ class Bench:
         }
 
     def peak_of(self, batch: int, num_steps: int) -> tuple[int, list[float]]:
-        """Peak memory of steps, bytes (see `peak_memory`), and the time of each, s.
+        """Peak memory of steps, bytes (allocated on a GPU, resident on a CPU), and the time of each, s.
 
-        A first, tiny step touches what every step needs: parameters, gradients, momentum.
+        A tiny step comes first and allocates what every step needs: parameters, gradients, momentum.
         """
         self.step(OTHERS)
-        with peak_memory(self.device) as peak:
-            times = [sum(self.step(batch)) for _ in range(num_steps)]
-        return peak[0] + (0 if self.device.type == "cuda" else self.missing_bytes), times
+        is_gpu = self.device.type == "cuda"
+        if is_gpu:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            # Resets the kernel's peak; where that is not allowed, the peak since the start of the process counts.
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+        times = [sum(self.step(batch)) for _ in range(num_steps)]
+        if is_gpu:
+            return torch.cuda.max_memory_allocated(self.device), times
+        peak = _kernel_count("status", "VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak + self.missing_bytes, times
 
 
 class _Storages:
-    """Adds up the memory of tensors, each storage once, while all of them are alive."""
+    """Sums the memory of tensors, each storage once; all of them must stay alive."""
 
     def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
         self.num_bytes = 0
@@ -150,7 +167,7 @@ class _Storages:
 
 
 def probe_job(job: JobConfig, whole: Dataset, num_clients: int) -> JobConfig:
-    """The job as a probe runs it: few images, a learning rate that moves nothing, nothing emulated."""
+    """The job as a probe runs it: few images, a negligible learning rate, no emulation."""
     data = job.data
     if data.in_memory is None and data.augment != "resized_crop_flip":
         # Fewer images might fit where the whole set would not.
@@ -159,7 +176,7 @@ def probe_job(job: JobConfig, whole: Dataset, num_clients: int) -> JobConfig:
     data = data.model_copy(update={"limit": min(IMAGES, len(whole.train)), "download": False})
     sync = job.sync
     if sync.trains_alone and sync.watched_change is None:
-        # A round that no probe comes to the end of.
+        # A round longer than any probe.
         sync = component_config(ALGORITHMS, {"kind": "fedavg", "local_steps": 10**9}, "plan", "sync")
     changes = {
         "clients": num_clients,
@@ -167,7 +184,7 @@ def probe_job(job: JobConfig, whole: Dataset, num_clients: int) -> JobConfig:
         "partition": component_config(PARTITIONS, {"reshuffle": True}, "plan", "partition"),
         "sync": sync,
         "batching": component_config(POLICIES, {"local_batch_size": OTHERS}, "plan", "batching"),
-        # Weights that run away would end in numbers of another speed.
+        # Diverging weights become NaN or denormals, which compute at another speed.
         "optimizer": job.optimizer.model_copy(update={"lr": 1e-12}),
         "gradients": job.gradients.model_copy(update={"weight_noise": None}),
         "emulate": None,
@@ -175,51 +192,20 @@ def probe_job(job: JobConfig, whole: Dataset, num_clients: int) -> JobConfig:
     return job.model_copy(update=changes)
 
 
-@contextmanager
-def peak_memory(device: torch.device) -> Iterator[list[int]]:
-    """Gives a list that holds the peak, bytes, after the block: allocated on a GPU, resident on a CPU."""
-    peak: list[int] = []
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        yield peak
-        peak.append(torch.cuda.max_memory_allocated(device))
-    else:
-        reset_resident_peak()
-        yield peak
-        peak.append(resident_peak())
-
-
-def reset_resident_peak() -> None:
-    """Let the kernel's count of peak resident memory begin anew; where it cannot, the peak is that since the start."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def resident_peak() -> int:
-    """Peak resident memory of this process, bytes."""
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def resident() -> int:
-    """Resident memory of this process now, bytes; 0 where the system does not tell."""
-    return _status("VmRSS")
+    """Resident memory of this process, bytes; 0 where the system does not report it."""
+    return _kernel_count("status", "VmRSS")
 
 
 def anonymous() -> int:
-    """Memory of this process now that mirrors no file, exact where `resident` may lag by some pages; bytes."""
-    try:
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return resident()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:")), 0) or resident()
+    """Memory of this process that is backed by no file, bytes; exact where `resident` may lag by some pages."""
+    return _kernel_count("smaps_rollup", "Anonymous") or resident()
 
 
-def _status(field: str) -> int:
+def _kernel_count(file: str, field: str) -> int:
+    """A field of this process's files in /proc, bytes; 0 where there is none."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self", file).read_text().splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), 0)
