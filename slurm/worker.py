@@ -19,7 +19,7 @@ from hpclbfl.core.diagnostics import Diagnostics, on_terminal
 from hpclbfl.core.errors import REQUEUE_CODE, DataError, HpclbflError
 from hpclbfl.core.files import read_end
 from hpclbfl.core.text import say_error
-from hpclbfl.launch.relay import SAID_BYTES
+from hpclbfl.launch.relay import TAIL_BYTES
 from hpclbfl.runs.folder import RunFolder
 from hpclbfl.runs.lock import LeaseHeld, acquire, slurm_job
 from hpclbfl.runs.slurm_client import SlurmUnavailable, ask
@@ -107,7 +107,7 @@ def _run(task: Task) -> int:
 def _end_of(log: Path, begin: int) -> str:
     """What was written to a log from this byte on, or the end of it: attempts before have written to it, too."""
     try:
-        return read_end(log, SAID_BYTES, begin).decode(errors="replace")
+        return read_end(log, TAIL_BYTES, begin).decode(errors="replace")
     except (FileNotFoundError, DataError):
         return ""
 

@@ -62,14 +62,14 @@ def time_reductions(job: JobConfig, comm: Communicator, num_bytes: int, repetiti
         piece = int(job.comm.bucket_mb * 1e6) // flat.element_size() if is_shared else len(message)
         for repetition in range(-_WARMUP, repetitions):
             comm.barrier()
-            _synchronize(device)
+            synchronize(device)
             begin = time.perf_counter()
             handles = [comm.reduce_(bucket, f"plan.{k}") for k, bucket in enumerate(message.split(piece))]
             for handle in handles:
                 handle.wait()
             if emulation is not None:
                 emulation.transfer(message.nbytes)
-            _synchronize(device)
+            synchronize(device)
             if repetition >= 0:
                 own.append(time.perf_counter() - begin)
                 keys.append((message.nbytes, repetition))
@@ -140,11 +140,11 @@ def time_steps(
         comm.barrier()
         begin = time.perf_counter()
         record = take_step(state)
-        _synchronize(state.device)
+        synchronize(state.device)
         stepped = time.perf_counter()
         if state.optimizer is None:
             average_clients(state, record)
-            _synchronize(state.device)
+            synchronize(state.device)
         if repetition >= 0:
             own.append(stepped - begin + (time.perf_counter() - stepped) / local_steps)
     if state.reducer is not None:
@@ -157,6 +157,7 @@ def slowest(comm: Communicator, own: list[float]) -> list[float]:
     return [max(column) for column in zip(*comm.allgather(own), strict=True)]
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
