@@ -78,7 +78,7 @@ def test_neighbours_within_the_tolerance_are_told_apart() -> None:
     assert values_of(pairs) == pytest.approx([10.0, 9.99, 5.0], abs=2e-3)
 
 
-def test_what_runs_out_of_products_has_not_settled() -> None:
+def test_without_enough_products_nothing_has_converged() -> None:
     matrix = matrix_of(np.linspace(0, 1, 400).tolist())
     (pair,) = top_eigenpairs(lambda v: matrix @ v, start_of(400), 1, tolerance=1e-8, max_iterations=8)
     assert (pair.iterations, pair.has_settled) == (8, False)
