@@ -27,12 +27,12 @@ _GROWTH = 10
 class Eigenpair:
     """An eigenvalue, converged or not."""
 
-    value: float
+    eigenvalue: float
     """Rayleigh quotient v.Hv, signed."""
     vector: Tensor
     """[P], of norm 1, in the host's memory."""
     residual: float
-    """|Hv - value v|: H has an eigenvalue within this distance of `value`."""
+    """|Hv - eigenvalue v|: H has an eigenvalue within this distance."""
     iterations: int
     """Products with H in its run."""
     has_settled: bool

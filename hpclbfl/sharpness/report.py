@@ -46,22 +46,14 @@ class Result:
             index=range(len(self.pairs)),
             num_samples=self.num_samples,
             seed=self.seed,
-            **{name: [getattr(pair, field) for pair in self.pairs] for name, field in _PAIR.items()},
+            **{name: [getattr(pair, name) for pair in self.pairs] for name in _PAIR},
         )
         if self.spectrum is None:
             return tables
-        rows = [
-            rows_of(
-                "spectrum",
-                step,
-                vector=vector,
-                index=range(len(one.values)),
-                eigenvalue=one.values,
-                weight=one.weights,
-                residual=one.residuals,
-            )
-            for vector, one in enumerate(self.spectrum.quadratures)
-        ]
+        rows = []
+        for vector, one in enumerate(self.spectrum.quadratures):
+            columns = {"eigenvalue": one.values, "weight": one.weights, "residual": one.residuals}
+            rows.append(rows_of("spectrum", step, vector=vector, index=range(len(one.values)), **columns))
         tables["spectrum"] = np.concatenate(rows)
         parts = self.spectrum.weights()
         weight, error = mean_and_error(parts.shares)
@@ -74,20 +66,15 @@ class Result:
         return tables
 
 
-_PAIR = {
-    "eigenvalue": "value",
-    "residual": "residual",
-    "iterations": "iterations",
-    "has_settled": "has_settled",
-}
-"""Columns of an eigenpair, and its fields."""
+_PAIR = ("eigenvalue", "residual", "iterations", "has_settled")
+"""Fields of an eigenpair that are columns, too."""
 
 
 def as_json(result: Result) -> str:
     """One JSON object; numbers that are not finite are null."""
     keys = ("step", "num_parameters", "num_samples", "seed")
     pairs = [
-        {"index": index, **{name: _plain(getattr(pair, field)) for name, field in _PAIR.items()}}
+        {"index": index, **{name: _plain(getattr(pair, name)) for name in _PAIR}}
         for index, pair in enumerate(result.pairs)
     ]
     values: dict[str, Any] = {"run": str(result.run), **{key: getattr(result, key) for key in keys}}
@@ -116,7 +103,7 @@ def print_result(result: Result, num_ranks: int) -> None:
         table.add_column(name, justify="right")
     table.add_column("converged")
     for index, pair in enumerate(result.pairs):
-        numbers = (str(index), f"{pair.value:.5g}", f"{pair.residual:.2g}", str(pair.iterations))
+        numbers = (str(index), f"{pair.eigenvalue:.5g}", f"{pair.residual:.2g}", str(pair.iterations))
         table.add_row(*numbers, "yes" if pair.has_settled else "no")
     console.print(table)
     if result.spectrum is not None:
