@@ -158,7 +158,7 @@ def run(
 
 
 def read_run(path: str | Path) -> Result:
-    """The run of an existing folder, whatever its state.
+    """The run of an existing folder, in any state.
 
     Raises:
         DataError: it is no run folder.

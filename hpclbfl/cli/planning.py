@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -39,19 +40,16 @@ def plan(
     config = load_job(job, overrides)
     limit = parse_size(memory_limit) if memory_limit is not None else None
     if num_ranks is not None:
-        from hpclbfl.launch.mpirun import run_mpirun
-
         config.resolved(num_ranks)
-        command = module_command("hpclbfl", "plan", str(job), *(overrides or []), "--out", str(out))
-        valued = {"--memory-limit": memory_limit, "--plot": plot, "--max-step": max_step}
-        command += words_of({**valued, "--quick": quick, "--json": as_json, "--debug": debug})
-        raise typer.Exit(run_mpirun(num_ranks, command, hosts=hosts, debug=debug))
+        options: dict[str, object] = {"--memory-limit": memory_limit, "--out": out, "--plot": plot, "--quick": quick}
+        options |= {"--max-step": max_step, "--json": as_json, "--debug": debug}
+        _run_on_ranks("plan", [str(job), *(overrides or [])], options, num_ranks, hosts)
     from hpclbfl.planner.command import QUICK, run_plan
     from hpclbfl.planner.study import Options
 
-    options = dataclasses.replace(QUICK if quick else Options(), memory_limit=limit)
-    options = options if max_step is None else dataclasses.replace(options, max_step_s=max_step)
-    run_plan(config, options, out, plot, as_json, debug)
+    effort = dataclasses.replace(QUICK if quick else Options(), memory_limit=limit)
+    effort = effort if max_step is None else dataclasses.replace(effort, max_step_s=max_step)
+    run_plan(config, effort, out, plot, as_json, debug)
 
 
 def sharpness(
@@ -87,17 +85,22 @@ def sharpness(
 
     options = Options(samples, top, lanczos, vectors, density, seed, batch, tolerance, iterations, basis)
     if num_ranks is not None:
-        from hpclbfl.launch.mpirun import run_mpirun
         from hpclbfl.sharpness.source import find_source
 
         # Errors in the folder are reported here, once, before any rank starts.
         find_source(run)
-        command = module_command("hpclbfl", "sharpness", str(run))
-        valued = {"--samples": samples, "--top": top, "--lanczos": lanczos, "--seed": seed, "--batch": batch}
-        ends = {"--vectors": vectors, "--tolerance": tolerance, "--iterations": iterations, "--basis": basis}
-        flags = {"--density": density, "--json": as_json, "--debug": debug}
-        command += words_of({**valued, **ends, **flags})
-        raise typer.Exit(run_mpirun(num_ranks, command, hosts=hosts, debug=debug))
+        words = {f"--{name}": value for name, value in dataclasses.asdict(options).items()}
+        _run_on_ranks("sharpness", [str(run)], {**words, "--json": as_json, "--debug": debug}, num_ranks, hosts)
     from hpclbfl.sharpness.command import run_sharpness
 
     run_sharpness(run, options, as_json, debug)
+
+
+def _run_on_ranks(
+    command: str, arguments: Sequence[str], options: Mapping[str, object], num_ranks: int, hosts: str | None
+) -> NoReturn:
+    """Run the command through mpirun with the same options, and exit with its code."""
+    from hpclbfl.launch.mpirun import run_mpirun
+
+    words = module_command("hpclbfl", command, *arguments, *words_of(options))
+    raise typer.Exit(run_mpirun(num_ranks, words, hosts=hosts, debug=bool(options["--debug"])))

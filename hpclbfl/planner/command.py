@@ -44,7 +44,7 @@ def run_plan(
     """Make a plan, write plan.yaml and plan.h5 and print it from rank 0; does not return if this rank fails.
 
     Args:
-        out: plan.yaml, or a folder for it; plan.h5 goes beside it under the same name.
+        out: plan.yaml, or a folder for it; plan.h5 is written next to it under the same name.
         plot: picture to draw, .png or .svg; None: none.
     """
     if plot is not None and plot.suffix not in (".png", ".svg"):
@@ -63,7 +63,7 @@ def run_plan(
                 print_plan(plan, rows, _title(job, plan), files, result_console(comm.size))
             if plan.warnings:
                 plain.warning(f"warning: {plan.doubts()}; plan again while nothing else runs here, and without --quick")
-    # Whatever the reason, a rank that just ended would leave the others waiting.
+    # A rank that just ended, for any reason, would leave the others waiting.
     except BaseException as error:
         fail(comm, error, debug)
     comm.close()

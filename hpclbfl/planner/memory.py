@@ -31,15 +31,6 @@ Measure = Callable[[int], float | None]
 """Peak memory of a step with this batch size, bytes, in a fresh process; None where it ran out of memory."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """A probe, bytes, and the prediction that was made before it."""
-
-    batch: int
-    predicted: float
-    measured: float
-
-
 @dataclass
 class PeakProbes:
     """Probes of one device, each batch size at most once.
@@ -88,7 +79,8 @@ class Permissible:
     """It was run, and where memory is the bound, a batch slightly above the limit failed."""
     peak: BentLine
     """Peak memory, bytes."""
-    checks: tuple[Check, ...]
+    predictions: dict[int, float]
+    """Peak, bytes, by batch size, as predicted before the probe."""
     failed_batch: int | None = None
     """Smallest batch that ran out of memory; None: none did."""
 
@@ -139,7 +131,7 @@ def find_largest(probes: PeakProbes, peak: BentLine, most: int, most_is: str) ->
         most_is: the reason for `most`: data or time.
     """
     allowed = probes.limit_bytes * (1 - MARGIN)
-    checks: list[Check] = []
+    predictions: dict[int, float] = {}
     for _ in range(_TRIES):
         wanted = _next_batch(probes, peak.line, allowed, most)
         if wanted in probes.points:
@@ -147,7 +139,7 @@ def find_largest(probes: PeakProbes, peak: BentLine, most: int, most_is: str) ->
         predicted = peak(wanted)
         if probes.fits(wanted):
             measured = probes.points[wanted]
-            checks.append(Check(wanted, predicted, measured))
+            predictions[wanted] = predicted
             # A probe above the allowed peak must change the line, or the next one would be the same.
             if abs(predicted - measured) > CLOSE * measured or measured > allowed * (1 + CLOSE):
                 peak = _upper_line(probes)
@@ -155,8 +147,8 @@ def find_largest(probes: PeakProbes, peak: BentLine, most: int, most_is: str) ->
                 break
     best = max((b for b, size in probes.points.items() if size <= allowed * (1 + CLOSE)), default=min(probes.points))
     if best >= most:
-        return Permissible(best, most_is, True, peak, tuple(checks), probes.bound)
-    return Permissible(best, "memory", _fails_above(probes, peak.line, best), peak, tuple(checks), probes.bound)
+        return Permissible(best, most_is, True, peak, predictions, probes.bound)
+    return Permissible(best, "memory", _fails_above(probes, peak.line, best), peak, predictions, probes.bound)
 
 
 def _next_batch(probes: PeakProbes, line: Line, allowed: float, most: int) -> int:

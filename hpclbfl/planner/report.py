@@ -65,7 +65,7 @@ def print_plan(plan: Plan, rows: Sequence[ProbeRow], title: str, files: list[Pat
         )
         _show(console, "Step of ranks like these, with their shares (Eq. 2), ms", _steps(plan), note)
     note = (
-        "M_batch at batch 1: memory is allocated in whole pages, whatever one image needs"
+        "M_batch at batch 1: memory is allocated in whole pages, however small one image is"
         if plan.ranks[0].threads
         else ""
     )

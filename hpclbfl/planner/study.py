@@ -17,7 +17,7 @@ from hpclbfl.core.errors import RunFailed
 from hpclbfl.core.memory import free_memory, shown_size
 from hpclbfl.planner.compute import TimeFit, TimeRow, best_batch, fit_times
 from hpclbfl.planner.loading import fitted_sizes, load_order, loaded_sizes
-from hpclbfl.planner.memory import MARGIN, Check, PeakProbes, Permissible, find_largest, fit_peak
+from hpclbfl.planner.memory import MARGIN, PeakProbes, Permissible, find_largest, fit_peak
 from hpclbfl.planner.runner import Gathered, Probe
 from hpclbfl.planner.store import ProbeRow, Role
 from hpclbfl.training.emulate import emulated_limit, emulated_slowdown
@@ -205,14 +205,14 @@ class DeviceProfiler:
         # The largest timed batch fits; what else the process holds may make the guess too small.
         peak = fit_peak(probes, max(guess // 2, times.batches[-1]), most)
         top = probes.largest
-        checks = [
-            Check(batch, peak(batch), probes.points[batch])
+        predictions = {
+            batch: peak(batch)
             for batch in (3 * top // 8, 3 * top // 4)
             if batch not in probes.points and batch >= peak.straight_from and probes.fits(batch)
-        ]
+        }
         self.say("running the largest batch")
         largest = find_largest(probes, peak, most, most_is)
-        predictions = {check.batch: check.predicted for check in (*checks, *largest.checks)}
+        predictions |= largest.predictions
         for batch, size in sorted(probes.points.items()):
             role: Role = "held_out" if batch in predictions else "fit"
             predicted = predictions.get(batch, largest.peak(batch))

@@ -72,7 +72,7 @@ def run_sharpness(run: Path, options: Options, print_json: bool = False, debug: 
                 sys.stdout.write(as_json(result) + "\n")
             else:
                 print_result(result, comm.size)
-    # Whatever the reason, a rank that just ended would leave the others waiting.
+    # A rank that just ended, for any reason, would leave the others waiting.
     except BaseException as error:
         fail(comm, error, debug)
     comm.close()
@@ -143,7 +143,7 @@ def _measure(source: Source, job: JobConfig, comm: Communicator, options: Option
         spectrum=spectrum,
         seconds=time.monotonic() - begin,
     )
-    save_sharpness(result.path, result.tables(options.with_density), problem.step, _attributes(source, job))
+    save_sharpness(result.path, result.tables(options.density), problem.step, _attributes(source, job))
     return result
 
 

@@ -26,7 +26,7 @@ class Options:
     """M: Lanczos steps for the spectrum from each start vector; None: no spectrum."""
     vectors: int | None = None
     """V: start vectors that the spectrum is averaged over; None: VECTORS."""
-    with_density: bool = False
+    density: bool = False
     """Also write the spectrum as a curve."""
     seed: int = 0
     """Of the choice of images and start vectors, independent of the job's seed."""
@@ -42,7 +42,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.lanczos is not None:
             return
-        if self.with_density:
+        if self.density:
             raise ConfigError("--density: a density is drawn from the spectrum; give --lanczos M, too")
         if self.vectors is not None:
             raise ConfigError("--vectors: a spectrum is averaged over start vectors; give --lanczos M, too")

@@ -37,7 +37,7 @@ class Result:
     spectrum: Spectrum | None
     seconds: float
 
-    def tables(self, with_density: bool = False) -> Tables:
+    def tables(self, density: bool = False) -> Tables:
         """The rows of sharpness.h5."""
         tables, step = empty_tables(), self.step
         tables["eigenvalues"] = rows_of(
@@ -61,7 +61,7 @@ class Result:
         tables["weights"] = rows_of("weights", step, **places, weight=weight, error=error)
         trace, error_of_trace = self.spectrum.trace()
         tables["trace"] = rows_of("trace", step, trace=trace, error=error_of_trace, vectors=len(rows))
-        if with_density:
+        if density:
             tables["density"] = rows_of("density", step, **self.spectrum.density())
         return tables
 
