@@ -92,23 +92,23 @@ class Bench:
         """Train one step and count its memory: bytes of the model, gradient, optimizer and activation."""
         state = self.state
         modules = [state.mean.module, *(client.replica.module for client in state.clients)]
-        model = _Storages(t for module in modules for t in (*module.parameters(), *module.buffers()))
+        model = _storages(t for module in modules for t in (*module.parameters(), *module.buffers()))
         optimizers = [o for o in (state.optimizer, *(client.optimizer for client in state.clients)) if o is not None]
-        inputs, saved, gradients = _Storages(), _Storages(), _Storages()
+        inputs: dict[int, int] = {}
+        saved: dict[int, int] = {}
+        gradients: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
-            if not (model.holds(tensor) or inputs.holds(tensor)):
-                saved.add(tensor)
+            storage = tensor.untyped_storage()
+            saved.setdefault(storage.data_ptr(), storage.nbytes())
             return tensor
 
         def note_inputs(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            inputs.add(arguments[0])
+            inputs.update(_storages([arguments[0]]))
 
         def note_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        gradients.add(parameter.grad)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            gradients.update(_storages(p.grad for p in parameters if p.grad is not None))
 
         handles = [state.clients[0].replica.module.register_forward_pre_hook(note_inputs)]
         handles += [optimizer.register_step_pre_hook(note_gradients) for optimizer in optimizers[:1]]
@@ -120,10 +120,10 @@ class Bench:
                 handle.remove()
         states = [value for o in optimizers for slots in o.state.values() for value in slots.values()]
         return {
-            "model": model.num_bytes,
-            "gradient": gradients.num_bytes,
-            "optimizer": _Storages(v for v in states if isinstance(v, Tensor)).num_bytes,
-            "activation": saved.num_bytes,
+            "model": sum(model.values()),
+            "gradient": sum(gradients.values()),
+            "optimizer": sum(_storages(v for v in states if isinstance(v, Tensor)).values()),
+            "activation": sum(size for place, size in saved.items() if place not in (model | inputs)),
         }
 
     def peak_of(self, batch: int, num_steps: int) -> tuple[int, list[float]]:
@@ -147,23 +147,10 @@ class Bench:
         return peak + self.missing_bytes, times
 
 
-class _Storages:
-    """Sums the memory of tensors, each storage once; all of them must stay alive."""
-
-    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
-        self.num_bytes = 0
-        self._places: set[int] = set()
-        for tensor in tensors:
-            self.add(tensor)
-
-    def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._places:
-            self._places.add(storage.data_ptr())
-            self.num_bytes += storage.nbytes()
-
-    def holds(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage().data_ptr() in self._places
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes by address of the memory behind tensors, each storage once; all of them must stay alive."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
 def probe_job(job: JobConfig, whole: Dataset, num_clients: int) -> JobConfig:

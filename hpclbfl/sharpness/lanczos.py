@@ -62,7 +62,8 @@ class Krylov:
         self._matrix = np.zeros((len(self._basis), len(self._basis)))
         # Twice, because of rounding errors.
         self._next = _normalised(_without(_normalised(_without(start.cpu(), self._known)), self._known))
-        self._beside = 0.0
+        self._beta = 0.0
+        """Norm of the next, unnormalised Lanczos vector."""
         self.size = 0
         """Dimensions, n."""
         self.num_products = 0
@@ -86,18 +87,18 @@ class Krylov:
         image = _without(_without(image, basis), self._known)
         self._matrix[: place + 1, place] = self._matrix[place, : place + 1] = share.double().numpy()
         self.size, self.num_products = place + 1, self.num_products + 1
-        self._beside = float(torch.linalg.vector_norm(image))
+        self._beta = float(torch.linalg.vector_norm(image))
         small = max(self._noise, rounding(image.dtype) * float(np.abs(self._matrix).max()))
-        self.is_exhausted = self._beside <= small or self.size + len(self._known) >= len(image)
+        self.is_exhausted = self._beta <= small or self.size + len(self._known) >= len(image)
         if not self.is_exhausted:
-            self._next = image / self._beside
+            self._next = image / self._beta
 
     def ritz(self) -> Ritz:
         """Rayleigh-Ritz values on the space; it has at least one dimension."""
         values, vectors = np.linalg.eigh(self._matrix[: self.size, : self.size])
         # Rounding errors of the products are at least this large.
         least = float(torch.finfo(self._basis.dtype).eps) * np.abs(values).max()
-        return Ritz(values, vectors, np.maximum(self._beside * np.abs(vectors[-1]), least))
+        return Ritz(values, vectors, np.maximum(self._beta * np.abs(vectors[-1]), least))
 
     def vector(self, coefficients: NDArray[np.float64]) -> Tensor:
         """[P] of norm 1, in host memory, with coefficients [n] in the basis; of an empty space its start vector."""

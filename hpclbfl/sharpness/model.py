@@ -130,10 +130,10 @@ def _check_experiment(found: Found, source: Source, job: JobConfig) -> None:
 
 def _read_model(net: nn.Module, source: Source) -> None:
     try:
-        net.load_state_dict(read_tensors(source.model, source.model_checksum))
+        net.load_state_dict(read_tensors(source.folder.model, source.model_checksum))
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{source.model}: does not fit the run's config.yaml: {reason}") from error
+        raise DataError(f"{source.folder.model}: does not fit the run's config.yaml: {reason}") from error
 
 
 def _fill(replica: FlatModel, found: Found, job: JobConfig, shards: NDArray[np.int64], comm: Communicator) -> None:

@@ -24,11 +24,6 @@ class Source:
     data_fingerprint: str
     """Of the training data; empty if unknown."""
 
-    @property
-    def model(self) -> Path:
-        """The finished run's net."""
-        return self.folder.model
-
 
 def find_source(run: Path) -> Source:
     """Look into a run folder without reading the model.
@@ -47,12 +42,7 @@ def find_source(run: Path) -> Source:
         raise ConfigError(
             f"{run}: holds no checkpoint and no finished model; let the run finish, or set checkpoint.every_steps"
         )
-    provenance = _provenance(folder)
-    run_hash, fingerprint = provenance.get("hash", ""), provenance.get("data_fingerprint", "")
-    return Source(folder, finished_step, checksum, run_hash, fingerprint)
-
-
-def _provenance(folder: RunFolder) -> dict[str, str]:
     attempts = folder.attempts()
     found = (read_json(attempts[-1].provenance, dict) if attempts else None) or {}
-    return {key: value for key, value in found.items() if isinstance(value, str)}
+    texts = {key: value for key, value in found.items() if isinstance(value, str)}
+    return Source(folder, finished_step, checksum, texts.get("hash", ""), texts.get("data_fingerprint", ""))
