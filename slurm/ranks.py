@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,7 @@ from hpclbfl.launch.children import end_session, module_command, tethered
 from hpclbfl.launch.mpirun import (
     available_cores,
     environment_without_job,
-    find_mpirun,
-    mpirun_command,
+    local_mpirun_command,
     rank_environment,
 )
 from hpclbfl.launch.parent import GRACE_S
@@ -84,15 +82,7 @@ def launch_command(
             return train, {**environ, **rank_environment(environ, cores), **bundled_environment(environ)}
     elif "OMP_NUM_THREADS" not in environ:
         environ = {**environ, "OMP_NUM_THREADS": str(threads)}
-    argv, env = mpirun_command(
-        launch.ranks,
-        train,
-        environ,
-        cores=cores,
-        is_root=os.geteuid() == 0,
-        mpirun=find_mpirun(),
-        bundled=bundled_environment(environ),
-    )
+    argv, env = local_mpirun_command(launch.ranks, train, environ, cores)
     return [argv[0], *launch.args, *argv[1:]], env
 
 

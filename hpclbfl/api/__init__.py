@@ -1,1 +1,1 @@
-"""What a script or a notebook uses; `hpclbfl` itself has all of it by name."""
+"""The interface for scripts and notebooks; the package `hpclbfl` exports all of it."""

@@ -1,4 +1,4 @@
-"""Jobs in a script: from a file, or from values."""
+"""Jobs in a script: from a file or from values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_job(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()
 
     Args:
         path: the file; relative paths in it are relative to its folder.
-        overrides: values by key, `{"optimizer.lr": 0.3}`, or words of a command line, `["optimizer.lr=0.3"]`; relative
+        overrides: values by key, `{"optimizer.lr": 0.3}`, or as on the command line, `["optimizer.lr=0.3"]`; relative
             paths in them are relative to the working folder.
 
     Raises:
@@ -37,7 +37,7 @@ def make_job(sections: Mapping[str, Any] | None = None, /, **more: Any) -> JobCo
 
     Args:
         sections: what a job file would hold; relative paths are relative to the working folder.
-        more: further sections, each in the place of one of that name.
+        more: further sections; they replace those of the same name.
 
     Raises:
         ConfigError: a key or value is wrong; one line that names it.
@@ -47,7 +47,7 @@ def make_job(sections: Mapping[str, Any] | None = None, /, **more: Any) -> JobCo
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML would have given it: a script has paths, tuples, numpy's numbers and sections of other jobs."""
+    """Convert paths, tuples, numpy's numbers and sections of other jobs to the types that YAML has."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True)
     if isinstance(value, Mapping):

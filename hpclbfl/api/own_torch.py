@@ -1,4 +1,4 @@
-"""What a run changes in torch for the whole process, put back for the script around it."""
+"""Restores the global state of torch that a run changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def kept_torch_state() -> Iterator[None]:
-    """Leave torch's generators, deterministic kernels and number of threads as they were."""
+    """Restore torch's random number generators, deterministic kernels and number of threads on exit."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""One figure of one run or of many, as a chart that a notebook shows, or as a file."""
+"""One figure of one or more runs, as a chart for a notebook or as a file."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def plot(
         figure: learning_curves_steps, learning_curves_samples, learning_curves_seconds, final_accuracy, sharpness,
             gradient_norm, scale_factor, time_shares or batches_and_waits.
         file: also write it there, .png, .svg or .pdf.
-        task: title of the net and data to draw, where the runs are of several.
+        task: title of the net and data to draw, where there are several.
 
     Returns:
-        An altair chart; as the last value of a notebook's cell it shows itself.
+        An altair chart; a notebook displays it as the last value of a cell.
 
     Raises:
         ConfigError: no such figure, task or kind of file.
-        DataError: the runs hold nothing to draw of it.
+        DataError: the runs have no data for it.
         EnvironmentFault: the file cannot be written.
     """
     if figure not in FIGURES:

@@ -1,4 +1,4 @@
-"""Runs in a script: train a job in this process, and what a run came to, read back from its folder."""
+"""Runs in a script: train a job in this process, and read the results of a run from its folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Resume = Literal["auto", "must", "never"]
 
 
 class Result:
-    """A run, by its folder. Tables and the net are read when they are first asked for, and kept.
+    """A run, by its folder. Tables and the net are read on first access, and cached.
 
     Attributes:
         path: the run folder.
@@ -59,7 +59,7 @@ class Result:
 
     @property
     def outcome(self) -> Outcome | None:
-        """What the run came to; None: it is not done, and was not trained by this program."""
+        """The outcome of the run; None: it is not done, and was not trained by this program."""
         if self._outcome is None and (done := RunFolder(self.path).done()) is not None:
             from hpclbfl.training.session import outcome_of
 
@@ -74,10 +74,10 @@ class Result:
 
     @property
     def model(self) -> nn.Module:
-        """The trained net, on the host and in evaluation mode; of an unfinished run that of its newest checkpoint.
+        """The trained net, on the host in evaluation mode; of an unfinished run the net of its newest checkpoint.
 
         Raises:
-            ConfigError: there is neither.
+            ConfigError: the run has neither.
             DataError: its files are damaged, or the data set, whose classes it needs, is not there.
         """
         if self._model is None:
@@ -113,12 +113,12 @@ class Result:
 
     @property
     def events(self) -> pl.DataFrame:
-        """One row per event: notes, warnings, what was passed over."""
+        """One row per event: notes, warnings, skipped files."""
         return self._table(self.frames.events, "step")
 
     @property
     def problems(self) -> pl.DataFrame:
-        """One row per file that is torn, missing or of another version; its rows are in no table."""
+        """One row per file that is torn, missing or of another version; the tables lack its rows."""
         return self._table(self.frames.problems)
 
     @staticmethod
@@ -130,20 +130,20 @@ class Result:
 def run(
     job: JobConfig | str | Path | Mapping[str, Any], run_dir: str | Path | None = None, resume: Resume = "auto"
 ) -> Result:
-    """Train a job in this process; in an MPI job, together with its other ranks, which call this, too.
+    """Train a job in this process; in an MPI job, all its ranks call this together.
 
-    Nothing is printed: how far it is goes to the logger "hpclbfl". Signal handlers, torch's random numbers and its
-    choice of deterministic kernels are as before once it returns. A signal that asks to stop (SIGTERM, SIGUSR2, SIGHUP,
-    SIGXCPU) lets it save its state and return early, with the outcome's reason "asked to stop".
+    Nothing is printed: progress goes to the logger "hpclbfl". Signal handlers, torch's random number generators and its
+    choice of deterministic kernels are restored on return. Upon a signal that asks to stop (SIGTERM, SIGUSR2, SIGHUP,
+    SIGXCPU) it saves its state and returns early, with the outcome's reason "asked to stop".
 
     Args:
         job: or the path of a job file, or a job's sections.
         run_dir: the run folder; None: `runs/<slug>-<hash>` below the working folder.
-        resume: go on from a checkpoint: if there is one (a run that is done is left alone), or fail, or start anew.
+        resume: resume from a checkpoint: if there is one (a finished run is not changed), or fail, or start anew.
 
     Raises:
         ConfigError: a job that cannot be run, or a folder that holds another experiment.
-        HpclbflError: the run failed; its folder says so, too. Where several ranks train, a failure ends all of them.
+        HpclbflError: the run failed, as its folder also says. With several ranks a failure ends all of them.
     """
     from hpclbfl.api.own_torch import kept_torch_state
     from hpclbfl.training.script import run_in_script
@@ -159,7 +159,7 @@ def run(
 
 
 def read_run(path: str | Path) -> Result:
-    """A run of which the folder is there, whatever its state.
+    """The run of an existing folder, in any state.
 
     Raises:
         DataError: it is no run folder.
@@ -171,9 +171,9 @@ def read_run(path: str | Path) -> Result:
 
 
 def load_runs(folder: str | Path) -> Frames:
-    """All runs at or below a folder, as polars frames whose key is `run`.
+    """All runs at or below a folder, as polars frames with the key `run`.
 
     Raises:
-        DataError: the folder is not there, or holds no run.
+        DataError: the folder does not exist, or holds no run.
     """
     return load_some(folder)

@@ -1,6 +1,6 @@
 """`hpclbfl bench comm`: the sum of a buffer over ranks, by engine and size.
 
-A launch per variant: Horovod's thread would tax the others.
+One launch per variant: Horovod's background thread would slow the others down.
 """
 
 from __future__ import annotations
@@ -19,38 +19,37 @@ VARIANTS = {
     "gloo": "torch.distributed",
     "memcpy": "memcpy (the limit)",
 }
-_HOST_ONLY = ("mpi", "mpi4py")
+_COMPARED = (
+    *(("mpi", against) for against in ("horovod-default", "gloo", "mpi4py", "memcpy")),
+    ("horovod", "horovod-default"),
+)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be chosen."""
+    """Settings of the benchmark."""
 
     rounds: int = 9
     num_ranks: int = 2
     mb: tuple[float, ...] = (1.0, 10.0, 100.0)
     """Sizes of the float32 buffer, MB (1e6 bytes)."""
-    variants: tuple[str, ...] = field(default_factory=lambda: runnable(VARIANTS, host_only=_HOST_ONLY))
+    variants: tuple[str, ...] = field(default_factory=lambda: runnable(VARIANTS, host_only=("mpi", "mpi4py")))
 
 
 def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
-    """Run all variants; every launch takes all sizes."""
+    """Run all variants; every launch measures all sizes."""
     findings = Findings(f"Sum over {settings.num_ranks} ranks", VARIANTS)
     libraries: dict[str, str] = findings.extra.setdefault("libraries", {})
+    groups = [f"{mb:g} MB" for mb in settings.mb]
     with Launcher(settings.num_ranks, debug) as launcher:
         for _, variant in turns(settings.variants, settings.rounds):
             extra = HOROVOD_DEFAULTS if variant == "horovod-default" else None
             found = launcher.run("comm_ranks", variant, settings, extra)
             libraries[variant] = found["library"]
-            for mb, times in zip(settings.mb, found["times_s"], strict=True):
-                findings.add(_group(mb), variant, "ms", [1e3 * t for t in times])
+            for group, times in zip(groups, found["times_s"], strict=True):
+                findings.add(group, variant, "ms", [1e3 * t for t in times])
     findings.sort(list(VARIANTS))
-    for mb in settings.mb:
-        for against in ("horovod-default", "gloo", "mpi4py", "memcpy"):
-            findings.compare(_group(mb), "mpi", against)
-        findings.compare(_group(mb), "horovod", "horovod-default")
+    for group in groups:
+        for variant, against in _COMPARED:
+            findings.compare(group, variant, against)
     return findings
-
-
-def _group(mb: float) -> str:
-    return f"{mb:g} MB"

@@ -1,4 +1,4 @@
-"""`hpclbfl bench NAME`: finds the benchmark, checks its options, runs it, writes and prints what it found."""
+"""`hpclbfl bench NAME`: finds the benchmark, checks its options, runs it, writes and prints the findings."""
 
 from __future__ import annotations
 
@@ -18,17 +18,9 @@ from hpclbfl.core.text import say
 logger = Diagnostics(__name__, title="")
 
 BENCHMARKS = ("comm", "step", "scaler", "input", "log", "hetero")
-"""Each is a module beside this one with `VARIANTS`, `Settings` and `measure`."""
-OPTIONS = {
-    "rounds": "--rounds",
-    "num_ranks": "-np",
-    "model": "--model",
-    "batch": "--batch",
-    "steps": "--steps",
-    "mb": "--mb",
-    "variants": "--variants",
-}
-"""Settings that the command line takes."""
+"""Each is a module of this folder with `VARIANTS`, `Settings` and `measure`."""
+OPTIONS = {"num_ranks": "-np"}
+"""Settings whose option is not `--` and their name."""
 
 
 def run(name: str, options: dict[str, Any], out: Path | None, as_json: bool, debug: bool) -> None:
@@ -39,41 +31,38 @@ def run(name: str, options: dict[str, Any], out: Path | None, as_json: bool, deb
         out: the file to write; None: see `report.default_path`.
 
     Raises:
-        ConfigError: an unknown benchmark or variant, or an option that this one does not take.
+        ConfigError: an unknown benchmark or variant, or an option that the benchmark does not have.
         EnvironmentFault: the file cannot be written, or there is no MPI.
         RunFailed: a rank failed.
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"bench {name}: unknown benchmark; there are {', '.join(BENCHMARKS)}")
     module: Any = importlib.import_module(f"hpclbfl.bench.{name}")
-    settings = _settings(name, module, {key: value for key, value in options.items() if value is not None})
-    path = out or report.default_path(name)
-    prepare_output(path)
-    with Turns(name) as turns:
-        findings = module.measure(settings, turns, debug)
-    text = report.as_text(report.document(name, asdict(settings), findings))
-    write_output(path, text.encode())
-    if as_json:
-        sys.stdout.write(text)
-    else:
-        report.print_tables(findings)
-    if as_json:
-        # Standard output is the document alone.
-        logger.info(path)
-    else:
-        say(path, sys.stdout)
-
-
-def _settings(name: str, module: Any, given: dict[str, Any]) -> Any:
     known = [field.name for field in fields(module.Settings)]
-    takes = ", ".join(flag for key, flag in OPTIONS.items() if key in known)
+    given = {key: value for key, value in options.items() if value is not None}
+    flags = {key: OPTIONS.get(key, f"--{key}") for key in options}
     for key in given:
         if key not in known:
-            raise ConfigError(f"bench {name}: {OPTIONS[key]} does not go with it; it takes {takes}")
+            takes = ", ".join(flag for option, flag in flags.items() if option in known)
+            raise ConfigError(f"bench {name}: {flags[key]} does not go with it; it takes {takes}")
     for mb in given.get("mb", ()):
         if not mb > 0:
             raise ConfigError(f"bench {name}: --mb {mb:g}: a size is above 0")
     for variant in given.get("variants", ()):
         if variant not in module.VARIANTS:
-            raise ConfigError(f"bench {name}: --variants: unknown '{variant}'; there are {', '.join(module.VARIANTS)}")
-    return module.Settings(**given)
+            known_variants = ", ".join(module.VARIANTS)
+            raise ConfigError(f"bench {name}: --variants: unknown '{variant}'; there are {known_variants}")
+    path = out or report.default_path(name)
+    prepare_output(path)
+    settings = module.Settings(**given)
+    with Turns(name) as turns:
+        findings = module.measure(settings, turns, debug)
+    text = report.as_text(report.document(name, asdict(settings), findings))
+    write_output(path, text.encode())
+    if as_json:
+        # Standard output is the document alone.
+        sys.stdout.write(text)
+        logger.info(path)
+    else:
+        report.print_tables(findings)
+        say(path, sys.stdout)

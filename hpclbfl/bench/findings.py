@@ -1,4 +1,4 @@
-"""What a benchmark measured: series of values by round, and the ratios between them."""
+"""The measurements of a benchmark: series of values by round, and the ratios between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WORDS = {
     "images/s": ("faster", "slower"),
     "%": ("less", "more"),
 }
-"""By unit: what the better and the worse side of a ratio are called."""
+"""By unit: the words for a better and a worse ratio."""
 _HIGHER_IS_BETTER = ("images/s",)
 
 
@@ -25,7 +25,7 @@ class Series:
     """One quantity of one variant."""
 
     group: str
-    """What is compared within: a size, a net, a quantity."""
+    """Series are compared within a group: a size, a net, a quantity."""
     variant: str
     title: str
     """The variant in words."""
@@ -42,7 +42,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How one series stands to another of its group."""
+    """Ratio of two series of a group."""
 
     group: str
     variant: str
@@ -66,11 +66,11 @@ class Findings:
         self.series: list[Series] = []
         self.comparisons: list[Comparison] = []
         self.extra: dict[str, Any] = {}
-        """What else was found, JSON values."""
+        """Further results, JSON values."""
         self._titles = titles
 
     def add(self, group: str, variant: str, unit: str, values: Sequence[float], title: str | None = None) -> None:
-        """Take one round's values of a series."""
+        """Add one round's values to a series."""
         found = self.find(group, variant)
         if found is None:
             found = Series(group, variant, title or self._titles.get(variant, variant), unit)
@@ -82,13 +82,13 @@ class Findings:
         return next((s for s in self.series if (s.group, s.variant) == (group, variant)), None)
 
     def sort(self, variants: Sequence[str]) -> None:
-        """Put the series in the order of these variants, groups as they came; variants took turns."""
+        """Sort the series by variant within groups; the groups keep their order."""
         groups = list(dict.fromkeys(s.group for s in self.series))
         place = {variant: k for k, variant in enumerate(variants)}
         self.series.sort(key=lambda s: (groups.index(s.group), place.get(s.variant, len(place))))
 
     def compare(self, group: str, variant: str, against: str) -> None:
-        """Add the ratio of two series; none where one of them was left out."""
+        """Add the ratio of two series, unless one of them was not measured."""
         ours, theirs = self.find(group, variant), self.find(group, against)
         if ours is None or theirs is None:
             return

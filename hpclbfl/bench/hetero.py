@@ -1,8 +1,8 @@
-"""`hpclbfl bench hetero`: how well batch policies use ranks of unlike speed, against the sum of their rates.
+"""`hpclbfl bench hetero`: how well batch policies use heterogeneous ranks, compared with the sum of their speeds.
 
-Two ranks compute in earnest, one of them slowed three times. With more ranks than cores one would measure the machine's
-scheduler, so the scenarios of four ranks sleep instead of computing: (a + b * batch) * slow-down, with the
-communication, the exchange of times and the policies as in training.
+In one scenario two ranks train, one of them slowed 3 times. Four ranks on fewer cores would measure the machine's
+scheduler, so they sleep instead of computing: (a + b * batch) * slowdown, with the communication, the exchange of times
+and the policies of training.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.launches import Launcher
+from hpclbfl.bench.training import write_images
 from hpclbfl.bench.turns import Turns
 
 POLICIES: dict[str, dict[str, Any]] = {
@@ -21,12 +22,12 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 VARIANTS = {"equal": "equal batches", "warmup": "proportional, from a warm-up", "dynamic": "dynamic"}
 SLEEP_S = (0.004, 0.0004)
-"""a and b: fixed part of a step, and part of each sample, s."""
+"""a and b, s: the fixed part of a step, and the part of each sample."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Ranks of unlike speed."""
+    """Ranks and their speeds."""
 
     title: str
     slowdown: tuple[float, ...]
@@ -34,23 +35,23 @@ class Scenario:
     batch: int
     """Global, samples."""
     steps: int
-    settled: int
-    """First step that counts."""
+    first: int
+    """First step that counts, when the policy is expected to have converged."""
     change: tuple[int, int, float] | None = None
-    """(step, rank, slow-down) in mid-run."""
+    """(step, rank, slowdown) during the run."""
 
 
 SCENARIOS = {
     "slow": Scenario("2 ranks, one slowed 3 times, real compute", (1, 3), True, 64, 40, 20),
     "four": Scenario("4 ranks of speed 1, 1, 1/2, 1/4, sleeping", (1, 1, 2, 4), False, 256, 80, 20),
     "change": Scenario("4 ranks, one slows 4 times in mid-run, sleeping", (1,) * 4, False, 256, 120, 80, (50, 3, 4.0)),
-    "alike": Scenario("4 ranks alike, sleeping", (1,) * 4, False, 256, 120, 20),
+    "alike": Scenario("4 equal ranks, sleeping", (1,) * 4, False, 256, 120, 20),
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be chosen."""
+    """Settings of the benchmark."""
 
     rounds: int = 3
     model: str = "resnet18"
@@ -61,9 +62,7 @@ class Settings:
 
 def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
     """Run all policies in all scenarios."""
-    from hpclbfl.bench.training import write_images
-
-    findings = Findings("Throughput against the sum of the ranks' rates at their batches", VARIANTS)
+    findings = Findings("Throughput relative to the sum of the ranks' speeds at their batches", VARIANTS)
     plans: dict[str, Any] = findings.extra.setdefault("plans", {})
     for name in settings.scenarios:
         scenario = SCENARIOS[name]

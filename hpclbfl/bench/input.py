@@ -24,17 +24,17 @@ VARIANTS = {
 _SIDE, _NUM_CLASSES, _SEED = 32, 10, 0
 _PADDING = 4
 _SHARE = {"loader": 1.0, "pil": 0.04}
-"""Of the images, taken in a round: both then run for a good part of a second."""
+"""Share of the images that a variant loads in a round: both then take a considerable part of a second."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be chosen."""
+    """Settings of the benchmark."""
 
     rounds: int = 15
     batch: int = 128
     images: int = 50_000
-    """Random ones of CIFAR's shape, uint8."""
+    """Random images of CIFAR's shape, uint8."""
     variants: tuple[str, ...] = tuple(VARIANTS)
 
 

@@ -1,4 +1,4 @@
-"""`hpclbfl bench log`: what a step's row in the HDF5 log costs, flushes included."""
+"""`hpclbfl bench log`: the cost of a step's row in the HDF5 log, including flushes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,13 @@ _TABLE = "steps"
 _DTYPE = DTYPES[_TABLE]
 _COLUMNS = _DTYPE.names or ()
 _SHARE = {"blocks": 1.0, "rows": 0.1, "columns": 0.02}
-"""Of the rows, written in a round: the slow ones need not many."""
+"""Share of the rows that a variant writes in a round: fewer for the slow ones."""
 _CHUNK_ROWS = 200
-
-Write = Callable[[Path, int], float]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be chosen."""
+    """Settings of the benchmark."""
 
     rounds: int = 15
     rows: int = 10_000
@@ -43,20 +41,17 @@ class Settings:
 
 
 def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
-    """Run all variants in this process, into files of a temporary folder."""
+    """Run all variants in this process, with files in a temporary folder."""
     findings = Findings(f"A row of {len(_COLUMNS)} columns in the HDF5 log", VARIANTS)
     findings.extra["hdf5"] = h5py.version.hdf5_version
-    writers: dict[str, Write] = {"blocks": _blocks, "rows": _rows, "columns": _columns}
+    writers: dict[str, Callable[[Path, int], float]] = {"blocks": _blocks, "rows": _rows, "columns": _columns}
     with tempfile.TemporaryDirectory(prefix="hpclbfl-bench-") as folder:
         path = Path(folder, "log.h5")
-        counts = {name: max(BLOCK_ROWS, int(_SHARE[name] * settings.rows)) for name in settings.variants}
         for variant in settings.variants:
             writers[variant](path, BLOCK_ROWS)
-            path.unlink()
         for _, variant in turns(settings.variants, settings.rounds):
-            seconds = writers[variant](path, counts[variant])
-            path.unlink()
-            findings.add("row", variant, "us", [1e6 * seconds / counts[variant]])
+            count = max(BLOCK_ROWS, int(_SHARE[variant] * settings.rows))
+            findings.add("row", variant, "us", [1e6 * writers[variant](path, count) / count])
     findings.sort(list(VARIANTS))
     for against in ("rows", "columns"):
         findings.compare("row", "blocks", against)
@@ -64,12 +59,13 @@ def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
 
 
 def _row(step: int) -> tuple[Any, ...]:
-    """A row as training makes it: integers count, floats were measured."""
+    """A row like those of training: integers count up, floats have all their digits."""
     return tuple(step if _DTYPE[name].kind == "i" else math.sqrt(step + 1) for name in _COLUMNS)
 
 
 def _blocks(path: Path, count: int) -> float:
-    """The product's log; seconds for `count` rows that outlive the process."""
+    """Our log; seconds until `count` rows are flushed."""
+    path.unlink(missing_ok=True)
     rows = [_row(step) for step in range(count)]
     with RunLog(path, {}) as log:
         begin = time.perf_counter()
@@ -80,29 +76,26 @@ def _blocks(path: Path, count: int) -> float:
 
 
 def _rows(path: Path, count: int) -> float:
-    """One table, through h5py's usual calls."""
-    rows = [np.array(_row(step), _DTYPE) for step in range(count)]
+    """One table, written through h5py's usual calls."""
     with h5py.File(path, "w") as file:
-        table = file.create_dataset(_TABLE, (0,), _DTYPE, maxshape=(None,), chunks=(_CHUNK_ROWS,))
-        begin = time.perf_counter()
-        for step, row in enumerate(rows):
-            table.resize((step + 1,))
-            table[step] = row
-            table.flush()
-        return time.perf_counter() - begin
+        tables = [file.create_dataset(_TABLE, (0,), _DTYPE, maxshape=(None,), chunks=(_CHUNK_ROWS,))]
+        return _written(file, tables, [(np.array(_row(step), _DTYPE),) for step in range(count)])
 
 
 def _columns(path: Path, count: int) -> float:
-    """A dataset per column, through h5py's usual calls."""
-    rows = [_row(step) for step in range(count)]
+    """A dataset per column, written through h5py's usual calls."""
+    kinds = {"maxshape": (None,), "chunks": (_CHUNK_ROWS,)}
     with h5py.File(path, "w") as file:
-        columns = [
-            file.create_dataset(name, (0,), _DTYPE[name], maxshape=(None,), chunks=(_CHUNK_ROWS,)) for name in _COLUMNS
-        ]
-        begin = time.perf_counter()
-        for step, row in enumerate(rows):
-            for column, value in zip(columns, row, strict=True):
-                column.resize((step + 1,))
-                column[step] = value
-            file.flush()
-        return time.perf_counter() - begin
+        columns = [file.create_dataset(name, (0,), _DTYPE[name], **kinds) for name in _COLUMNS]
+        return _written(file, columns, [_row(step) for step in range(count)])
+
+
+def _written(file: h5py.File, datasets: list[h5py.Dataset], rows: list[tuple[Any, ...]]) -> float:
+    """Append each row's values to the datasets and flush; seconds of all."""
+    begin = time.perf_counter()
+    for step, row in enumerate(rows):
+        for dataset, value in zip(datasets, row, strict=True):
+            dataset.resize((step + 1,))
+            dataset[step] = value
+        file.flush()
+    return time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""What others would use in our place: raw mpi4py, Horovod's own calls, torch.distributed, and their training steps."""
+"""The alternatives to this package: plain mpi4py, Horovod's own calls, torch.distributed, and their training steps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def mpi_sum(flat: Tensor) -> None:
 
 
 def join(comm: Communicator, folder: str, device: torch.device) -> str:
-    """Make torch.distributed's group of the same ranks; returns its backend."""
+    """Form torch.distributed's group of the same ranks; returns its backend."""
     # NCCL refuses two ranks on one GPU.
     backend = "nccl" if device.type == "cuda" and comm.local_size <= torch.cuda.device_count() else "gloo"
     torch.distributed.init_process_group(
@@ -51,10 +51,10 @@ def join(comm: Communicator, folder: str, device: torch.device) -> str:
 
 
 def leave(comm: Communicator) -> None:
-    """Let all ranks end in order, and torch.distributed's group with them."""
+    """End torch.distributed's group and the communicator on all ranks."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    # The first rank to leave makes Horovod end MPI on all of them.
+    # When the first rank leaves, Horovod ends MPI on all of them.
     comm.barrier()
     comm.close()
 
@@ -79,9 +79,7 @@ def in_horovod(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.
 
 
 class PlainTraining:
-    """A training script as anybody would write it, on the job's data, net and optimizer.
-
-    The loader, the net and torch's fused SGD are those of our own step: the communication alone differs.
+    """A plain training script on the job's data, net and optimizer, of which only the communication differs from ours.
 
     Args:
         job: with its clients resolved, one per rank.

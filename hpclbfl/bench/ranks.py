@@ -1,4 +1,4 @@
-"""What every rank of a launch does: read its task, measure, leave the result or the error in the launch's folder."""
+"""Runs on every rank of a launch: reads the task, measures, writes the result or the error into the launch's folder."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from typing import Any
 
 import torch
 
-from hpclbfl.bench.launches import ERROR, RESULT
 from hpclbfl.comm.base import Communicator
 from hpclbfl.core.launched import launched_rank
 from hpclbfl.core.text import say_traceback
+from hpclbfl.planner.network import slowest, synchronize
+
+RESULT, ERROR = "result.json", "rank{}.error"
+"""Files in a launch's folder: what rank 0 measured, why a rank failed."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a launch is to do."""
+    """One launch."""
 
     variant: str
     settings: dict[str, Any]
@@ -30,28 +33,25 @@ class Task:
     scratch: str
     """Shared by all launches of the benchmark."""
 
+    def log(self, comm: Communicator, prefix: str = "rank") -> Path:
+        """A log file for this rank."""
+        return Path(self.folder) / f"{prefix}{comm.rank:05d}.h5"
+
 
 def run(measure: Callable[[Task], dict[str, Any]]) -> None:
     """Carry out the task that the command line names; rank 0's answer (JSON values) is the result."""
     path = Path(sys.argv[1])
     rank = launched_rank(os.environ)
     try:
-        task = Task(**json.loads(path.read_text(encoding="utf-8")))
-        found = measure(task)
+        found = measure(Task(**json.loads(path.read_text(encoding="utf-8"))))
         if rank == 0:
             (path.parent / RESULT).write_text(json.dumps(found), encoding="utf-8")
     except BaseException as error:
         say_traceback(error)
         line = (str(error).splitlines() or [""])[0]
         (path.parent / ERROR.format(rank)).write_text(f"{type(error).__name__}: {line}", encoding="utf-8")
-        # mpirun ends the others; leaving in order would wait for them.
+        # mpirun ends the other ranks; a regular exit would wait for them.
         os._exit(1)
-
-
-def settle(device: torch.device) -> None:
-    """Return once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def times_s(
@@ -62,24 +62,19 @@ def times_s(
     count: int,
     before: Callable[[], object] = lambda: None,
 ) -> list[float]:
-    """Time an action that all ranks begin together; the slowest rank's time counts, seconds [count].
+    """Time an action that all ranks start together; the slowest rank's times, seconds [count].
 
     Args:
-        warmup: calls before those that count.
-        before: is called ahead of each, outside the time.
+        warmup: calls that are not counted, before the others.
+        before: is called before each, untimed.
     """
     own = []
     for _ in range(warmup + count):
         before()
-        settle(device)
+        synchronize(device)
         comm.barrier()
         begin = time.perf_counter()
         action()
-        settle(device)
+        synchronize(device)
         own.append(time.perf_counter() - begin)
     return slowest(comm, own[warmup:])
-
-
-def slowest(comm: Communicator, own: list[float]) -> list[float]:
-    """The largest over ranks, element by element."""
-    return [max(column) for column in zip(*comm.allgather(own), strict=True)]

@@ -1,4 +1,4 @@
-"""Medians with their spread, and ratios of two series that were measured in turns."""
+"""Medians with quartiles, and ratios of two series that were measured in turns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Spread:
-    """Where the middle half of some values lies."""
+    """Median and quartiles."""
 
     median: float
     lower_quartile: float
@@ -32,12 +32,12 @@ class Ratio:
 
     @property
     def inverse(self) -> Ratio:
-        """The other way round."""
+        """Denominator over numerator."""
         return Ratio(1 / self.value, 1 / self.high, 1 / self.low, self.num_rounds)
 
     @property
-    def is_told_apart(self) -> bool:
-        """Whether the interval leaves out 1."""
+    def is_significant(self) -> bool:
+        """Whether the interval excludes 1."""
         return self.low > 1 or self.high < 1
 
 
@@ -50,8 +50,8 @@ def spread(values: Sequence[float]) -> Spread:
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
     """Median over rounds of numerator / denominator, with its percentile bootstrap interval over rounds.
 
-    B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. Whole rounds are drawn, so what
-    slowed both sides of a round down leaves the interval as it is. One round has no interval: its ends are the ratio.
+    B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. Whole rounds are resampled, so a
+    slowdown of both sides of a round does not widen the interval. The interval of one round is the ratio itself.
 
     Args:
         numerators, denominators: a value above 0 per round, [R].
@@ -62,7 +62,7 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     if not numerators or len(numerators) != len(denominators):
         raise ValueError(f"pairs are needed, not {len(numerators)} and {len(denominators)} values")
     ratios = np.asarray(numerators, dtype=np.float64) / np.asarray(denominators, dtype=np.float64)
-    # The same draws every time: the interval is a function of what was measured.
+    # A fixed seed: the interval depends on the measurements alone.
     draws = np.random.Generator(np.random.PCG64(_SEED)).integers(0, len(ratios), (RESAMPLES, len(ratios)))
     medians = np.median(ratios[draws], axis=1)
     tail = (1 - CONFIDENCE) / 2
@@ -71,10 +71,7 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
 
 
 def describe(ratio: Ratio, better: str = "faster", worse: str = "slower") -> str:
-    """In words, `2.9x faster (2.7 to 3.1)`; a ratio above 1 is the better side.
-
-    An interval that holds 1 is said to tell nothing, and one round to have no interval.
-    """
+    """In words: `2.9x faster (2.7 to 3.1)`; above 1 is better. Says so where the interval includes 1 or is missing."""
     word = better
     if ratio.value < 1:
         ratio, word = ratio.inverse, worse
@@ -82,7 +79,7 @@ def describe(ratio: Ratio, better: str = "faster", worse: str = "slower") -> str
     if ratio.num_rounds == 1:
         return f"{text} (one round, no interval)"
     text += f" ({_shown(ratio.low)} to {_shown(ratio.high)})"
-    return text if ratio.is_told_apart else f"{text}, not told apart"
+    return text if ratio.is_significant else f"{text}, not significant"
 
 
 def _shown(number: float) -> str:

@@ -1,7 +1,7 @@
-"""`hpclbfl bench step`: one bulk-synchronous step, ours and others', and the share of averaging under FA.
+"""`hpclbfl bench step`: one bulk-synchronous step of this package and its peers, and the share of averaging under FA.
 
-A launch per variant: Horovod's thread would tax the others. All have the same flags, threads and allocator variables,
-the same images, net and optimizer.
+One launch per variant: Horovod's background thread would slow the others down. All have the same flags, threads and
+allocator variables, the same images, net and optimizer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.launches import HOROVOD_DEFAULTS, Launcher, runnable
+from hpclbfl.bench.training import StepSettings, write_images
 from hpclbfl.bench.turns import Turns
 
 VARIANTS = {
@@ -24,56 +25,34 @@ VARIANTS = {
     "fa-horovod": "FA, engine horovod (as launched)",
 }
 LOCAL_STEPS = 50
-"""H, to which the cost of an averaging is set in proportion."""
-_HOST_ONLY = ("mpi", "fa-mpi")
-_COMPARED = (
-    ("mpi", "compute"),
-    ("mpi", "distributed-optimizer"),
-    ("mpi", "ddp"),
-    ("horovod", "compute"),
-    ("horovod", "distributed-optimizer"),
-    ("horovod", "ddp"),
-)
+"""H, for the share of an averaging."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What can be chosen."""
+class Settings(StepSettings):
+    """Settings of the benchmark."""
 
-    rounds: int = 9
-    num_ranks: int = 2
-    model: str = "resnet18"
-    batch: int = 32
-    """Samples per rank and step."""
-    steps: int = 12
-    """Timed per launch."""
-    warmup: int = 4
-    variants: tuple[str, ...] = field(default_factory=lambda: runnable(VARIANTS, host_only=_HOST_ONLY))
+    variants: tuple[str, ...] = field(default_factory=lambda: runnable(VARIANTS, host_only=("mpi", "fa-mpi")))
 
 
 def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
     """Run all variants."""
-    from hpclbfl.bench.training import image_side, write_images
-
-    what = f"{settings.model}, {image_side(settings.model)} px, batch {settings.batch} per rank"
-    findings = Findings(f"One step on {settings.num_ranks} ranks: {what}", VARIANTS)
+    findings = Findings(f"One step {settings.describe()}", VARIANTS)
     libraries: dict[str, str] = findings.extra.setdefault("libraries", {})
-    local, averaging, share = "FA, a local step", "FA, an averaging", f"FA, averaging's share at H = {LOCAL_STEPS}"
     with Launcher(settings.num_ranks, debug) as launcher:
         write_images(launcher.scratch, settings.model, settings.num_ranks * settings.batch)
         for _, variant in turns(settings.variants, settings.rounds):
             extra = HOROVOD_DEFAULTS if variant == "distributed-optimizer" else None
             found = launcher.run("step_ranks", variant, settings, extra)
             libraries[variant] = found["library"]
-            steps = found["steps_s"]
-            if "averagings_s" not in found:
-                findings.add("BSP step", variant, "ms", [1e3 * t for t in steps])
-                continue
-            findings.add(local, variant, "ms", [1e3 * t for t in steps])
-            findings.add(averaging, variant, "ms", [1e3 * t for t in found["averagings_s"]])
-            cost = float(np.median(found["averagings_s"])) / (LOCAL_STEPS * float(np.median(steps)))
-            findings.add(share, variant, "%", [100 * cost])
+            steps, averagings = found["steps_s"], found.get("averagings_s")
+            findings.add("FA, a local step" if averagings else "BSP step", variant, "ms", [1e3 * t for t in steps])
+            if averagings:
+                findings.add("FA, an averaging", variant, "ms", [1e3 * t for t in averagings])
+                share = float(np.median(averagings)) / (LOCAL_STEPS * float(np.median(steps)))
+                findings.add(f"FA, averaging's share at H = {LOCAL_STEPS}", variant, "%", [100 * share])
     findings.sort(list(VARIANTS))
-    for variant, against in _COMPARED:
-        findings.compare("BSP step", variant, against)
+    for variant in ("mpi", "horovod"):
+        for against in ("compute", "distributed-optimizer", "ddp"):
+            findings.compare("BSP step", variant, against)
     return findings

@@ -1,8 +1,9 @@
-"""The product's own training step on random images, driven from outside the loop."""
+"""Our training step on random images, driven from outside the training loop."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from hpclbfl.data.images import encode_png
 from hpclbfl.data.packed import write_packed
 from hpclbfl.data.splits import ArrayImages
 from hpclbfl.models import ImageModelConfig
+from hpclbfl.planner.measure import take_step
 from hpclbfl.runs.log.writer import RunLog
-from hpclbfl.training.loop import begin_record
 from hpclbfl.training.rebalance import observe
 from hpclbfl.training.setup import make_state
 from hpclbfl.training.steplog import StepLog
@@ -32,7 +33,7 @@ _STEPS_PER_PASS = 4
 
 
 def image_side(model: str) -> int:
-    """The smallest usual size that a net takes, pixels.
+    """The smallest common image size that a net takes, pixels.
 
     Raises:
         ConfigError: an unknown net; lists the known ones.
@@ -44,7 +45,7 @@ def image_side(model: str) -> int:
 
 
 def write_images(folder: Path, model: str, global_batch_size: int) -> Path:
-    """Make a packed set of random images, of the net's size, for a few steps."""
+    """Write a packed set of random images of the net's size, for a few steps."""
     side, count = image_side(model), _STEPS_PER_PASS * global_batch_size
     rng = np.random.default_rng(0)
 
@@ -76,8 +77,27 @@ def make_job(images: Path, model: str, batch: int, num_ranks: int, **sections: A
     return parse_job({**values, **sections}, "bench")
 
 
+@dataclass(frozen=True)
+class StepSettings:
+    """Settings of the benchmarks of whole steps."""
+
+    rounds: int = 9
+    num_ranks: int = 2
+    model: str = "resnet18"
+    batch: int = 32
+    """Samples per rank and step."""
+    steps: int = 12
+    """Timed per launch and variant."""
+    warmup: int = 4
+
+    def describe(self) -> str:
+        """The ranks and the work of a step, in words."""
+        work = f"{self.model}, {image_side(self.model)} px, batch {self.batch} per rank"
+        return f"on {self.num_ranks} ranks: {work}"
+
+
 class Training:
-    """A run of the product, a step at a time: data, step, averaging, ranks' times and log are those of training.
+    """A run of this package, a step at a time: data, step, averaging, exchange of times and log are those of training.
 
     Args:
         job: with its clients resolved.
@@ -90,17 +110,13 @@ class Training:
         self._is_shared = self.state.algorithm.shares_model(1)
         self._steps = StepLog(RunLog(log, {}), self.state.clock)
         self._open: StepRecord | None = None
-        """The newest step, while an averaging may follow."""
+        """The last step, while an averaging may follow."""
 
     def step(self) -> None:
         """One optimizer step of every client, without the averaging that may follow."""
-        state, counters = self.state, self.state.counters
         self._finish(averages=False)
-        self._open = record = begin_record(state)
-        state.algorithm.step(state, record, 0)
-        counters.positions += state.counts_now
-        counters.step += 1
-        record.epoch, record.num_samples = state.epoch, counters.num_samples
+        self._open = record = take_step(self.state)
+        record.epoch, record.num_samples = self.state.epoch, self.state.counters.num_samples
         if self._is_shared:
             self._finish(averages=False)
 

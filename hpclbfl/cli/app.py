@@ -1,4 +1,4 @@
-"""The command line: its commands, what they have in common, and how one ends that fails."""
+"""The command line: its commands, their common options, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from hpclbfl.core.signals import Interrupted
 from hpclbfl.core.text import make_streams_safe, say, say_error, say_traceback
 
 OTHERS_WAIT_S = 5.0
-"""How long ranks other than 0 hold back an error that comes before MPI has started."""
+"""How long ranks other than 0 delay an error before MPI has started, seconds."""
 
 
 class _Commands(TyperGroup):
-    """All commands. Their diagnostics go to the terminal, and Ctrl-C ends one as any other signal does."""
+    """All commands. Diagnostics go to the terminal, and Ctrl-C acts like other signals."""
 
     def invoke(self, ctx: Any) -> Any:
         with on_terminal(ctx.meta.get(LEVEL)):
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt:
-                # typer would end it without a word.
+                # typer would end it without a message.
                 raise Interrupted(signal.SIGINT) from None
 
 
@@ -45,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Look into data sets and pack them.", no_args_is_help=True)
+data_app = typer.Typer(help="Inspect data sets and pack them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 COMMANDS: tuple[Callable[..., None], ...] = (
@@ -73,17 +73,17 @@ def _root(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    # The options act by themselves.
+    # The options are handled by their callbacks.
     pass
 
 
-# Of typer's own copy of click, or of click itself: which of them depends on typer's version.
+# From typer's own copy of click or from click itself, depending on typer's version.
 _CLICK_ERRORS = (kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 _COMMAND_LINE_ERROR: type[Exception] = next(_CLICK_ERRORS)
 
 
 def _say_usage(error: Any) -> int:
-    """Say what is wrong with the command line, whose words may be of a stranger's making; returns the exit code."""
+    """Report an error in the command line, whose words may be untrusted; returns the exit code."""
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         lines = error.format_message().splitlines()
@@ -97,7 +97,7 @@ def _say_usage(error: Any) -> int:
 
 
 def main() -> None:
-    """Entry point: errors of ours are one line on stderr and an exit code."""
+    """Entry point: an error of ours is one line on stderr and an exit code."""
     from hpclbfl.core.launched import launched_rank
 
     make_streams_safe()
@@ -107,7 +107,7 @@ def main() -> None:
         if "--debug" in sys.argv:
             say_traceback(error)
         if launched_rank(os.environ):
-            # Rank 0 most likely has the same to say; the launcher ends all ranks soon after the first has gone.
+            # Rank 0 most likely reports the same error, and the launcher ends all ranks soon after the first.
             time.sleep(OTHERS_WAIT_S)
         say_error(error)
         code = error.exit_code

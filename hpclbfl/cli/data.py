@@ -19,12 +19,12 @@ logger = Diagnostics(__name__, title="")
 def info(
     file: Annotated[Path, typer.Argument(metavar="JOB.yaml|FILE.h5", help="A job, or a packed file.")],
     overrides: Overrides = None,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="PICTURE", help="Draw it, too (.png or .svg).")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PICTURE", help="Also draw it (.png or .svg).")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show the clients' label counts of a job, or what a packed file holds."""
+    """Print the label distribution of a job's clients, or the content of a packed file."""
     from hpclbfl.data import info as labels
 
     if file.suffix in (".h5", ".hdf5"):
@@ -43,12 +43,12 @@ def info(
 def pack(
     name: Annotated[str, typer.Argument(help="A data set by name, or imagefolder.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.h5", help="The packed file to write.")],
-    path: Annotated[Path | None, typer.Option("--path", help="Where the set lies.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch a set that is not there.")] = False,
+    path: Annotated[Path | None, typer.Option("--path", help="Path of the data set.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download a missing data set.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a data set or a folder of images as one packed file."""
+    """Write a data set or a folder of images into one packed file."""
     from hpclbfl.config.components import DATASETS, component_config
     from hpclbfl.data.pack import pack as pack_set
 

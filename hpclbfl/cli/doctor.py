@@ -1,4 +1,4 @@
-"""What this machine has, and what to do about what is missing."""
+"""Checks of this machine's software and hardware, with a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ from hpclbfl.core.text import cell
 from hpclbfl.launch.children import module_command, tethered
 from hpclbfl.launch.messages import find_start_failure
 from hpclbfl.launch.mpi_probe import MARK
-from hpclbfl.launch.mpirun import available_cores, environment_without_job, find_mpirun, has_gpu, mpirun_command
+from hpclbfl.launch.mpirun import (
+    available_cores,
+    environment_without_job,
+    find_mpirun,
+    has_gpu,
+    local_mpirun_command,
+)
 
 State = Literal["ok", "warn", "missing", "absent"]
 REINSTALL = "run make install"
@@ -33,7 +39,7 @@ PROBE = module_command("hpclbfl.launch.mpi_probe")
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at; `absent` is what is optional and not there."""
+    """One finding; `absent` is optional and not there."""
 
     name: str
     state: State
@@ -54,14 +60,13 @@ def check_torch() -> list[Check]:
     import torch
 
     found = Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
-    if not torch.cuda.is_available():
-        return [found, Check("GPU", "absent", "none that torch can use")]
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return [found, Check("GPU", "ok", ", ".join(names))]
+    gpu = Check("GPU", "ok", ", ".join(names)) if names else Check("GPU", "absent", "none that torch can use")
+    return [found, gpu]
 
 
 def check_vision() -> Check:
-    """Check that torchvision and timm import beside this torch."""
+    """Check that torchvision and timm can be imported with this torch."""
     from hpclbfl.core.vision import torchvision  # isort: skip
     import timm
 
@@ -84,38 +89,27 @@ def check_mpirun() -> Check:
 
 
 def check_horovod() -> list[Check]:
-    """Load Horovod and mpi4py together in a process of their own, without mpirun."""
+    """Load Horovod and mpi4py together in a separate process, without mpirun."""
     probe = _probe(PROBE)
     if isinstance(probe, str):
         return [Check("Horovod", "missing", probe, REINSTALL)]
     built = ", ".join(name for name in ("mpi", "nccl") if probe[name]).upper() or "nothing"
-    found = f"{probe['horovod']}, built with {built}"
-    horovod = Check("Horovod", "ok", found)
+    state: State = "ok" if probe["mpi"] else "missing"
+    remedy = "" if probe["mpi"] else "needs a build with MPI: make clean install"
     if probe["mpi"] and not probe["nccl"] and has_gpu():
+        state = "warn"
         remedy = "gradients of GPUs travel through the host: make clean install HOROVOD_GPU_OPERATIONS=NCCL"
-        horovod = Check("Horovod", "warn", found, remedy)
-    if not probe["mpi"]:
-        horovod = Check("Horovod", "missing", found, "needs a build with MPI: make clean install")
+    horovod = Check("Horovod", state, f"{probe['horovod']}, built with {built}", remedy)
     found = f"{probe['mpi4py']}, {', '.join(probe['libraries']) or 'MPI library unknown'}"
-    if not probe["shared"]:
-        remedy = "Horovod and mpi4py load different MPI libraries: unset MPI4PY_LIBMPI or make clean install"
-        return [horovod, Check("mpi4py", "missing", found, remedy)]
-    return [horovod, Check("mpi4py", "ok", found)]
+    if probe["shared"]:
+        return [horovod, Check("mpi4py", "ok", found)]
+    remedy = "Horovod and mpi4py load different MPI libraries: unset MPI4PY_LIBMPI or make clean install"
+    return [horovod, Check("mpi4py", "missing", found, remedy)]
 
 
 def check_ranks() -> Check:
     """Let two ranks add a number through Horovod."""
-    environ = environment_without_job(os.environ)
-    argv, env = mpirun_command(
-        2,
-        PROBE,
-        environ,
-        cores=available_cores(),
-        is_root=os.geteuid() == 0,
-        mpirun=find_mpirun(),
-        bundled=bundled_environment(environ),
-    )
-    probe = _probe(argv, env)
+    probe = _probe(*local_mpirun_command(2, PROBE, environment_without_job(os.environ)))
     if isinstance(probe, str):
         return Check("two ranks", "missing", probe, "see the lines for mpirun and Horovod")
     if probe["total"] != 2.0:
@@ -147,9 +141,8 @@ def check_slurm() -> Check:
     version = shown.stdout.strip()
     listed = _run(["srun", "--mpi=list"])
     if "pmix" not in listed.stdout + listed.stderr:
-        return Check(
-            "Slurm", "warn", f"{version}, no pmix", "srun cannot start the ranks: hpclbfl sweep --cluster slurm-mpirun"
-        )
+        remedy = "srun cannot start the ranks: hpclbfl sweep --cluster slurm-mpirun"
+        return Check("Slurm", "warn", f"{version}, no pmix", remedy)
     return Check("Slurm", "ok", f"{version}, srun --mpi=pmix")
 
 
@@ -161,7 +154,7 @@ def check_machine() -> Check:
 
 
 def check_digits() -> Check:
-    """Check that the data set of the quickstart came with the package."""
+    """Check that the data set of the quickstart is part of the installation."""
     digits = importlib.resources.files("hpclbfl") / "data" / "digits.h5"
     if not digits.is_file():
         return Check("digits", "missing", f"{digits} is not there", "git checkout hpclbfl/data, or install anew")
@@ -183,7 +176,7 @@ CHECKS: tuple[tuple[str, Callable[[], Check | list[Check]]], ...] = (
 
 
 def checks() -> list[Check]:
-    """Look at everything; a check that cannot even start is a finding, too."""
+    """Run all checks; one that cannot start is a finding, too."""
     found: list[Check] = []
     for name, look in CHECKS:
         try:
@@ -197,7 +190,7 @@ def checks() -> list[Check]:
 
 
 def print_table(found: list[Check]) -> None:
-    """Print the checks for people."""
+    """Print the findings as a table."""
     from rich.text import Text
 
     from hpclbfl.core.table import DataTable
@@ -239,7 +232,7 @@ def _run(argv: list[str], env: Mapping[str, str] | None = None) -> subprocess.Co
 
 
 def _probe(argv: list[str], env: Mapping[str, str] | None = None) -> dict[str, Any] | str:
-    """Return what the probe printed, or why it printed nothing."""
+    """Return the probe's results, or the reason why there are none."""
     try:
         done = _run(argv, env)
     except subprocess.TimeoutExpired:

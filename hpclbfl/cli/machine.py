@@ -1,4 +1,4 @@
-"""`hpclbfl doctor` and `bench`: what this machine has, and how fast it is."""
+"""`hpclbfl doctor` and `bench`: what this machine has, and its speed."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from hpclbfl.cli.options import AsJson, Debug, Quiet, Verbose
 
 
 def doctor(as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """Print what this machine has (MPI, Horovod, Slurm, GPUs, HDF5) and what to do about what is missing."""
+    """Check this machine (MPI, Horovod, Slurm, GPUs, HDF5) and print a remedy for each problem."""
     from hpclbfl.cli.doctor import run
 
     raise typer.Exit(run(as_json))
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="comm, step, scaler, input or log.")],
-    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Turns of every variant.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="comm, step, scaler, input, log or hetero.")],
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds; each runs every variant.")] = None,
     num_ranks: Annotated[int | None, typer.Option("-np", "-n", min=1, help="Number of ranks [2].")] = None,
     model: Annotated[str | None, typer.Option("--model", metavar="NET", help="step, scaler: the net.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="step, scaler, input: samples per batch.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=2, help="step, scaler: timed per launch.")] = None,
     mb: Annotated[list[float] | None, typer.Option("--mb", help="comm: a buffer's size, MB; may be repeated.")] = None,
-    variants: Annotated[str | None, typer.Option("--variants", metavar="A,B", help="These alone, by name.")] = None,
+    variants: Annotated[str | None, typer.Option("--variants", metavar="A,B", help="Only these variants.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="[runs/bench/NAME-TIME.json]")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure this package side by side with its peers, each a ratio from one run; writes all of it to a file."""
+    """Compare this package with its peers, all measured in one run; writes all measurements to a file."""
     from hpclbfl.bench import command
 
     options = {

@@ -1,4 +1,4 @@
-"""`hpclbfl report`, `watch` and `export`: what became of runs, out of their logs. None of them loads torch."""
+"""`hpclbfl report`, `watch` and `export`: results of runs, from their logs. None of them loads torch."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ logger = Diagnostics(__name__, title="")
 def report(
     directory: Runs,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="report.html", help="Write tables and figures as a page, too.")
+        Path | None, typer.Option("--out", "-o", metavar="report.html", help="Also write tables and figures as a page.")
     ] = None,
     figures: Annotated[
-        Path | None, typer.Option("--figures", metavar="OUTDIR", help="Write the figures as PNG, SVG and PDF, too.")
+        Path | None, typer.Option("--figures", metavar="OUTDIR", help="Also write the figures as PNG, SVG and PDF.")
     ] = None,
     form: Annotated[
-        Literal["text", "markdown", "latex"], typer.Option("--format", help="Of the tables that are printed.")
+        Literal["text", "markdown", "latex"], typer.Option("--format", help="Format of the printed tables.")
     ] = "text",
     baseline: Annotated[
-        str | None, typer.Option("--baseline", metavar="ARM", help="Label of the arm to compare with [the first one].")
+        str | None, typer.Option("--baseline", metavar="ARM", help="Label of the arm to compare with [the first].")
     ] = None,
     target: Annotated[
         float | None,
-        typer.Option("--target", min=0.0, max=1.0, help="Test accuracy to reach; also print what it took."),
+        typer.Option("--target", min=0.0, max=1.0, help="Also print what it took to reach this test accuracy."),
     ] = None,
     paper: Annotated[
         str | None,
-        typer.Option("--paper", metavar="TABLE", help="Lay the runs beside a table of the paper: table1, table2."),
+        typer.Option("--paper", metavar="TABLE", help="Compare the runs with a table of the paper: table1, table2."),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Print tables of runs, read back from their logs; write a page and figures of them."""
+    """Print tables of runs from their logs; write them as a page and figures."""
     if paper is not None:
         from hpclbfl.analysis.paper_compare import compare_with_paper
         from hpclbfl.analysis.paper_report import print_paper, print_paper_json
@@ -87,7 +87,7 @@ def watch(
 
 def export(
     directory: Runs,
-    form: Annotated[Literal["parquet", "csv"], typer.Option("--format", help="Of the files.")] = "parquet",
+    form: Annotated[Literal["parquet", "csv"], typer.Option("--format", help="Format of the files.")] = "parquet",
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write [DIR/tables].")] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -100,7 +100,7 @@ def export(
     frames = load_some(directory)
     folder = directory / "tables"
     if out is None:
-        # Nobody named it: a link there may lead anywhere.
+        # The default: an existing link there is not followed.
         make_folder(folder)
     for path, rows in write_tables(frames, out or folder, form):
         say(f"{path}: {rows} rows", sys.stdout)

@@ -24,7 +24,7 @@ def train(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run one experiment, in the MPI job it finds itself in (mpirun, horovodrun, srun) or in one process."""
+    """Run one experiment, in the surrounding MPI job (mpirun, horovodrun, srun) or in one process."""
     from hpclbfl.config.job import load_job
     from hpclbfl.core.launched import launched_size
 
@@ -36,7 +36,7 @@ def train(
     if launched_size(os.environ) > 1:
         from hpclbfl.launch.parent import end_with_parent
 
-        # Also where mpirun was started by hand.
+        # Needed where mpirun was started by hand.
         end_with_parent()
     from hpclbfl.training.loop import STOPPED
     from hpclbfl.training.session import run_job
@@ -61,7 +61,7 @@ def launch(
     from hpclbfl.config.job import load_job
     from hpclbfl.launch.postmortem import launch_run
 
-    # Errors in the job come from here, once, and before any rank starts.
+    # Errors in the job are reported here, once, before any rank starts.
     config = load_job(job, overrides, run_dir if resume != "never" else None).resolved(num_ranks)
     command = module_command("hpclbfl", "train", str(job), *(overrides or []))
     command += ["--run-dir", str(run_dir)] if run_dir is not None else []

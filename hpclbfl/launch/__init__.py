@@ -1,1 +1,1 @@
-"""Starting ranks, what mpirun says about their end, and processes that end with their parent."""
+"""Starting ranks, explaining how they ended, and processes that end with their parent."""

@@ -1,4 +1,4 @@
-"""How this package starts processes: none outlives it, and none looks for modules in the working folder."""
+"""How this package starts processes: none outlives it, and none imports modules from the working folder."""
 
 from __future__ import annotations
 
@@ -16,27 +16,24 @@ _LOOK_EVERY_S = 0.05
 
 
 def module_command(module: str, *words: str) -> list[str]:
-    """Return the command that runs a module of this package, or one that it needs, in a fresh interpreter.
-
-    It is `python -m MODULE WORDS` without the working folder on the path, and the process ends with its parent.
-    """
+    """Return the command `python -m MODULE WORDS` without the working folder on the path; it ends with its parent."""
     return [sys.executable, str(RUN_MODULE), "-m", module, *words]
 
 
 def tethered(command: Sequence[str], signum: int = signal.SIGTERM) -> list[str]:
-    """Return the command, so that what it starts gets a signal when this process ends, even by KILL.
+    """Return a command whose process receives a signal when this process ends, even by KILL.
 
-    It is to be started by the thread that then waits for it: the kernel takes that thread's end for the process's.
+    The thread that starts it must also wait for it: to the kernel, the end of the thread is the end of the parent.
     """
-    # Alone (-I -S) Python starts in some 10 ms.
+    # With -I -S Python starts in about 10 ms.
     return [sys.executable, "-I", "-S", str(_ENTRY / "tether.py"), str(os.getpid()), str(int(signum)), *command]
 
 
 def end_session(session: int, grace_s: float) -> None:
-    """Wait for the processes that are left of a session, and kill those that are there after so long, in seconds.
+    """Wait for the remaining processes of a session, and kill those that are left after `grace_s` seconds.
 
     Args:
-        session: number of the process that it was started with (`start_new_session`); that one may be gone.
+        session: id of its first process (`start_new_session`), which may have ended.
     """
     end = time.monotonic() + grace_s
     while left := _members(session):

@@ -1,4 +1,4 @@
-"""What mpirun and srun say about ranks that ended or could not be started, separated from other text."""
+"""Messages of mpirun and srun about ranks that ended or could not be started, separated from other text."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hpclbfl.core.signals import signal_name
 from hpclbfl.core.text import printable
 
 OWN_ERROR = "hpclbfl: error:"
-"""Beginning of the line in which a rank itself says what is wrong."""
+"""Beginning of the line in which a rank itself reports an error."""
 SHOWN = 200
-"""Characters of a launcher's own words in a line of ours."""
+"""Characters of a launcher's message that a line of ours quotes."""
 
 # Numbers of few digits, as the text may come from anywhere.
 _RANK, _CODE = r"([0-9]{1,9})", r"([0-9]{1,3})"
@@ -26,15 +26,16 @@ _SRUN_CODE = re.compile(rf"Exited with exit code {_CODE}\b")
 _START_TIMEOUT = re.compile(r"^Timeout \((\d+:\d+:\d+)\S*\)!$", re.MULTILINE)
 _ABORT = "MPI_ABORT was invoked"
 _SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals()}
-# By these a launcher or the user ends the ranks that are left.
-_BY_WISH = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+# The launcher or the user ends the remaining ranks by these.
+_REQUESTED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 _RULE = re.compile(r"-{40,}\s*")
-"""Open MPI's notices stand between two of these."""
+"""A line before and after each of Open MPI's notices."""
+_RULE_LINE = re.compile(r"^-{40,}[^\S\n]*$", re.MULTILINE)
 _NOISE = re.compile(
     r"\[[^\]\s]+:\d+\] .*(_ERROR_LOG: |PMIX ERROR: |OPAL ERROR: |ha(s|ve) sent help message|orte_base_help_aggregate)"
 )
-"""Lines of Open MPI about trouble while ending the ranks, of use only to its authors."""
+"""Lines of Open MPI about internal problems while it ends the ranks."""
 _ECHO = re.compile(r"mpirun: Forwarding signal \d+ to job")
 _MPIRUN_USAGE = re.compile(r"^(?:mpirun|mpiexec|orterun|prterun): Error: (.+)$", re.MULTILINE)
 _MPI_ERROR = re.compile(r"\*\*\* An error occurred in (MPI_\w{1,60})")
@@ -42,14 +43,14 @@ _IN_INIT = re.compile(
     r"MPI_INIT failed for some reason(?:(?:.*\n){1,9}? {2}(\w+\(\) failed)$)?|An error occurred in MPI_Init",
     re.MULTILINE,
 )
-# Open MPI may lose the notice that names the rank.
-_RAN = re.compile(r"Primary job\s+terminated normally")
+# The last one where Open MPI loses the notice that names the rank.
+_STARTED = re.compile(rf"{OWN_ERROR}|{_ABORT}|Primary job\s+terminated normally")
 _NO_DAEMON = "unable to reliably start one or more daemons"
 _FIELD = re.compile(r"^\s*(Executable|Node|Host|Framework|Component|Directory|Error):\s*(\S.*?)\s*$", re.MULTILINE)
 
 
 class Death(NamedTuple):
-    """The end of the rank that brought down the others."""
+    """The end of the rank that ended first."""
 
     rank: int
     node: str
@@ -58,9 +59,9 @@ class Death(NamedTuple):
     code: int = 0
     """Exit code of one that ended by itself."""
     is_improper: bool = False
-    """It ended in the middle of MPI's work."""
+    """It ended without finalising MPI."""
     is_out_of_memory: bool = False
-    """Slurm saw that the node's or the job's memory was used up."""
+    """Slurm reports that the node's or the job's memory was used up."""
 
     def __str__(self) -> str:
         at = f"rank {self.rank}{f' on {_short(self.node)}' if self.node else ''}"
@@ -72,146 +73,125 @@ class Death(NamedTuple):
         return f"{at} was {'killed' if guess else 'ended'} by {signal_name(self.signal)}{guess}"
 
 
-def find_death(said: str) -> Death | None:
-    """Return what mpirun or srun says about the rank that ended first; None: nothing, or all ended by wish.
+def find_death(stderr_tail: str) -> Death | None:
+    """Return which rank ended first, as mpirun or srun reports it; None: no report, or all ranks were asked to end.
 
     Args:
-        said: what ranks and launcher wrote to stderr, or the end of it.
+        stderr_tail: the end of what ranks and launcher wrote to stderr.
     """
-    if found := _MPIRUN_SIGNAL.search(said):
+    if found := _MPIRUN_SIGNAL.search(stderr_tail):
         number = int(found[3])
-        return None if number in _BY_WISH else Death(int(found[1]), found[2], number)
-    if found := _MPIRUN_IMPROPER.search(said):
+        return None if number in _REQUESTED else Death(int(found[1]), found[2], number)
+    if found := _MPIRUN_IMPROPER.search(stderr_tail):
         return Death(int(found[1]), found[2], is_improper=True)
-    if found := _MPIRUN_CODE.search(said):
+    if found := _MPIRUN_CODE.search(stderr_tail):
         return Death(int(found[1]), "", code=int(found[2]))
-    for found in _SRUN.finditer(said):
+    for found in _SRUN.finditer(stderr_tail):
         rank, node, words = int(found[2]), found[1], found[3].strip()
         if words.lower() == "out of memory":
             return Death(rank, node, signal.SIGKILL, is_out_of_memory=True)
         if code := _SRUN_CODE.match(words):
             return Death(rank, node, code=int(code[1]))
         ended_by = _SIGNALS.get(words.removesuffix(" (core dumped)"))
-        if ended_by is not None and ended_by not in _BY_WISH:
+        if ended_by is not None and ended_by not in _REQUESTED:
             return Death(rank, node, ended_by)
     return None
 
 
-def find_start_failure(said: str) -> str | None:
-    """Return why mpirun started no rank, in its own words, short; None: it does not say so, or ranks have spoken."""
-    if (
-        OWN_ERROR in said
-        or _ABORT in said
-        or _RAN.search(said)
-        or find_death(said) is not None
-        or _MPIRUN_SIGNAL.search(said)
-    ):
+def find_start_failure(stderr_tail: str) -> str | None:
+    """Return why mpirun started no rank, in its own words, short; None: it gives no reason, or ranks have started."""
+    if any(pattern.search(stderr_tail) for pattern in (_STARTED, _MPIRUN_SIGNAL)) or find_death(stderr_tail):
         return None
-    if found := _MPIRUN_USAGE.search(said):
+    if found := _MPIRUN_USAGE.search(stderr_tail):
         return f"mpirun: {_short(found[1])}"
-    outside, notices = _split(said)
+    parts = _RULE_LINE.split(stderr_tail)
+    notices = [notice for notice in parts[1::2] if notice.strip()]
     for notice in notices:
-        fields = dict(_FIELD.findall(notice))
+        fields = {name: _short(value) for name, value in _FIELD.findall(notice)}
+        node = fields.get("Node" if "Executable" in fields else "Host")
+        at = f" on {node}" if node else ""
         if _NO_DAEMON in notice:
-            # What ssh has to say stands before it.
-            return f"mpirun cannot reach all hosts: {_short(outside[-1] if outside else 'it does not say why')}"
+            # The message of ssh precedes it.
+            lines = [
+                line for part in parts[::2] for line in part.splitlines() if line.strip() and not _NOISE.match(line)
+            ]
+            return f"mpirun cannot reach all hosts: {_short(lines[-1]) if lines else 'it does not say why'}"
         if "Executable" in fields:
-            at = f" on {_short(fields['Node'])}" if "Node" in fields else ""
-            return f"mpirun cannot start {_short(fields['Executable'])}{at}"
+            return f"mpirun cannot start {fields['Executable']}{at}"
         if "Component" in fields and "Framework" in fields:
-            at = f" on {_short(fields['Host'])}" if "Host" in fields else ""
-            wanted = f"{fields['Framework']} '{fields['Component']}'"
-            return f"Open MPI has no {_short(wanted)}{at} that could be used"
+            return f"Open MPI has no {fields['Framework']} '{fields['Component']}'{at} that could be used"
         if "Directory" in fields and "Error" in fields:
-            return f"mpirun cannot make {_short(fields['Directory'])}: {_short(fields['Error'])}"
-    if found := _IN_INIT.search(said):
+            return f"mpirun cannot make {fields['Directory']}: {fields['Error']}"
+    if found := _IN_INIT.search(stderr_tail):
         return f"Open MPI failed in MPI_Init{f': {_short(found[1])}' if found[1] else ''}"
-    return f"mpirun: {_short(_first_sentence(notices[0]))}" if notices else None
+    if not notices:
+        return None
+    paragraph = re.split(r"\n\s*\n", notices[0].strip())[0]
+    sentence = re.split(r"(?<=[a-z)])\.\s", " ".join(paragraph.split()))[0]
+    return f"mpirun: {_short(sentence.rstrip('.:'))}"
 
 
 def explain_end(
     code: int,
-    said: str,
+    stderr_tail: str,
     signum: int | None = None,
-    heard: Callable[[int | None], str] = lambda rank: "",
+    progress_of: Callable[[int | None], str] = lambda rank: "",
     always: bool = True,
 ) -> str | None:
-    """Return one line about ranks that ended without a word, None where a rank has said itself what is wrong.
+    """Return one line about ranks that ended without a message, None where a rank has reported the error itself.
 
     Args:
         code: exit code of the launcher; 128+n: signal n.
-        said: what ranks and launcher wrote to stderr, or the end of it.
-        signum: the signal upon which the launcher was told to end.
-        heard: returns the end of the line, what is known of a rank; None: of none in particular.
+        stderr_tail: the end of what ranks and launcher wrote to stderr.
+        signum: the signal upon which the launcher was asked to end.
+        progress_of: returns the end of the line, what is known of a rank's progress; None: of no particular rank.
         always: also where nothing is known but the exit code.
     """
     if code in (0, REQUEUE_CODE):
         return None
-    death = find_death(said)
-    # A rank that raises says so, and aborts. One that misses another may say so, too: who was missed matters more.
-    was_missed = death is not None and (death.signal is not None or (death.is_improper and _ABORT not in said))
-    if OWN_ERROR in said and not was_missed:
+    death = find_death(stderr_tail)
+    # A rank that raises reports the error and aborts. One that waits for another may report that, too, but the rank it
+    # waits for matters more.
+    was_missed = death is not None and (death.signal is not None or (death.is_improper and _ABORT not in stderr_tail))
+    if OWN_ERROR in stderr_tail and not was_missed:
         return None
     if death is not None:
-        if death.code == 1 and (waited := _START_TIMEOUT.search(said)):
+        if death.code == 1 and (waited := _START_TIMEOUT.search(stderr_tail)):
             return f"rank {death.rank} waited {waited[1]} for all ranks to start (comm.start_timeout_s): some never did"
-        return f"{death}{heard(death.rank)}"
+        return f"{death}{progress_of(death.rank)}"
     if signum is not None:
-        return f"interrupted by {signal_name(signum)}{heard(None)}"
-    if reason := find_start_failure(said):
+        return f"interrupted by {signal_name(signum)}{progress_of(None)}"
+    if reason := find_start_failure(stderr_tail):
         return reason
     if code - 128 in signal.valid_signals():
-        return f"ended by {signal_name(code - 128)}{heard(None)}"
-    if found := _MPI_ERROR.search(said):
-        return f"Open MPI failed in {found[1]}{heard(None)}"
-    return f"mpirun ended with exit code {code} and does not say why{heard(None)}" if always else None
+        return f"ended by {signal_name(code - 128)}{progress_of(None)}"
+    if found := _MPI_ERROR.search(stderr_tail):
+        return f"Open MPI failed in {found[1]}{progress_of(None)}"
+    return f"mpirun ended with exit code {code} and does not say why{progress_of(None)}" if always else None
 
 
 def is_echo(line: str) -> bool:
-    """Whether this line of mpirun only repeats what we asked of it."""
+    """Whether this line of mpirun only repeats our request."""
     return _ECHO.fullmatch(line) is not None
 
 
 class Notices:
-    """Separates a launcher's notices from the ranks' lines, line by line."""
+    """Separates a launcher's notices from the ranks' output, line by line."""
 
     def __init__(self) -> None:
         self.in_notice = False
 
     def __call__(self, line: str) -> bool:
-        """Whether the next line of the text belongs to a notice, or says nothing to a reader."""
+        """Whether the next line belongs to a notice, or is noise."""
         if _RULE.fullmatch(line):
             self.in_notice = not self.in_notice
             return True
         return (self.in_notice and not line.startswith(OWN_ERROR)) or _NOISE.match(line) is not None
 
     def may_begin(self, start: str) -> bool:
-        """Whether a line that begins so may turn out to be one."""
+        """Whether a line with this beginning may become one."""
         return self.in_notice or start[:1] in ("-", "[", "m")
 
 
-def _split(said: str) -> tuple[list[str], list[str]]:
-    """The lines outside of notices that say something, and the notices."""
-    outside: list[str] = []
-    notices: list[list[str]] = []
-    is_notice = Notices()
-    was_in = False
-    for line in said.splitlines():
-        if not is_notice(line):
-            if line.strip():
-                outside.append(line.strip())
-        elif is_notice.in_notice and not was_in:
-            notices.append([])
-        elif is_notice.in_notice:
-            notices[-1].append(line)
-        was_in = is_notice.in_notice
-    return outside, [text for lines in notices if (text := "\n".join(lines)).strip()]
-
-
-def _first_sentence(notice: str) -> str:
-    paragraph = next(part for part in re.split(r"\n\s*\n", notice) if part.strip())
-    return re.split(r"(?<=[a-z)])\.\s", _short(paragraph, None))[0].rstrip(".:")
-
-
-def _short(words: str, limit: int | None = SHOWN) -> str:
-    return printable(" ".join(words.split()), limit)
+def _short(words: str) -> str:
+    return printable(" ".join(words.split()), SHOWN)

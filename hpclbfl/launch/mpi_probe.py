@@ -1,6 +1,6 @@
-"""What `hpclbfl doctor` starts in processes of its own: Horovod and mpi4py together, and a sum over the ranks.
+"""A probe that `hpclbfl doctor` starts: Horovod and mpi4py together, and a sum over the ranks.
 
-Whatever the libraries load, and however they crash, the calling process is not affected.
+It runs in its own processes, so that a crash of the libraries does not affect the doctor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def loaded_mpi_libraries(maps: str) -> list[str]:
 
 
 def main() -> None:
-    """Print what was found as one marked line of JSON, from rank 0."""
+    """Print the results as one marked line of JSON, from rank 0."""
     mpi_runtime.prepare()
     import horovod
     import horovod.torch as hvd
@@ -43,12 +43,12 @@ def main() -> None:
             "nccl": bool(hvd.nccl_built()),
             "total": total,
             "mpi4py": mpi4py.__version__,
-            # Only a library that both share has been initialised by the other one.
+            # MPI is initialised for mpi4py only if both share one library.
             "shared": bool(MPI.Is_initialized()) and MPI.COMM_WORLD.Get_size() == hvd.size(),
             "libraries": loaded_mpi_libraries(maps.read_text()) if maps.exists() else [],
         }
         print(MARK + json.dumps(found), flush=True)
-    # The first rank to leave makes Horovod finalise MPI on all of them: none leaves before all have asked.
+    # Horovod finalises MPI on all ranks when the first one leaves: all must be done.
     hvd.barrier()
 
 

@@ -1,4 +1,4 @@
-"""Starts a command on N MPI ranks of this machine, of named hosts, or of the allocation it runs in."""
+"""Starts a command on N MPI ranks: of this machine, of named hosts, or of the allocation around it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from hpclbfl.launch.supervise import run_forwarding_signals
 
 logger = Diagnostics(__name__)
 
-# Ranks allocate and free the same large blocks every step: keep them instead of returning them to the kernel.
+# Ranks allocate and free the same large blocks every step: these keep freed memory in the process.
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "67108864",
 }
-# mpirun hands the environment to ranks of other nodes by name alone.
+# mpirun passes only named variables to ranks on other nodes.
 FORWARDED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "OPAL_PREFIX")
 FORWARDED_PREFIXES = ("HOROVOD_", "NCCL_", "OMP_", "MKL_", "MALLOC_", "HPCLBFL_")
 
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 
 Explain = Callable[[int, str, int | None], str | None]
-"""(exit code, what was said on stderr, the signal upon which the ranks were told to end)"""
+"""(exit code, end of stderr, the signal upon which the ranks were asked to end)"""
 
 MCA_DEFAULTS = {
     "pml": "ob1",
@@ -51,7 +51,7 @@ def parse_hosts(hosts: str) -> dict[str, int]:
     slots: dict[str, int] = {}
     for item in hosts.split(","):
         name, _, count = item.strip().partition(":")
-        # Names become words of ssh's command line.
+        # Names become arguments of ssh.
         if not _HOST.fullmatch(name) or (count and not count.isdecimal()) or count == "0":
             raise ConfigError(f"--hosts {hosts}: expected host:slots,host:slots, not {item!r}")
         slots[name] = slots.get(name, 0) + int(count or 1)
@@ -67,7 +67,7 @@ def ranks_per_node(np: int, environ: Mapping[str, str], hosts: Mapping[str, int]
 
 
 def rank_environment(environ: Mapping[str, str], threads: int) -> dict[str, str]:
-    """Return what ranks should find set; what the user has set stays."""
+    """Return the variables to add for ranks; those that the user has set stay."""
     wanted = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **ALLOCATOR}
     if "OMP_NUM_THREADS" in environ:
         wanted["MKL_NUM_THREADS"] = environ["OMP_NUM_THREADS"]
@@ -112,8 +112,28 @@ def mpirun_command(
     return [*argv, *command], env
 
 
+def local_mpirun_command(
+    np: int, command: Sequence[str], environ: Mapping[str, str], cores: int | None = None, hosts: str | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command line and environment of this machine's mpirun; `cores` default to all available ones.
+
+    Raises:
+        EnvironmentFault: there is no mpirun.
+    """
+    return mpirun_command(
+        np,
+        command,
+        environ,
+        cores=available_cores() if cores is None else cores,
+        is_root=os.geteuid() == 0,
+        mpirun=find_mpirun(),
+        hosts=hosts,
+        bundled=bundled_environment(environ),
+    )
+
+
 def environment_without_job(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without the traces of an MPI job around us, which a new one would try to join."""
+    """Return the environment without the variables of a surrounding MPI job, which a new one would try to join."""
     traces = ("OMPI_COMM_", "OMPI_UNIVERSE", "PMIX_", "PMI_", "ORTE_")
     return {name: value for name, value in environ.items() if not name.startswith(traces)}
 
@@ -154,12 +174,11 @@ def run_mpirun(
     explain: Explain = explain_end,
     debug: bool = False,
 ) -> int:
-    """Run the command on `np` ranks; where they end without a word, say what became of them, last of all on stderr.
+    """Run a command on `np` ranks; where they end without a message, the last line on stderr explains why.
 
     Args:
-        np, command: what runs how often.
         hosts: see `parse_hosts`; None: this machine or the allocation around us.
-        environ: the environment to begin with; default: this process's.
+        environ: the initial environment; default: this process's.
         explain: returns the line; see `explain_end`.
         debug: show mpirun's own notices, too.
 
@@ -169,29 +188,20 @@ def run_mpirun(
     environ = os.environ if environ is None else environ
     if sys.stderr.isatty():
         environ = {**environ, TERMINAL_COLUMNS: str(shutil.get_terminal_size().columns)}
-    argv, env = mpirun_command(
-        np,
-        command,
-        environ,
-        cores=available_cores(),
-        is_root=os.geteuid() == 0,
-        mpirun=find_mpirun(),
-        hosts=hosts,
-        bundled=bundled_environment(environ),
-    )
+    argv, env = local_mpirun_command(np, command, environ, hosts=hosts)
     logger.debug(f"starting the ranks: {shlex.join(argv)}")
     ended = run_forwarding_signals(argv, env, relays=True)
-    line = explain(ended.code, ended.said, ended.signum)
-    own = [said for said in ended.said.splitlines() if said.startswith(OWN_ERROR)]
+    line = explain(ended.code, ended.stderr_tail, ended.signum)
+    own = [text for text in ended.stderr_tail.splitlines() if text.startswith(OWN_ERROR)]
     if ended.relay is not None:
-        # A run itself says that it has saved its state.
+        # After a requeue the run itself reports that it has saved its state.
         ended.relay.finish(show=debug or not (line or own or ended.code == REQUEUE_CODE))
     with suppress(OSError):
         if line is not None:
             say_error(line)
         elif debug and own:
-            # The notices stand below it now.
+            # Repeated below the notices.
             say_error(own[-1].removeprefix(OWN_ERROR).lstrip())
-    if ended.signum is None and find_start_failure(ended.said) is not None:
+    if ended.signum is None and find_start_failure(ended.stderr_tail) is not None:
         return EnvironmentFault.exit_code
     return ended.code

@@ -1,4 +1,4 @@
-"""A process that ends soon after the one that started it: a rank whose launcher was killed."""
+"""Ends a process soon after its parent: a rank whose launcher was killed."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import threading
 import time
 
 GRACE_S = 30.0
-"""Between the request to stop, upon which a run saves its state, and killing it, seconds."""
+"""Seconds between the request to stop, upon which a run saves its state, and the kill."""
 LOOK_EVERY_S = 0.5
 
 _watch: threading.Thread | None = None
 
 
 def end_with_parent() -> None:
-    """Watch the parent from a thread; once it is gone, send this process TERM, and KILL if it does not end.
+    """Watch the parent from a thread; once it has ended, send this process TERM, and KILL if it does not end.
 
-    The kernel could do the same (PR_SET_PDEATHSIG), but speaks of the thread that started this process, and mpirun
-    ends such threads while its ranks run.
+    The kernel's PR_SET_PDEATHSIG concerns the thread that started this process, and mpirun ends such threads while its
+    ranks run.
     """
     global _watch
     if _watch is None:

@@ -1,7 +1,7 @@
-"""What became of ranks that could not say so themselves: killed, crashed, or ended before the run's end.
+"""How ranks ended that could not report it themselves: killed, crashed, or gone before the run's end.
 
-The launcher's messages name the rank and the signal. How far the rank had come is in the run folder: the committed rows
-of its log (at most 2 s old) and its note to the watchdog (at most 10 s old). It may have come a little further. Loads
+The launcher's messages name the rank and the signal. The run folder has the rank's progress: the committed rows of its
+log (at most 2 s old) and its note to the watchdog (at most 10 s old), so the rank may have come slightly further. Loads
 HDF5 only if there is a log to read, and never torch.
 """
 
@@ -23,27 +23,25 @@ from hpclbfl.runs.lock import holder
 from hpclbfl.training.watchdog import read_note
 
 
-def explain(run: RunFolder | None, code: int, said: str, signum: int | None = None, always: bool = False) -> str | None:
-    """Return one line about ranks that ended without a word, None where a rank has said itself what is wrong.
+def explain(
+    run: RunFolder | None, code: int, stderr_tail: str, signum: int | None = None, always: bool = False
+) -> str | None:
+    """Return one line about ranks that ended without a message; see `explain_end`.
 
     Args:
-        run: the folder; None: the ranks ended before they took one up.
-        code: exit code of the launcher; 128+n: signal n.
-        said: what ranks and launcher wrote to stderr, or the end of it.
-        signum: the signal upon which the launcher was told to end.
-        always: also where nothing is known but the exit code.
+        run: the folder, for the progress of the ranks; None: they ended before they opened one.
     """
 
-    def heard(rank: int | None) -> str:
+    def progress_of(rank: int | None) -> str:
         if run is not None:
             return last_heard(run, rank or 0)
         return ", before the training began" if rank is not None else ""
 
-    return explain_end(code, said, signum, heard, always)
+    return explain_end(code, stderr_tail, signum, progress_of, always)
 
 
 def last_heard(run: RunFolder, rank: int) -> str:
-    """Return `, last heard of at step 37; the last checkpoint is of step 30`; empty where the folder holds neither.
+    """Return `, last heard of at step 37; the last checkpoint is of step 30`; empty where the folder has neither.
 
     Steps are finished optimizer steps of the run.
     """
@@ -57,7 +55,7 @@ def last_heard(run: RunFolder, rank: int) -> str:
 
 
 def last_step(attempt: Attempt, rank: int) -> int | None:
-    """Return how many steps a rank had finished when it was last heard of in an attempt; None: never."""
+    """Return the last known number of steps that a rank has finished in an attempt; None: unknown."""
     steps = []
     if (note := read_note(attempt.path, rank)) is not None:
         steps.append(note.step)
@@ -76,38 +74,35 @@ def launch_run(
     num_ranks: int,
     command: Sequence[str],
     hosts: str | None = None,
-    goes_on: bool = True,
+    resumes: bool = True,
     debug: bool = False,
 ) -> int:
-    """Run a job's command on `num_ranks` ranks; say what became of a rank that ended without a word.
+    """Run a training command on ranks through mpirun; explain the end of a rank that ended without a message.
 
     Args:
         job: the job, its clients resolved.
         run_dir: the run folder that the command names; None: it names none.
         num_ranks, command, hosts, debug: see `hpclbfl.launch.mpirun.run_mpirun`.
-        goes_on: the same command, given again, goes on from a checkpoint.
+        resumes: the same command, given again, resumes from a checkpoint.
 
     Returns:
         The exit code; see `run_mpirun`.
     """
-    run = LaunchedRun(job, run_dir)
-
-    def explain_run(code: int, said: str, signum: int | None) -> str | None:
-        return run.settle(code, said, goes_on, signum)
-
-    return run_mpirun(num_ranks, command, hosts=hosts, explain=explain_run, debug=debug)
+    run = LaunchedRun(job, run_dir, resumes)
+    return run_mpirun(num_ranks, command, hosts=hosts, explain=run.record_end, debug=debug)
 
 
 class LaunchedRun:
-    """The run of a job that is about to be launched: which folder it uses, and what happens there.
+    """The run of a job that is about to be launched: finds its folder, and records how it ended.
 
     Args:
         job: the job, its clients resolved.
-        run_dir: the run folder; None: the ranks find its name, `runs/<slug>-<hash>`.
+        run_dir: the run folder; None: the ranks choose its name, `runs/<slug>-<hash>`.
+        resumes: the same command resumes from a checkpoint.
     """
 
-    def __init__(self, job: JobConfig, run_dir: Path | None) -> None:
-        self._job, self._run_dir = job, run_dir
+    def __init__(self, job: JobConfig, run_dir: Path | None, resumes: bool = True) -> None:
+        self._job, self._run_dir, self._resumes = job, run_dir, resumes
         self._before = {folder.path: folder.status() for folder in self._folders()}
 
     def _folders(self) -> list[RunFolder]:
@@ -117,7 +112,7 @@ class LaunchedRun:
         return [folder for folder in folders if self._is_of_job(folder)]
 
     def _is_of_job(self, folder: RunFolder) -> bool:
-        """Whether a folder's config.yaml is this job, but for the end of its schedule, which only the ranks know."""
+        """Whether config.yaml is this job, apart from the end of the schedule, which only the ranks know."""
         with suppress(ConfigError):
             found = migrated(read_mapping(folder.config, "no job"))
             own = parse(self._job.to_yaml())
@@ -127,39 +122,24 @@ class LaunchedRun:
         return False
 
     def find(self) -> RunFolder | None:
-        """Return the folder in which the ranks have begun an attempt since; None: they have not come so far."""
+        """Return the folder in which the ranks have begun an attempt; None: they have not come so far."""
         for folder in self._folders():
             status = folder.status()
             if status is not None and status != self._before.get(folder.path):
                 return folder
         return None
 
-    def settle(self, code: int, said: str, goes_on: bool, signum: int | None = None) -> str | None:
-        """Explain the end of the ranks (see `explain`), and write the status that they could not.
-
-        Args:
-            code: exit code of the launcher.
-            said: the end of what was written to stderr.
-            goes_on: the same command goes on from a checkpoint.
-            signum: the signal upon which the launcher was told to end.
-        """
+    def record_end(self, code: int, stderr_tail: str, signum: int | None = None) -> str | None:
+        """Explain the end of the ranks (see `explain`), and write the status that they could not write."""
         run = self.find()
-        line = explain(run, code, said, signum, always=True)
+        line = explain(run, code, stderr_tail, signum, always=True)
         if run is None or line is None:
             return line
-        if _state(run) == "running" and not _is_taken(run):
+        status, owner = run.status(), holder(run.path)
+        # A process of this machine may already have resumed the run.
+        is_taken = owner is not None and any(process.is_running for process in owner.processes)
+        if status is not None and status.state == "running" and not is_taken:
             with suppress(HpclbflError):
                 run.write_status("failed", error=line)
-        does_go_on = goes_on and bool(checkpoint_steps(run.checkpoints))
-        return f"{line}; the same command {'goes on from there' if does_go_on else 'starts anew'}"
-
-
-def _is_taken(run: RunFolder) -> bool:
-    """Whether a process of this machine has already taken the run up again."""
-    owner = holder(run.path)
-    return owner is not None and any(process.is_running for process in owner.processes)
-
-
-def _state(run: RunFolder) -> str | None:
-    status = run.status()
-    return None if status is None else status.state
+        resumes = self._resumes and bool(checkpoint_steps(run.checkpoints))
+        return f"{line}; the same command {'goes on from there' if resumes else 'starts anew'}"

@@ -1,7 +1,7 @@
-"""Relays what ranks and launcher write to stderr, so that the last line of all tells how the job ended.
+"""Relays what ranks and launcher write to stderr, so that the very last line tells how the job ended.
 
-Open MPI tells of an end in notices of many lines, after the rank's own. They are held back for as long as an end takes,
-and dropped where a line of ours says what happened.
+Open MPI reports the end of a rank in notices of many lines, after the rank's own output. They are held back until the
+job has ended, and dropped where a line of ours says what happened.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import IO
 
 from hpclbfl.launch.messages import Notices, is_echo
 
-SAID_BYTES = 1 << 16
-"""How much of the end of the text is kept, and held back at most."""
+TAIL_BYTES = 1 << 16
+"""Size of the end of the text that is kept, and limit of what is held back."""
 LISTEN_S = 2.0
-"""How long to wait for last output after the launcher has ended, seconds."""
+"""How long to wait for remaining output after the launcher has ended, seconds."""
 HOLD_S = 5.0
-"""A notice that is not followed by the end within this time, seconds, is a warning and is passed on."""
+"""A notice that is not followed by the end within this time, seconds, is only a warning and is written."""
 
 
 class Relay:
-    """Copies a pipe to a stream, from a thread.
+    """Copies a pipe to a file descriptor, in a thread.
 
     Args:
         source: reading end of the pipe.
@@ -35,7 +35,7 @@ class Relay:
     def __init__(self, source: IO[bytes], target: int | None = None) -> None:
         own = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
         self._source, self._target = source, own if target is None else target
-        self._said, self._held, self._line = bytearray(), bytearray(), bytearray()
+        self._tail, self._held, self._line = bytearray(), bytearray(), bytearray()
         self._is_notice = Notices()
         self._is_mid_line = False
         self._is_over = False
@@ -44,14 +44,14 @@ class Relay:
         self._thread.start()
 
     def join(self) -> str:
-        """Wait until all has come, or for a while; return the end of it."""
-        # Something that outlives the launcher may hold the pipe open.
+        """Wait for the end of the output, or for LISTEN_S; return the tail of it."""
+        # A process that outlives the launcher may keep the pipe open.
         self._thread.join(LISTEN_S)
         with self._lock:
-            return self._said.decode(errors="replace")
+            return self._tail.decode(errors="replace")
 
     def finish(self, show: bool) -> None:
-        """Drop what was held back, or write it; what may still come goes on as it comes."""
+        """Drop what was held back, or write it; later output is copied unchanged."""
         with self._lock:
             self._held += self._line
             self._is_over = True
@@ -63,7 +63,7 @@ class Relay:
         while True:
             wait = max(0.0, held_since + HOLD_S - time.monotonic()) if self._held or self._line else None
             ready = select.select([self._source], [], [], wait)[0]
-            chunk = os.read(self._source.fileno(), SAID_BYTES) if ready else b""
+            chunk = os.read(self._source.fileno(), TAIL_BYTES) if ready else b""
             if ready and not chunk:
                 return
             with self._lock:
@@ -71,12 +71,12 @@ class Relay:
                     self._write(chunk)
                     continue
                 was_holding = bool(self._held or self._line)
-                self._said += chunk
-                del self._said[:-SAID_BYTES]
+                self._tail += chunk
+                del self._tail[:-TAIL_BYTES]
                 self._write(self._pass_on(chunk))
                 if not was_holding:
                     held_since = time.monotonic()
-                elif time.monotonic() - held_since >= HOLD_S or len(self._held) > SAID_BYTES:
+                elif time.monotonic() - held_since >= HOLD_S or len(self._held) > TAIL_BYTES:
                     self._release()
 
     def _release(self) -> None:
@@ -87,7 +87,7 @@ class Relay:
         self._is_notice = Notices()
 
     def _pass_on(self, chunk: bytes) -> bytes:
-        """Take the next part of the text, and return what of it is to be written now."""
+        """Add a part of the text, and return what is to be written now."""
         now = bytearray()
         *lines, rest = bytes(self._line + chunk).split(b"\n")
         self._line.clear()
@@ -98,7 +98,7 @@ class Relay:
                 (self._held if held else now).extend(line + b"\n")
             self._is_mid_line = False
         if self._is_mid_line or not self._is_notice.may_begin(rest.decode(errors="replace")):
-            # A bar is redrawn without ever ending its line.
+            # A progress bar is redrawn without ever ending its line.
             now += rest
             self._is_mid_line = self._is_mid_line or bool(rest)
         else:
@@ -106,7 +106,7 @@ class Relay:
         return bytes(now)
 
     def _write(self, content: bytes) -> None:
-        # Our own reader may have gone; the ranks go on.
+        # The reader of our stderr may have ended; the ranks continue.
         with suppress(OSError):
             while content:
                 content = content[os.write(self._target, content) :]

@@ -1,4 +1,4 @@
-"""Runs a launcher to its end: passes signals on and leaves no process behind."""
+"""Runs a launcher: forwards signals and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class Ended(NamedTuple):
     code: int
     """Exit code, 128+n where signal n ended it."""
     signum: int | None = None
-    """The signal upon which it was told to end; None: it was not, or its ranks have saved their state, or are done."""
-    said: str = ""
+    """The signal upon which it was asked to end; None: it was not, or its ranks have finished or saved their state."""
+    stderr_tail: str = ""
     """The end of what was written to stderr."""
     relay: Relay | None = None
     """Holds back the launcher's notices."""
 
 
 def run_forwarding_signals(argv: Sequence[str], env: Mapping[str, str], relays: bool = False) -> Ended:
-    """Run a command to its end, handing on the signals that this process gets.
+    """Run a command to its end and forward the signals that this process receives.
 
-    USR2, TERM, HUP and XCPU reach it as USR2, which mpirun hands on to its ranks, and they save their state; a second
-    TERM as TERM, which ends them. INT and USR1 go as they come.
+    USR2, TERM, HUP and XCPU are sent as USR2, which mpirun forwards to its ranks, and they save their state; a second
+    TERM is sent as TERM, which ends them. INT and USR1 are sent unchanged.
 
     Args:
-        relays: whether its stderr passes through a relay; else it is ours.
+        relays: whether its stderr passes through a `Relay`; otherwise it inherits ours.
     """
     asked: list[int] = []
     waiting: list[int] = []
@@ -48,13 +48,13 @@ def run_forwarding_signals(argv: Sequence[str], env: Mapping[str, str], relays: 
         if signum == signal.SIGUSR1:
             process.send_signal(signum)
             return
-        # mpirun would kill the ranks upon these; USR2 it hands on. A second TERM is final.
+        # mpirun kills its ranks upon the others but forwards USR2. A second TERM is final.
         is_final = signum == signal.SIGINT or (signum in asked and signum not in (signal.SIGUSR2, *REPEATED))
         asked.append(signum)
         process.send_signal(signum if is_final else signal.SIGUSR2)
 
     with handling((signal.SIGINT, *ENDING), forward):
-        # A session of its own, or Ctrl-C on a terminal would reach mpirun twice, which it takes as "now, by force".
+        # In its own session: Ctrl-C on a terminal would reach mpirun twice, which it takes as a request to kill.
         process = subprocess.Popen(
             tethered(argv),
             env=dict(env),
@@ -67,11 +67,11 @@ def run_forwarding_signals(argv: Sequence[str], env: Mapping[str, str], relays: 
         relay = Relay(process.stderr) if process.stderr is not None else None
         code = process.wait()
         if code < 0:
-            # A killed launcher could not end its ranks; they notice and may save their state.
+            # A killed launcher cannot end its ranks; they notice it and may save their state.
             end_session(process.pid, GRACE_S + 2 * LOOK_EVERY_S)
-    said = relay.join() if relay is not None else ""
+    stderr_tail = relay.join() if relay is not None else ""
     code = 128 - code if code < 0 else code
     if asked and code not in (0, REQUEUE_CODE):
-        # mpirun's own code after a signal says nothing; 0 and 75 are the ranks' word.
-        return Ended(128 + asked[0], asked[0], said, relay)
-    return Ended(code, None, said, relay)
+        # After a signal mpirun's own exit code is meaningless; 0 and 75 come from the ranks.
+        return Ended(128 + asked[0], asked[0], stderr_tail, relay)
+    return Ended(code, None, stderr_tail, relay)

@@ -41,18 +41,18 @@ def run_plan(
     debug: bool = False,
     probe: Probe = run_probe,
 ) -> Plan:
-    """Make a plan, write plan.yaml and plan.h5, print it from rank 0; does not return if this rank fails.
+    """Make a plan, write plan.yaml and plan.h5 and print it from rank 0; does not return if this rank fails.
 
     Args:
-        out: plan.yaml, or a folder for it; plan.h5 goes beside it under the same name.
-        plot: picture to draw, .png or .svg.
+        out: plan.yaml, or a folder for it; plan.h5 is written next to it under the same name.
+        plot: picture to draw, .png or .svg; None: none.
     """
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise ConfigError(f"{plot}: a plot is a .png or an .svg")
     comm = build.communicator(job.comm)
     try:
         if comm.rank == 0:
-            # Now, not after a minute of probing.
+            # Fails now rather than after a minute of probing.
             for file in (*_plan_files(out), *([plot] if plot is not None else [])):
                 prepare_output(file)
         plan, rows, files = _plan(job.resolved(comm.size), comm, options, out, plot, probe)
@@ -63,7 +63,7 @@ def run_plan(
                 print_plan(plan, rows, _title(job, plan), files, result_console(comm.size))
             if plan.warnings:
                 plain.warning(f"warning: {plan.doubts()}; plan again while nothing else runs here, and without --quick")
-    # A rank that ended by itself would leave the others waiting for it, whatever the reason.
+    # A rank that just ended, for any reason, would leave the others waiting.
     except BaseException as error:
         fail(comm, error, debug)
     comm.close()
@@ -85,29 +85,24 @@ def _plan(
     is_gpu = torch.cuda.is_available()
     build.autocast(job, torch.device("cuda" if is_gpu else "cpu"))
     plan, rows, first = make_plan(job, comm, is_gpu, probe, options, say)
-    files: list[Path] = []
-    if comm.rank == 0:
-        yaml_file, h5_file = _plan_files(out)
-        save_plan(plan, yaml_file)
-        _save_rows(h5_file, rows, job, plan, first.sample_text)
-        files = [yaml_file, h5_file]
-        if plot is not None:
-            from hpclbfl.planner.picture import draw
+    if comm.rank:
+        return plan, rows, []
+    files = list(_plan_files(out))
+    save_plan(plan, files[0])
+    attributes = {"config": job.to_yaml(), "num_train": plan.num_train, "fingerprint": plan.made["data"]}
+    save_probes(files[1], rows, job.model.name, f"{job.data.title} {first.sample_text}", attributes)
+    if plot is not None:
+        from hpclbfl.planner.picture import draw
 
-            draw(plan, rows, _title(job, plan), plot)
-            files.append(plot)
-        say("done")
+        draw(plan, rows, _title(job, plan), plot)
+        files.append(plot)
+    say("done")
     return plan, rows, files
 
 
 def _plan_files(out: Path) -> tuple[Path, Path]:
     yaml_file = out if out.suffix in (".yaml", ".yml") else out / "plan.yaml"
     return yaml_file, yaml_file.with_suffix(".h5")
-
-
-def _save_rows(path: Path, rows: list[ProbeRow], job: JobConfig, plan: Plan, sample: str) -> None:
-    attributes = {"config": job.to_yaml(), "num_train": plan.num_train, "fingerprint": plan.made["data"]}
-    save_probes(path, rows, job.model.name, f"{job.data.title} {sample}", attributes)
 
 
 def _title(job: JobConfig, plan: Plan) -> str:

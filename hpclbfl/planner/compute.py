@@ -1,7 +1,7 @@
-"""Time against batch size: of a step (Eq. 2 without t_sync, Fig. 1 and 5) and of an epoch (Fig. 2).
+"""Time by batch size: of a step (Eq. 2 without t_sync, Fig. 1 and 5) and of an epoch (Fig. 2).
 
-t_c is forward, backward and update, t_mov loading the batch and moving it to the device, as the log of a training run
-has them. Both are straight lines from the batch on that keeps the device busy.
+t_c is forward, backward and update, t_mov loading the batch and moving it to the device, as in a run's log. Both are
+linear from the batch size on that keeps the device busy.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from itertools import pairwise
 from hpclbfl.batching.cost_model import BentLine, fit_bent_line, medians, standard_error
 
 SMALLEST = 2
-"""Smallest batch size: BatchNorm refuses a single sample."""
+"""Smallest batch size: BatchNorm cannot train on a single sample."""
 USUAL = 8
-"""The smallest batch size to time on a device that can train larger ones."""
+"""Smallest batch size to time where the device can train larger ones."""
 NEAR_BEST = 0.01
-"""A batch counts as best if its epoch is longer than the shortest one by at most this, relative."""
+"""Relative difference at which an epoch counts as short as the shortest one."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class TimeFit:
     t_c: BentLine
     t_mov: BentLine
     batches: tuple[int, ...]
-    """Batch sizes that were timed, in rising order."""
+    """Timed batch sizes, increasing."""
 
     def epoch_s(self, batch: int, num_train: int) -> float:
-        """Time of one epoch on one rank, s: num_train / batch steps (batches go on across the end of a pass)."""
+        """Time of one epoch on one rank, s: num_train / batch steps (batches may span two passes)."""
         return num_train / batch * self.step(batch)
 
 
 def batch_ladder(top: int) -> tuple[list[int], list[int]]:
-    """Batch sizes to fit, `top` and its halves, and to hold out, half way between them; both in rising order."""
+    """Batch sizes to fit, `top` and its halves, and to hold out, half way between them; both increasing."""
     smallest = USUAL if top >= 4 * USUAL else SMALLEST
     fitted = [top >> k for k in range(top.bit_length()) if top >> k >= smallest][::-1]
     return fitted, [(low + high) // 2 for low, high in pairwise(fitted)]

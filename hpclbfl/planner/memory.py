@@ -1,9 +1,9 @@
-"""The memory of training (Eq. 3) against batch size, and the largest batch that fits.
+"""The memory of training (Eq. 3) by batch size, and the largest batch that fits.
 
-Activation and batch memory are straight lines from the first sample on. The peak of a whole step is not: with small
-batches it comes when gradients and momentum are there, with large ones while activations are, and two probes at small
-batches would miss where one overtakes the other. So probes are taken as near to the limit as a step may last, a third
-one tells whether they lie on a line, and no line is believed beyond twice the largest batch that was probed.
+Activation and batch memory are linear in the batch size. The peak of a whole step is only piecewise linear: with small
+batches it occurs when gradients and momentum are allocated, with large ones while activations are, and two probes at
+small batches would miss the crossover. So probes are taken as close to the limit as a step's time allows, a third one
+checks linearity, and no line is extrapolated beyond twice the largest batch that was probed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from hpclbfl.core.errors import RunFailed
 from hpclbfl.planner.compute import SMALLEST
 
 MARGIN = 0.08
-"""Part of the limit that the largest permissible batch leaves free, for what probes do not see."""
+"""Part of the limit that the largest permissible batch leaves free, for memory that probes do not measure."""
 CLOSE = 0.02
-"""A peak this near to the allowed one, relative, counts as reached: differences in memory layout are as large."""
+"""Relative distance at which a peak counts as equal to the allowed one; memory layouts differ by as much."""
 BENT = 0.1
-"""A line counts as bent if the growth between two probes, predicted from smaller ones, is wrong by more than this,
-relative."""
+"""Largest relative error of the growth between two probes, predicted from smaller ones, on a straight line."""
 BEYOND = 0.04
-"""How far above the limit the probe aims that is meant to fail, relative."""
+"""Relative distance above the limit of the probe that is meant to fail."""
 _REACH = 2
 _TRIES = 20
 _TRIES_ABOVE = 3
@@ -32,22 +31,13 @@ Measure = Callable[[int], float | None]
 """Peak memory of a step with this batch size, bytes, in a fresh process; None where it ran out of memory."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """A probe and its prediction by a line, made before it was taken, bytes."""
-
-    batch: int
-    predicted: float
-    measured: float
-
-
 @dataclass
 class PeakProbes:
-    """Probes of one device, each batch size once.
+    """Probes of one device, each batch size at most once.
 
     Args:
-        measure: takes a probe.
-        limit_bytes: what there is; a probe that takes more has failed.
+        measure: runs a probe.
+        limit_bytes: available memory; a probe that takes more has failed.
     """
 
     measure: Measure
@@ -58,7 +48,7 @@ class PeakProbes:
     """Batch sizes that ran out of memory."""
 
     def fits(self, batch: int) -> bool:
-        """Probe a batch size, unless that was done, and tell whether it stays within the limit."""
+        """Whether a batch size stays within the limit; probes it unless that was done before."""
         if batch not in self.points and batch not in self.failed:
             peak = self.measure(batch)
             if peak is None or peak > self.limit_bytes:
@@ -84,25 +74,22 @@ class Permissible:
 
     max_batch: int
     bound: str
-    """memory; data: the training set has no more; time: a larger step takes too long to be tried."""
+    """memory; data: the training set is no larger; time: a larger step takes too long."""
+    is_verified: bool
+    """It was run, and where memory is the bound, a batch slightly above the limit failed."""
     peak: BentLine
     """Peak memory, bytes."""
-    checks: tuple[Check, ...]
-    above: int | None = None
-    """The batch beyond the limit that was tried last; None where memory is not the bound."""
-    above_failed: bool = False
-
-    @property
-    def is_verified(self) -> bool:
-        """Whether it ran, and, if memory is the bound, the next probe did not."""
-        return self.bound != "memory" or self.above_failed
+    predictions: dict[int, float]
+    """Peak, bytes, by batch size, as predicted before the probe."""
+    failed_batch: int | None = None
+    """Smallest batch that ran out of memory; None: none did."""
 
 
 def fit_peak(probes: PeakProbes, top: int, most: int) -> BentLine:
-    """A line through three probes, at a quarter and half of `top` and there; further up while they lie on none.
+    """Fit a line to three probes, at a quarter, a half and all of `top`; doubles `top` while they lie on no line.
 
     Args:
-        top: where to begin.
+        top: first batch size.
         most: largest batch size to probe.
 
     Raises:
@@ -111,13 +98,13 @@ def fit_peak(probes: PeakProbes, top: int, most: int) -> BentLine:
     top = max(SMALLEST, min(max(top, 4 * SMALLEST), most))
     while True:
         sizes = sorted({max(SMALLEST, top // 4), max(SMALLEST, top // 2), top})
-        # Once something has not fitted, the largest comes first: if it does not fit, either, two probes are saved.
+        # After a failure the largest comes first: two probes are saved if it fails, too.
         order = sizes if probes.bound is None else sizes[::-1]
         if not all(probes.fits(size) for size in order):
             bound = probes.bound or SMALLEST
             if bound <= SMALLEST:
                 raise RunFailed(f"memory: not even a batch of {SMALLEST} fits into the limit")
-            # Not up to the limit itself, which is left to the search.
+            # The search, not this fit, approaches the limit.
             most = top = max(SMALLEST, min(most, int(0.8 * bound)))
             continue
         points = {size: probes.points[size] for size in sizes}
@@ -129,65 +116,62 @@ def fit_peak(probes: PeakProbes, top: int, most: int) -> BentLine:
 
 
 def is_straight(points: dict[int, float]) -> bool:
-    """Whether the largest of three probes lies on the line through the two others."""
-    small, middle, large = sorted(points)
-    predicted = _through(small, points[small], middle, points[middle])(large)
-    growth = points[large] - points[middle]
-    return abs(predicted - points[large]) <= max(BENT * abs(growth), CLOSE / 2 * points[large])
+    """Whether the largest of three probes lies on the line through the other two."""
+    (x0, y0), (x1, y1), (x2, y2) = sorted(points.items())
+    error = abs(y1 + (y1 - y0) / (x1 - x0) * (x2 - x1) - y2)
+    return error <= max(BENT * abs(y2 - y1), CLOSE / 2 * y2)
 
 
 def find_largest(probes: PeakProbes, peak: BentLine, most: int, most_is: str) -> Permissible:
-    """Run the largest batch within the limit and its margin, then one beyond the limit; correct the line on the way.
+    """Run the largest batch within the limit and its margin, then one beyond the limit, refitting the line as needed.
 
     Args:
         peak: as fitted.
         most: largest batch size to try.
-        most_is: what bounds that: data or time.
+        most_is: the reason for `most`: data or time.
     """
     allowed = probes.limit_bytes * (1 - MARGIN)
-    checks: list[Check] = []
+    predictions: dict[int, float] = {}
     for _ in range(_TRIES):
-        wanted = _aim(probes, peak.line, allowed, most)
+        wanted = _next_batch(probes, peak.line, allowed, most)
         if wanted in probes.points:
             break
         predicted = peak(wanted)
         if probes.fits(wanted):
             measured = probes.points[wanted]
-            checks.append(Check(wanted, predicted, measured))
-            # A probe above what is allowed must move the line, or the next aim would be the same.
+            predictions[wanted] = predicted
+            # A probe above the allowed peak must change the line, or the next one would be the same.
             if abs(predicted - measured) > CLOSE * measured or measured > allowed * (1 + CLOSE):
                 peak = _upper_line(probes)
             if abs(measured / allowed - 1) <= CLOSE:
                 break
     best = max((b for b, size in probes.points.items() if size <= allowed * (1 + CLOSE)), default=min(probes.points))
     if best >= most:
-        return Permissible(best, most_is, peak, tuple(checks))
-    above, above_failed = _run_into_limit(probes, peak.line, best)
-    return Permissible(best, "memory", peak, tuple(checks), above, above_failed)
+        return Permissible(best, most_is, True, peak, predictions, probes.bound)
+    return Permissible(best, "memory", _fails_above(probes, peak.line, best), peak, predictions, probes.bound)
 
 
-def _aim(probes: PeakProbes, line: Line, allowed: float, most: int) -> int:
-    """The batch to try next."""
+def _next_batch(probes: PeakProbes, line: Line, allowed: float, most: int) -> int:
     wanted = min(line.batch_of(allowed) if line.per_sample > 0 else most, _REACH * probes.largest, most)
     if probes.bound is not None and wanted >= probes.bound:
-        # The line is wrong up there: somewhere between what fitted and what did not.
+        # The line is wrong there: the answer lies between the largest that fitted and the smallest that did not.
         wanted = probes.largest + int(0.7 * (probes.bound - probes.largest))
     return max(SMALLEST, wanted)
 
 
-def _run_into_limit(probes: PeakProbes, line: Line, best: int) -> tuple[int, bool]:
-    """Try batches above the limit until one fails; the last one, and whether it did."""
+def _fails_above(probes: PeakProbes, line: Line, best: int) -> bool:
+    """Try batches above the limit, each further than the last, and tell whether one failed."""
     above = best
-    for attempt in range(_TRIES_ABOVE):
-        aim = line.batch_of(probes.limit_bytes * (1 + (attempt + 1) * BEYOND)) if line.per_sample > 0 else 2 * best
+    for attempt in range(1, _TRIES_ABOVE + 1):
+        aim = line.batch_of(probes.limit_bytes * (1 + attempt * BEYOND)) if line.per_sample > 0 else 2 * best
         above = max(aim, above) + 1
         if not probes.fits(above):
-            return above, True
-    return above, False
+            return True
+    return False
 
 
 def _upper_line(probes: PeakProbes) -> BentLine:
-    """The line through the largest probes: at least two, from half of the largest batch on."""
+    """Fit a line to the probes from half of the largest batch on, at least two."""
     batches = sorted(probes.points)
     upper = [batch for batch in batches if batch >= batches[-1] / 2] if len(batches) > 2 else batches
     upper = upper if len(upper) > 1 else batches[-2:]
@@ -196,8 +180,3 @@ def _upper_line(probes: PeakProbes) -> BentLine:
 
 def _line(points: dict[int, float]) -> Line:
     return fit_line(points) if len(points) > 1 else Line(next(iter(points.values())), 0.0)
-
-
-def _through(x0: float, y0: float, x1: float, y1: float) -> Line:
-    slope = (y1 - y0) / (x1 - x0)
-    return Line(y0 - slope * x0, slope)

@@ -1,10 +1,10 @@
-"""The links between ranks: a ring's cost fitted to timed reductions, and with it the whole of Eq. 2.
+"""The network between ranks: the cost of a ring fitted to timed reductions, and predictions by Eq. 2.
 
 A ring allreduce of S bytes over n ranks takes 2 (n - 1) steps of S / n bytes each:
 
     t_sync = 2 (n - 1) (hop + S / (n * bandwidth)) = 2 (n - 1) / n * S / bandwidth + latency
 
-so that a fit on the ranks that are there speaks of any number of ranks on links like theirs.
+so that a fit on the available ranks predicts any number of ranks on similar links.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from dataclasses import dataclass
 import torch
 
 from hpclbfl.algorithms.replicas import Replicas
-from hpclbfl.batching.cost_model import Line, fit_bent_line, fit_line, medians
+from hpclbfl.batching.cost_model import fit_bent_line, fit_line, medians
 from hpclbfl.batching.plan_file import NetworkPlan, Plan, RankPlan
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.components import PARTITIONS, POLICIES, component_config
 from hpclbfl.config.job import JobConfig
-from hpclbfl.planner.measure import IMAGES
+from hpclbfl.planner.measure import IMAGES, take_step
 from hpclbfl.training import build
-from hpclbfl.training.loop import begin_record
 from hpclbfl.training.setup import make_state
 
 FITTED = (0.5, 1.0, 1.5)
 HELD_OUT = (0.75, 1.25)
-"""Sizes of the timed reductions, as parts of what the job reduces: near it, as what fits a cache is reduced faster."""
+"""Sizes of the timed reductions, relative to the job's own: close to it, as messages that fit a cache are faster."""
+_WARMUP = 2
 
 
 @dataclass(frozen=True)
@@ -38,82 +38,71 @@ class SyncRow:
     size_bytes: int
     repetition: int
     seconds: float
-    """Of the rank that was done last."""
+    """Of the slowest rank."""
 
 
 def message_bytes(job: JobConfig, parameter_bytes: int, buffer_bytes: int) -> int:
-    """What a job reduces at once: gradients in the type that travels, or parameters and buffers."""
+    """What a job reduces at once: gradients in their type on the wire, or parameters and buffers."""
     if job.sync.trains_alone:
         return parameter_bytes + buffer_bytes
     return parameter_bytes // 2 if job.gradients.compression == "fp16" else parameter_bytes
 
 
 def time_reductions(job: JobConfig, comm: Communicator, num_bytes: int, repetitions: int) -> list[SyncRow]:
-    """Time reductions of several sizes as training makes them: gradients in buckets, parameters in one piece.
-
-    Every rank calls this and gets the same rows.
-    """
+    """Time reductions of several sizes as in training: gradients in buckets, parameters in one piece; a collective."""
     device = build.device(comm)
+    emulation = build.emulation(job, comm, device)
     is_shared = not job.sync.trains_alone
     dtype = torch.float16 if is_shared and job.gradients.compression == "fp16" else build.dtype(job)
     whole = num_bytes // dtype.itemsize
     flat = torch.zeros(int(max(FITTED) * whole), dtype=dtype, device=device)
-    emulation = build.emulation(job, comm, device)
-    rows = []
+    keys, own = [], []
     for part in (*FITTED, *HELD_OUT):
-        count = max(1, int(part * whole))
-        piece = int(job.comm.bucket_mb * 1e6) // flat.element_size() if is_shared else count
-        message = flat[:count]
-        for repetition in range(-2, repetitions):
+        message = flat[: max(1, int(part * whole))]
+        piece = int(job.comm.bucket_mb * 1e6) // flat.element_size() if is_shared else len(message)
+        for repetition in range(-_WARMUP, repetitions):
             comm.barrier()
-            _wait(device)
+            synchronize(device)
             begin = time.perf_counter()
-            handles = [
-                comm.reduce_(message[start : start + piece], f"plan.{start}") for start in range(0, count, piece)
-            ]
+            handles = [comm.reduce_(bucket, f"plan.{k}") for k, bucket in enumerate(message.split(piece))]
             for handle in handles:
                 handle.wait()
             if emulation is not None:
                 emulation.transfer(message.nbytes)
-            _wait(device)
+            synchronize(device)
             if repetition >= 0:
-                rows.append(SyncRow(message.nbytes, repetition, time.perf_counter() - begin))
-    slowest = [max(column) for column in zip(*comm.allgather([row.seconds for row in rows]), strict=True)]
-    return [SyncRow(row.size_bytes, row.repetition, s) for row, s in zip(rows, slowest, strict=True)]
+                own.append(time.perf_counter() - begin)
+                keys.append((message.nbytes, repetition))
+    return [SyncRow(*key, seconds) for key, seconds in zip(keys, slowest(comm, own), strict=True)]
 
 
 def fit_ring(rows: Sequence[SyncRow], num_ranks: int, engine: str, num_bytes: int) -> NetworkPlan:
-    """The ring's parameters from timed reductions.
+    """Fit the ring's parameters to timed reductions.
 
     Args:
         rows: of the sizes to fit.
-        num_ranks, engine: that took part, and what carried the messages.
+        num_ranks, engine: of the measurement.
         num_bytes: what the job reduces at once.
     """
     found = medians((row.size_bytes, row.seconds) for row in rows)
-    # From no less than the two largest sizes, between which the job's own lies.
+    # At least the two largest sizes, between which the job's own lies.
     from_size = min(fit_bent_line(found).straight_from, sorted(found)[-2])
     line = fit_line({size: seconds for size, seconds in found.items() if size >= from_size})
-    return ring_of(line, num_ranks, engine, num_bytes)
-
-
-def ring_of(line: Line, num_ranks: int, engine: str, num_bytes: int) -> NetworkPlan:
-    """From t = fixed + per_byte * bytes, as measured on so many ranks, to a ring's parameters."""
     hops = 2 * (num_ranks - 1)
     return NetworkPlan(
         num_ranks=num_ranks,
         engine=engine,
         hop_s=line.fixed / hops,
-        # A reduction whose time no size changes has endless bandwidth as far as one can tell.
+        # Where the size does not change the time, the bandwidth is practically unlimited.
         bandwidth_bytes_per_s=hops / (num_ranks * max(line.per_sample, 1e-15)),
         num_bytes=num_bytes,
     )
 
 
 def step_seconds(plan: Plan, num_ranks: int, local_steps: int, batch: int | None = None) -> float:
-    """Eq. 2: mean time of a step, s, on so many ranks like those of the plan.
+    """Eq. 2: mean time of a step, s, on a number of ranks like those of the plan.
 
-    The slowest kind of rank decides; t_sync is spread over the H = `local_steps` steps between two of them.
+    The slowest rank decides; t_sync is spread over the H = `local_steps` steps between two averagings.
 
     Args:
         batch: samples of every client; None: each rank's share of the job's global batch.
@@ -132,42 +121,44 @@ def usual_batch(rank: RankPlan) -> int:
 def time_steps(
     job: JobConfig, comm: Communicator, sizes: Sequence[int], local_steps: int, repetitions: int
 ) -> list[float]:
-    """Time real training on all ranks, for comparison with Eq. 2: mean seconds of a step, slowest rank, each over H.
+    """Time real training on all ranks, for comparison with Eq. 2: mean seconds of a step on the slowest rank.
 
     Args:
         sizes: local batch sizes by rank; one client per rank.
-        local_steps: H, over which the time of an averaging is spread.
+        local_steps: H; a step has 1/H of an averaging's time.
     """
     most = max(IMAGES, sum(sizes))
-    data = job.data.without_download().model_copy(update={"limit": min(most, job.data.limit or most)})
-    batching = component_config(POLICIES, {"local_batch_size": list(sizes)}, "plan", "batching")
     changes = {
         "clients": comm.size,
-        "data": data,
-        "batching": batching,
+        "data": job.data.without_download().model_copy(update={"limit": min(most, job.data.limit or most)}),
+        "batching": component_config(POLICIES, {"local_batch_size": list(sizes)}, "plan", "batching"),
         "partition": component_config(PARTITIONS, {"reshuffle": True}, "plan", "partition"),
     }
     state = make_state(job.model_copy(update=changes), comm)
-    taken = []
-    for repetition in range(-2, repetitions):
+    own = []
+    for repetition in range(-_WARMUP, repetitions):
         comm.barrier()
+        # Post-local SGD would train alone from some step on.
+        state.counters.step = 0
         begin = time.perf_counter()
-        record = begin_record(state)
-        # The step's number stays, and with it what the algorithm does in it.
-        state.algorithm.step(state, record, 0)
-        state.counters.positions += state.counts_now
-        _wait(state.device)
+        record = take_step(state)
+        synchronize(state.device)
         stepped = time.perf_counter()
         if isinstance(state.model, Replicas):
             state.model.average_clients(state, record)
-            _wait(state.device)
-        averaged = time.perf_counter() - stepped
+            synchronize(state.device)
         if repetition >= 0:
-            taken.append(stepped - begin + averaged / local_steps)
+            own.append(stepped - begin + (time.perf_counter() - stepped) / local_steps)
     state.model.close()
-    return [max(column) for column in zip(*comm.allgather(taken), strict=True)]
+    return slowest(comm, own)
 
 
-def _wait(device: torch.device) -> None:
+def slowest(comm: Communicator, own: list[float]) -> list[float]:
+    """The largest value over ranks, element by element; a collective."""
+    return [max(column) for column in zip(*comm.allgather(own), strict=True)]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

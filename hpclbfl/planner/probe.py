@@ -1,7 +1,7 @@
-"""Probes, each in a process of its own: `python -m hpclbfl.planner.probe` reads a request and prints an answer.
+"""Probes, each in its own process: `python -m hpclbfl.planner.probe` reads a request from stdin and prints an answer.
 
-A fresh process has the memory of a run at its start, and may run out of it without ending the planner. Requests and
-answers are JSON objects; the answer is the line that begins with `MARK`.
+A fresh process starts with as little memory as a run does, and may run out of memory without ending the planner.
+Requests and answers are JSON objects; the answer is the line that begins with `MARK`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import ctypes
 import json
 import random
-import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,13 @@ from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loaders import make_loader
 from hpclbfl.planner.compute import SMALLEST, batch_ladder
 from hpclbfl.planner.measure import Bench, anonymous, resident
-from hpclbfl.planner.runner import MARK
+from hpclbfl.planner.runner import MARK, Gathered
 
 _SCOUT = 8
+"""The first batch size that is tried."""
 _ROOM = 1.5
-"""Peak of a step over what it saves for the backward pass, at most; for guesses that must not run out of memory."""
+"""Upper bound on the peak of a step over what it saves for the backward pass; for guesses that must not run out of
+memory."""
 _BUFFER_SAMPLES = 256
 _MOST_ROUNDS = 8
 _OUT_OF_MEMORY = (
@@ -42,21 +43,19 @@ _OUT_OF_MEMORY = (
     "not enough memory",
     "bad_alloc",
     "could not create a mem",
-    # A GPU's libraries, whose work space is not torch's.
+    # Of the GPU's libraries, which allocate their work space outside torch.
     "cudnn_status_alloc_failed",
     "cublas_status_alloc_failed",
     "unable to find an engine",
 )
-
-Say = Callable[[str], None]
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Carry out a request in this process.
 
     Args:
-        request: `kind` (times, peak or batches), `job`, `local_rank`, `local_size`, `sharing` (ranks that compute on
-            its GPU), and what the kind takes.
+        request: `kind` (times, peak or batches), `job`, `local_rank`, `local_size`, `sharing` (number of ranks on its
+            GPU), and the arguments of the kind.
 
     Returns:
         The answer, or `out_of_memory: true`.
@@ -76,16 +75,19 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 def times(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
     """Time steps of many batch sizes, and count the components of Eq. 3.
 
-    Request: `budget_s` for all of it, `min_rounds` whatever they take, `limit_bytes`, `min_top` (a batch that is worth
-    a longer step).
+    Request: `budget_s` for all of it, `min_rounds` regardless of the budget, `limit_bytes`, `min_top` (batch size up to
+    which longer steps are accepted).
 
-    Answer: what the device and data are like; `rows` of batch, repetition, t_mov and t_c (s); `fitted` and `held_out`
-    batch sizes; `activation` bytes by batch size; bytes of `model`, `gradient` and `optimizer`.
+    Answer: the fields of `Gathered`.
     """
     bench = Bench(job, request["local_rank"], request["local_size"])
     is_gpu = bench.device.type == "cuda"
     host_bytes = resident()
-    free_bytes = _free(bench.device, request["sharing"]) if is_gpu else 0
+    free_bytes = 0
+    if is_gpu:
+        # For each of the ranks that share it, with what this process has reserved.
+        free_bytes = torch.cuda.mem_get_info(bench.device)[0] + torch.cuda.memory_reserved(bench.device)
+        free_bytes //= request["sharing"]
     limit_bytes = int(request["limit_bytes"] or free_bytes)
     _limit_gpu(bench.device, limit_bytes)
     budget_s = request["budget_s"]
@@ -96,19 +98,18 @@ def times(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
     rows: list[tuple[int, int, float, float]] = []
     activation: dict[int, int] = {}
     counted: dict[str, int] = {}
-    begin, rounds, repetitions = time.perf_counter(), 0, dict.fromkeys(sizes, 0)
-
-    def has_time() -> bool:
-        return rounds < _MOST_ROUNDS and (time.perf_counter() - begin) * (rounds + 1) / rounds < budget_s
-
+    begin, repetitions = time.perf_counter(), dict.fromkeys(sizes, 0)
     # In turns, so that a machine that is busy for a while does not distort a single batch size.
-    while rounds < request["min_rounds"] or has_time():
+    for number in range(_MOST_ROUNDS):
+        # The next round is expected to take as long as the earlier ones.
+        if number >= request["min_rounds"] and (time.perf_counter() - begin) * (number + 1) / number >= budget_s:
+            break
         for batch in order.sample(sizes, len(sizes)):
-            # The first step after another size lays out memory anew.
+            # The first step after one of another size allocates memory anew and is not timed.
             started = time.perf_counter()
-            if rounds == 0:
+            if number == 0:
                 counted = bench.account(batch)
-                activation[batch] = counted["activation"]
+                activation[batch] = counted.pop("activation")
             else:
                 bench.step(batch)
             warm_s = time.perf_counter() - started
@@ -116,29 +117,29 @@ def times(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
                 t_mov, t_c = bench.step(batch)
                 rows.append((batch, repetitions[batch], t_mov, t_c))
                 repetitions[batch] += 1
-        rounds += 1
-    parameters = bench.state.mean.parameters
-    return {
-        "device": device_name({"OMPI_COMM_WORLD_LOCAL_RANK": str(request["local_rank"])}),
-        "is_gpu": is_gpu,
-        "threads": None if is_gpu else torch.get_num_threads(),
-        "free_bytes": free_bytes,
-        "num_train": bench.num_train,
-        "fingerprint": bench.fingerprint,
-        "input_bytes": bench.state.train.staged_bytes // 2,
-        "sample_text": bench.state.train.sample_text,
-        "in_memory": bench.state.train.in_memory,
-        "missing_bytes": 0 if is_gpu else bench.missing_bytes,
-        "host_bytes": host_bytes,
-        "start_bytes": 0 if is_gpu else host_bytes,
-        "parameter_bytes": sum(p.numel() * p.element_size() for p in parameters),
-        "buffer_bytes": bench.state.mean.buffers.numel() * bench.state.mean.buffers.element_size(),
-        "rows": rows,
-        "fitted": fitted,
-        "held_out": held_out,
-        "activation": activation,
-        **{key: value for key, value in counted.items() if key != "activation"},
-    }
+    parameters, buffers = bench.state.mean.parameters, bench.state.mean.buffers
+    train = bench.state.train
+    found = Gathered(
+        device=device_name({"OMPI_COMM_WORLD_LOCAL_RANK": str(request["local_rank"])}),
+        threads=None if is_gpu else torch.get_num_threads(),
+        free_bytes=free_bytes,
+        num_train=bench.num_train,
+        fingerprint=bench.fingerprint,
+        input_bytes=train.staged_bytes // 2,
+        sample_text=train.sample_text,
+        in_memory=train.in_memory,
+        missing_bytes=0 if is_gpu else bench.missing_bytes,
+        host_bytes=host_bytes,
+        start_bytes=0 if is_gpu else host_bytes,
+        parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        buffer_bytes=buffers.numel() * buffers.element_size(),
+        rows=rows,
+        fitted=fitted,
+        held_out=held_out,
+        activation=list(activation.items()),
+        **counted,
+    )
+    return asdict(found)
 
 
 def peak(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def peak(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def batches(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
-    """Memory that loading takes, M_batch of Eq. 3: what a fresh loader's process, or a GPU, holds more with batches.
+    """Memory of loading, M_batch of Eq. 3: by how much batches increase the memory of a fresh process, or of a GPU.
 
     Request: `batches`, pairs of batch size and repetition, in order; `in_memory`. Answer: `rows` of batch, repetition
     and bytes.
@@ -166,14 +167,14 @@ def batches(job: JobConfig, request: dict[str, Any]) -> dict[str, Any]:
     dtype = torch.float64 if job.precision == "float64" else torch.float32
     gray = (0.5, 0.5, 0.5)
     rows = []
-    # The first one finds memory that the imports left behind.
+    # The first one is not counted: it reuses memory that the imports have freed.
     for batch, repetition in [(request["batches"][0][0], -1), *request["batches"]]:
         loader = make_loader(split, config, 0, device, dtype, (gray, gray))
         samples = np.arange(batch, dtype=np.int64) % len(split)
         passes = np.arange(batch, dtype=np.int64) // len(split)
-        _give_back_free_memory()
+        _release_free_memory()
         before = _in_use(device)
-        # As in training: while one batch is used, the next one is made in the other buffer.
+        # As in training: while one batch is used, the next one is loaded into the other buffer.
         loader.batch(samples, passes)
         loader.prefetch(samples, passes)
         loaded = loader.batch(samples, passes)
@@ -192,7 +193,7 @@ def _top(bench: Bench, most_s: float, limit_bytes: int, min_top: int) -> int:
     used = torch.cuda.memory_allocated(bench.device) if bench.device.type == "cuda" else resident()
     batch = _SCOUT
     while 2 * batch <= bench.num_train and used + _ROOM * saved * 2 * batch < limit_bytes:
-        # On a line through the two last ones, a step of twice the batch takes so long.
+        # Extrapolated from the last two batch sizes.
         next_s = last_s + 2 * max(0.0, last_s - before_s)
         if next_s > (most_s if 2 * batch > min_top else 4 * most_s):
             break
@@ -202,23 +203,18 @@ def _top(bench: Bench, most_s: float, limit_bytes: int, min_top: int) -> int:
 
 
 def _limit_gpu(device: torch.device, limit_bytes: int) -> None:
-    """Let the allocator fail where a smaller device would; on a CPU the parent watches."""
+    """Make the allocator fail where that of a smaller GPU would; on a CPU the parent process watches."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
-
-
-def _free(device: torch.device, sharing: int) -> int:
-    """What a GPU has left for each of the ranks that share it, what this process holds already included, bytes."""
-    return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) // sharing
 
 
 def _in_use(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else anonymous()
 
 
-def _give_back_free_memory() -> None:
-    """Let memory that earlier work freed be counted anew when it is used."""
+def _release_free_memory() -> None:
+    """Return freed memory to the kernel, so that it counts again when it is reused."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -227,14 +223,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
-def _die_with_parent() -> None:
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 def main() -> None:
     """Entry point of the process."""
-    _die_with_parent()
     request = json.load(sys.stdin)
     try:
         found = answer(request)

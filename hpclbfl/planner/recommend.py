@@ -1,4 +1,4 @@
-"""From the probes of all ranks to a plan: largest and best batches, shares of the global batch, the time of a step."""
+"""A plan from the probes of all ranks: largest and best batches, shares of the global batch, the time of a step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.devices import seat_of
 from hpclbfl.config.job import JobConfig
 from hpclbfl.planner.network import FITTED, fit_ring, message_bytes, step_seconds, time_reductions, time_steps
-from hpclbfl.planner.runner import Probe
+from hpclbfl.planner.runner import Gathered, Probe
 from hpclbfl.planner.store import ProbeRow, Role, errors_above, prediction_errors
 from hpclbfl.planner.study import DeviceProfiler, Options, Place, Study
 from hpclbfl.runs.folder import utc_now
@@ -27,8 +27,8 @@ STEPS = 8
 
 def make_plan(
     job: JobConfig, comm: Communicator, is_gpu: bool, probe: Probe, options: Options, say: Callable[[str], None]
-) -> tuple[Plan, list[ProbeRow], Study]:
-    """Probe every rank's device and the links between them; every rank calls this and gets the same plan and rows.
+) -> tuple[Plan, list[ProbeRow], Gathered]:
+    """Probe every rank's device and the network between them; a collective with the same result on every rank.
 
     Args:
         job: resolved.
@@ -36,20 +36,19 @@ def make_plan(
         probe, say: see `DeviceProfiler`.
 
     Returns:
-        The plan, all probes, and what was found out about rank 0.
+        The plan, all probes, and the answer of rank 0's probe `times`.
     """
     seat = seat_of(comm)
     sharing = comm.allgather(seat).count(seat) if is_gpu else 1
     place = Place(comm.rank, comm.size, comm.local_rank, comm.local_size, comm.engine, is_gpu, sharing)
-    own = DeviceProfiler(job, place, probe, options, say).run()
-    studies: list[Study] = comm.allgather(own)
-    first = studies[0]
-    rows = [row for found in studies for row in found.rows]
-    ranks = [found.plan for found in studies]
+    studies: list[Study] = comm.allgather(DeviceProfiler(job, place, probe, options, say).run())
+    first = studies[0].gathered
+    rows = [row for study in studies for row in study.rows]
+    ranks = [study.plan for study in studies]
     usual = job.local_batch_sizes()
-    total, one_each = sum(usual), len(usual) == comm.size
+    total, has_one_each = sum(usual), len(usual) == comm.size
     sizes: Sequence[int] | None = [usual[clients_of_rank(len(usual), r, comm.size)[0]] for r in range(comm.size)]
-    if one_each:
+    if has_one_each:
         sizes = shares(total, ranks, getattr(job.batching, "min_local_batch_size", None) or 1)
     if sizes is not None:
         ranks = [rank.model_copy(update={"local_batch_size": b}) for rank, b in zip(ranks, sizes, strict=True)]
@@ -67,15 +66,20 @@ def make_plan(
         network, sync_rows = _network(job, comm, num_bytes)
         plan = plan.model_copy(update={"network": network})
         rows += sync_rows
-        if sizes is not None and one_each:
+        if sizes is not None and has_one_each:
             say("timing steps on all ranks")
-            rows += _whole_steps(job, comm, plan, sizes)
+            local_steps = plan.local_steps if job.sync.trains_alone else 1
+            # Eq. 2 on the available ranks.
+            local = max(rank.seconds(size) for rank, size in zip(ranks, sizes, strict=True))
+            predicted = local + network.seconds(comm.size) / local_steps
+            timed = enumerate(time_steps(job, comm, sizes, local_steps, STEPS))
+            rows += [ProbeRow("t_step_s", max(sizes), k, s, predicted, "held_out", -1) for k, s in timed]
     errors = {e.quantity: asdict(e) for e in prediction_errors(rows)}
     return plan.model_copy(update={"fits": errors, "warnings": errors_above(TOLERATED, rows)}), rows, first
 
 
 def shares(total: int, ranks: Sequence[RankPlan], low: int = 1) -> tuple[int, ...] | None:
-    """Local batch sizes that sum to `total` and let the slowest rank be done soonest; None if bounds forbid it."""
+    """Local batch sizes that sum to `total` and minimise the slowest rank's time; None if the bounds forbid it."""
     lows, highs = [low] * len(ranks), [rank.max_batch for rank in ranks]
     if not sum(lows) <= total <= sum(highs) or any(high < low for high in highs):
         return None
@@ -86,10 +90,8 @@ def shares(total: int, ranks: Sequence[RankPlan], low: int = 1) -> tuple[int, ..
 
 def _network(job: JobConfig, comm: Communicator, num_bytes: int) -> tuple[NetworkPlan, list[ProbeRow]]:
     timed = time_reductions(job, comm, num_bytes, REDUCTIONS)
-    sizes = list(dict.fromkeys(row.size_bytes for row in timed))
-    held_out = sizes[len(FITTED) :]
-    fitted = [row for row in timed if row.size_bytes not in held_out]
-    network = fit_ring(fitted, comm.size, comm.engine, num_bytes)
+    held_out = list(dict.fromkeys(row.size_bytes for row in timed))[len(FITTED) :]
+    network = fit_ring([row for row in timed if row.size_bytes not in held_out], comm.size, comm.engine, num_bytes)
     rows = []
     for row in timed:
         role: Role = "held_out" if row.size_bytes in held_out else "fit"
@@ -98,20 +100,10 @@ def _network(job: JobConfig, comm: Communicator, num_bytes: int) -> tuple[Networ
     return network, rows
 
 
-def _whole_steps(job: JobConfig, comm: Communicator, plan: Plan, sizes: Sequence[int]) -> list[ProbeRow]:
-    """Eq. 2 against training on the ranks that there are, H = 1 and the job's own."""
-    local = max(rank.seconds(size) for rank, size in zip(plan.ranks, sizes, strict=True))
-    sync = plan.network.seconds(comm.size) if plan.network is not None else 0.0
-    local_steps = plan.local_steps if job.sync.trains_alone else 1
-    timed = time_steps(job, comm, sizes, local_steps, STEPS)
-    predicted = local + sync / local_steps
-    return [ProbeRow("t_step_s", max(sizes), k, s, predicted, "held_out", -1) for k, s in enumerate(timed)]
-
-
 def predictions(plan: Plan) -> list[dict[str, float]]:
-    """Eq. 2 for numbers of ranks, each with its share of the job's global batch: t_step_s at H = 1 and the job's H.
+    """Eq. 2 for several numbers of ranks, each with its share of the job's global batch, at H = 1 and the job's H.
 
-    Without a measured network, of one rank alone.
+    Without a measured network, for one rank only.
     """
     counts = sorted({1, 2, 4, 8, 16, 32, 64, len(plan.ranks)}) if plan.network is not None else [1]
     return [

@@ -15,7 +15,7 @@ from hpclbfl.runs.log.tables import row_type, save_tables
 Role = Literal["fit", "held_out", "failed"]
 
 _PAGES_BYTES = 2**16
-"""Memory comes in whole pages, so a batch of fewer bytes does not measure its images."""
+"""Memory is allocated in whole pages: differences below this say nothing about the images."""
 
 # (column, type, unit, meaning)
 COLUMNS = [
@@ -59,7 +59,7 @@ class Errors:
 
 
 def prediction_errors(rows: Iterable[ProbeRow]) -> list[Errors]:
-    """Errors by quantity, from held-out probes alone, over all ranks."""
+    """Errors by quantity over all ranks, from held-out probes only."""
     groups: dict[str, dict[tuple[int, int, int], list[ProbeRow]]] = {}
     for row in rows:
         if row.role == "held_out":
@@ -67,11 +67,11 @@ def prediction_errors(rows: Iterable[ProbeRow]) -> list[Errors]:
             sizes.setdefault((row.rank, row.batch, row.size_bytes), []).append(row)
     found = []
     for quantity, sizes in groups.items():
-        shares = []
+        relative = []
         for repetitions in sizes.values():
             measured = float(np.median([row.measured for row in repetitions]))
-            shares.append(abs(repetitions[0].predicted - measured) / measured if measured else 0.0)
-        found.append(Errors(quantity, float(np.median(shares)), max(shares), len(shares)))
+            relative.append(abs(repetitions[0].predicted - measured) / measured if measured else 0.0)
+        found.append(Errors(quantity, float(np.median(relative)), max(relative), len(relative)))
     return found
 
 
@@ -95,13 +95,13 @@ def plain_line_errors(rows: Sequence[ProbeRow]) -> list[PlainErrors]:
     """Errors of `plain_line` for t_c and M_batch, as the paper gives them for Fig. 5 and 4b; a line for each rank."""
     found = []
     for quantity in ("t_c_s", "m_batch_bytes"):
-        shares: list[float] = []
+        relative: list[float] = []
         for rank in sorted({row.rank for row in rows}):
             points = medians((r.batch, r.measured) for r in rows if r.quantity == quantity and r.rank == rank)
             if len(points) > 2:
-                shares += errors(plain_line(points), points)
-        if shares:
-            found.append(PlainErrors(quantity, min(shares), max(shares), len(shares)))
+                relative += errors(plain_line(points), points)
+        if relative:
+            found.append(PlainErrors(quantity, min(relative), max(relative), len(relative)))
     return found
 
 

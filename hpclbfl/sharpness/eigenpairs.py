@@ -1,7 +1,8 @@
-"""The eigenvalues of a symmetric operator that are largest in magnitude, one Lanczos run for each.
+"""The eigenvalues of a symmetric operator that are largest in magnitude, by one Lanczos run each (deflation).
 
-Each run is orthogonal to the eigenvectors that are known already, and starts from a vector of its own: a single one
-sees an eigenvalue once, however many eigenvectors belong to it.
+Each run is orthogonal to the eigenvectors that are already known and has its own start vector: from a single start
+vector, a multiple eigenvalue is found only once. ARPACK (scipy's eigsh) is not used: it refuses an operator that is
+zero and one whose eigenvalues are all wanted, and has no results where it is stopped before it has converged.
 """
 
 from __future__ import annotations
@@ -16,26 +17,26 @@ from torch import Tensor
 from hpclbfl.sharpness.lanczos import Krylov, Product, rounding
 
 BASIS = 20
-"""Lanczos vectors that a run keeps before it restarts from the better half of them."""
+"""Lanczos vectors of a run before it restarts with half as many Ritz vectors."""
 LEAST_BASIS = 6
 _GROWTH = 10
-"""Residuals by which the outermost Ritz value may still grow: some eigenvalue is within one, but not the outermost."""
+"""How far the outermost Ritz value may still grow, in residuals: the eigenvalue within one may not be the outermost."""
 
 
 @dataclass(frozen=True)
 class Eigenpair:
-    """An eigenvalue as far as it was found."""
+    """An eigenvalue, converged or not."""
 
-    value: float
-    """Rayleigh quotient v.Hv, with its sign."""
+    eigenvalue: float
+    """Rayleigh quotient v.Hv, signed."""
     vector: Tensor
     """[P], of norm 1, in the host's memory."""
     residual: float
-    """|Hv - value v|: some eigenvalue of H is no farther from `value` than this."""
+    """|Hv - eigenvalue v|: H has an eigenvalue within this distance."""
     iterations: int
-    """Products with H that its run took."""
+    """Products with H in its run."""
     has_settled: bool
-    """The residual is within the tolerance, and the other end of the spectrum is closer to 0 as far as its run saw."""
+    """The residual is within the tolerance, and according to the run the other end of the spectrum is closer to 0."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ def top_eigenpairs(
     """The `count` eigenvalues that are largest in magnitude, in that order.
 
     Args:
-        start: [P], not zero, of the run for each, by its index.
+        start: start vector [P] of each run, not zero, by its index.
         count: from 1 to P.
-        tolerance: a run ends once its residual is no larger than this share of the eigenvalue's magnitude, or than
-            what rounding leaves of the largest one.
-        max_iterations: products at which a run ends, settled or not; at least 1.
-        basis: Lanczos vectors that a run keeps, at least LEAST_BASIS; with two vectors for each eigenvalue that is
-            found they lie in the host's memory.
-        on_found: told the value and the products of each as it is found.
+        tolerance: largest residual relative to the eigenvalue's magnitude at which a run has converged, down to the
+            rounding error of the largest eigenvalue.
+        max_iterations: products at which a run ends in any case; at least 1.
+        basis: Lanczos vectors of a run, at least LEAST_BASIS; they are in the host's memory, with two vectors for each
+            eigenvalue found.
+        on_found: is called with the value and the products of each as it is found.
     """
     if max_iterations < 1 or basis < LEAST_BASIS:
         raise ValueError(f"max_iterations is {max_iterations}, at least 1; basis is {basis}, at least {LEAST_BASIS}")
@@ -73,7 +74,7 @@ def top_eigenpairs(
     vectors, images = (torch.empty(count, len(first), dtype=first.dtype) for _ in range(2))
     found: list[_Found] = []
     largest = 0.0
-    # Near eigenvalues share the residuals of their runs when their vectors are told apart in the end.
+    # The final Rayleigh-Ritz step mixes the residuals of close eigenvalues.
     within = tolerance if count == 1 else tolerance / (2 * count**0.5)
     for index in range(count):
         space = Krylov(product, start(index), basis, vectors[:index], rounding(first.dtype) * largest)
@@ -87,9 +88,9 @@ def top_eigenpairs(
 
 
 def _largest(product: Product, space: Krylov, like: Tensor, tolerance: float, max_iterations: int) -> _Found:
-    """The largest eigenvalue, in magnitude, that is not known yet."""
+    """The eigenvector of the largest eigenvalue, in magnitude, that is not known yet."""
     is_sure, coefficients = False, np.zeros(0)
-    # One product is left for the vector that is found: its residual is measured, not estimated.
+    # The last product is for the vector that is found: its residual is computed, not estimated.
     while space.num_products < max_iterations - 1 and not is_sure:
         if space.is_full:
             space.restart()
@@ -99,7 +100,7 @@ def _largest(product: Product, space: Krylov, like: Tensor, tolerance: float, ma
         top, other = (0, -1) if ends[0] > ends[1] else (-1, 0)
         magnitude = abs(ritz.values[top])
         small = max(tolerance, rounding(like.dtype)) * magnitude
-        # The other end of the spectrum still grows while its residual is large, up to a tie within the tolerance.
+        # While its residual is large, the other end of the spectrum may still turn out to be larger.
         growth = _GROWTH * ritz.residuals[other]
         has_rival = growth > small and abs(ritz.values[other]) + growth > magnitude
         is_sure = space.is_exhausted or bool(ritz.residuals[top] <= small and not has_rival)
@@ -110,7 +111,7 @@ def _largest(product: Product, space: Krylov, like: Tensor, tolerance: float, ma
 
 
 def _ordered(vectors: Tensor, images: Tensor, found: list[_Found], tolerance: float) -> list[Eigenpair]:
-    """The eigenpairs on the space of all vectors that were found, which mixes those of near eigenvalues rightly."""
+    """Rayleigh-Ritz on the space of all vectors that were found, which separates those of close eigenvalues."""
     projected = (vectors @ images.T).double().numpy()
     values, rotation = np.linalg.eigh((projected + projected.T) / 2)
     order = np.argsort(-np.abs(values), kind="stable")
@@ -118,7 +119,7 @@ def _ordered(vectors: Tensor, images: Tensor, found: list[_Found], tolerance: fl
     pairs = []
     for place in order:
         share = torch.from_numpy(rotation[:, place].copy()).to(vectors.dtype)
-        # Its run is the one that found most of it.
+        # Attributed to the run whose vector has the largest share.
         run = found[int(np.argmax(np.abs(rotation[:, place])))]
         value, vector = float(values[place]), share @ vectors
         residual = float(torch.linalg.vector_norm(share @ images - value * vector))

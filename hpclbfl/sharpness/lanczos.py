@@ -1,7 +1,7 @@
-"""Lanczos with full re-orthogonalisation: an orthonormal basis of a Krylov space, and a symmetric operator seen on it.
+"""Lanczos with full reorthogonalisation: an orthonormal basis of a Krylov space, and an operator projected onto it.
 
-Pure: an operator is a function v [P] -> H v [P]. G. Golub, C. Van Loan, "Matrix Computations", chapter 10; restarts as
-in K. Wu, H. Simon, "Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems", SIAM J. Matrix Anal. 2000.
+A symmetric operator is a function v [P] -> H v [P]. G. Golub, C. Van Loan, "Matrix Computations", chapter 10; K. Wu,
+H. Simon, "Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems", SIAM J. Matrix Anal. 2000.
 """
 
 from __future__ import annotations
@@ -15,42 +15,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
-"""v [P] -> H v [P], on one device, of one type."""
+"""v [P] -> H v [P], same device and type."""
 _COLUMNS = 2**18
-"""Of the basis that a restart combines at a time."""
+"""Columns of the basis that a restart combines at a time."""
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """What rounding leaves of zero in a product, as a share of H's largest eigenvalue."""
+    """Rounding error of a product, relative to H's largest eigenvalue."""
     return 100 * float(torch.finfo(dtype).eps)
 
 
 def random_vector(size: int, dtype: torch.dtype, device: torch.device, *key: int) -> Tensor:
-    """A normal vector [size] that depends on the key (whole numbers) alone, drawn on the CPU for every device."""
+    """A normal vector [size] that depends only on the key (integers), not on the device."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
     return torch.from_numpy(rng.standard_normal(size)).to(device, dtype)
 
 
 @dataclass(frozen=True)
 class Ritz:
-    """What H looks like on a space of n dimensions."""
+    """H projected onto a space of n dimensions."""
 
     values: NDArray[np.float64]
-    """[n], rising."""
+    """[n], increasing."""
     vectors: NDArray[np.float64]
     """[n, n]; column k is the Ritz vector of value k, in the space's basis."""
     residuals: NDArray[np.float64]
-    """[n] |Hy - value y| of each Ritz vector y: some eigenvalue is no farther from its value."""
+    """[n] |Hy - value y| of each Ritz vector y: H has an eigenvalue within this distance."""
 
 
 class Krylov:
-    """A Krylov space of H, grown by a product at a time.
+    """A Krylov space of H, which grows by one product at a time.
 
     Args:
         start: [P], not zero; products are of its type and on its device.
         rows: largest number of basis vectors; [rows, P] of the start's type is kept in the host's memory.
-        known: [K, P] orthonormal, in the host's memory: the space stays orthogonal to them, as if H were 0 there.
-        noise: an image no longer than this is rounding.
+        known: [K, P] orthonormal, in the host's memory: the space is kept orthogonal to them (deflation).
+        noise: an image H v of at most this norm is rounding error.
     """
 
     def __init__(
@@ -60,14 +60,15 @@ class Krylov:
         self._known = torch.empty(0, len(start), dtype=start.dtype) if known is None else known
         self._basis = torch.empty(min(rows, len(start)), len(start), dtype=start.dtype)
         self._matrix = np.zeros((len(self._basis), len(self._basis)))
-        # Twice, for what rounding leaves of the known ones.
+        # Twice, because of rounding errors.
         self._next = _normalised(_without(_normalised(_without(start.cpu(), self._known)), self._known))
-        self._beside = 0.0
+        self._beta = 0.0
+        """Norm of the next, unnormalised Lanczos vector."""
         self.size = 0
         """Dimensions, n."""
         self.num_products = 0
         self.is_exhausted = False
-        """H leads no further out of the space: its Ritz values are eigenvalues."""
+        """The space is invariant under H: its Ritz values are eigenvalues."""
 
     @property
     def is_full(self) -> bool:
@@ -75,38 +76,38 @@ class Krylov:
         return self.size == len(self._basis)
 
     def grow(self) -> None:
-        """Take a product more. The space is neither full nor exhausted."""
+        """Add one dimension by one product. The space must be neither full nor exhausted."""
         place = self.size
         self._basis[place] = self._next
         basis = self._basis[: place + 1]
         image = _without(self._product(self._next.to(self._device)).cpu(), self._known)
-        # Against all, not the last two alone: rounding would bring converged eigenvectors back as ghosts.
+        # Against all, not only the last two: rounding errors would produce copies of converged eigenvectors.
         share = basis @ image
         image = image - share @ basis
         image = _without(_without(image, basis), self._known)
         self._matrix[: place + 1, place] = self._matrix[place, : place + 1] = share.double().numpy()
         self.size, self.num_products = place + 1, self.num_products + 1
-        self._beside = float(torch.linalg.vector_norm(image))
+        self._beta = float(torch.linalg.vector_norm(image))
         small = max(self._noise, rounding(image.dtype) * float(np.abs(self._matrix).max()))
-        self.is_exhausted = self._beside <= small or self.size + len(self._known) >= len(image)
+        self.is_exhausted = self._beta <= small or self.size + len(self._known) >= len(image)
         if not self.is_exhausted:
-            self._next = image / self._beside
+            self._next = image / self._beta
 
     def ritz(self) -> Ritz:
         """Rayleigh-Ritz values on the space; it has at least one dimension."""
         values, vectors = np.linalg.eigh(self._matrix[: self.size, : self.size])
-        # Rounding of the products allows no smaller one.
+        # Rounding errors of the products are at least this large.
         least = float(torch.finfo(self._basis.dtype).eps) * np.abs(values).max()
-        return Ritz(values, vectors, np.maximum(self._beside * np.abs(vectors[-1]), least))
+        return Ritz(values, vectors, np.maximum(self._beta * np.abs(vectors[-1]), least))
 
     def vector(self, coefficients: NDArray[np.float64]) -> Tensor:
-        """[P] of norm 1, in the host's memory, from coefficients [n] in the basis; of an empty space its start."""
+        """[P] of norm 1, in host memory, with coefficients [n] in the basis; of an empty space its start vector."""
         if not self.size:
             return self._next
         return _normalised(torch.from_numpy(coefficients).to(self._basis.dtype) @ self._basis[: self.size])
 
     def restart(self) -> None:
-        """Keep the Ritz vectors of half as many values, the largest in magnitude and both ends, and drop the others."""
+        """Keep the Ritz vectors of half of the values, the largest in magnitude and both ends, and drop the others."""
         ritz = self.ritz()
         largest = np.argsort(-np.abs(ritz.values), kind="stable")[: self.size // 2]
         kept = np.unique([0, *largest, self.size - 1])
@@ -115,7 +116,7 @@ class Krylov:
             part[: len(kept)] = rotation @ part[: self.size]
         self._matrix[:] = 0.0
         self._matrix[range(len(kept)), range(len(kept))] = ritz.values[kept]
-        # The next vector stays; its product brings back how it goes together with those that were kept.
+        # The next vector stays; its product restores its coupling with the vectors that were kept.
         self.size = len(kept)
 
 
@@ -127,5 +128,5 @@ def _normalised(vector: Tensor) -> Tensor:
 
 
 def _without(vector: Tensor, rows: Tensor) -> Tensor:
-    """What is left of a vector [P] orthogonal to orthonormal rows [K, P]."""
+    """The part of a vector [P] orthogonal to orthonormal rows [K, P]."""
     return vector - (rows @ vector) @ rows

@@ -1,4 +1,4 @@
-"""What `hpclbfl sharpness` is asked for. Loads no torch."""
+"""The options of `hpclbfl sharpness`. Loads no torch."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ VECTORS = 10
 
 @dataclass(frozen=True)
 class Options:
-    """What is looked at, and how closely.
+    """Which eigenvalues, of which loss, and how precisely.
 
     Raises:
         ConfigError: an option of the spectrum without --lanczos.
     """
 
     samples: int = 1024
-    """Training images that the loss is the mean of; no more than there are."""
+    """Training samples in the loss; all where there are fewer."""
     top: int = 1
     """Eigenvalues to find."""
     lanczos: int | None = None
-    """M: products for the spectrum from each start vector; None: no spectrum."""
+    """M: Lanczos steps for the spectrum from each start vector; None: no spectrum."""
     vectors: int | None = None
     """V: start vectors that the spectrum is averaged over; None: VECTORS."""
-    with_density: bool = False
+    density: bool = False
     """Also write the spectrum as a curve."""
     seed: int = 0
-    """Chooses images and start vectors: the same in all runs of a set, whatever the job's seed."""
+    """Of the choice of samples and start vectors, independent of the job's seed."""
     batch: int = 128
     """Images at a time on a rank."""
     tolerance: float = 1e-3
-    """Residual over eigenvalue at which an eigenvalue has settled."""
+    """Relative residual at which an eigenvalue has converged."""
     iterations: int = 100
-    """Products for an eigenvalue, at most."""
+    """Largest number of products per eigenvalue."""
     basis: int = 20
-    """Lanczos vectors that are kept in memory while an eigenvalue is looked for."""
+    """Lanczos vectors in memory per eigenvalue search."""
 
     def __post_init__(self) -> None:
         if self.lanczos is not None:
             return
-        if self.with_density:
+        if self.density:
             raise ConfigError("--density: a density is drawn from the spectrum; give --lanczos M, too")
         if self.vectors is not None:
             raise ConfigError("--vectors: a spectrum is averaged over start vectors; give --lanczos M, too")
 
     def held_vectors(self, num_parameters: int) -> int:
-        """Vectors of that many numbers that the host's memory holds at once, about."""
+        """Approximate number of vectors that the host's memory holds at once."""
         eigenpairs = min(self.basis, num_parameters) + 2 * self.top
         spectrum = min(self.lanczos or 0, num_parameters) + self.top
-        # The product, what is left of it, and the two vectors that it is made of.
+        # The product, its orthogonal part, and the two vectors that it is computed from.
         return max(eigenpairs, spectrum) + 4

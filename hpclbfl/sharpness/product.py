@@ -20,7 +20,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def parameters_of(module: nn.Module) -> list[nn.Parameter]:
-    """Those that the Hessian is taken in: all that are trained, in the order of the net."""
+    """The variables of the Hessian: all trained parameters, in the order of the net."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
@@ -61,10 +61,10 @@ class LossHessian:
 
 
 class DistributedProduct:
-    """v -> the sum of every rank's H v. Rank 0 asks, the others serve.
+    """v -> the sum of every rank's H v. Rank 0 calls it, the others `serve`.
 
-    Rank 0 alone iterates and decides when to end, so that ranks which round differently cannot come apart; v goes to
-    all of them, who therefore multiply the same one.
+    Only rank 0 iterates and decides when to end, so that ranks which round differently cannot diverge; v is broadcast
+    to all of them.
 
     Args:
         local: this rank's share of the product.
@@ -83,7 +83,7 @@ class DistributedProduct:
         return self._summed()
 
     def serve(self) -> None:
-        """On every other rank: take part in rank 0's products until it has had its last one."""
+        """On every other rank: take part in rank 0's products until it calls `close`."""
         while True:
             self._comm.broadcast_([self._message])
             if not float(self._message[-1]):
@@ -91,7 +91,7 @@ class DistributedProduct:
             self._summed()
 
     def close(self) -> None:
-        """On rank 0: there is no further product."""
+        """On rank 0: end `serve` on the others."""
         self._message.zero_()
         self._comm.broadcast_([self._message])
 

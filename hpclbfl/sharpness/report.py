@@ -1,4 +1,4 @@
-"""What `hpclbfl sharpness` prints: tables for people, JSON for machines."""
+"""The results of `hpclbfl sharpness`: rows of sharpness.h5, tables for people, JSON for machines."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hpclbfl.core.progress import result_console
 from hpclbfl.core.table import DataTable
 from hpclbfl.sharpness.eigenpairs import Eigenpair
 from hpclbfl.sharpness.spectrum import Spectrum, mean_and_error
+from hpclbfl.sharpness.store import Tables, empty_tables, rows_of
 
 _ENDS = 4
-"""Parts that the table shows at either end of the spectrum."""
+"""Number of parts that the table shows at each end of the spectrum."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was found about one state of a run."""
+    """Eigenvalues and spectrum of one state of a run."""
 
     run: Path
     path: Path
@@ -34,34 +37,52 @@ class Result:
     spectrum: Spectrum | None
     seconds: float
 
+    def tables(self, density: bool = False) -> Tables:
+        """The rows of sharpness.h5."""
+        tables, step = empty_tables(), self.step
+        tables["eigenvalues"] = rows_of(
+            "eigenvalues",
+            step,
+            index=range(len(self.pairs)),
+            num_samples=self.num_samples,
+            seed=self.seed,
+            **{name: [getattr(pair, name) for pair in self.pairs] for name in _PAIR},
+        )
+        if self.spectrum is None:
+            return tables
+        rows = []
+        for vector, one in enumerate(self.spectrum.quadratures):
+            columns = {"eigenvalue": one.values, "weight": one.weights, "residual": one.residuals}
+            rows.append(rows_of("spectrum", step, vector=vector, index=range(len(one.values)), **columns))
+        tables["spectrum"] = np.concatenate(rows)
+        parts = self.spectrum.weights()
+        weight, error = mean_and_error(parts.shares)
+        places = {"eigenvalue": parts.values, "low": parts.low, "high": parts.high}
+        tables["weights"] = rows_of("weights", step, **places, weight=weight, error=error)
+        trace, error_of_trace = self.spectrum.trace()
+        tables["trace"] = rows_of("trace", step, trace=trace, error=error_of_trace, vectors=len(rows))
+        if density:
+            tables["density"] = rows_of("density", step, **self.spectrum.density())
+        return tables
+
+
+_PAIR = ("eigenvalue", "residual", "iterations", "has_settled")
+"""Fields of an eigenpair that are columns, too."""
+
 
 def as_json(result: Result) -> str:
     """One JSON object; numbers that are not finite are null."""
-    values: dict[str, Any] = {
-        "run": str(result.run),
-        "step": result.step,
-        "num_parameters": result.num_parameters,
-        "num_samples": result.num_samples,
-        "seed": result.seed,
-        "eigenvalues": [
-            {
-                "index": index,
-                "eigenvalue": _plain(pair.value),
-                "residual": _plain(pair.residual),
-                "iterations": pair.iterations,
-                "has_settled": pair.has_settled,
-            }
-            for index, pair in enumerate(result.pairs)
-        ],
-        "seconds": round(result.seconds, 1),
-        "file": str(result.path),
-    }
+    keys = ("step", "num_parameters", "num_samples", "seed")
+    pairs = [
+        {"index": index, **{name: _plain(getattr(pair, name)) for name in _PAIR}}
+        for index, pair in enumerate(result.pairs)
+    ]
+    values: dict[str, Any] = {"run": str(result.run), **{key: getattr(result, key) for key in keys}}
+    values |= {"eigenvalues": pairs, "seconds": round(result.seconds, 1), "file": str(result.path)}
     if result.spectrum is not None:
-        parts = result.spectrum.weights()
-        weights, errors = mean_and_error(parts.shares)
-        columns = zip(parts.values, parts.low, parts.high, weights, errors, strict=True)
+        tables = result.tables()
         names = ("eigenvalue", "low", "high", "weight", "error")
-        values["spectrum"] = [dict(zip(names, map(_plain, row), strict=True)) for row in columns]
+        values["spectrum"] = [{name: _plain(row[name]) for name in names} for row in tables["weights"]]
         trace, error = result.spectrum.trace()
         values["trace"] = {"value": _plain(trace), "error": _plain(error)}
         values["vectors"] = len(result.spectrum.quadratures)
@@ -80,15 +101,16 @@ def print_result(result: Result, num_ranks: int) -> None:
     table = DataTable(title="Top eigenvalues of the Hessian")
     for name in ("index", "eigenvalue", "residual", "products"):
         table.add_column(name, justify="right")
-    table.add_column("settled")
+    table.add_column("converged")
     for index, pair in enumerate(result.pairs):
-        numbers = (str(index), f"{pair.value:.5g}", f"{pair.residual:.2g}", str(pair.iterations))
+        numbers = (str(index), f"{pair.eigenvalue:.5g}", f"{pair.residual:.2g}", str(pair.iterations))
         table.add_row(*numbers, "yes" if pair.has_settled else "no")
     console.print(table)
     if result.spectrum is not None:
         console.print(_spectrum(result.spectrum))
         trace, error = result.spectrum.trace()
-        console.print(f"trace {trace:.4g}{_plus_minus(error)}", soft_wrap=True)
+        spread = f" ± {error:.2g}" if math.isfinite(error) else ""
+        console.print(f"trace {trace:.4g}{spread}", soft_wrap=True)
     console.print(str(result.path), soft_wrap=True)
 
 
@@ -115,9 +137,8 @@ def _spectrum(spectrum: Spectrum) -> DataTable:
     return table
 
 
-def _plus_minus(error: float) -> str:
-    return f" ± {error:.2g}" if math.isfinite(error) else ""
-
-
-def _plain(value: float) -> float | None:
+def _plain(value: Any) -> Any:
+    """A number as JSON has it."""
+    if isinstance(value, bool | int):
+        return value
     return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Which state of a run is looked at: the trained model of a finished one, else its newest checkpoint."""
+"""The state of a run to examine: the trained model of a finished run, else the newest checkpoint."""
 
 from __future__ import annotations
 
@@ -16,22 +16,17 @@ class Source:
 
     folder: RunFolder
     finished_step: int | None
-    """Optimizer steps of the finished run whose averaged net is model.pt; None: a checkpoint is to be read."""
+    """Optimizer steps of a finished run, whose averaged net is model.pt; None: a checkpoint is to be read."""
     model_checksum: str | None
-    """SHA-256 of model.pt; None: not known, as an older version trained it."""
+    """SHA-256 of model.pt; None: unknown, as in runs of older versions."""
     run_hash: str
-    """Of the experiment; empty where it is not known."""
+    """Of the experiment; empty if unknown."""
     data_fingerprint: str
-    """Of the data that it was trained on; empty where it is not known."""
-
-    @property
-    def model(self) -> Path:
-        """The finished run's net."""
-        return self.folder.model
+    """Of the training data; empty if unknown."""
 
 
 def find_source(run: Path) -> Source:
-    """Look into a run folder; reads no model.
+    """Look into a run folder without reading the model.
 
     Raises:
         ConfigError: it is no run folder, or holds no state to look at.
@@ -47,12 +42,7 @@ def find_source(run: Path) -> Source:
         raise ConfigError(
             f"{run}: holds no checkpoint and no finished model; let the run finish, or set checkpoint.every_steps"
         )
-    provenance = _provenance(folder)
-    run_hash, fingerprint = provenance.get("hash", ""), provenance.get("data_fingerprint", "")
-    return Source(folder, finished_step, checksum, run_hash, fingerprint)
-
-
-def _provenance(folder: RunFolder) -> dict[str, str]:
     attempts = folder.attempts()
     found = (read_json(attempts[-1].provenance, dict) if attempts else None) or {}
-    return {key: value for key, value in found.items() if isinstance(value, str)}
+    texts = {key: value for key, value in found.items() if isinstance(value, str)}
+    return Source(folder, finished_step, checksum, texts.get("hash", ""), texts.get("data_fingerprint", ""))

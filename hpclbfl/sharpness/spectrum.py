@@ -1,7 +1,7 @@
 """The spectrum of a symmetric operator by stochastic Lanczos quadrature, averaged over start vectors, with its error.
 
-One start vector sees each eigenvalue with a weight of its own, which for a single eigenvalue may be several times too
-large or too small; the mean over vectors is right, and their spread tells how far off it may be. G. Golub, G. Meurant,
+The weight of an eigenvalue from one start vector may be several times too large or too small; the mean over vectors is
+unbiased, and their spread gives its standard error. G. Golub, G. Meurant,
 "Matrices, Moments and Quadrature with Applications", 2010; for Hessians of nets B. Ghorbani et al., "An Investigation
 into Neural Net Optimization via Hessian Eigenvalue Density", ICML 2019.
 """
@@ -23,30 +23,30 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Quadrature:
-    """The spectrum as one start vector sees it. All arrays are [M], values rising."""
+    """The spectrum from one start vector. All arrays are [M], values increasing."""
 
     values: FloatArray
     """Ritz values."""
     weights: FloatArray
-    """Squared share of the start vector along each Ritz vector; they sum to 1."""
+    """Squared component of the start vector along each Ritz vector; they sum to 1."""
     residuals: FloatArray
     """|Hy - value y| of the Ritz vector y."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Parts of the axis that no Ritz value's residual bridges, and how much of the spectrum lies in each.
+    """Disjoint intervals around the Ritz values, their residuals included, and the share of the spectrum in each.
 
-    Arrays are [G], rising; a part without eigenvalues has no place among them.
+    Arrays are [G], increasing.
     """
 
     values: FloatArray
-    """Mean of the Ritz values there, by their weights."""
+    """Weighted mean of the Ritz values in each."""
     low: FloatArray
     high: FloatArray
-    """Where the part begins and ends, the residuals of its Ritz values included."""
+    """Ends of the intervals."""
     shares: FloatArray
-    """[V, G] share of the spectrum as each start vector has it; sums to 1 over the parts."""
+    """[V, G] share of the spectrum from each start vector; sums to 1 over the intervals."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Spectrum:
 
     quadratures: tuple[Quadrature, ...]
     size: int
-    """P: eigenvalues in all."""
+    """P: number of eigenvalues."""
     resolution: float
-    """Ritz values no farther apart than this share of the largest magnitude are one: rounding of the products."""
+    """Distance, relative to the largest magnitude, at which Ritz values are equal: rounding error of the products."""
 
     def trace(self) -> tuple[float, float]:
         """Sum of all eigenvalues, and its standard error."""
@@ -66,14 +66,14 @@ class Spectrum:
         return float(mean), float(error)
 
     def weights(self) -> Weights:
-        """The shares of the spectrum in the parts of the axis that all start vectors tell apart."""
+        """The shares of the spectrum in the intervals that all start vectors resolve."""
         values = np.concatenate([q.values for q in self.quadratures])
         weights = np.concatenate([q.weights for q in self.quadratures])
         vector = np.repeat(range(len(self.quadratures)), [len(q.values) for q in self.quadratures])
         reach = np.concatenate([q.residuals for q in self.quadratures])
         reach = np.maximum(reach, self.resolution * np.abs(values).max())
         order = np.argsort(values - reach, kind="stable")
-        # A part ends where the next interval begins above all that came before.
+        # An interval ends where the next one begins above all ends so far.
         ends = np.maximum.accumulate((values + reach)[order])
         begins = (values - reach)[order]
         part = np.zeros(len(values), np.int64)
@@ -82,7 +82,7 @@ class Spectrum:
         shares = np.zeros((len(self.quadratures), count))
         np.add.at(shares, (vector, part), weights)
         total = np.bincount(part, weights, count)
-        # What has no weight at all counts evenly.
+        # Without any weight: the plain mean.
         even = np.bincount(part, values, count) / np.bincount(part, minlength=count)
         middle = np.divide(np.bincount(part, weights * values, count), total, out=even, where=total > 0)
         low, high = np.full(count, np.inf), np.full(count, -np.inf)
@@ -91,7 +91,7 @@ class Spectrum:
         return Weights(middle, low, high, shares)
 
     def density(self, num_points: int = 400, width: float | None = None) -> dict[str, NDArray[Any]]:
-        """The spectral density as a smooth curve: a normal density at every Ritz value, times its weight.
+        """The spectral density as a smooth curve: a weighted sum of normal densities at the Ritz values.
 
         Args:
             width: standard deviation of each; default: 1 % of the span of the Ritz values.
@@ -113,10 +113,10 @@ class Spectrum:
 
 
 def quadrature(product: Product, start: Tensor, num_steps: int) -> Quadrature:
-    """The spectrum as a start vector sees it. Ends early where its Krylov space is exhausted.
+    """The spectrum from one start vector. Ends early where the Krylov space is exhausted.
 
     Args:
-        start: [P], not zero; normal, for weights that are right on average.
+        start: [P], not zero; normal, for unbiased weights.
         num_steps: M, products with H; the basis [M, P] is kept in the host's memory.
     """
     space = Krylov(product, start, num_steps)
@@ -127,12 +127,12 @@ def quadrature(product: Product, start: Tensor, num_steps: int) -> Quadrature:
 
 
 def resolution(dtype: torch.dtype) -> float:
-    """See `Spectrum.resolution`: products of a net's loss lose a digit more than one rounding does."""
+    """See `Spectrum.resolution`: products of a net's loss lose one digit more than a single rounding."""
     return 10 * rounding(dtype)
 
 
 def mean_and_error(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean over the first axis and its standard error; NaN from one sample alone."""
+    """Mean over the first axis and its standard error; NaN from one sample."""
     count = len(samples)
     mean = samples.mean(axis=0)
     error = samples.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full_like(mean, np.nan)

@@ -52,7 +52,7 @@ def test_pairs_are_needed() -> None:
     [
         (Ratio(2.9, 2.7, 3.1, 9), "2.9x faster (2.7 to 3.1)"),
         (Ratio(0.5, 0.4, 0.8, 9), "2x slower (1.25 to 2.5)"),
-        (Ratio(1.02, 0.98, 1.04, 9), "1.02x faster (0.98 to 1.04), not told apart"),
+        (Ratio(1.02, 0.98, 1.04, 9), "1.02x faster (0.98 to 1.04), not significant"),
         (Ratio(944.4, 931.2, 957.0, 9), "944x faster (931 to 957)"),
         (Ratio(1.5, 1.5, 1.5, 1), "1.5x faster (one round, no interval)"),
     ],

@@ -43,8 +43,8 @@ def test_every_command_takes_both() -> None:
     for command in (*COMMANDS, *DATA_COMMANDS):
         words = ["data", command.__name__] if command in DATA_COMMANDS else [command.__name__]
         shown = CliRunner().invoke(app, [*words, "--help"]).output
-        assert re.search(r"-q, --quiet\s+Tell warnings and errors alone", shown), command
-        assert re.search(r"-v, --verbose\s+Tell details, too", shown), command
+        assert re.search(r"-q, --quiet\s+Only warnings and errors on stderr", shown), command
+        assert re.search(r"-v, --verbose\s+Also details on stderr", shown), command
 
 
 @pytest.mark.parametrize(

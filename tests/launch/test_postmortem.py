@@ -143,13 +143,13 @@ def test_a_run_without_a_given_folder_is_found_by_its_job(
 
 
 def test_the_status_is_written_for_those_who_could_not(tmp_path: Path, job: JobConfig) -> None:
-    launched = LaunchedRun(job, tmp_path)
+    launched, unresumable = LaunchedRun(job, tmp_path), LaunchedRun(job, tmp_path, resumes=False)
     run = some_run(tmp_path)
-    assert launched.settle(137, KILLED, goes_on=True) == (
+    assert launched.record_end(137, KILLED) == (
         "rank 1 on n7 was killed by SIGKILL (out of memory?), before the training began"
     )
     run.write_status("running", step=30)
-    line = launched.settle(137, KILLED, goes_on=True)
+    line = launched.record_end(137, KILLED)
     error = (
         "rank 1 on n7 was killed by SIGKILL (out of memory?), last heard of at step 37; the last checkpoint is of "
         "step 30"
@@ -157,11 +157,11 @@ def test_the_status_is_written_for_those_who_could_not(tmp_path: Path, job: JobC
     assert line == f"{error}; the same command goes on from there"
     status = run.status()
     assert (status.state, status.error) == ("failed", error)
-    assert launched.settle(137, KILLED, goes_on=False) == f"{error}; the same command starts anew"
+    assert unresumable.record_end(137, KILLED) == f"{error}; the same command starts anew"
     # Somebody else has gone on with it: the status is theirs.
     run.write_status("running", step=30)
     lease = acquire(tmp_path, {})
-    assert launched.settle(137, KILLED, goes_on=True) == line
+    assert launched.record_end(137, KILLED) == line
     assert run.status().state == "running"
     lease.release()
 

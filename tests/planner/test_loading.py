@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hpclbfl.planner.loading import fitted_sizes, load_order, loaded_sizes
-from hpclbfl.planner.runner import Outcome
+from hpclbfl.planner.runner import Gathered, Outcome
 from hpclbfl.planner.study import DeviceProfiler, Options, Place
 from tests.planner.conftest import planned_job
 
@@ -40,13 +40,26 @@ def batch_memory(tmp_path: Path, limit: int, sizes: dict[int, int]) -> tuple[Dev
 
     job = planned_job(tmp_path / "x.h5").resolved(1)
     study = DeviceProfiler(job, Place(), probe, Options(limit, repetitions=2), said.append)
-    told = {"input_bytes": 3 * 224 * 224, "host_bytes": 600 * 10**6, "in_memory": False}
-    line = study._batch_memory(told, limit)
+    counts = dict.fromkeys(("threads", "num_train", "parameter_bytes", "buffer_bytes"), 1)
+    sizes_bytes = dict.fromkeys(("free_bytes", "missing_bytes", "start_bytes", "model", "gradient", "optimizer"), 0)
+    lists: dict[str, Any] = {name: [] for name in ("rows", "fitted", "held_out", "activation")}
+    gathered = Gathered(
+        device="CPU",
+        fingerprint="",
+        input_bytes=3 * 224 * 224,
+        sample_text="224 px",
+        in_memory=False,
+        host_bytes=600 * 10**6,
+        **counts,
+        **sizes_bytes,
+        **lists,
+    )
+    line = study._batch_memory(gathered, limit)
     assert line.per_sample == pytest.approx(IMAGE * 6)
     return study, asked, said[1:]
 
 
-def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_is_left_out_with_a_message(tmp_path: Path) -> None:
     study, asked, said = batch_memory(tmp_path, 1 * GB, {})
     assert [b for b, r in asked["batches"] if r == 0] == [1, 32, 64, 128]
     assert said == [
@@ -63,7 +76,7 @@ def test_all_of_them_with_memory_enough(tmp_path: Path) -> None:
     assert [row.batch for row in study.rows if row.repetition == 1] == [1, 32, 64, 128]
 
 
-def test_memory_too_little_to_be_seen_is_said(tmp_path: Path) -> None:
+def test_memory_too_small_to_be_measured_is_said(tmp_path: Path) -> None:
     study, _, said = batch_memory(tmp_path, 2 * GB, {1: 0})
-    assert said == ["the memory of a batch of 1 is too little to be seen"]
+    assert said == ["the memory of a batch of 1 is too small to be measured"]
     assert 1 not in {row.batch for row in study.rows}

@@ -47,9 +47,9 @@ def test_a_line_is_found_run_and_run_into() -> None:
     assert found.max_batch == pytest.approx((2 * GB * (1 - MARGIN) - 0.5 * GB) / 1e6, abs=1)
     assert found.bound == "memory"
     assert found.is_verified
-    assert found.above is not None
-    assert peak(found.above) > 2 * GB
-    assert all(check.predicted == pytest.approx(check.measured) for check in found.checks)
+    assert found.failed_batch is not None
+    assert peak(found.failed_batch) > 2 * GB
+    assert all(predicted == pytest.approx(peak(batch)) for batch, predicted in found.predictions.items())
 
 
 def test_a_peak_that_moves_is_not_mistaken() -> None:
@@ -72,7 +72,7 @@ def test_a_peak_that_moves_between_the_probes_is_seen() -> None:
 
 def test_memory_that_the_training_set_does_not_fill() -> None:
     found = search(Device(lambda b: 0.5 * GB + 1e6 * b, 8 * GB), 8 * GB, 4000, 960)
-    assert (found.max_batch, found.bound, found.above) == (960, "data", None)
+    assert (found.max_batch, found.bound, found.failed_batch) == (960, "data", None)
     assert found.is_verified
 
 
@@ -91,7 +91,7 @@ def test_too_little_for_any_batch_is_one_line() -> None:
 def test_a_limit_below_the_devices_own() -> None:
     found = search(Device(lambda b: 0.5 * GB + 1e6 * b, 99 * GB), 1 * GB, 250, 10**6)
     assert found.max_batch == pytest.approx((1 * GB * (1 - MARGIN) - 0.5 * GB) / 1e6, abs=1)
-    assert found.above_failed
+    assert found.is_verified
 
 
 @settings(max_examples=60, deadline=None)

@@ -206,8 +206,8 @@ def test_a_limit_that_is_hit(
     assert "running the largest batch" in shown.err
     assert rank.failed_batch is not None
     assert 500 < rank.failed_batch < 560
-    assert f"420 was run, {rank.failed_batch} ran out" in " ".join(shown.out.split())
-    assert "Errors of one plain line, at the batch sizes that it was fitted to" in " ".join(shown.out.split())
+    assert f"420 was run, {rank.failed_batch} ran out of memory" in " ".join(shown.out.split())
+    assert "Errors of one straight line at the batch sizes that it was fitted to" in " ".join(shown.out.split())
     with h5py.File(tmp_path / "plan.h5") as file:
         table = file["probes"][:]
     assert np.isnan(table["measured"][table["role"] == b"failed"]).all()

@@ -40,13 +40,13 @@ def test_an_answer_comes_back() -> None:
     ids=["over the limit", "killed", "aborted", "MemoryError", "said so"],
 )
 def test_running_out_of_memory_is_survived(program: str) -> None:
-    assert run(program, 100 * MB).is_out_of_memory
+    assert run(program, 100 * MB).answer is None
 
 
 def test_other_ends_are_errors_of_one_line() -> None:
-    with pytest.raises(RunFailed, match="a probe ended with code 1: ValueError: what"):
+    with pytest.raises(RunFailed, match="a probe ended with exit code 1: ValueError: what"):
         run("raise ValueError('what')")
-    with pytest.raises(RunFailed, match="a probe ended with code 0: it said nothing"):
+    with pytest.raises(RunFailed, match="a probe ended with exit code 0: no message"):
         run("pass")
     with pytest.raises(ConfigError, match="no such net"):
         run(f'print(\'{MARK}\' + \'{{"error": "no such net", "exit_code": 2}}\')')
@@ -58,11 +58,11 @@ def test_batch_memory_is_what_images_take(larger_set: Path) -> None:
     request = {"kind": "batches", "job": job.model_dump(mode="json"), "local_rank": 0, "local_size": 1}
     order = [(1, 0), (256, 0), (1024, 0), (1, 1), (256, 1)]
     request |= {"batches": order, "in_memory": True}
-    told = run_probe(request, None, True).answer
-    assert told is not None
+    answer = run_probe(request, None, True).answer
+    assert answer is not None
     # 16 x 16 px of 3 channels, in uint8 in two buffers and in float32.
-    assert [(batch, repetition) for batch, repetition, _ in told["rows"]] == order
-    for batch, _, size in told["rows"]:
+    assert [(batch, repetition) for batch, repetition, _ in answer["rows"]] == order
+    for batch, _, size in answer["rows"]:
         # Whole pages of memory: a few hold one image.
         assert size == pytest.approx(batch * 16 * 16 * 3 * (1 + 1 + 4), rel=0.05, abs=40_000 if batch == 1 else 0)
 
@@ -76,7 +76,7 @@ def test_a_real_probe_runs_out_of_memory(larger_set: Path) -> None:
     assert small.answer is not None
     peak = small.answer["peak_bytes"]
     limit = peak + 60 * MB
-    assert run_probe({**request, "batch": 1100, "limit_bytes": limit}, limit).is_out_of_memory
+    assert run_probe({**request, "batch": 1100, "limit_bytes": limit}, limit).answer is None
 
 
 @pytest.mark.parametrize(

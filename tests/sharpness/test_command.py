@@ -101,12 +101,12 @@ def test_more_vectors_begin_with_the_same_ones(run: Path) -> None:
     np.testing.assert_array_equal(seen[0], seen[1][:6])
 
 
-def test_what_has_not_settled_is_told(run: Path) -> None:
+def test_a_warning_says_what_has_not_converged(run: Path) -> None:
     done = CliRunner().invoke(app, ["sharpness", str(run), "--json", "--samples", "24", "--iterations", "2"])
     assert done.exit_code == 0
     (pair,) = json.loads(done.stdout)["eigenvalues"]
     assert (pair["has_settled"], pair["iterations"]) == (False, 2)
-    warning = f"warning: eigenvalue 0 has not settled: residual {pair['residual']:.2g} after 2 products; give more"
+    warning = f"warning: eigenvalue 0 has not converged: residual {pair['residual']:.2g} after 2 products; give more"
     assert warning in done.stderr
     assert read_sharpness(run / "sharpness.h5")[0]["eigenvalues"]["has_settled"].tolist() == [0]
 

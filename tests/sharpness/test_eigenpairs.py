@@ -15,14 +15,14 @@ from tests.sharpness.conftest import counting, matrix_of, start_of
 
 
 def values_of(pairs: list[Eigenpair]) -> list[float]:
-    return [pair.value for pair in pairs]
+    return [pair.eigenvalue for pair in pairs]
 
 
 def test_by_hand_on_a_diagonal() -> None:
     # From v = (1, 1) / sqrt 2 the quotient of diag(3, 1) is (3 + 1) / 2 and its residual |(1, -1)| / sqrt 2 = 1.
     diagonal = torch.tensor([3.0, 1.0], dtype=torch.float64)
     (first,) = top_eigenpairs(lambda v: diagonal * v, lambda _: torch.ones(2).double(), 1, max_iterations=1)
-    assert first.value == pytest.approx(2.0)
+    assert first.eigenvalue == pytest.approx(2.0)
     assert first.residual == pytest.approx(1.0)
     assert (first.iterations, first.has_settled) == (1, False)
 
@@ -34,7 +34,7 @@ def test_largest_in_magnitude_first_with_their_signs() -> None:
     for pair in pairs:
         assert pair.has_settled
         assert pair.residual < 1e-9
-        assert float(torch.linalg.vector_norm(matrix @ pair.vector - pair.value * pair.vector)) == pytest.approx(
+        assert float(torch.linalg.vector_norm(matrix @ pair.vector - pair.eigenvalue * pair.vector)) == pytest.approx(
             pair.residual, abs=1e-12
         )
     vectors = torch.stack([pair.vector for pair in pairs])
@@ -51,7 +51,7 @@ def test_two_of_opposite_sign_and_nearly_one_magnitude() -> None:
         assert all(pair.has_settled and pair.residual <= 5e-3 for pair in pairs)
         assert len(count) == sum(pair.iterations for pair in pairs) <= 40
         (alone,) = top_eigenpairs(product, start_of(100), 1)
-        assert alone.value == pytest.approx(signs[0], abs=1e-4)
+        assert alone.eigenvalue == pytest.approx(signs[0], abs=1e-4)
 
 
 def test_an_end_that_converges_late_is_waited_for() -> None:
@@ -60,7 +60,7 @@ def test_an_end_that_converges_late_is_waited_for() -> None:
     for seed in range(8):
         start = random_vector(263, torch.float64, torch.device("cpu"), seed)
         (pair,) = top_eigenpairs(lambda v: matrix @ v, lambda _: start, 1)  # noqa: B023
-        assert pair.value > 0 and pair.has_settled
+        assert pair.eigenvalue > 0 and pair.has_settled
 
 
 def test_an_eigenvalue_counts_as_often_as_it_has_eigenvectors() -> None:
@@ -78,7 +78,7 @@ def test_neighbours_within_the_tolerance_are_told_apart() -> None:
     assert values_of(pairs) == pytest.approx([10.0, 9.99, 5.0], abs=2e-3)
 
 
-def test_what_runs_out_of_products_has_not_settled() -> None:
+def test_without_enough_products_nothing_has_converged() -> None:
     matrix = matrix_of(np.linspace(0, 1, 400).tolist())
     (pair,) = top_eigenpairs(lambda v: matrix @ v, start_of(400), 1, tolerance=1e-8, max_iterations=8)
     assert (pair.iterations, pair.has_settled) == (8, False)
@@ -114,7 +114,7 @@ def test_a_restarted_basis_is_orthonormal_and_sees_the_operator() -> None:
 def test_nothing_is_curved() -> None:
     product, count = counting(torch.zeros(3, 3).double())
     pairs = top_eigenpairs(product, start_of(3), 3)
-    assert [(pair.value, pair.residual, pair.has_settled) for pair in pairs] == [(0.0, 0.0, True)] * 3
+    assert [(pair.eigenvalue, pair.residual, pair.has_settled) for pair in pairs] == [(0.0, 0.0, True)] * 3
     # One shows that the space is exhausted, one is the vector's own.
     assert len(count) == 6
 
@@ -128,7 +128,7 @@ def test_more_eigenvalues_than_the_rank() -> None:
 
 def test_a_single_parameter() -> None:
     (pair,) = top_eigenpairs(lambda v: -4 * v, lambda _: torch.ones(1).double(), 1)
-    assert (pair.value, pair.has_settled) == (-4.0, True)
+    assert (pair.eigenvalue, pair.has_settled) == (-4.0, True)
 
 
 def test_single_precision() -> None:
@@ -149,7 +149,7 @@ def test_whatever_the_spectrum(eigenvalues: list[int], count: int, seed: int) ->
 
     pairs = top_eigenpairs(lambda v: matrix @ v, start, count, 1e-6, 500, 8)
     magnitudes = sorted((abs(value) for value in eigenvalues), reverse=True)[:count]
-    assert [abs(pair.value) for pair in pairs] == pytest.approx(magnitudes, abs=1e-6)
+    assert [abs(pair.eigenvalue) for pair in pairs] == pytest.approx(magnitudes, abs=1e-6)
     assert all(pair.has_settled for pair in pairs)
 
 

@@ -75,7 +75,7 @@ def test_eigenvalues_of_a_net() -> None:
         return random_vector(size, torch.float64, torch.device("cpu"), 0, index)
 
     pairs = top_eigenpairs(product, start, 2, tolerance=1e-7, max_iterations=2000)
-    assert [pair.value for pair in pairs] == pytest.approx(by_magnitude[:2].tolist(), abs=1e-6)
+    assert [pair.eigenvalue for pair in pairs] == pytest.approx(by_magnitude[:2].tolist(), abs=1e-6)
     assert all(pair.residual < 1e-6 for pair in pairs)
     spectrum = quadrature(product, start(9), 50)
     assert spectrum.values[-1] == pytest.approx(exact[-1], abs=1e-6)
@@ -101,7 +101,7 @@ def test_a_loss_that_curves_downwards_has_a_negative_top_eigenvalue() -> None:
 
     product = LossHessian(net, [(torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))], 2, loss)
     pairs = top_eigenpairs(product, lambda k: torch.tensor([1.0, 2.0 - 3 * k]).double(), 2, 1e-10, 200)
-    assert [pair.value for pair in pairs] == pytest.approx([-4.0, -1.0], abs=1e-9)
+    assert [pair.eigenvalue for pair in pairs] == pytest.approx([-4.0, -1.0], abs=1e-9)
 
 
 def test_parameters_that_the_loss_does_not_see_have_no_curvature() -> None:

@@ -1,1 +1,1 @@
-"""Scripts that other processes begin with; each imports nothing of the package before it has made sure of its path."""
+"""First scripts of child processes; they import nothing of the package before the path is set."""

@@ -1,4 +1,4 @@
-"""Becomes another program that does not outlive the process that started it.
+"""Executes a program that does not outlive the process that started it.
 
 `python -I -S tether.py PARENT SIGNAL PROGRAM [ARGUMENT]...`: the kernel sends the program this signal when the process
 PARENT ends, however that happens. See `hpclbfl.launch.children.tethered`.
@@ -13,15 +13,15 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(parent: int, signum: int, command: list[str]) -> None:
-    """Ask the kernel for the signal, and become the program; does not return."""
+    """Request the signal from the kernel, and execute the program; does not return."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
-        # Kept by the program that this process becomes.
+        # Kept across exec.
         prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0)
     if os.getppid() != parent:
-        # It ended before the kernel was asked.
+        # It ended before the request.
         os._exit(128 + signum)
-    # Python ignores these, and a program would go on ignoring them.
+    # Python ignores these, and the program would inherit that.
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_DFL)
     try:
