@@ -48,7 +48,7 @@ class NamedData:
     """Data that are identified by their name and path alone, so that nothing is read."""
 
     def fingerprint(self, data: DataConfig) -> str:
-        return f"content of {data.name} {data.path}"
+        return f"content of {data.name} {data.place}"
 
     def with_end(self, job: JobConfig) -> JobConfig:
         return job
