@@ -22,7 +22,7 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import LocalConfig
-from hpclbfl.core.clock import Clock
+from hpclbfl.core.clock import Clock, Mark
 from hpclbfl.data.datasets import Dataset
 from hpclbfl.data.loaders import BatchLoader
 from hpclbfl.data.sampling import Sampler
@@ -35,6 +35,21 @@ from hpclbfl.training.emulate import Emulation
 from hpclbfl.training.evaluate import Score
 from hpclbfl.training.footprint import Footprint
 from hpclbfl.training.times import TimeExchange
+
+
+@dataclass(frozen=True)
+class ClientBatch:
+    """What a client trains on in a step."""
+
+    inputs: Tensor
+    targets: Tensor
+    num_samples: int
+    num_terms: int
+    """Of the loss; of one that does not count, the samples."""
+    loaded: tuple[Mark, Mark]
+    """When loading began and ended."""
+    host_s: float
+    """It took the host so long, seconds."""
 
 
 @dataclass
@@ -111,6 +126,8 @@ class TrainState:
     """Of this rank's batches in memory."""
     notes: tuple[str, ...] = ()
     """What is worth saying as the run begins."""
+    loaded: dict[int, ClientBatch] = field(default_factory=dict)
+    """Batches that were loaded ahead of a step's passes, by client."""
     counters: Counters = field(init=False)
     score: tuple[int, Score] | None = None
     """Of the newest evaluation on the test split, and the optimizer steps taken before it."""

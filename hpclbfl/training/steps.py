@@ -23,7 +23,7 @@ from hpclbfl.gradients.weight_noise import client_factors
 from hpclbfl.optim.slots import reset_slots
 from hpclbfl.training.state import TrainState
 from hpclbfl.training.steplog import ClientRecord, StepRecord
-from hpclbfl.training.terms import ClientBatch, StepTerms, load_batch
+from hpclbfl.training.terms import StepTerms, load_batch
 
 TIME_UP = 1
 """Vote of rank 0: the job's seconds are over."""
@@ -57,7 +57,7 @@ def shared_step(state: TrainState, record: StepRecord, votes: int) -> int:
         share = terms.of(client) / divisor
         with state.extrapolation.ahead(client.id, share) if state.extrapolation else nullcontext() as keep:
             reducer.begin_pass(client is state.clients[-1], 1.0 / share, keep)
-            forward_backward(state, client, record, divisor, terms.batch(client))
+            forward_backward(state, client, record, divisor)
             own = reducer.end_pass()
         if own is not None and counts[client.id]:
             record.clients[-1].columns["local_grad_sq_norm"] = own / (share * loss_scale) ** 2
@@ -89,8 +89,7 @@ def local_step(state: TrainState, record: StepRecord, votes: int) -> int:
     for client in state.clients:
         if client.optimizer is None:
             raise RuntimeError("a local step needs every client's own optimizer")
-        batch = load_batch(state, client)
-        forward_backward(state, client, record, 1 if batch is None else max(1, batch.num_terms), batch)
+        forward_backward(state, client, record, None)
         begin, host_begin = state.clock.mark(), time.perf_counter()
         if counts[client.id]:
             client.loss_scaler.unscale_(client.optimizer)
@@ -136,11 +135,10 @@ def average_clients(state: TrainState, record: StepRecord) -> None:
     record.sync.append((begin, state.clock.mark()))
 
 
-def forward_backward(
-    state: TrainState, client: Client, record: StepRecord, divisor: float, batch: ClientBatch | None
-) -> None:
-    """Add the gradient of sum(losses) / divisor to the client's parameters; nothing without a batch."""
+def forward_backward(state: TrainState, client: Client, record: StepRecord, divisor: float | None) -> None:
+    """Add the gradient of sum(losses) / divisor to the client's parameters; None: of their mean."""
     clock, step = state.clock, state.counters.step
+    batch = load_batch(state, client)
     begin, host_begin = clock.mark(), time.perf_counter()
     if batch is None:
         record.clients.append(ClientRecord(client.id, 0, (begin, begin), (begin, begin)))
@@ -148,10 +146,11 @@ def forward_backward(
     seed_generators(state.job.seed, client.id, step)
     with state.autocast():
         losses = state.loss(client.replica.module(batch.inputs), batch.targets)
-    client.loss_scaler.scale(losses / divisor).backward()
+    num_terms = max(1, batch.num_terms)
+    client.loss_scaler.scale(losses / (num_terms if divisor is None else divisor)).backward()
     if state.emulation is not None:
         state.emulation.stretch(step, host_begin - batch.host_s)
-    columns = {"loss": losses.detach() / max(1, batch.num_terms)}
+    columns = {"loss": losses.detach() / num_terms}
     record.clients.append(ClientRecord(client.id, batch.num_samples, batch.loaded, (begin, clock.mark()), columns))
 
 

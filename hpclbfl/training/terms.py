@@ -8,66 +8,45 @@ of its clients, and ranks add up their counts before the first backward pass.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hpclbfl.algorithms.replicas import Client
-from hpclbfl.core.clock import Mark
-from hpclbfl.training.state import TrainState
+from hpclbfl.training.state import ClientBatch, TrainState
 from hpclbfl.training.steplog import StepRecord
-
-
-@dataclass(frozen=True)
-class ClientBatch:
-    """What a client trains on in a step."""
-
-    inputs: Tensor
-    targets: Tensor
-    num_samples: int
-    num_terms: int
-    """Of the loss; of one that does not count, the samples."""
-    loaded: tuple[Mark, Mark]
-    """When loading began and ended."""
-    host_s: float
-    """It took the host so long, seconds."""
 
 
 class StepTerms:
     """Terms of the shared model's loss in a step; making it is a collective where the loss counts them.
+
+    Batches that were loaded for it are kept in `TrainState.loaded`, where `load_batch` finds them.
 
     Args:
         counts: [C] samples of every client.
     """
 
     def __init__(self, state: TrainState, record: StepRecord, counts: NDArray[np.int64]) -> None:
-        self._state, self._counts = state, counts
-        self._ahead: dict[int, ClientBatch | None] | None = None
+        self._own = {client.id: int(counts[client.id]) for client in state.clients}
         self.total = int(counts.sum())
-        """N, over all clients; 1 where there are none."""
+        """N, over all clients; of a loss that counts 1 where there are none."""
         if state.loss.counts_terms:
-            self._ahead = {client.id: load_batch(state, client) for client in state.clients}
+            batches = {client.id: load_batch(state, client) for client in state.clients}
+            state.loaded = {client: batch for client, batch in batches.items() if batch is not None}
+            self._own = {client: 0 if batch is None else batch.num_terms for client, batch in batches.items()}
             begin = state.clock.mark()
-            own = sum(batch.num_terms for batch in self._ahead.values() if batch is not None)
-            self.total = max(1, sum(state.comm.allgather(own)))
+            self.total = max(1, sum(state.comm.allgather(sum(self._own.values()))))
             record.sync.append((begin, state.clock.mark()))
 
     def of(self, client: Client) -> int:
         """Terms of one of this rank's clients; 1 where it has none."""
-        if self._ahead is None:
-            return max(1, int(self._counts[client.id]))
-        batch = self._ahead[client.id]
-        return 1 if batch is None else max(1, batch.num_terms)
-
-    def batch(self, client: Client) -> ClientBatch | None:
-        """A client's batch; None: it has no samples."""
-        return load_batch(self._state, client) if self._ahead is None else self._ahead[client.id]
+        return max(1, self._own[client.id])
 
 
 def load_batch(state: TrainState, client: Client) -> ClientBatch | None:
-    """Load a client's next batch; None: it has no samples in this step."""
+    """Return a client's next batch, loaded before or now; None: it has no samples in this step."""
+    if client.id in state.loaded:
+        return state.loaded.pop(client.id)
     begin, host_begin = state.clock.mark(), time.perf_counter()
     samples, passes = state.sampler.take(client.id, state.counters.positions, state.sizes_now)
     if len(samples) == 0:

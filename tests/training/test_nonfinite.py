@@ -25,10 +25,10 @@ def poison(monkeypatch: pytest.MonkeyPatch, times: int, step: int = 4) -> None:
     """Client 2's gradient becomes NaN in a step, so many times over."""
     taken, left = hpclbfl.training.steps.forward_backward, [times]
 
-    def faulty(state: TrainState, client: Any, record: Any, divisor: float, batch: Any) -> None:
+    def faulty(state: TrainState, client: Any, record: Any, divisor: float) -> None:
         is_hit = state.counters.step == step and client.id == 2 and left[0] > 0
         left[0] -= is_hit
-        taken(state, client, record, float("nan") if is_hit else divisor, batch)
+        taken(state, client, record, float("nan") if is_hit else divisor)
 
     monkeypatch.setattr(hpclbfl.training.steps, "forward_backward", faulty)
 
