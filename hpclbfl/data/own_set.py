@@ -27,8 +27,8 @@ def read_own(made: Any, config: DataConfig) -> tuple[tuple[str, ...], Split, Spl
     title = config.title
     classes = _classes(_attribute(made, "classes", title), title)
     train, test = (_split(made, name, classes, f"{title}: {name}") for name in ("train", "test"))
-    if bool(len(train)) and bool(len(test)):
-        train, test = _alike(train, test, title)
+    if len(train) and len(test):
+        _check_alike(train, test, title)
     if (train.labels is None) != (test.labels is None):
         raise DataError(f"{title}: one of train and test has labels, the other has none")
     return classes, train, test
@@ -53,8 +53,8 @@ def _arrays(found: Any, inputs: Any, targets: Any, classes: tuple[str, ...], whe
     if len(x) != len(y):
         raise DataError(f"{where}: has {len(x)} inputs and {len(y)} targets")
     labels = _marks(found, "labels", len(x), where)
-    if labels is None and classes and y.dtype == torch.int64 and y.dim() == 1:
-        labels = y.numpy()
+    if labels is None and classes and y.dim() == 1 and not y.is_floating_point():
+        labels = y.to(torch.int64).numpy()
     _check_labels(labels, classes, where)
     return ArraySplit(x, y, labels, _marks(found, "groups", len(x), where))
 
@@ -75,13 +75,12 @@ def _made(found: Any, classes: tuple[str, ...], where: str) -> Split:
     return replace(split, like=split.batch(places[:1], places[:1])) if count else split
 
 
-def _alike(train: Split, test: Split, title: str) -> tuple[Split, Split]:
-    """The same splits, if their samples have the same shapes and types."""
+def _check_alike(train: Split, test: Split, title: str) -> None:
+    """Refuse splits whose samples differ in shape or type. Raises DataError."""
     first = np.zeros(1, np.int64)
     for name, one, other in zip(("inputs", "targets"), *(s.batch(first, first) for s in (train, test)), strict=True):
         if one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
             raise DataError(f"{title}: train has {name} of {shape_text(one)}, test of {shape_text(other)}")
-    return train, test
 
 
 def _attribute(found: Any, name: str, where: str) -> Any:

@@ -26,7 +26,7 @@ WITH_CONSOLE = {"Progress", "Live", "Bar"}
 """rich's: without a console of ours they make one of their own."""
 DOCUMENTS = {
     "analysis/paper_report.py",
-    "analysis/report.py",
+    "analysis/printing.py",
     "bench/command.py",
     "cli/doctor.py",
     "cli/train.py",

@@ -66,7 +66,7 @@ def test_whole_numbers_stay_and_others_become_the_jobs(
 
 def test_labels_are_targets_of_classes_and_groups_are_kept(tmp_path: Path) -> None:
     body = "self.classes = ['a', 'b']\n" + BOTH.format(
-        "np.zeros((6, 3))", "np.array([0, 1, 1, 0, 1, 0])", ", groups=np.array([7, 7, 2, 2, 2, 9], np.int32)"
+        "np.zeros((6, 3))", "np.array([0, 1, 1, 0, 1, 0], np.int16)", ", groups=np.array([7, 7, 2, 2, 2, 9], np.int32)"
     )
     dataset = opened(tmp_path, body)
     assert dataset.classes == ("a", "b") and dataset.name == "own.py:Own"

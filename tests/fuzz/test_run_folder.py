@@ -261,7 +261,7 @@ def test_run_folder(tmp_path):
             watch(root, once=True)
             if example["also"] == "export":
                 written = export(frames, root / "tables", "csv")
-                assert len(written) == 7
+                assert len(written) == 8
         text = out.getvalue()
         decoder = json.JSONDecoder(parse_constant=_refuse)
         rows = {row["run"]: row for row in decoder.raw_decode(text)[0]}
