@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hpclbfl.config.components import component_config
+from hpclbfl.config.component_configs import component_config
 from hpclbfl.core.registry import Registry
 from hpclbfl.data.packed import IntArray
 

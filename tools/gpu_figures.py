@@ -26,7 +26,8 @@ from hpclbfl.bench.ranks import settle
 from hpclbfl.bench.statistics import paired_ratio
 from hpclbfl.bench.training import NUM_CLASSES, SCALER, Training, make_job, write_images
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config.components import MODELS, component_config
+from hpclbfl.config.component_configs import component_config
+from hpclbfl.config.components import MODELS
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import CommConfig
 from hpclbfl.models import DataSpec, make_model

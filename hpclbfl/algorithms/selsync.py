@@ -14,7 +14,8 @@ from pydantic import model_validator
 
 from hpclbfl.algorithms.base import LocalTraining
 from hpclbfl.algorithms.flags import CHANGED, UNKNOWN
-from hpclbfl.config.components import ALGORITHMS, detector_config
+from hpclbfl.config.component_configs import detector_config
+from hpclbfl.config.components import ALGORITHMS
 from hpclbfl.config.sections import DetectorConfig, DetectorName, LocalConfig
 from hpclbfl.config.sections.base import NonNegativeFloat
 from hpclbfl.gradients.change import has_changed, is_unknown

@@ -19,7 +19,8 @@ from hpclbfl.algorithms.replicas import Replicas
 from hpclbfl.algorithms.shared_model import SharedModel
 from hpclbfl.algorithms.stepping import Stepper
 from hpclbfl.comm.reducer import GradientReducer
-from hpclbfl.config.components import TRANSFORMS, transform_configs
+from hpclbfl.config.component_configs import transform_configs
+from hpclbfl.config.components import TRANSFORMS
 from hpclbfl.gradients.chain import SHARED, Chain
 from hpclbfl.gradients.gradient import Layout
 from hpclbfl.gradients.noise_scale import NoiseScale

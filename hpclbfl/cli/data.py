@@ -49,7 +49,8 @@ def pack(
     verbose: Verbose = False,
 ) -> None:
     """Write a data set or a folder of images into one packed file."""
-    from hpclbfl.config.components import DATASETS, component_config
+    from hpclbfl.config.component_configs import component_config
+    from hpclbfl.config.components import DATASETS
     from hpclbfl.data.pack import pack as pack_set
 
     values = {"name": name, **({} if path is None else {"path": str(path)}), **({"download": True} if download else {})}

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, SerializeAsAny, StrictBool, ValidationInfo, model_validator
 
-from hpclbfl.config.components import transform_configs, with_components
+from hpclbfl.config.component_configs import transform_configs, with_components
 from hpclbfl.config.migrate import as_former, with_unnamed_loss
 from hpclbfl.config.own_parts import NOWHERE, Lookup, as_written, pinned
 from hpclbfl.config.own_sources import PARTS

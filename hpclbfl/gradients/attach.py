@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hpclbfl.config.components import DETECTORS, detector_config
+from hpclbfl.config.component_configs import detector_config
+from hpclbfl.config.components import DETECTORS
 from hpclbfl.gradients.apply import FactorOnStep
 from hpclbfl.gradients.chain import Chain
 from hpclbfl.gradients.change import ChangeState

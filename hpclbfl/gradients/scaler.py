@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from hpclbfl.config.components import DETECTORS, TRANSFORMS, detector_config
+from hpclbfl.config.component_configs import detector_config
+from hpclbfl.config.components import DETECTORS, TRANSFORMS
 from hpclbfl.config.sections import DetectorConfig, DetectorName, GradientsConfig, TransformConfig
 from hpclbfl.config.sections.base import NonNegativeFloat, PositiveFloat, Share
 from hpclbfl.core.state import checkpointed

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from hpclbfl.algorithms.record import StepRecord
 from hpclbfl.batching import Plan
 from hpclbfl.comm.local import LocalCommunicator
-from hpclbfl.config.components import ALGORITHMS, PARTITIONS, POLICIES, component_config
+from hpclbfl.config.component_configs import component_config
+from hpclbfl.config.components import ALGORITHMS, PARTITIONS, POLICIES
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import ImageDataConfig
 from hpclbfl.core.clock import Mark, seconds

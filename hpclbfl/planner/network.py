@@ -19,7 +19,8 @@ from hpclbfl.algorithms.replicas import Replicas
 from hpclbfl.batching.cost_model import fit_bent_line, fit_line, medians
 from hpclbfl.batching.plan_file import NetworkPlan, Plan, RankPlan
 from hpclbfl.comm.base import Communicator
-from hpclbfl.config.components import PARTITIONS, POLICIES, component_config
+from hpclbfl.config.component_configs import component_config
+from hpclbfl.config.components import PARTITIONS, POLICIES
 from hpclbfl.config.job import JobConfig
 from hpclbfl.planner.measure import IMAGES, take_step
 from hpclbfl.training import build

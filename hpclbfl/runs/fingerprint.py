@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hpclbfl.config.components import SCHEDULES, component_config
+from hpclbfl.config.component_configs import component_config
+from hpclbfl.config.components import SCHEDULES
 from hpclbfl.config.job import JobConfig, parse_job
 from hpclbfl.config.migrate import migrated
 from hpclbfl.config.own_parts import Lookup

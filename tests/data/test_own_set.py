@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpclbfl.config.components import DATASETS, component_config
+from hpclbfl.config.component_configs import component_config
+from hpclbfl.config.components import DATASETS
 from hpclbfl.config.job import load_job
 from hpclbfl.config.sections import DataConfig
 from hpclbfl.core.errors import DataError

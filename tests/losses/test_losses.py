@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from hpclbfl.config.components import LOSSES, component_config
+from hpclbfl.config.component_configs import component_config
+from hpclbfl.config.components import LOSSES
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.losses.checked import Loss, mean
 from hpclbfl.models import DataSpec
