@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpclbfl.bench.ranks import settle
 from hpclbfl.bench.statistics import paired_ratio
 from hpclbfl.bench.training import NUM_CLASSES, SCALER, Training, make_job, write_images
 from hpclbfl.comm.base import Communicator
@@ -31,6 +30,7 @@ from hpclbfl.config.components import MODELS
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import CommConfig
 from hpclbfl.models import DataSpec, make_model
+from hpclbfl.planner.network import synchronize
 from hpclbfl.training import build
 
 Step = Callable[[], object]
@@ -68,7 +68,7 @@ def ours(job: JobConfig, comm: Communicator, log: Path, has_fixed_batch: bool = 
     """The product's step; with one batch that stays on the device, what is left is not the loader's."""
     training = Training(job, comm, log)
     if has_fixed_batch:
-        loader, kept = training.exp.train, {}
+        loader, kept = training.state.train, {}
         load = loader.batch
 
         def batch(samples: Any, passes: Any, augment: bool = True) -> Any:
@@ -85,11 +85,11 @@ def in_turns(variants: dict[str, Step], device: torch.device, rounds: int, block
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, step in variants.items():
-            settle(device)
+            synchronize(device)
             begin = time.perf_counter()
             for _ in range(block):
                 step()
-            settle(device)
+            synchronize(device)
             if number:  # The first round warms up.
                 times[name].append((time.perf_counter() - begin) / block)
     return times

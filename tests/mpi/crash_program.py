@@ -18,10 +18,10 @@ job_file, run_folder, rank = sys.argv[1:]
 forward_backward = Client.forward_backward
 
 
-def faulty(client, state, record, divisor):  # type: ignore[no-untyped-def]
+def faulty(client, state, *rest):  # type: ignore[no-untyped-def]
     if state.counters.step == 2:
         raise ValueError("the sensor fell off")
-    forward_backward(client, state, record, divisor)
+    forward_backward(client, state, *rest)
 
 
 if launched_rank(os.environ) == int(rank):

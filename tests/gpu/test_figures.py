@@ -1,0 +1,19 @@
+"""The script that times a GPU runs here on one small case: a machine with a GPU is no place to find out that it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_it_times_a_small_case(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    command = [sys.executable, str(ROOT / "tools" / "gpu_figures.py"), "--out", str(out), "--dry"]
+    subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    (case,) = json.loads(out.read_text())["cases"]
+    assert (case["model"], case["batch"], case["clients"]) == ("resnet8", 4, 2)
+    assert set(case["step_s"]) == {"bare", *case["ratio_to_bare"]} and min(case["step_s"].values()) > 0
