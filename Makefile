@@ -41,7 +41,7 @@ bench: install ## side by side with its peers: communication, a step, the scaler
 	@$(ACTIVATE) && set -e; $(foreach name,$(BENCHMARKS),hpclbfl bench $(name);)
 
 lint: install ## ruff and mypy
-	@$(ACTIVATE) && ruff check . && ruff format --check . && mypy -p hpclbfl -p tools.docs
+	@$(ACTIVATE) && ruff check . && ruff format --check . && mypy -p hpclbfl -p tools
 
 docs-pages: install ## writes what docs/ takes from the source anew: keys, commands, columns, components
 	@$(ACTIVATE) && python -m tools.docs

@@ -101,7 +101,7 @@ def measure(
     """Medians (s a step) and ratios to the bare loop of one net, batch size and number of clients on the device."""
     device = build.device(comm)
     images = write_images(scratch, model, batch * clients)
-    parts = {
+    parts: dict[str, tuple[dict[str, Any], bool]] = {
         "ours": ({"gradients": {"scaler": SCALER}}, False),
         "ours, scaler off": ({"gradients": {"measure": False}}, False),
         "ours, fixed batch": ({"gradients": {"scaler": SCALER}}, True),

@@ -1,4 +1,4 @@
-"""The script that times a GPU runs here on one small case: a machine with a GPU is no place to find out that it fails."""
+"""The script that times a GPU, on one small case: that it fails should not come out on a machine with a GPU."""
 
 from __future__ import annotations
 
