@@ -7,6 +7,7 @@ HDF5 only if there is a log to read, and never torch.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,9 @@ from hpclbfl.launch.mpirun import run_mpirun
 from hpclbfl.runs.folder import Attempt, RunFolder, checkpoint_steps
 from hpclbfl.runs.lock import holder
 from hpclbfl.training.watchdog import read_note
+
+LINGER_S = 5.0
+"""Longest time that a killed rank takes to disappear after its launcher, on a busy machine."""
 
 
 def explain(
@@ -135,11 +139,21 @@ class LaunchedRun:
         line = explain(run, code, stderr_tail, signum, always=True)
         if run is None or line is None:
             return line
-        status, owner = run.status(), holder(run.path)
-        # A process of this machine may already have resumed the run.
-        is_taken = owner is not None and any(process.is_running for process in owner.processes)
-        if status is not None and status.state == "running" and not is_taken:
+        status = run.status()
+        if status is not None and status.state == "running" and not _is_taken(run):
             with suppress(HpclbflError):
                 run.write_status("failed", error=line)
         resumes = self._resumes and bool(checkpoint_steps(run.checkpoints))
         return f"{line}; the same command {'goes on from there' if resumes else 'starts anew'}"
+
+
+def _is_taken(run: RunFolder) -> bool:
+    """Whether a process of this machine has already resumed the run; a rank of the run that has ended may linger."""
+    deadline = time.monotonic() + LINGER_S
+    while True:
+        owner = holder(run.path)
+        if owner is None or not any(process.is_running for process in owner.processes):
+            return False
+        if time.monotonic() >= deadline:
+            return True
+        time.sleep(0.05)
