@@ -23,7 +23,7 @@ from hpclbfl.core.text import say
 from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.sampling import make_sampler
 from hpclbfl.optim.schedule import with_end
-from hpclbfl.runs.lock import LeaseHeld, acquire
+from hpclbfl.runs.lock import LockHeld, acquire
 from hpclbfl.runs.slurm_client import SlurmUnavailable, is_here, max_array_size
 from hpclbfl.slurm.expand import Expansion, Run, SweepConfig, expand, read_sweep
 from hpclbfl.slurm.folder import Entry, SweepFolder
@@ -221,7 +221,7 @@ def _lock(folder: SweepFolder) -> Iterator[None]:
         try:
             lease = acquire(folder.path)
             break
-        except LeaseHeld as held:
+        except LockHeld as held:
             if time.monotonic() > end:
                 raise
             if not is_told:

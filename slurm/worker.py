@@ -21,7 +21,7 @@ from hpclbfl.core.files import read_end
 from hpclbfl.core.text import say_error
 from hpclbfl.launch.relay import SAID_BYTES
 from hpclbfl.runs.folder import RunFolder
-from hpclbfl.runs.lock import LeaseHeld, acquire, slurm_job
+from hpclbfl.runs.lock import LockHeld, acquire, slurm_job
 from hpclbfl.runs.slurm_client import SlurmUnavailable, ask
 from hpclbfl.slurm.outcome import Tally, settle
 from hpclbfl.slurm.ranks import Launch, Stop, launch_command
@@ -72,7 +72,7 @@ def _run(task: Task) -> int:
             return 0
         try:
             lease = acquire(run.path)
-        except LeaseHeld as held:
+        except LockHeld as held:
             logger.info(f"left alone: {held}")
             return 0
         try:

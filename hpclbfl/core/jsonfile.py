@@ -69,7 +69,7 @@ def parse_json(content: bytes | str, kind: type[Kind], source: str) -> Kind:
         seal = value.pop(SEAL, None)
         plain = _canonical(value)
         if seal is not None and seal != _checksum(plain):
-            raise DataError(f"{source}: is damaged: its content does not fit its checksum")
+            raise DataError(f"{source}: is damaged: its content does not match its checksum")
         adapter: TypeAdapter[Kind] = _adapter(kind)  # type: ignore[arg-type]
         return adapter.validate_json(plain, strict=True)
     except ValidationError as error:

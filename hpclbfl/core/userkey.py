@@ -1,4 +1,4 @@
-"""A secret key of this user, to sign what this user's own processes write."""
+"""A secret key of this user, to sign files that only this user's processes should write."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import stat
 from pathlib import Path
 
 from hpclbfl.core.errors import EnvironmentFault
-from hpclbfl.core.files import create, explained_writes
+from hpclbfl.core.files import explained_writes, write_new
 
 KEY_BYTES = 32
 
 
 def key_path() -> Path:
-    """Where the key lies: $XDG_CACHE_HOME/hpclbfl/key, by default ~/.cache/hpclbfl/key.
+    """Path of the key: $XDG_CACHE_HOME/hpclbfl/key, by default ~/.cache/hpclbfl/key.
 
     Raises:
-        EnvironmentFault: this user has no home.
+        EnvironmentFault: this user has no home folder.
     """
     # The specification says to ignore a path that is not absolute.
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
@@ -26,11 +26,11 @@ def key_path() -> Path:
     try:
         return Path.home() / ".cache" / "hpclbfl" / "key"
     except RuntimeError as error:
-        raise EnvironmentFault("this user has no home to keep a key in; set XDG_CACHE_HOME") from error
+        raise EnvironmentFault("this user has no home folder for a key; set XDG_CACHE_HOME") from error
 
 
 def user_key() -> bytes:
-    """Return 32 random bytes that this user alone can read, the same in every process; the first call makes them.
+    """32 random bytes that only this user can read, the same in every process; the first call creates them.
 
     Raises:
         EnvironmentFault: the key cannot be read or written, or others can read it; one line that names it.
@@ -43,12 +43,9 @@ def user_key() -> bytes:
     temporary = path.with_name(f".key.{secrets.token_hex(6)}.new")
     with explained_writes(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with create(temporary, 0o600) as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(temporary, secrets.token_bytes(KEY_BYTES), 0o600)
         temporary.replace(path)
-        # If two processes create one at the same time, the later one's stays.
+        # Read back: another process may have replaced it meanwhile.
         return _read(path)
 
 
@@ -64,5 +61,5 @@ def _read(path: Path) -> bytes:
         is_private = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & 0o077
         key = file.read(KEY_BYTES + 1) if is_private else b""
     if len(key) != KEY_BYTES:
-        raise EnvironmentFault(f"{path}: is no key that this user alone can read; remove it, another one is made")
+        raise EnvironmentFault(f"{path}: is not a key that only this user can read; remove it, and a new one is made")
     return key

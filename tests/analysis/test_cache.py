@@ -262,7 +262,7 @@ def test_without_a_key_of_ones_own_there_is_no_cache(folder, reads, monkeypatch,
     reason = {
         "link": "cannot be read: too many levels of symbolic links",
         "home": "cannot be read: not a directory",
-    }.get(damage, "is no key that this user alone can read; remove it, another one is made")
+    }.get(damage, "is not a key that only this user can read; remove it, and a new one is made")
     assert frames.notes == (f"{key}: {reason}; without it {folder} is not used, and all logs are read each time",)
 
 

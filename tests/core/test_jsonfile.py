@@ -76,9 +76,9 @@ def test_a_pipe_a_folder_and_a_huge_file_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "large.json").write_text('{"step": 3}' + " " * 100)
-    with pytest.raises(DataError, match=r"pipe\.json: is no regular file"):
+    with pytest.raises(DataError, match=r"pipe\.json: is not a regular file"):
         read_json(tmp_path / "pipe.json", Example)
-    with pytest.raises(DataError, match=r"folder\.json: is no regular file"):
+    with pytest.raises(DataError, match=r"folder\.json: is not a regular file"):
         read_json(tmp_path / "folder.json", Example)
     with pytest.raises(DataError, match=r"large\.json: is larger than 100 bytes"):
         read_json(tmp_path / "large.json", Example, limit=100)

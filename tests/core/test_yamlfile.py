@@ -171,9 +171,9 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     latin.write_bytes(b"a: 1\nb: \xe9\n")
     for path, reason in (
         (tmp_path / "none", "cannot be read: No such file or directory"),
-        (fifo, "is no regular file"),
-        (folder, "is no regular file"),
-        (Path("/dev/zero"), "is no regular file"),
+        (fifo, "is not a regular file"),
+        (folder, "is not a regular file"),
+        (Path("/dev/zero"), "is not a regular file"),
         (tmp_path / ("x" * 5000), "cannot be read: File name too long"),
         (tmp_path / "a\0b", "cannot be read: embedded null byte"),
     ):

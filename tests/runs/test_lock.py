@@ -23,7 +23,7 @@ from hpclbfl.core.errors import EnvironmentFault
 from hpclbfl.core.process import Process, process_of, this_process
 from hpclbfl.runs import lock as lease_module
 from hpclbfl.runs.folder import RunFolder
-from hpclbfl.runs.lock import LeaseHeld, Owner, RunLock, acquire, holder, is_live, owner_liveness, this_owner
+from hpclbfl.runs.lock import LockHeld, Owner, RunLock, acquire, holder, is_live, owner_liveness, this_owner
 from hpclbfl.runs.slurm_client import Job, SlurmUnavailable
 from tests.slurm.conftest import FakeSlurm
 
@@ -63,7 +63,7 @@ def test_who_is_lost(tmp_path: Path) -> None:
 def test_one_at_a_time(tmp_path: Path) -> None:
     first = acquire(tmp_path, {})
     assert is_live(tmp_path)
-    with pytest.raises(LeaseHeld) as held:
+    with pytest.raises(LockHeld) as held:
         acquire(tmp_path, {})
     assert f"owned by process {os.getpid()} on {socket.gethostname()} since" in str(held.value)
     first.release()
@@ -91,7 +91,7 @@ def test_a_lock_of_another_shape_is_one_that_a_crash_left(tmp_path: Path, fields
     (tmp_path / "lease").mkdir()
     path = tmp_path / "lease" / "000001.json"
     path.write_text(json.dumps(values))
-    with pytest.raises(LeaseHeld, match="another process is just taking it"):
+    with pytest.raises(LockHeld, match="another process is acquiring the lock right now"):
         acquire(tmp_path, {})
     os.utime(path, (0, 0))
     assert holder(tmp_path) is None
@@ -124,7 +124,7 @@ def test_ranks_join_the_lease_that_they_work_under(tmp_path: Path) -> None:
     joined.release()
     found = holder(tmp_path)
     assert found is not None and len(found.processes) == 2
-    with pytest.raises(LeaseHeld):
+    with pytest.raises(LockHeld):
         acquire(tmp_path, {lease_module.TOKEN: "another's"})
     mine.release()
     # Who was started under a lease that is no longer needs one of his own.
@@ -172,7 +172,7 @@ def test_jobs_of_another_cluster_are_left_alone(fake_slurm: FakeSlurm) -> None:
 
 def test_the_refusal_says_what_to_do(tmp_path: Path) -> None:
     acquire(tmp_path, {}, me=owner(ELSEWHERE))
-    with pytest.raises(LeaseHeld) as held:
+    with pytest.raises(LockHeld) as held:
         acquire(tmp_path, {})
     path = tmp_path / "lease" / "000001.json"
     assert str(held.value).endswith(
@@ -194,7 +194,7 @@ def test_a_lease_that_a_crash_left_half_written(tmp_path: Path) -> None:
     (tmp_path / "lease").mkdir()
     half = tmp_path / "lease" / "000004.json"
     half.write_text('{"token": ')
-    with pytest.raises(LeaseHeld, match="another process is just taking it"):
+    with pytest.raises(LockHeld, match="another process is acquiring the lock right now"):
         acquire(tmp_path, {})
     os.utime(half, (0, 0))
     assert acquire(tmp_path, {}).path.name == "000005.json"
@@ -226,7 +226,7 @@ def test_who_looked_long_ago_takes_nothing_away(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "lease" / "000002.json").unlink()
     answers = [stale]
     monkeypatch.setattr(lease_module, "_newest", lambda leases: answers.pop() if answers else newest(leases))
-    with pytest.raises(LeaseHeld):
+    with pytest.raises(LockHeld):
         acquire(tmp_path, {})
     assert holder(tmp_path) == mine.owner
     assert not (tmp_path / "lease" / "000002.json").exists()
@@ -239,7 +239,7 @@ def _race(folder: str, rounds: int, barrier: Any, results: Any) -> None:
         try:
             acquire(Path(folder) / str(number), {})
             won.append(number)
-        except LeaseHeld:
+        except LockHeld:
             pass
     barrier.wait()  # nobody ends, and lets go, before all have tried
     results.put(won)
@@ -285,7 +285,7 @@ class Leases(RuleBasedStateMachine):
         me = owner(token=f"{job}.{self.restarts[job]}", slurm=job, restart=self.restarts[job])
         try:
             taken = acquire(self.folder, {}, queue(*self.alive), me)
-        except LeaseHeld:
+        except LockHeld:
             assert self.held is not None and self.held[0] in self.alive
         else:
             assert self.held is None or self.held[0] not in self.alive
