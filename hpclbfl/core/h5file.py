@@ -182,7 +182,7 @@ class Group(H5Object):
         if layout == h5d.VIRTUAL or plan.get_external_count():
             raise self.fault(f"'{name}' has its data in other files, which are not read")
         if any(plan.get_filter(index)[0] not in _FILTERS for index in range(plan.get_nfilters())):
-            raise self.fault(f"'{name}' is compressed or filtered, which is not supported; h5repack -f NONE removes filters")
+            raise self.fault(f"'{name}' is compressed or filtered, which is not supported; use h5repack -f NONE")
         if layout == h5d.CHUNKED:
             size = width * math.prod(plan.get_chunk())
             if size > MAX_CHUNK:

@@ -65,7 +65,7 @@ def access(is_live: bool) -> Any:
     # Shared file systems (Lustre, NFS) often refuse HDF5's locks, and readers need none.
     found.set_file_locking(False, True)
     if not is_live:
-        # Objects that are still open are closed with the file. Not for logs: this process may have one open for writing.
+        # Closes open objects with the file. Not for logs: this process may have one open for writing.
         found.set_fclose_degree(h5f.CLOSE_STRONG)
     else:
         found.set_libver_bounds(h5f.LIBVER_LATEST, h5f.LIBVER_LATEST)

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line per 30 s elsewhere, from rank 0 alone."""
+"""Progress of a run, from rank 0 only: a bar on a terminal, otherwise a line every 30 s."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 30.0
 TERMINAL_COLUMNS = "HPCLBFL_TERMINAL_COLUMNS"
-"""Environment variable: this process's stderr ends on a terminal of so many columns."""
+"""Environment variable: width of the terminal that this process's stderr finally reaches."""
 
 
 def result_console(num_ranks: int) -> Console:
-    """Where rank 0 prints tables to."""
+    """The console for the tables of rank 0."""
     if num_ranks == 1:
         return make_console()
-    # mpirun gives its ranks a terminal of its own, wherever their output ends.
+    # mpirun gives its ranks a terminal of its own, whatever its own output is.
     return make_console(force_terminal=False, width=_terminal_columns())
 
 
@@ -37,12 +37,13 @@ def _terminal_columns() -> int | None:
 
 
 class Progress:
-    """Tells the epoch, loss and accuracy of a run: by a bar where diagnostics go to a terminal, else by lines.
+    """Shows epoch, loss and accuracy of a run, as a bar if diagnostics go to a terminal, otherwise as lines.
 
     Args:
-        total_epochs: where the run ends at the latest; None when time alone ends it.
+        title: of the run.
+        total_epochs: where the run ends at the latest; None if only time ends it.
         visible: False on ranks other than 0.
-        log: gets every line, too, whatever level of diagnostics is shown.
+        log: also receives every line, whatever the level of diagnostics.
     """
 
     def __init__(self, title: str, total_epochs: float | None, visible: bool, log: TextIO | None = None) -> None:
@@ -52,7 +53,7 @@ class Progress:
         self._top1: float | None = None
         self._bar = None
         self._above = ExitStack()
-        # Under mpirun stderr is a pipe; `hpclbfl launch` says how wide the terminal at its other end is.
+        # Under mpirun stderr is a pipe; `hpclbfl launch` passes on the width of the terminal at its other end.
         if visible and shows("info") and (sys.stderr.isatty() or os.environ.get(TERMINAL_COLUMNS)):
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -81,7 +82,7 @@ class Progress:
         self._above.close()
 
     def step(self, step: int, epoch: float, loss: float) -> None:
-        """After every step; cheap when nothing is due."""
+        """Call after every step; cheap if nothing is due."""
         if not self._visible:
             return
         now = time.monotonic()
@@ -95,17 +96,17 @@ class Progress:
             self._last_line = now
 
     def evaluated(self, top1: float) -> None:
-        """The newest test accuracy, a fraction."""
+        """Record the newest test accuracy, 0 to 1."""
         self._top1 = top1
 
     def say(self, line: str) -> None:
-        """Tell one line, and write it into the log."""
+        """Report one line and write it to the log."""
         if self._visible:
             self._logger.info(line)
             self._write(line)
 
     def warn(self, line: str) -> None:
-        """Tell one line that begins with `warning: `, and write it into the log."""
+        """Report one line with the prefix `warning: ` and write it to the log."""
         if self._visible:
             self._logger.warning(f"warning: {line}")
             self._write(f"warning: {line}")
@@ -115,7 +116,7 @@ class Progress:
             return
         try:
             say(line, self._log)
-            # A log in memory, as tests have it, cannot be removed.
+            # A stream in memory has no name.
             if (name := getattr(self._log, "name", "")) and not Path(name).exists():
                 raise RunFailed(f"{self._log.name}: was removed while it was written")
         except OSError as error:

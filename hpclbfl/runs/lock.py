@@ -197,7 +197,7 @@ def owner_liveness(owner: Owner, query: Query = live_jobs, me: Owner | None = No
 
 
 def this_owner(environ: Mapping[str, str], query: Query = live_jobs) -> Owner:
-    """This process as an owner, with the Slurm job that it runs in."""
+    """The calling process as an owner, with the Slurm job that it runs in."""
     me = Owner(uuid.uuid4().hex, utc_now(), (this_process(),))
     job = slurm_job(environ)
     if job is None:

@@ -20,10 +20,13 @@ JobId = Annotated[str, Field(pattern=r"^[0-9]{1,12}(_[0-9]{1,12})?$")]
 """A job, `12`, or a task of an array, `12_3`; checked because it becomes an argument of Slurm's commands."""
 
 ENDED = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
+    (
+        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
+        *("REVOKED", "TIMEOUT"),
+    )
 )
 """States of jobs that have ended for good."""
-WAITING = frozenset("PENDING REQUEUED REQUEUE_HOLD REQUEUE_FED SPECIAL_EXIT RESV_DEL_HOLD".split())
+WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"])
 """States of jobs that have not started yet."""
 
 _JOBS_PER_CALL = 200

@@ -178,7 +178,8 @@ def test_a_log_of_an_impossible_rank(root, name, value):
 def test_a_pipe_in_the_place_of_a_log(root):
     put(root / "bad" / "attempts" / "000" / "rank00000.h5", b"pipe")
     frames = load(root)
-    assert frames.problems.select("path", "reason").rows() == [("bad/attempts/000/rank00000.h5", "is not a regular file")]
+    expected = [("bad/attempts/000/rank00000.h5", "is not a regular file")]
+    assert frames.problems.select("path", "reason").rows() == expected
     assert_good(frames)
     assert [(run.run, run.progress.steps) for run in Watcher(root).look()] == [("bad", 0), ("good", 20)]
 

@@ -62,7 +62,7 @@ def test_the_environment_chooses_and_is_left_as_it_was(
 def test_a_level_that_is_none_is_one_line() -> None:
     with pytest.raises(ConfigError) as raised:
         level_from({LOG_LEVEL: "loud\x1b"})
-    assert str(raised.value) == f"{LOG_LEVEL}: 'loud\\x1b' is no level: error, warning, info, debug"
+    assert str(raised.value) == f"{LOG_LEVEL}: 'loud\\x1b' is not a level; choose one of error, warning, info, debug"
     assert level_from({LOG_LEVEL: ""}) == "info"
 
 

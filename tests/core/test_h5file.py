@@ -138,7 +138,7 @@ def virtual(file, path):
     file.create_virtual_dataset("x", layout)
 
 
-FILTERED = "'x' is compressed or filtered, which is not supported; h5repack -f NONE removes filters"
+FILTERED = "'x' is compressed or filtered, which is not supported; use h5repack -f NONE"
 ELSEWHERE = "'x' is a link to another place, and such links are not followed"
 
 

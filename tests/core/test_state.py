@@ -61,7 +61,7 @@ def test_what_could_not_be_restored_is_refused_by_its_place(name: str) -> None:
 
 
 def test_a_mark_is_for_dataclasses() -> None:
-    with pytest.raises(TypeError, match="int is no dataclass"):
+    with pytest.raises(TypeError, match="int is not a dataclass"):
         checkpointed(int)
 
 

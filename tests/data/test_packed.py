@@ -183,7 +183,7 @@ def test_a_flipped_bit_in_an_image_is_found(packed_path: Path) -> None:
         (
             "train/offsets",
             np.zeros(4, np.uint64),
-            "'train/offsets' holds unsigned 64-bit integers, ",
+            "'train/offsets' holds unsigned 64-bit integers; ",
         ),
         ("test", h5py.ExternalLink("other.h5", "test"), "'test' is a link to another place, and such links are not"),
         ("extra", h5py.SoftLink("/train"), "'extra' is a link to another place, and such links are not followed"),

@@ -1,10 +1,10 @@
 """Which rows of which attempt count, and which are missing: the rule of `reader.read_run` and the analysis. Pure.
 
-An attempt that resumed from step n trained n, n + 1, ... again, whatever was trained before. So of earlier attempts only
-rows below n count: the *limit* of an attempt is the least start of those after it. Every log of the attempt must reach
-its limit, because a checkpoint is published only when all ranks have flushed their logs; the logs of the last attempt
-must reach the step in DONE.json, or may end anywhere while there is none. The first attempt must start at step 0. An
-attempt without any log ended before its first step and does not count.
+An attempt that resumed from step n trained n, n + 1, ... again, whatever was trained before. So of earlier attempts
+only rows below n count: the *limit* of an attempt is the least start of those after it. Every log of the attempt must
+reach its limit, because a checkpoint is published only when all ranks have flushed their logs; the logs of the last
+attempt must reach the step in DONE.json, or may end anywhere while there is none. The first attempt must start at step
+0. An attempt without any log ended before its first step and does not count.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def test_another_number_is_refused_and_older_files_are_read(plan, sharpness):
     [
         (
             lambda file: file.create_dataset("eigenvalues", data=np.zeros(9)),
-            "'eigenvalues' holds 64-bit floats, ",
+            "'eigenvalues' holds 64-bit floats; ",
         ),
         (
             lambda file: file.create_dataset("eigenvalues", (10**12,), DTYPES["eigenvalues"], chunks=(64,)),
