@@ -1,8 +1,8 @@
 """A global batch that grows with the gradient noise scale.
 
 S. McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162: a batch well below B_simple wastes
-steps, one well above it wastes samples, and B_simple grows as the loss falls. B follows it at the ends of epochs,
-upwards alone and never by less than a factor, so that steps stay comparable in between.
+steps, one well above it wastes samples, and B_simple grows as the loss falls. B follows B_simple at the ends of epochs;
+it only grows, and at least by the factor HYSTERESIS, so that steps in between stay comparable.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.state import checkpointed
 
 HYSTERESIS = 1.5
-"""Least factor by which B grows."""
+"""Smallest factor by which B grows."""
 
 
 class NoiseScaleConfig(BatchingConfig):
@@ -53,7 +53,7 @@ class NoiseScaleConfig(BatchingConfig):
 @checkpointed
 @dataclass(frozen=True)
 class GrowthState:
-    """The global batch now, samples."""
+    """The present global batch, samples."""
 
     total: int
 
@@ -77,7 +77,7 @@ class NoiseScalePolicy:
         return Plan(sizes, "start"), GrowthState(sum(sizes))
 
     def update(self, seen: Observation, state: GrowthState) -> tuple[Plan | None, GrowthState]:
-        """At the end of an epoch: B_simple, within bounds, if that is much more than B."""
+        """At the end of an epoch: B_simple within bounds, if it exceeds B by the factor HYSTERESIS."""
         if not seen.ends_epoch or not math.isfinite(seen.b_simple):
             return None, state
         clients = len(seen.sizes)

@@ -49,7 +49,10 @@ def test_unknown_key_names_file_key_near_miss_and_valid_keys() -> None:
         ({"batching": {"local_batch_size": [4, 0]}}, "should be a whole number above 0, or a list"),
         ({"seed": 2**64}, "job.yaml: seed: input should be less than"),
         ({"schedule": {"total_epochs": 5}}, "'total_epochs' goes with kind cosine"),
-        ({"schedule": {"kind": "multistep", "milestones_epochs": [5, 5]}}, "'milestones_epochs' must rise"),
+        (
+            {"schedule": {"kind": "multistep", "milestones_epochs": [5, 5]}},
+            "'milestones_epochs' must be in ascending order",
+        ),
         ({"partition": {"kind": "dirichlet"}}, "job.yaml: 'partition.alpha' is missing"),
         (
             {"partition": {"kind": "dirichlet", "alpha": 1, "reshuffle": True}},

@@ -253,13 +253,9 @@ def test_texts(path):
     with H5File(path) as file:
         assert file.text("lone") == "a\ufffd\ufffd\ufffdb"
     assert reason(path, lambda file: file.text("number")) == "attribute 'number' is 1; expected a text"
+    assert reason(path, lambda file: file.texts("many", 4)) == "attribute 'many' has shape (5,); expected 1 to 4 texts"
     assert (
-        reason(path, lambda file: file.texts("many", 4))
-        == "attribute 'many' has shape (5,); expected 1 to 4 texts"
-    )
-    assert (
-        reason(path, lambda file: file.texts("rows", 4))
-        == "attribute 'rows' has shape (1, 1); expected 1 to 4 texts"
+        reason(path, lambda file: file.texts("rows", 4)) == "attribute 'rows' has shape (1, 1); expected 1 to 4 texts"
     )
 
 

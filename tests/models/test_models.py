@@ -55,7 +55,7 @@ def test_large_nets_have_the_datas_classes(name: str) -> None:
             r"'resnet81' is not known: did you mean 'resnet8'\? known are alexnet, alexnet_small, resnet18",
         ),
         ("alexnet", 32, "alexnet takes images of 63 px and more, these have 32 px; set data.resize"),
-        ("vit_b_16", 32, r"vit_b_16 takes images of 224 px alone"),
+        ("vit_b_16", 32, r"vit_b_16 takes images of 224 px only"),
         ("vit_cifar", 30, "vit_cifar takes images of multiples of 4"),
         ("vgg11", 28, "vgg11 takes images of 32 px and more"),
     ],
@@ -77,6 +77,6 @@ def test_cifar_stem_and_dropout_are_for_nets_that_have_them() -> None:
 def test_smallest_sizes_are_as_stated() -> None:
     for name in ("resnet8", "resnet20", "resnet18", "resnet50"):
         config = MODELS.find(name).config
-        assert issubclass(config, ImageModelConfig) and config.takes(8) and not config.takes(7)
+        assert issubclass(config, ImageModelConfig) and config.accepts(8) and not config.accepts(7)
         # In training mode: batch statistics need more than one value per channel.
         assert create_model(name, 3, 8)(torch.randn(2, 3, 8, 8)).shape == (2, 3)
