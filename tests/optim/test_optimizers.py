@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from hpclbfl.config.components import OPTIMIZERS
 from hpclbfl.config.sections import OptimizerConfig
-from hpclbfl.optim.optimizers import parameter_groups
+from hpclbfl.optim.optimizers import make_optimizer, parameter_groups
 from hpclbfl.optim.slots import reset_slots
 from hpclbfl.runs.log.reader import read_run
-from hpclbfl.training import build
 from hpclbfl.training.session import run_job
 from tests.components import config_of
 from tests.conftest import make_job
@@ -35,7 +34,7 @@ def tensors(zero_weight: bool = False) -> tuple[list[nn.Parameter], list[list[Te
 
 def trained(config: OptimizerConfig, factor: float = 1.0, zero_weight: bool = False) -> list[Tensor]:
     parameters, gradients = tensors(zero_weight)
-    optimizer = build.optimizer(config, iter(parameters))
+    optimizer = make_optimizer(config, iter(parameters))
     for of_step in gradients:
         for parameter, gradient in zip(parameters, of_step, strict=True):
             parameter.grad = factor * gradient
@@ -105,7 +104,7 @@ def test_lars_and_lamb_follow_their_formulas(case: str, zero_weight: bool) -> No
 def test_first_step_of_lars_by_hand() -> None:
     """|w| = 5, |g| = 10, wd = 1, eta = 0.3: ratio 0.3 * 5 / (10 + 5) = 0.1, a step of 0.1 * (g + w)."""
     weight, bias = nn.Parameter(torch.tensor([[3.0, 4.0]])), nn.Parameter(torch.tensor([3.0, 4.0]))
-    optimizer = build.optimizer(
+    optimizer = make_optimizer(
         config_of(OPTIMIZERS, name="lars", lr=1.0, weight_decay=1.0, trust_coefficient=0.3), [weight, bias]
     )
     weight.grad, bias.grad = torch.tensor([[6.0, -8.0]]), torch.tensor([6.0, -8.0])
@@ -144,7 +143,7 @@ def test_a_constant_factor_cancels_under_lamb() -> None:
 )
 def test_decay_groups(config: dict[str, Any], decays: list[float]) -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
-    made = build.optimizer(config_of(OPTIMIZERS, weight_decay=0.1, **config), net.parameters())
+    made = make_optimizer(config_of(OPTIMIZERS, weight_decay=0.1, **config), net.parameters())
     assert [group["weight_decay"] for group in made.param_groups] == decays
     groups = [[id(p) for p in group["params"]] for group in made.param_groups]
     conv, norm_layer, linear = net[0], net[1], net[3]
@@ -165,7 +164,7 @@ def test_no_group_is_empty() -> None:
 def test_sgd_decays_weights_alone() -> None:
     """Zero gradients: one step is w * (1 - lr * wd) for weights, nothing for biases."""
     weight, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
-    optimizer = build.optimizer(config_of(OPTIMIZERS, lr=0.5, weight_decay=0.5, decay="weights"), [weight, bias])
+    optimizer = make_optimizer(config_of(OPTIMIZERS, lr=0.5, weight_decay=0.5, decay="weights"), [weight, bias])
     weight.grad, bias.grad = torch.zeros(2, 2), torch.zeros(2)
     optimizer.step()
     assert weight.flatten().tolist() == [0.75] * 4 and bias.tolist() == [1, 1]
@@ -187,7 +186,7 @@ def test_a_reset_optimizer_steps_like_a_fresh_one(keys: dict[str, Any]) -> None:
     for used in (False, True):
         parameters, gradients = tensors()
         start = [p.detach().clone() for p in parameters]
-        optimizer = build.optimizer(config, parameters)
+        optimizer = make_optimizer(config, parameters)
         if used:
             for of_step in gradients[1:]:
                 for parameter, gradient in zip(parameters, of_step, strict=True):
