@@ -7,7 +7,6 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from hpclbfl.core.console import make_console
@@ -36,7 +35,7 @@ def _terminal_columns() -> int | None:
     return int(columns) if columns.isascii() and columns.isdigit() else None
 
 
-class Progress:
+class Progress(ExitStack):
     """Shows epoch, loss and accuracy of a run, as a bar if diagnostics go to a terminal, otherwise as lines.
 
     Args:
@@ -47,12 +46,12 @@ class Progress:
     """
 
     def __init__(self, title: str, total_epochs: float | None, visible: bool, log: TextIO | None = None) -> None:
+        super().__init__()
         self._title, self._total, self._visible, self._log = printable(title), total_epochs, visible, log
         self._logger = Diagnostics(__name__, title)
         self._last_line = self._begin = time.monotonic()
         self._top1: float | None = None
         self._bar = None
-        self._above = ExitStack()
         # Under mpirun stderr is a pipe; `hpclbfl launch` passes on the width of the terminal at its other end.
         if visible and shows("info") and (sys.stderr.isatty() or os.environ.get(TERMINAL_COLUMNS)):
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -72,14 +71,9 @@ class Progress:
     def __enter__(self) -> Progress:
         handler = terminal()
         if self._bar is not None and handler is not None:
-            self._above.enter_context(handler.above(self._title, self._bar.console.print))
-            self._bar.start()
+            self.enter_context(handler.above(self._title, self._bar.console.print))
+            self.enter_context(self._bar)
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        self._above.close()
 
     def step(self, step: int, epoch: float, loss: float) -> None:
         """Call after every step; cheap if nothing is due."""

@@ -12,8 +12,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import FrameType, TracebackType
+from contextlib import ExitStack, contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 from hpclbfl.core.launched import launched_size
@@ -82,23 +82,20 @@ def handling(signums: Iterable[int], handler: Handler) -> Iterator[None]:
             signal.signal(signum, old)
 
 
-class StopRequest:
+class StopRequest(ExitStack):
     """Inside the block, signals that ask to stop are recorded instead of ending the process."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.name = ""
         """Name of the last such signal; empty if there was none."""
-        self._handling = handling(ASKING, self._record)
 
     def __bool__(self) -> bool:
         return bool(self.name)
 
     def __enter__(self) -> StopRequest:
-        self._handling.__enter__()
+        self.enter_context(handling(ASKING, self._record))
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._handling.__exit__(kind, error, tb)
 
     def _record(self, signum: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(signum).name

@@ -7,10 +7,9 @@ copy of its value. Depth, digits and aliases are bounded, so that every text is 
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -39,16 +38,6 @@ class NotYaml(Exception):
         self.line: int = mark if isinstance(mark, int) else mark.line + 1
 
 
-class _Node(NamedTuple):
-    """A value, with what is needed to bound its aliases."""
-
-    value: Any
-    size: int
-    """Approximate number of characters."""
-    height: int
-    """Levels of nested lists and mappings."""
-
-
 def parse(text: str) -> Any:
     """The value of a text with one document; None if it is empty. Raises NotYaml."""
     found = _FORBIDDEN.search(text)
@@ -64,13 +53,15 @@ def parse(text: str) -> Any:
         raise NotYaml(1, printable(error, MAX_SHOWN)) from error
 
 
+_INCOMPLETE = object()
+
+
 class _Composer:
     """Builds plain values from a parser's events."""
 
     def __init__(self, events: Iterator[Any]) -> None:
         self._events = events
-        self._anchors: dict[str, _Node | None] = {}
-        """None for a value that is not complete yet."""
+        self._anchors: dict[str, Any] = {}
         self._aliased = 0
 
     def document(self) -> Any:
@@ -78,74 +69,72 @@ class _Composer:
         begin = next(self._events)
         if isinstance(begin, yaml.StreamEndEvent):
             return None
-        value = self._node(next(self._events), 0).value
+        value = self._value(next(self._events), 0)
         next(self._events)
         end = next(self._events)
         if not isinstance(end, yaml.StreamEndEvent):
             raise NotYaml(end.start_mark, "a second document begins here; only one is allowed")
         return value
 
-    def _node(self, event: Any, depth: int) -> _Node:
+    def _value(self, event: Any, depth: int) -> Any:
         if isinstance(event, yaml.AliasEvent):
-            return self._alias(event, depth)
+            name = shown(event.anchor)
+            if event.anchor not in self._anchors:
+                raise NotYaml(event.start_mark, f"no anchor {name} before this alias")
+            if (value := self._anchors[event.anchor]) is _INCOMPLETE:
+                raise NotYaml(event.start_mark, f"the value {name} contains itself")
+            return self._copy(value, depth, event.start_mark)
         if event.anchor is not None:
-            self._anchors[event.anchor] = None
+            self._anchors[event.anchor] = _INCOMPLETE
         if isinstance(event, yaml.ScalarEvent):
-            node = _Node(_scalar(event), 1 + len(event.value), 0)
+            value = _scalar(event)
         elif depth == MAX_DEPTH:
             raise NotYaml(event.start_mark, f"more than {MAX_DEPTH} levels of lists and mappings")
         elif isinstance(event, yaml.SequenceStartEvent):
-            node = self._sequence(event, depth + 1)
+            value = self._sequence(event, depth + 1)
         else:
-            node = self._mapping(event, depth + 1)
+            value = self._mapping(event, depth + 1)
         if event.anchor is not None:
-            self._anchors[event.anchor] = node
-        return node
+            self._anchors[event.anchor] = value
+        return value
 
-    def _alias(self, event: Any, depth: int) -> _Node:
-        name = shown(event.anchor)
-        if event.anchor not in self._anchors:
-            raise NotYaml(event.start_mark, f"no anchor {name} before this alias")
-        node = self._anchors[event.anchor]
-        if node is None:
-            raise NotYaml(event.start_mark, f"the value {name} contains itself")
-        self._aliased += node.size
-        if self._aliased > MAX_ALIASED or depth + node.height > MAX_DEPTH:
-            raise NotYaml(event.start_mark, "the aliases expand to too much; write the values out")
-        return node._replace(value=copy.deepcopy(node.value))
+    def _copy(self, value: Any, depth: int, mark: Any) -> Any:
+        """A copy of the value of an alias; all copies together are bounded."""
+        is_nested = isinstance(value, list | dict)
+        self._aliased += 1 + (0 if is_nested else len(str(value)))
+        if self._aliased > MAX_ALIASED or depth + is_nested > MAX_DEPTH:
+            raise NotYaml(mark, "the aliases expand to too much; write the values out")
+        if isinstance(value, dict):
+            return {self._copy(key, depth + 1, mark): self._copy(item, depth + 1, mark) for key, item in value.items()}
+        return [self._copy(item, depth + 1, mark) for item in value] if is_nested else value
 
-    def _sequence(self, event: Any, depth: int) -> _Node:
+    def _sequence(self, event: Any, depth: int) -> list[Any]:
         _check_tag(event, "seq", "a list")
-        values, size, height = [], 1, 0
+        values = []
         while not isinstance(item := next(self._events), yaml.SequenceEndEvent):
-            node = self._node(item, depth)
-            values.append(node.value)
-            size, height = size + node.size, max(height, node.height)
-        return _Node(values, size, height + 1)
+            values.append(self._value(item, depth))
+        return values
 
-    def _mapping(self, event: Any, depth: int) -> _Node:
+    def _mapping(self, event: Any, depth: int) -> dict[str, Any]:
         _check_tag(event, "map", "a mapping")
         values: dict[str, Any] = {}
-        size, height = 1, 0
         while not isinstance(item := next(self._events), yaml.MappingEndEvent):
             key = self._key(item, depth)
-            if key.value in values:
-                raise NotYaml(item.start_mark, f"key {shown(key.value)} is given twice")
-            node = self._node(next(self._events), depth)
-            values[key.value] = node.value
-            size, height = size + key.size + node.size, max(height, node.height)
-        return _Node(values, size, height + 1)
+            if key in values:
+                raise NotYaml(item.start_mark, f"key {shown(key)} is given twice")
+            values[key] = self._value(next(self._events), depth)
+        return values
 
-    def _key(self, event: Any, depth: int) -> _Node:
+    def _key(self, event: Any, depth: int) -> str:
         if isinstance(event, yaml.CollectionStartEvent):
             raise NotYaml(event.start_mark, "a list or a mapping cannot be a key")
         if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
             raise NotYaml(event.start_mark, "merge keys (<<) are not supported; write the values out")
-        node = self._node(event, depth)
-        if not isinstance(node.value, str):
-            written = printable(getattr(event, "value", node.value), MAX_SHOWN)
+        key = self._value(event, depth)
+        if not isinstance(key, str):
+            written = printable(getattr(event, "value", key), MAX_SHOWN)
             raise NotYaml(event.start_mark, f"the key {written} is not a string; put it in quotes")
-        return node
+        return key
 
 
 def _integer(text: str) -> int:
