@@ -106,20 +106,11 @@ def _shared(least: Sequence[int], most: Sequence[int], room: int) -> list[int]:
     """Widths that sum to at most `room`; columns wider than their minimum are equally wide."""
     if sum(most) <= room:
         return list(most)
-    level = max(most)
-    while sum(_at(level, least, most)) > room:
-        level -= 1
-    widths = _at(level, least, most)
-    left = room - sum(widths)
-    for place, wider in enumerate(_at(level + 1, least, most)):
-        if wider > widths[place] and left > 0:
-            widths[place] += 1
-            left -= 1
+    widths = list(least)
+    for _ in range(room - sum(least)):
+        narrowest = min((width, place) for place, width in enumerate(widths) if width < most[place])[1]
+        widths[narrowest] += 1
     return widths
-
-
-def _at(level: int, least: Sequence[int], most: Sequence[int]) -> list[int]:
-    return [min(high, max(low, level)) for low, high in zip(least, most, strict=True)]
 
 
 def _without_ends(rendered: RenderResult) -> Iterator[Segment]:
