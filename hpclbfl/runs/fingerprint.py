@@ -69,8 +69,8 @@ def held_experiment(folder: RunFolder) -> Fingerprint | None:
         return {**fingerprint_of(job, data_fingerprint), "stop": job.stop.model_dump(mode="json")}
     except HpclbflError as error:
         raise DataError(
-            f"{folder.path}: which experiment this run folder holds cannot be told: {error}; give another --run-dir, "
-            "or '--resume never', which sets it aside"
+            f"{folder.path}: cannot tell which experiment this run folder holds: {error}; give another --run-dir, or "
+            "'--resume never', which sets it aside"
         ) from error
 
 

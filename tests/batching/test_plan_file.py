@@ -1,4 +1,4 @@
-"""plan.yaml: a round trip, and plans that are about something else."""
+"""plan.yaml: a round trip, and plans for something else."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_warnings_come_back_and_older_plans_have_none(tmp_path: Path) -> None:
         ("ranks: [{device: x, max_batch: 0, t_fixed_s: 0.1, t_per_sample_s: 1}]\njob: {}", "ranks.0.max_batch: input"),
     ],
 )
-def test_files_that_are_no_plans(tmp_path: Path, text: str | None, message: str) -> None:
+def test_files_that_are_not_plans(tmp_path: Path, text: str | None, message: str) -> None:
     file = tmp_path / "plan.yaml"
     if text is not None:
         file.write_text(text)
@@ -127,7 +127,7 @@ def test_a_plan_that_was_changed_is_refused(tmp_path: Path) -> None:
         match=r"plan\.yaml: was changed after it was written: it does not match its checksum,",
     ):
         load_plan(file)
-    # Without its last line it is the user's own.
+    # Without its last line the change is accepted.
     file.write_text("".join(line for line in file.read_text().splitlines(keepends=True) if "sha256" not in line))
     assert load_plan(file).ranks[0].max_batch == 4096
 

@@ -46,7 +46,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: P
         prepare_output(tmp_path / name)
 
 
-def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+def test_only_files_are_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     for name in ("pipe", "link"):
@@ -55,7 +55,7 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
 
 
-def test_the_end_of_a_file_and_of_what_is_none(tmp_path):
+def test_begin_and_end_of_a_file(tmp_path):
     (tmp_path / "log").write_bytes(b"0123456789")
     assert read_end(tmp_path / "log", 4) == b"6789"
     assert read_end(tmp_path / "log", 4, begin=8) == b"89"

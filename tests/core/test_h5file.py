@@ -1,4 +1,4 @@
-"""HDF5 files of any origin: what is not as it should be is one line, and nothing of it is read."""
+"""HDF5 files of any origin: anything unexpected is an error of one line, and is not read."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def reason(path, read):
     return caught.value.reason
 
 
-def test_what_is_right_is_read(path):
+def test_valid_files_are_read(path):
     rows = np.array([(1, b"x"), (2, b"yz")], PAIR)
 
     def make(file):
@@ -181,7 +181,7 @@ def test_an_unknown_filter_loads_no_plugin(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (100,), "maxshape": (None,)}])
-def test_no_more_is_declared_than_there_is(path, options):
+def test_a_dataset_larger_than_the_file_is_refused(path, options):
     write(path, lambda file: file.create_dataset("x", (10**12,), np.int64, **options))
     expected = "is torn: 'x' declares 8,000,000,000,000 bytes, the file has "
     assert reason(path, lambda file: file.dataset("x", "<i8").read()).startswith(expected)
@@ -205,7 +205,7 @@ def test_what_was_never_written(path):
     assert reason(path, lambda file: file.dataset("x", "<i8").read()) == "is torn: parts of 'x' were never written"
 
 
-def test_rows_that_are_not_there(path):
+def test_missing_rows_are_refused(path):
     write(path, lambda file: file.create_dataset("x", data=np.arange(4)))
     assert reason(path, lambda file: file.dataset("x", "<i8").rows(2, 5)) == "is torn: 'x' has 4 elements, not 2 to 5"
 
@@ -277,8 +277,8 @@ def test_texts_of_any_length(path, options):
 
 
 @pytest.mark.parametrize("size", [0, 1 << 62])
-def test_a_damaged_heap_of_texts_ends(path, size):
-    # HDF5 itself goes round in circles where the free space has no size.
+def test_reading_a_damaged_heap_of_texts_ends(path, size):
+    # The HDF5 library loops forever if the free space has size 0.
     write(path, lambda file: file.attrs.update({"t": "some text"}))
     content = bytearray(path.read_bytes())
     at = content.index(b"GCOL")
@@ -324,7 +324,7 @@ def test_counts_are_bounded(path):
     assert reason(path, lambda file: file.attributes()) == "has 257 attributes; the limit is 256"
 
 
-def test_what_is_no_file(path, tmp_path):
+def test_paths_that_are_not_files(path, tmp_path):
     assert reason(path, lambda file: None) == "is not there"
     os.mkfifo(path)
     assert reason(path, lambda file: None) == "is not a regular file"
@@ -336,7 +336,7 @@ def test_what_is_no_file(path, tmp_path):
     assert reason(tmp_path, lambda file: None) == "is not a regular file"
 
 
-def test_a_checksum_that_does_not_fit(path):
+def test_a_wrong_checksum_is_reported(path):
     write(path, lambda file: file.create_dataset("x", data=np.arange(100), chunks=(100,), fletcher32=True))
     content = path.read_bytes()
     at = content.index(np.arange(1, 9).tobytes())
@@ -344,7 +344,7 @@ def test_a_checksum_that_does_not_fit(path):
     assert reason(path, lambda file: file.dataset("x", "<i8").read()).startswith("is torn, HDF5 cannot read it (")
 
 
-def test_a_full_disk_neither_crashes_nor_takes_the_old_file(tmp_path):
+def test_a_full_disk_neither_crashes_nor_removes_the_old_file(tmp_path):
     # A file whose descriptor cannot be written fails HDF5 as a full disk does.
     path = tmp_path / "x.h5"
     path.write_bytes(b"old")

@@ -1,4 +1,4 @@
-"""YAML: the dialect, its bounds, and files that are sealed."""
+"""YAML: the supported subset, its bounds, and files with a checksum."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_scalars_are_those_of_the_core_schema(text: str, value: object) -> None:
         ("[1,\n  2", "3: did not find expected ',' or ']'"),
     ],
 )
-def test_what_is_refused_is_told_in_one_line_with_its_place(text: str, message: str) -> None:
+def test_errors_are_one_line_with_the_place(text: str, message: str) -> None:
     assert refused(f"key: {text}\n").startswith(message)
 
 
@@ -153,7 +153,7 @@ def test_an_alias_bomb_is_refused_at_once(width: int) -> None:
     assert refused("\n".join(lines)).endswith("the aliases expand to too much; write the values out")
 
 
-def test_aliases_make_no_tower() -> None:
+def test_aliases_do_not_exceed_the_depth() -> None:
     text = "n0: &n0 [x]\n" + "".join(f"n{i}: &n{i} [*n{i - 1}]\n" for i in range(1, 60))
     assert refused(text) == "50: the aliases expand to too much; write the values out"
 
@@ -167,7 +167,7 @@ def test_files_are_bounded(tmp_path: Path) -> None:
         read_mapping(file, "")
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_paths_that_are_not_files(tmp_path: Path) -> None:
     fifo, folder, latin = tmp_path / "fifo", tmp_path / "folder", tmp_path / "latin"
     os.mkfifo(fifo)
     folder.mkdir()
@@ -217,7 +217,7 @@ def test_shared_values_are_written_out() -> None:
     assert dump({"a": shared, "b": shared}) == "a:\n- 1\nb:\n- 1\n"
 
 
-def test_a_sealed_file_tells_of_a_change(tmp_path: Path) -> None:
+def test_a_checksum_detects_a_change(tmp_path: Path) -> None:
     file = tmp_path / "f.yaml"
     write_sealed(file, "a: 1\nb: 2\n")
     sealed = file.read_text()
@@ -244,7 +244,7 @@ def test_a_sealed_file_tells_of_a_change(tmp_path: Path) -> None:
     assert read_mapping(file, "") == {"a": 1, "b": 3}
 
 
-def test_keys_that_are_no_keys() -> None:
+def test_invalid_keys() -> None:
     for key in ("", ".a", "a.", "a..b", ".".join("a" * 51)):
         with pytest.raises(ConfigError, match=r"^override: '.*' is not a valid key: write section.key$"):
             set_value({}, key, 1, "override")
@@ -252,7 +252,7 @@ def test_keys_that_are_no_keys() -> None:
         set_value({"a": {"b": 1}}, "a.b.c", 1, "override")
 
 
-def test_a_key_that_undoes_another() -> None:
+def test_a_key_that_overwrites_another() -> None:
     refuse_undone(["a", "a.b", "c.d", "c.e"], "x")
     for keys, message in (
         (["a.b", "c", "a.b"], "x: 'a.b' is given twice"),

@@ -32,7 +32,7 @@ def create_model(name: str, num_classes: int, size: int, **keys: Any) -> torch.n
         ("alexnet_small", 8, "imagenet", 25_242),
     ],
 )
-def test_nets_take_images_and_score_the_classes(name: str, size: int, stem: str, parameters: int) -> None:
+def test_models_map_images_to_class_scores(name: str, size: int, stem: str, parameters: int) -> None:
     net = create_model(name, 10, size, **({"stem": stem} if stem == "cifar" else {})).eval()
     assert net(torch.zeros(2, 3, size, size)).shape == (2, 10)
     assert sum(p.numel() for p in net.parameters()) == parameters
@@ -60,7 +60,7 @@ def test_large_nets_have_the_datas_classes(name: str) -> None:
         ("vgg11", 28, "vgg11 takes images of 32 px and more"),
     ],
 )
-def test_what_does_not_fit_is_refused(name: str, size: int, words: str) -> None:
+def test_images_of_another_size_are_refused(name: str, size: int, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         create_model(name, 10, size)
 

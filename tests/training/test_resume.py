@@ -89,7 +89,7 @@ def test_a_folder_that_does_not_tell_what_it_holds_is_refused(
         file.write_text("{")
     before = files(tmp_path)
     code, line = refused(job_of(toy_set), tmp_path, capfd)
-    assert code == 2 and "which experiment this run folder holds cannot be told" in line
+    assert code == 2 and "cannot tell which experiment this run folder holds" in line
     assert files(tmp_path) == before
 
 
@@ -345,7 +345,7 @@ def test_a_link_in_place_of_the_checkpoints_is_refused(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "precious")
     code, line = refused(job_of(toy_set), tmp_path / "run", capfd)
-    assert code == 2 and "which experiment this run folder holds cannot be told" in line
+    assert code == 2 and "cannot tell which experiment this run folder holds" in line
     (tmp_path / "precious" / "step-000000001").rmdir()
     code, line = refused(job_of(toy_set), tmp_path / "run", capfd)
     assert code == 1 and f"{tmp_path}/run/checkpoints: is a link" in line

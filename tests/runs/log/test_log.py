@@ -1,4 +1,4 @@
-"""The log of one rank: what is written is what is read, whatever becomes of the writer."""
+"""The log of one rank: what was written is read, also if the writer was killed."""
 
 import os
 import signal
@@ -305,7 +305,7 @@ READ = "import sys; from hpclbfl.runs.log.reader import read_file, read_last_row
 @pytest.mark.parametrize("count", [1000, 10**6])
 @pytest.mark.parametrize("call", ["read_file(path)", "read_last_rows(path, {'steps': 50})"])
 def test_counters_of_another_shape_overflow_no_buffer(tmp_path, count, call):
-    # Wherever the heap is, a process that lives on has not had it overwritten.
+    # A process that survives has not had its heap overwritten.
     path = tmp_path / "rank00000.h5"
     RunLog(path, ATTRIBUTES).close()
     with h5py.File(path, "r+") as file:
@@ -373,7 +373,7 @@ def test_rows_that_a_log_only_declares(tmp_path, rows):
         ("steps", "step", 10**6, "the steps of table 'steps' are not in ascending order"),
     ],
 )
-def test_numbers_that_cannot_be(tmp_path, table, column, value, reason):
+def test_impossible_numbers(tmp_path, table, column, value, reason):
     rows = some_rows(table, 20)
     rows[column][7] = value
     with RunLog(tmp_path / "a.h5", ATTRIBUTES) as log:
@@ -383,7 +383,7 @@ def test_numbers_that_cannot_be(tmp_path, table, column, value, reason):
     assert caught.value.reason == f"is damaged: {reason}"
 
 
-def test_numbers_that_can_be(tmp_path):
+def test_extreme_numbers(tmp_path):
     with RunLog(tmp_path / "a.h5", ATTRIBUTES) as log:
         log.append("evals", step=-1, num_samples=0, split="test", loss=float("inf"))
         log.append("events", step=3, kind="a", text="later")
