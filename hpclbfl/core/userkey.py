@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from hpclbfl.core.errors import EnvironmentFault
-from hpclbfl.core.files import explained_writes, write_new
+from hpclbfl.core.files import explained_writes, write_bytes
 
 KEY_BYTES = 32
 
@@ -40,13 +40,11 @@ def user_key() -> bytes:
         return _read(path)
     except FileNotFoundError:
         pass
-    temporary = path.with_name(f".key.{secrets.token_hex(6)}.new")
     with explained_writes(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_new(temporary, secrets.token_bytes(KEY_BYTES), 0o600)
-        temporary.replace(path)
-        # Read back: another process may have replaced it meanwhile.
-        return _read(path)
+    write_bytes(path, secrets.token_bytes(KEY_BYTES), 0o600)
+    # Read back: another process may have replaced it meanwhile.
+    return _read(path)
 
 
 def _read(path: Path) -> bytes:
