@@ -8,19 +8,24 @@ from hpclbfl.config.sections.batching import BoundedConfig
 from hpclbfl.core.errors import ConfigError
 
 
-def find_bounds(
-    low: int | None, high: int | None, sizes: Sequence[int], capacity: Sequence[int]
+def bounds_of_ranks(
+    config: BoundedConfig, num_ranks: int, sizes: Sequence[int], capacity: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """[C] smallest and largest batch of each client, samples.
+    """[R] smallest and largest batch of each rank, samples, for policies that follow the speed of ranks.
 
     Args:
-        low: the job's lower bound.
-        high: the job's upper bound.
-        sizes: b_c of every client at the start of the run.
-        capacity: largest batch that each client can provide.
+        config: the policy's section of the job.
+        num_ranks: R.
+        sizes: [R] b_c of every client at the start of the run.
+        capacity: [R] largest batch that each client can provide.
+
+    Raises:
+        ConfigError: there is not one client per rank.
     """
+    check_one_client_per_rank(f"batching.policy {config.policy}", len(sizes), num_ranks)
+    low, high = config.min_local_batch_size or 1, config.max_local_batch_size or sum(sizes)
     # A capacity of 0 counts as 1: a rank without samples computes its steps as if it had one.
-    return [low or 1] * len(sizes), [min(high or sum(sizes), max(1, most)) for most in capacity]
+    return [low] * len(sizes), [min(high, max(1, most)) for most in capacity]
 
 
 def check_bounds(low: Sequence[int], high: Sequence[int], sizes: Sequence[int]) -> None:
@@ -32,14 +37,6 @@ def check_bounds(low: Sequence[int], high: Sequence[int], sizes: Sequence[int]) 
         raise ConfigError(
             f"batching: a global batch of {sum(sizes)} does not fit bounds that sum to {sum(low)} and {sum(high)}"
         )
-
-
-def bounds_of_ranks(
-    config: BoundedConfig, num_ranks: int, sizes: Sequence[int], capacity: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Like `find_bounds`, for policies that follow the speed of ranks; ConfigError unless each has one client."""
-    check_one_client_per_rank(f"batching.policy {config.policy}", len(sizes), num_ranks)
-    return find_bounds(config.min_local_batch_size, config.max_local_batch_size, sizes, capacity)
 
 
 def check_one_client_per_rank(what: str, num_clients: int, num_ranks: int) -> None:

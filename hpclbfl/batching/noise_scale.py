@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from hpclbfl.batching import Observation, Plan
-from hpclbfl.batching.bounds import find_bounds
 from hpclbfl.batching.share import even
 from hpclbfl.config.components import POLICIES
 from hpclbfl.config.job import JobConfig
@@ -98,5 +97,5 @@ def make_noise_scale(
     """
     if job.gradients.noise_scale is None:
         raise ConfigError("batching.policy noise_scale needs the noise scale: give gradients.noise_scale: {}")
-    _, high = find_bounds(None, config.max_local_batch_size, sizes, capacity)
-    return NoiseScalePolicy(max(high), config.max_global_batch_size)
+    max_local = min(config.max_local_batch_size or sum(sizes), max(1, *capacity))
+    return NoiseScalePolicy(max_local, config.max_global_batch_size)
