@@ -280,7 +280,7 @@ class Own(torch.optim.Optimizer):
 """
     (tmp_path / "opt.py").write_text(text)
     parameters = [torch.nn.Parameter(torch.ones(2, 2))]
-    with pytest.raises(ConfigError, match=r"^optimizer.name: Own has no method reset_state, which puts its state"):
+    with pytest.raises(ConfigError, match=r"^optimizer.name: Own has no method reset_state, which resets its state"):
         make_optimizer(job_of(tmp_path, optimizer={"name": "opt.py:Own"}).optimizer, parameters)
     reset = (
         "    def reset_state(self):\n        self.state[self.param_groups[0]['params'][0]] = {'sum': torch.zeros(2)}\n"
