@@ -122,7 +122,7 @@ def _read(root: Path, file: Found, cache: Cache) -> None:
         elif file.kind != "log":
             cache.add(file, read_plain(path, file.kind))
         elif not file.is_regular:
-            cache.add(file, None, "is no regular file")
+            cache.add(file, None, "is not a regular file")
         else:
             cache.add_log(file, read_attempt_log(path))
     except TornFile as error:

@@ -18,7 +18,7 @@ from hpclbfl.core.signals import ENDING, handling
 from hpclbfl.launch.children import end_session, tethered
 from hpclbfl.launch.mpirun import available_cores
 from hpclbfl.runs.folder import RunFolder, Status
-from hpclbfl.runs.lock import LeaseHeld, RunLock, acquire
+from hpclbfl.runs.lock import LockHeld, RunLock, acquire
 from hpclbfl.slurm.expand import Run
 from hpclbfl.slurm.folder import SweepFolder
 from hpclbfl.slurm.outcome import conclude
@@ -114,7 +114,7 @@ class LocalSweep:
         folder = self._folder.run(run.id)
         try:
             lock = acquire(folder.path)
-        except LeaseHeld as held:
+        except LockHeld as held:
             logger.info(f"{place} left alone: {held}")
             return
         with ExitStack() as on_failure:

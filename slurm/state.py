@@ -89,14 +89,14 @@ def _owned(entry: Entry, jobs: list[str], owner: Owner | None, queue: Queue, sta
     """The state of a run that a live process or a queued job works on; None: there is none."""
     live = owner_liveness(owner, queue) if owner is not None else None
     if owner is not None and live is not None and live.live:
-        job = queue(jobs).get(owner.slurm or "") if queue.silence is None else None
+        job = queue(jobs).get(owner.slurm or "") if queue.fault is None else None
         state = replace(state, is_owned=True, owner=owner)
         if job is not None and job.state in WAITING:
             return replace(state, word="waiting", text=f"requeued as {job.id}", job=job.id)
         return replace(state, word="running", text=str(owner), job=owner.slurm)
     state = replace(state, is_owned=True)
-    if queue.silence is not None and jobs:
-        text = f"its job {jobs[-1]} may be alive: {queue.silence}"
+    if queue.fault is not None and jobs:
+        text = f"its job {jobs[-1]} may be alive: {queue.fault}"
         return replace(state, word="waiting", text=text, job=jobs[-1])
     for job in reversed(list(queue(jobs).values())):
         if job.state in WAITING:

@@ -21,7 +21,7 @@ from hpclbfl.core.text import say
 from hpclbfl.data.datasets import Dataset, load_dataset
 from hpclbfl.data.sampling import make_sampler
 from hpclbfl.optim.schedule import with_end
-from hpclbfl.runs.lock import LeaseHeld, acquire
+from hpclbfl.runs.lock import LockHeld, acquire
 from hpclbfl.runs.slurm_client import SlurmUnavailable, is_here, max_array_size
 from hpclbfl.slurm.expand import Expansion, Run, expand
 from hpclbfl.slurm.folder import Entry, SweepFolder
@@ -219,7 +219,7 @@ def _lock(folder: SweepFolder) -> Iterator[None]:
         try:
             lock = acquire(folder.path)
             break
-        except LeaseHeld as held:
+        except LockHeld as held:
             if time.monotonic() > end:
                 raise
             if not is_waiting:

@@ -19,7 +19,7 @@ from hpclbfl.core.diagnostics import Diagnostics, on_terminal
 from hpclbfl.core.errors import REQUEUE_CODE, DataError, HpclbflError
 from hpclbfl.core.text import say_error
 from hpclbfl.runs.folder import RunFolder
-from hpclbfl.runs.lock import LeaseHeld, RunLock, acquire, slurm_job
+from hpclbfl.runs.lock import LockHeld, RunLock, acquire, slurm_job
 from hpclbfl.runs.slurm_client import SlurmUnavailable, ask
 from hpclbfl.slurm.outcome import Outcome, Tally, conclude
 from hpclbfl.slurm.ranks import Launch, Stop, launch_command
@@ -66,7 +66,7 @@ def _run(task: Task) -> int:
             return 0
         try:
             lock = acquire(run.path)
-        except LeaseHeld as held:
+        except LockHeld as held:
             logger.info(f"left alone: {held}")
             return 0
         outcome, tally = _attempt(run, job, task, lock, stop)

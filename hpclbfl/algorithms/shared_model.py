@@ -160,7 +160,7 @@ class SharedModel:
         """What is to be remembered of a client of this rank."""
         parts: list[Stateful] = [client]
         if self.extrapolation is not None:
-            parts.append(self.extrapolation.memory(client.id, self.mean.parameters))
+            parts.append(self.extrapolation.client_state(client.id, self.mean.parameters))
         return parts
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Batch policies: how many samples each client processes in a step.
 
-A policy is pure: it is fed with rows that every rank has, so that every rank computes the same plan, and its state is
-explicit and checkpointed. The global batch B of a plan is kept exactly, except by `noise_scale`, whose business it is.
+A policy is a pure function: its input is the same on every rank, so every rank computes the same plan, and its state is
+explicit and checkpointed. All policies keep the global batch B exactly, except `noise_scale`, which changes it.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ FloatArray = NDArray[np.float64]
 @checkpointed
 @dataclass(frozen=True)
 class Plan:
-    """Batch sizes from a step on."""
+    """Batch sizes from the next step on."""
 
     sizes: tuple[int, ...]
     """b_c of every client, samples."""
     reason: str
-    """Why, in a few words; stands in the log."""
+    """Why, in a few words; written to the log."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What all ranks know of a finished step."""
+    """What all ranks know about a finished step."""
 
     sizes: tuple[int, ...]
     """b_c of every client in that step, samples."""
     seconds: FloatArray
     """[R] compute time of every rank (data, forward, backward, update); NaN where it was not measured."""
     b_simple: float = float("nan")
-    """The noise scale, samples, where it is measured."""
+    """The noise scale, samples; NaN if it is not measured."""
     ends_epoch: bool = False
-    """Whether the step is the first one after a whole number of epochs."""
+    """Whether this step completed an epoch."""
 
 
 class BatchPolicy(Protocol):
-    """See the package."""
+    """How batch sizes are chosen."""
 
     needs_seconds: bool
-    """Whether ranks must tell each other their times."""
+    """Whether it needs the times of all ranks."""
     warnings: tuple[str, ...]
-    """What is to be told as the run begins, a line each."""
+    """Reported when the run starts, a line each."""
 
     def init(self, sizes: tuple[int, ...]) -> tuple[Plan, Any]:
         """The first plan, from the job's sizes, and the state."""
 
     def update(self, seen: Observation, state: Any) -> tuple[Plan | None, Any]:
-        """Take a step; a new plan, if there is one, holds from the next step on."""
+        """Process a finished step; a plan other than None applies from the next step on."""

@@ -1,4 +1,4 @@
-"""What a policy may do with the clients' batches."""
+"""Bounds on the clients' batches."""
 
 from __future__ import annotations
 
@@ -8,45 +8,39 @@ from hpclbfl.config.sections.batching import BoundedConfig
 from hpclbfl.core.errors import ConfigError
 
 
-def find_bounds(
-    low: int | None, high: int | None, sizes: Sequence[int], capacity: Sequence[int]
+def bounds_of_ranks(
+    config: BoundedConfig, num_ranks: int, sizes: Sequence[int], capacity: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """[C] least and most samples of each client.
+    """[R] smallest and largest batch of each rank, samples, for policies that follow the speed of ranks.
 
     Args:
-        low, high: the job's bounds.
-        sizes: b_c of every client as the run begins.
-        capacity: most samples that a step can hold of each client.
+        config: the policy's section of the job.
+        num_ranks: R.
+        sizes: [R] b_c of every client at the start of the run.
+        capacity: [R] largest batch that each client can provide.
+
+    Raises:
+        ConfigError: there is not one client per rank.
     """
-    # A rank without samples goes through its steps as if it had one.
-    return [low or 1] * len(sizes), [min(high or sum(sizes), max(1, most)) for most in capacity]
+    check_one_client_per_rank(f"batching.policy {config.policy}", len(sizes), num_ranks)
+    low, high = config.min_local_batch_size or 1, config.max_local_batch_size or sum(sizes)
+    # A capacity of 0 counts as 1: a rank without samples computes its steps as if it had one.
+    return [low] * len(sizes), [min(high, max(1, most)) for most in capacity]
 
 
 def check_bounds(low: Sequence[int], high: Sequence[int], sizes: Sequence[int]) -> None:
-    """Refuse bounds that leave no room for the global batch. Raises ConfigError."""
+    """Refuse bounds that the global batch cannot satisfy. Raises ConfigError."""
     for client, (least, most) in enumerate(zip(low, high, strict=True)):
         if least > most:
             raise ConfigError(f"batching.min_local_batch_size: {least} is more than client {client} can have, {most}")
     if not sum(low) <= sum(sizes) <= sum(high):
         raise ConfigError(
-            f"batching: a global batch of {sum(sizes)} does not fit bounds that sum up to {sum(low)} and {sum(high)}"
+            f"batching: a global batch of {sum(sizes)} does not fit bounds that sum to {sum(low)} and {sum(high)}"
         )
 
 
-def bounds_of_ranks(
-    config: BoundedConfig, num_ranks: int, sizes: Sequence[int], capacity: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """See `find_bounds`; for policies that follow the speed of ranks, each of which has one client.
-
-    Raises:
-        ConfigError: there are more clients than ranks.
-    """
-    check_one_client_per_rank(f"batching.policy {config.policy}", len(sizes), num_ranks)
-    return find_bounds(config.min_local_batch_size, config.max_local_batch_size, sizes, capacity)
-
-
 def check_one_client_per_rank(what: str, num_clients: int, num_ranks: int) -> None:
-    """Refuse what follows the speed of ranks where they hold several clients. Raises ConfigError."""
+    """Refuse a policy that follows the speed of ranks if ranks have several clients. Raises ConfigError."""
     if num_clients != num_ranks:
         ranks = f"{num_ranks} rank{'s' * (num_ranks > 1)}"
         raise ConfigError(f"{what} needs one client per rank, not {num_clients} clients on {ranks}")

@@ -1,12 +1,12 @@
-"""Straight lines through measurements, and from which batch size on they are straight.
+"""Linear cost models: a quantity as a function of the batch size, and the batch size from which on it is linear.
 
 S. Tyagi, "On Using Large-Batches in Federated Learning", section III-A: activation and batch memory and compute time
-are proportional to the batch size. Not everywhere: small batches leave a device idle, and the moment of a step at
-which memory peaks moves from the parameters to the activations. So a line is fitted to the largest batches that lie on
-one, and where it begins to hold is part of the answer.
+are proportional to the batch size. This does not hold for small batches, which leave a device partly idle and whose
+memory does not peak at the activations. So a line is fitted to the largest batches that lie on one, and the batch size
+from which on it holds is part of the result.
 
-Neither part of a line is ever below 0: no step takes less than no time, whatever a free fit makes of measurements that
-bend upwards.
+The parts of a line are constrained to be non-negative, because a free fit to measurements that curve upwards would
+predict negative times for small batches.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 ENDLESS = 2**31
-"""More samples than any batch has."""
+"""Larger than any batch, samples."""
 STRAIGHT = 0.03
-"""Largest relative distance from a line of measurements that lie on it."""
+"""Largest relative error of a line at the measurements that it explains."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,21 @@ class Line:
         return self.fixed + self.per_sample * batch
 
     def batch_of(self, value: float) -> int:
-        """Largest whole batch size at which the line does not exceed a value; ENDLESS where it does not rise."""
+        """Largest batch size at which the line does not exceed a value; ENDLESS if the line does not rise."""
         if self.per_sample <= 0:
             return ENDLESS if self.fixed <= value else 0
-        # A line that was fitted meets a whole number to rounding alone.
+        # The factor allows for rounding errors of a fitted line.
         return max(0, int(np.floor((value - self.fixed) / self.per_sample * (1 + 1e-9))))
 
 
 @dataclass(frozen=True)
 class BentLine:
-    """A line from `straight_from` on, and straight pieces between measurements below."""
+    """A line from `straight_from` on, and linear interpolation between measurements below."""
 
     line: Line
     straight_from: int
     below: tuple[tuple[int, float], ...] = ()
-    """Batch sizes and values, rising in batch size."""
+    """Batch sizes and values, in ascending order."""
 
     def __call__(self, batch: float) -> float:
         """Value at a batch size."""
@@ -56,7 +56,7 @@ class BentLine:
             return max(0.0, self.line(batch))
         batches, values = zip(*self.below, strict=True)
         knots = [*batches, self.straight_from], [*values, self.line(self.straight_from)]
-        # Below the smallest measurement, the first piece goes on; no value is less than nothing.
+        # The first piece is extended below the smallest measurement, down to 0.
         if batch < batches[0]:
             slope = (knots[1][1] - knots[1][0]) / (knots[0][1] - knots[0][0])
             return float(max(0.0, knots[1][0] - max(0.0, slope) * (knots[0][0] - batch)))
@@ -64,24 +64,28 @@ class BentLine:
 
 
 def medians(rows: Iterable[tuple[int, float]]) -> dict[int, float]:
-    """Median of the values of each batch size, rising in batch size."""
-    gathered: dict[int, list[float]] = {}
+    """Median of the values at each batch size, in ascending order of batch sizes."""
+    return {batch: float(np.median(values)) for batch, values in sorted(_by_batch(rows).items())}
+
+
+def _by_batch(rows: Iterable[tuple[int, float]]) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
     for batch, value in rows:
-        gathered.setdefault(batch, []).append(value)
-    return {batch: float(np.median(gathered[batch])) for batch in sorted(gathered)}
+        found.setdefault(batch, []).append(value)
+    return found
 
 
 def fit_line(points: Mapping[int, float]) -> Line:
-    """Least squares of relative errors with both parts at least 0, so that small batches count like large ones.
+    """Least-squares fit of relative errors, so that small batches count as much as large ones; both parts at least 0.
 
     Args:
-        points: positive value of each of at least one batch size; one alone is taken as proportional to its batch.
+        points: positive values at one or more batch sizes; a single one is taken as proportional to its batch.
     """
     batches = np.array(list(points), dtype=np.float64)
     inverse = 1.0 / np.array(list(points.values()), dtype=np.float64)
     design = np.stack([inverse, batches * inverse], axis=1)
     (fixed, per_sample), *_ = np.linalg.lstsq(design, np.ones(len(batches)), rcond=None)
-    # With two unknowns, where one of them would be negative it is 0, and the other has the least sum of squares alone.
+    # Non-negative least squares with two unknowns: a negative one becomes 0, and the other is fitted alone.
     if per_sample < 0:
         fixed, per_sample = inverse.sum() / (inverse**2).sum(), 0.0
     elif fixed < 0 or len(batches) == 1:
@@ -91,24 +95,24 @@ def fit_line(points: Mapping[int, float]) -> Line:
 
 
 def plain_line(points: Mapping[int, float]) -> Line:
-    """Ordinary least squares over all points, as in the paper's Fig. 4b and 5; may fall, and below zero.
+    """Ordinary least squares over all points, as in the paper's Fig. 4b and 5; both parts may be negative.
 
     Args:
-        points: value of each of at least two batch sizes.
+        points: values at two or more batch sizes.
     """
     per_sample, fixed = np.polyfit(list(points), list(points.values()), 1)
     return Line(float(fixed), float(per_sample))
 
 
 def fit_bent_line(points: Mapping[int, float], noise: float = 0.0) -> BentLine:
-    """A line through the largest batches that lie on one, and what was measured below it.
+    """A line through the largest batches that lie on one, and the measurements below them.
 
-    Where not even the two largest do, as the value grows faster than the batch or falls, the line begins at the largest
-    batch: it is proportional from there on, or flat.
+    If not even the two largest lie on one, because the value grows faster than the batch or falls, the line starts at
+    the largest batch and is proportional, or constant.
 
     Args:
-        points: positive value of each of at least two batch sizes.
-        noise: relative standard error of a value; twice as much is no bend.
+        points: positive values at two or more batch sizes.
+        noise: relative standard error of a value; deviations up to twice this are tolerated.
     """
     batches = sorted(points)
     tolerance = max(STRAIGHT, 2 * noise)
@@ -130,14 +134,12 @@ def errors(predict: Callable[[int], float], points: Mapping[int, float]) -> list
 
 
 def standard_error(rows: Sequence[tuple[int, float]]) -> float:
-    """Relative standard error of the medians of repetitions, median over batch sizes; 0 without repetitions."""
-    gathered: dict[int, list[float]] = {}
-    for batch, value in rows:
-        gathered.setdefault(batch, []).append(value)
+    """Relative standard error of the median of repetitions, median over batch sizes; 0 without repetitions."""
     found = []
-    for values in gathered.values():
+    for values in _by_batch(rows).values():
         middle = float(np.median(values))
+        # 1.4826 times the median absolute deviation estimates the standard deviation of normal values, and 1.2533 is
+        # the ratio of the standard errors of a median and a mean.
         spread = 1.4826 * float(np.median(np.abs(np.array(values) - middle)))
-        # 1.2533: standard error of a median over that of a mean.
         found.append(1.2533 * spread / middle / len(values) ** 0.5 if len(values) > 1 and middle > 0 else 0.0)
     return float(np.median(found)) if found else 0.0

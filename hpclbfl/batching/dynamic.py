@@ -1,9 +1,10 @@
-"""A controller of batch sizes on measured compute times, in the manner of OmniLearn.
+"""A controller that adapts batch sizes to measured compute times, following OmniLearn.
 
 S. Tyagi, P. Sharma, "OmniLearn: A Framework for Distributed Deep Learning over Heterogeneous Clusters", IEEE TPDS 2025,
-gives each worker a batch in proportion to its speed. Here each rank's time is a straight line in its batch, which two
-plans suffice to know, so that the fixed part of a step is not taken for slowness. A new plan must gain more than a few
-per cent and more than the timers' noise. Steps right after a change, when memory is laid out anew, are not looked at.
+gives each worker a batch in proportion to its speed. Here each rank's time is modelled as a line in its batch size,
+fitted to two plans, so that the fixed part of a step is not mistaken for slowness. A new plan must gain more than
+`min_gain` and more than the noise of the measurements. Steps right after a change, when memory is reallocated, are
+ignored.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from hpclbfl.config.sections.batching import BoundedConfig
 from hpclbfl.core.state import checkpointed
 
 WINDOW = 5
-"""Steps between two decisions, unless the job says otherwise."""
+"""Default number of steps between two decisions."""
 SETTLING_STEPS = 2
-"""Steps after a change that are not looked at."""
+"""Steps after a change that are ignored."""
 BLOCKS = 4
-"""Windows without a change that are looked at together."""
+"""Largest number of windows without a change that are evaluated together."""
 JUMP = 0.25
-"""Relative change of a rank's time from one window to the next that makes the older ones worthless."""
+"""Relative change of a rank's time between windows after which older windows are discarded."""
 _MEDIAN_ERROR = 1.2533
-"""Standard error of a median of normal values over that of their mean."""
+"""Ratio of the standard errors of the median and the mean of normal values."""
 
 
 class DynamicConfig(BoundedConfig):
@@ -41,10 +42,10 @@ class DynamicConfig(BoundedConfig):
     window: PositiveInt | None = None
     """Steps between two decisions; null: 5."""
     min_gain: Fraction | None = None
-    """Least gain of the predicted step for which batches change; null: 0.03."""
+    """Smallest relative gain of the predicted step time for which batches change; null: 0.03."""
 
     @property
-    def num_told(self) -> int:
+    def num_timed_steps(self) -> int:
         """See `BatchingConfig`."""
         return self.window or WINDOW
 
@@ -52,14 +53,15 @@ class DynamicConfig(BoundedConfig):
 @checkpointed
 @dataclass(frozen=True)
 class ControllerState:
-    """What the next plan depends on."""
+    """The input of the next decision."""
 
     sizes: tuple[int, ...]
     times: tuple[tuple[float, ...], ...] = ()
-    """Seconds of each rank in the steps under this plan that count."""
+    """Seconds of each rank, for each evaluated step under this plan."""
     history: tuple[tuple[tuple[int, ...], tuple[float, ...]], ...] = ()
-    """Earlier plans' sizes and median seconds, while devices were as fast as now; the newest last."""
+    """Sizes and median seconds of earlier plans at the present speed of the devices; the newest last."""
     settling: int = SETTLING_STEPS
+    """Steps that are still to be ignored."""
     num_changes: int = 0
 
 
@@ -67,10 +69,11 @@ class Dynamic:
     """See `hpclbfl.batching.BatchPolicy`.
 
     Args:
-        low, high: [R] bounds, samples.
+        low: [R] lower bounds, samples.
+        high: [R] upper bounds, samples.
         window: steps between two decisions.
-        min_gain: of the predicted step, relative.
-        max_changes: None: as many as it takes; a warm-up ends after so many.
+        min_gain: smallest relative gain of the predicted step time.
+        max_changes: number of changes after which the plan stays; None: unlimited.
     """
 
     needs_seconds = True
@@ -83,14 +86,14 @@ class Dynamic:
         self._min_gain, self._max_changes = min_gain, max_changes
 
     def init(self, sizes: tuple[int, ...]) -> tuple[Plan, ControllerState]:
-        """The job's sizes, within bounds."""
+        """The job's sizes, if they are within bounds, else an even split within bounds."""
         ones = np.ones(len(sizes))
         if any(not lo <= n <= hi for n, lo, hi in zip(sizes, self._low, self._high, strict=True)):
             sizes = balance(sum(sizes), np.zeros(len(sizes)), ones, self._low, self._high)
         return Plan(sizes, "start"), ControllerState(sizes)
 
     def update(self, seen: Observation, state: ControllerState) -> tuple[Plan | None, ControllerState]:
-        """Decide at the end of every window."""
+        """Decide at the end of each window."""
         is_over = self._max_changes is not None and state.num_changes >= self._max_changes
         if is_over or seen.sizes != state.sizes or not np.isfinite(seen.seconds).all():
             return None, state
@@ -100,28 +103,28 @@ class Dynamic:
         state = replace(state, times=times)
         if len(times) % self._window:
             return None, state
-        state = self._forget_what_no_longer_holds(state)
-        return self._decide(state)
+        return self._decide(self._without_outdated(state))
 
-    def _forget_what_no_longer_holds(self, state: ControllerState) -> ControllerState:
+    def _without_outdated(self, state: ControllerState) -> ControllerState:
+        """The state without measurements from before a change of speed."""
         window = self._window
         if len(state.times) > window:
             before, now = _medians(state.times[-2 * window : -window]), _medians(state.times[-window:])
             if (np.abs(now - before) > JUMP * np.minimum(before, now)).any():
-                return replace(state, times=state.times[-self._window :], history=())
-        return replace(state, times=state.times[-BLOCKS * self._window :])
+                return replace(state, times=state.times[-window:], history=())
+        return replace(state, times=state.times[-BLOCKS * window :])
 
     def _decide(self, state: ControllerState) -> tuple[Plan | None, ControllerState]:
         now = _medians(state.times)
         if now.max() - now.min() <= self._min_gain * now.max():
-            # Under any plan some rank has as much to do as now, so no step is faster than the fastest rank is now.
+            # Under any other plan some rank has at least its present batch, so no step beats the fastest rank's time.
             return None, state
         fixed_s, per_sample_s = _lines(state, now)
         sizes = balance(sum(state.sizes), fixed_s, per_sample_s, self._low, self._high)
         predicted = float((fixed_s + per_sample_s * np.array(sizes)).max())
         gain = float(now.max()) - predicted
         times = np.array(state.times)
-        # Of the difference of two ranks' medians.
+        # Standard error of the difference between two ranks' medians.
         error = float(np.sqrt(2) * _MEDIAN_ERROR * times.std(axis=0, ddof=1).max() / np.sqrt(len(times)))
         if sizes == state.sizes or gain <= self._min_gain * now.max() or gain <= 2 * error:
             return None, state
@@ -131,12 +134,12 @@ class Dynamic:
 
 
 def _medians(times: Sequence[Sequence[float]]) -> FloatArray:
-    """[R] median over steps; for so few numbers several times as fast as NumPy's."""
+    """[R] median over steps; for so few numbers this is several times as fast as NumPy's median."""
     return np.array([median(rank) for rank in zip(*times, strict=True)])
 
 
 def _lines(state: ControllerState, now: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """[R] fixed seconds and seconds per sample; through what is measured now, and through the origin at first."""
+    """[R] fixed seconds and seconds per sample: a line through the present and an earlier plan, or the origin."""
     sizes = np.array(state.sizes, dtype=np.float64)
     per_sample_s = now / sizes
     for rank in range(len(sizes)):
@@ -144,9 +147,9 @@ def _lines(state: ControllerState, now: FloatArray) -> tuple[FloatArray, FloatAr
         if others:
             batch, seconds = max(others, key=lambda point: abs(point[0] - sizes[rank]))
             slope = (now[rank] - seconds) / (sizes[rank] - batch)
-            # Noise on two near points may tell any slope; a fixed part of four fifths is more than is seen.
+            # Noise at two close points could give any slope; fixed parts above 80 % do not occur in practice.
             per_sample_s[rank] = np.clip(slope, 0.2 * per_sample_s[rank], per_sample_s[rank])
-    # What rounding leaves below nothing is none.
+    # Rounding may leave small negative values.
     return np.maximum(now - per_sample_s * sizes, 0.0), per_sample_s
 
 

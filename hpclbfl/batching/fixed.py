@@ -1,4 +1,4 @@
-"""The job's batch sizes, in every step."""
+"""Fixed batch sizes: those of the job."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Fixed:
     warnings: tuple[str, ...] = ()
 
     def init(self, sizes: tuple[int, ...]) -> tuple[Plan, None]:
-        """The job's."""
+        """The job's sizes."""
         return Plan(sizes, "as the job says"), None
 
     def update(self, seen: Observation, state: None) -> tuple[None, None]:
-        """Never another one."""
+        """Never a new plan."""
         return None, None
 
 
@@ -36,5 +36,5 @@ class Fixed:
 def make_fixed(
     config: FixedConfig, job: JobConfig, num_ranks: int, sizes: Sequence[int], capacity: Sequence[int]
 ) -> Fixed:
-    """It has nothing to be set."""
+    """See the module."""
     return Fixed()

@@ -1,7 +1,7 @@
-"""Fewer local steps for slow clients, so that all are done with a round at the same time.
+"""Fewer local steps for slow clients, so that all clients finish a round at the same time.
 
-In a round of H steps a client of speed v takes part in H v / v_max of them, evenly spread; the samples that it
-processed weigh its parameters at the averaging.
+In a round of H steps a client of speed v computes H v / v_max of them, evenly spread; in the average its parameters are
+weighted by the samples that it processed.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from hpclbfl.batching import FloatArray
 
 
 def steps_by_speed(step_seconds: FloatArray, max_local_steps: int) -> NDArray[np.int64]:
-    """[R] H of every client, at least 1; the fastest one's is `max_local_steps`.
+    """[R] local steps of every client, at least 1; the fastest client has `max_local_steps`.
 
     Args:
-        step_seconds: [R] compute time of a step.
+        step_seconds: [R] compute time of a step, s.
+        max_local_steps: H.
     """
     steps = np.floor(max_local_steps * step_seconds.min() / step_seconds + 1e-9)
     return np.asarray(np.maximum(steps, 1), dtype=np.int64)
 
 
 def takes_part(place: int, local_steps: NDArray[np.int64], max_local_steps: int) -> NDArray[np.bool_]:
-    """[R] whether each client takes the round's step number `place`, 0 to H - 1."""
+    """[R] whether each client computes step `place` of the round, 0 to H - 1."""
     taken: NDArray[np.bool_] = (place + 1) * local_steps // max_local_steps > place * local_steps // max_local_steps
     return taken

@@ -1,8 +1,8 @@
 """A global batch that grows with the gradient noise scale.
 
 S. McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162: a batch well below B_simple wastes
-steps, one well above it wastes samples, and B_simple grows as the loss falls. B follows it at the ends of epochs,
-upwards alone and never by less than a factor, so that steps stay comparable in between.
+steps, one well above it wastes samples, and B_simple grows as the loss falls. B follows B_simple at the ends of epochs;
+it only grows, and at least by the factor HYSTERESIS, so that steps in between stay comparable.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from hpclbfl.batching import Observation, Plan
-from hpclbfl.batching.bounds import find_bounds
 from hpclbfl.batching.share import even
 from hpclbfl.config.components import POLICIES
 from hpclbfl.config.job import JobConfig
@@ -23,7 +22,7 @@ from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.state import checkpointed
 
 HYSTERESIS = 1.5
-"""Least factor by which B grows."""
+"""Smallest factor by which B grows."""
 
 
 class NoiseScaleConfig(BatchingConfig):
@@ -53,7 +52,7 @@ class NoiseScaleConfig(BatchingConfig):
 @checkpointed
 @dataclass(frozen=True)
 class GrowthState:
-    """The global batch now, samples."""
+    """The present global batch, samples."""
 
     total: int
 
@@ -77,7 +76,7 @@ class NoiseScalePolicy:
         return Plan(sizes, "start"), GrowthState(sum(sizes))
 
     def update(self, seen: Observation, state: GrowthState) -> tuple[Plan | None, GrowthState]:
-        """At the end of an epoch: B_simple, within bounds, if that is much more than B."""
+        """At the end of an epoch: B_simple within bounds, if it exceeds B by the factor HYSTERESIS."""
         if not seen.ends_epoch or not math.isfinite(seen.b_simple):
             return None, state
         clients = len(seen.sizes)
@@ -98,5 +97,5 @@ def make_noise_scale(
     """
     if job.gradients.noise_scale is None:
         raise ConfigError("batching.policy noise_scale needs the noise scale: give gradients.noise_scale: {}")
-    _, high = find_bounds(None, config.max_local_batch_size, sizes, capacity)
-    return NoiseScalePolicy(max(high), config.max_global_batch_size)
+    max_local = min(config.max_local_batch_size or sum(sizes), max(1, *capacity))
+    return NoiseScalePolicy(max_local, config.max_global_batch_size)

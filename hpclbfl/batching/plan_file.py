@@ -1,4 +1,4 @@
-"""plan.yaml: what `hpclbfl plan` found out, and whether it is about the job at hand. Loads no torch by itself."""
+"""plan.yaml: the measurements of `hpclbfl plan`, and the check that they apply to a job. Does not load torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hpclbfl.core.yamltext import dump
 
 VERSION = 1
 TOLERATED = 0.2
-"""Largest relative error of a prediction, at sizes that the fit has not seen, that needs no warning."""
+"""Largest relative error of a prediction at held-out batch sizes without a warning."""
 _HEADER = "# Written by `hpclbfl plan`. Read by a job that says  batching: {policy: proportional, from: THIS FILE}\n"
 _LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID")
 
@@ -37,84 +37,84 @@ def _not_negative(value: float) -> float:
 
 
 Fitted = Annotated[Number, AfterValidator(_not_negative)]
-"""A part of a line. Older versions fitted negative ones, too, by which no work can be shared."""
+"""A coefficient of a line. Older versions could also fit negative ones, which cannot be used to share work."""
 WarningText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class LineFit(Section):
-    """A straight line: value = fixed + per_sample * batch."""
+    """A line: value = fixed + per_sample * batch."""
 
     fixed: Fitted
     per_sample: Fitted
 
 
 class MemoryPlan(Section):
-    """Eq. 3 for one rank, bytes."""
+    """The memory model (Eq. 3) of one rank, bytes."""
 
     limit_bytes: PositiveInt
-    """Of the device, or as asked for; of a CPU, the rank's share of what is free."""
+    """Of the device, or as requested; of a CPU, the rank's share of the free memory."""
     margin: Number
-    """Part of the limit that is left free."""
+    """Fraction of the limit that is left free."""
     model_bytes: NonNegativeInt
     gradient_bytes: NonNegativeInt
     optimizer_bytes: NonNegativeInt
     activation: LineFit
-    """What the forward pass keeps for the backward pass."""
+    """Kept by the forward pass for the backward pass."""
     batch: LineFit
-    """Images and labels, and the buffers that they are made in."""
+    """Images, labels, and the buffers in which they are prepared."""
     total: LineFit
-    """Peak of a whole step: all of these, work space and, on a CPU, program and decoded images; straight from
+    """Peak of a whole step: all of these, workspace and, on a CPU, program and decoded images; linear from
     `total_from_batch` on."""
     total_from_batch: PositiveInt
     reserved_bytes: NonNegativeInt = 0
-    """What the communication library takes beyond the probes."""
+    """Used by the communication library, which the probes do not load."""
 
 
 class RankPlan(Section):
-    """What one rank's device can do with a client of the job."""
+    """The measurements of one rank's device with a client of the job."""
 
     device: str
-    """Its name, which training must find again."""
+    """Its name; training requires a device of the same name."""
     max_batch: PositiveInt
-    """Largest permissible batch, samples."""
+    """Largest possible batch, samples."""
     t_fixed_s: Fitted
     t_per_sample_s: PositiveFloat
     """t = t_fixed_s + t_per_sample_s * batch: loading, forward, backward and update (Eq. 2 without t_sync)."""
     rank: NonNegativeInt = 0
     threads: PositiveInt | None = None
-    """CPU: threads that computed."""
+    """Compute threads of a CPU."""
     slowdown: Number = 1.0
-    """As `emulate` has it; in the times already."""
+    """From `emulate`; already included in the times."""
     bound: str = "memory"
-    """What bounds max_batch: memory, data (the size of the training set) or time (`--max-step`)."""
+    """What limits max_batch: memory, data (the size of the training set) or time (`--max-step`)."""
     is_verified: bool = False
-    """max_batch was run, and where memory bounds it, the next probe above failed."""
+    """Whether max_batch was run and, if memory limits it, the next larger probe failed."""
     failed_batch: PositiveInt | None = None
-    """Smallest batch that was tried and ran out of memory."""
+    """Smallest batch that ran out of memory."""
     num_clients: PositiveInt = 1
-    """That the rank holds; times and batch sizes are of each."""
+    """Clients of the rank; times and batch sizes are per client."""
     best_batch: PositiveInt | None = None
-    """Smallest batch whose epoch is within 1 % of the shortest one."""
+    """Smallest batch whose epoch time is within 1 % of the shortest."""
     local_batch_size: PositiveInt | None = None
-    """The rank's share of the job's global batch, proportional to its speed; the job's own with more clients than
-    ranks."""
+    """The rank's share of the job's global batch, proportional to its speed; the job's own size if there are more
+    clients than ranks."""
     t_straight_from: PositiveInt = 1
-    """Batch from which on the line holds; below, times lie on the straight lines between `t_below_s`."""
+    """Batch from which on the line holds; below, times are interpolated between `t_below_s`."""
     t_below_s: tuple[tuple[PositiveInt, PositiveFloat], ...] = ()
     """Batch, seconds."""
     t_c: LineFit | None = None
-    """The part of it that is forward, backward and update, s."""
+    """Part of the time: forward, backward and update, s."""
     t_mov: LineFit | None = None
-    """The part of it that is loading and moving, s."""
+    """Part of the time: loading and moving, s."""
     memory: MemoryPlan | None = None
 
     def seconds(self, batch: int) -> float:
-        """Time of a step with this batch size, without t_sync, s."""
+        """Time of a step at this batch size without t_sync, s."""
         return BentLine(Line(self.t_fixed_s, self.t_per_sample_s), self.t_straight_from, self.t_below_s)(batch)
 
 
 class NetworkPlan(Section):
-    """Ring: t = 2 (n - 1) (hop_s + bytes / (n * bandwidth)); fitted on `num_ranks` ranks."""
+    """Ring allreduce: t = 2 (n - 1) (hop_s + bytes / (n * bandwidth)), fitted on `num_ranks` ranks."""
 
     num_ranks: PositiveInt
     engine: str
@@ -122,45 +122,45 @@ class NetworkPlan(Section):
     """Latency of one of the ring's 2 (n - 1) steps, s."""
     bandwidth_bytes_per_s: PositiveFloat
     num_bytes: PositiveInt
-    """What the job reduces at once: gradients, or the parameters and buffers that are averaged."""
+    """Size of the job's reductions: gradients, or the parameters and buffers that are averaged."""
 
     def seconds(self, num_ranks: int, num_bytes: float | None = None) -> float:
-        """Time of a reduction of `num_bytes` (None: the job's) over so many ranks, s."""
+        """Time of a reduction of `num_bytes` (None: the job's) over this number of ranks, s."""
         size = self.num_bytes if num_bytes is None else num_bytes
         hops = 2 * (num_ranks - 1)
         return hops * (self.hop_s + size / (num_ranks * self.bandwidth_bytes_per_s))
 
 
 class Plan(Section):
-    """All ranks' devices and the links between them, for one kind of job."""
+    """The devices of all ranks and the network between them, for one kind of job."""
 
     ranks: tuple[RankPlan, ...] = Field(min_length=1)
     job: dict[str, Any]
-    """What the plan is about; see `identity`."""
+    """See `job_fingerprint`."""
     num_train: PositiveInt | None = None
     global_batch_size: PositiveInt | None = None
     local_steps: PositiveInt = 1
     """H."""
     network: NetworkPlan | None = None
-    """Only from a plan of several ranks."""
+    """None for a plan of a single rank."""
     fits: dict[str, Any] = Field(default_factory=dict)
-    """Errors of the predictions at batch sizes that the fits have not seen: by quantity, median and worst, relative."""
+    """Median and largest relative error of the predictions at held-out batch sizes, by quantity."""
     warnings: tuple[WarningText, ...] = Field(default=(), max_length=100)
-    """Quantities with an error above TOLERATED; a run that shares its work by the plan repeats them."""
+    """Quantities with an error above TOLERATED; repeated by a run that uses the plan."""
     made: dict[str, Any] = Field(default_factory=dict)
-    """When, where and with what."""
+    """Time, machine and software."""
     version: NonNegativeInt = VERSION
     path: str = Field(default="plan.yaml", exclude=True)
-    """Where it was read from; for errors."""
+    """The file, for messages."""
 
     def doubts(self) -> str:
-        """Its warnings in one line; empty without any."""
+        """Its warnings on one line; empty if there are none."""
         if not self.warnings:
             return ""
         return f"held-out errors above {100 * TOLERATED:.0f} %: {', '.join(self.warnings)}"
 
 
-def identity(job: JobConfig) -> dict[str, Any]:
+def job_fingerprint(job: JobConfig) -> dict[str, Any]:
     """What memory and times depend on: net, precision, optimizer, what samples are like, how the model is kept."""
     data = job.data.hashed(job.data.model_dump(mode="json", exclude={"limit"}))
     if job.data.file_name is not None:
@@ -176,7 +176,7 @@ def identity(job: JobConfig) -> dict[str, Any]:
 
 
 def device_name(environ: Mapping[str, str] = os.environ) -> str:
-    """Name of the rank's device: its GPU where torch is loaded and finds one, else the processor."""
+    """Name of the rank's device: its GPU if torch is loaded and finds one, else the processor."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         local_rank = next((int(environ[name]) for name in _LOCAL_RANK if name in environ), 0)
@@ -185,11 +185,7 @@ def device_name(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """Write plan.yaml, whole or not at all.
-
-    Raises:
-        EnvironmentFault: it cannot be written.
-    """
+    """Write plan.yaml atomically. Raises EnvironmentFault."""
     prepare_output(path)
     write_sealed(path, _HEADER + dump(plan.model_dump(mode="json", exclude_none=True), width=120))
 
@@ -198,7 +194,7 @@ def load_plan(path: Path) -> Plan:
     """Read a plan.
 
     Raises:
-        ConfigError: the file cannot be read, was changed, or is no plan of this version; one line that names it.
+        ConfigError: the file cannot be read, was changed, or is not a plan of this version; one line that names it.
     """
     try:
         values = read_mapping(path, "not a plan", MAX_PLAN_BYTES)
@@ -213,11 +209,14 @@ def load_plan(path: Path) -> Plan:
 
 
 def check_plan(plan: Plan, job: JobConfig, num_ranks: int, device: str | None = None, rank: int | None = None) -> None:
-    """Refuse a plan of another job, number of ranks or device; every rank looks at its own device.
+    """Refuse a plan for another job, number of ranks or device; each rank checks its own device.
 
     Args:
-        device: of this rank; None: as `device_name` finds it.
-        rank: None: as the launcher tells it.
+        plan: the plan.
+        job: the job that is to use it.
+        num_ranks: of this run.
+        device: of this rank; None: see `device_name`.
+        rank: this rank; None: as the launcher sets it.
 
     Raises:
         ConfigError: one line that says what differs.
@@ -225,7 +224,7 @@ def check_plan(plan: Plan, job: JobConfig, num_ranks: int, device: str | None = 
     again = "run hpclbfl plan again, as this job is to run"
     if len(plan.ranks) != num_ranks:
         raise ConfigError(f"{plan.path}: made on {_ranks(len(plan.ranks))}, this job has {_ranks(num_ranks)}: {again}")
-    wanted, made = identity(job), plan.job
+    wanted, made = job_fingerprint(job), plan.job
     for section, value in wanted.items():
         old = made.get(section)
         if old == value:

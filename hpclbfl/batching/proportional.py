@@ -1,4 +1,4 @@
-"""Batch sizes in proportion to speed, from a plan that `hpclbfl plan` has measured."""
+"""Batch sizes in proportion to speed, as measured by `hpclbfl plan` or during a warm-up."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, model_validator
 
-from hpclbfl.batching import BatchPolicy, FloatArray, Observation, Plan
+from hpclbfl.batching import BatchPolicy, FloatArray, Plan
 from hpclbfl.batching.bounds import bounds_of_ranks, check_bounds
 from hpclbfl.batching.dynamic import WINDOW, Dynamic
+from hpclbfl.batching.fixed import Fixed
 from hpclbfl.batching.plan_file import check_plan, load_plan
 from hpclbfl.batching.share import balance
 from hpclbfl.config.components import POLICIES
@@ -23,10 +24,10 @@ WARMUP = "warmup"
 
 
 class ProportionalConfig(BoundedConfig):
-    """Batches in proportion to the ranks' speed, once and for all."""
+    """Batches in proportion to the ranks' speed, constant in time."""
 
     source: Annotated[PathText, Field(alias="from")]
-    """`warmup`, or the plan.yaml that `hpclbfl plan` wrote, relative to the job file."""
+    """`warmup`, or the plan.yaml of `hpclbfl plan`, relative to the job file."""
     window: PositiveInt | None = None
     """warmup: steps between two decisions; null: 5."""
 
@@ -46,21 +47,21 @@ class ProportionalConfig(BoundedConfig):
         return self.model_copy(update={"source": path})
 
     @property
-    def num_told(self) -> int:
+    def num_timed_steps(self) -> int:
         """See `BatchingConfig`."""
         return (self.window or WINDOW) if self.source == WARMUP else 0
 
 
-class Proportional:
+class Proportional(Fixed):
     """See `hpclbfl.batching.BatchPolicy`.
 
     Args:
-        fixed_s, per_sample_s: [R] time model of every rank: t = fixed_s + per_sample_s * batch.
-        low, high: [R] bounds, samples.
+        fixed_s: [R] part of the step time that does not depend on the batch, s.
+        per_sample_s: [R] time per sample, s.
+        low: [R] lower bounds, samples.
+        high: [R] upper bounds, samples.
         warnings: why the time model may be wrong.
     """
-
-    needs_seconds = False
 
     def __init__(
         self,
@@ -74,23 +75,19 @@ class Proportional:
         self._fixed_s, self._per_sample_s, self._low, self._high = fixed_s, per_sample_s, low, high
 
     def init(self, sizes: tuple[int, ...]) -> tuple[Plan, None]:
-        """The split of the job's global batch."""
+        """The job's global batch, split so that the predicted step time is minimal."""
         split = balance(sum(sizes), self._fixed_s, self._per_sample_s, self._low, self._high)
         return Plan(split, "measured speeds"), None
-
-    def update(self, seen: Observation, state: None) -> tuple[None, None]:
-        """Never another one."""
-        return None, None
 
 
 @POLICIES.register("proportional", ProportionalConfig)
 def make_proportional(
     config: ProportionalConfig, job: JobConfig, num_ranks: int, sizes: Sequence[int], capacity: Sequence[int]
 ) -> BatchPolicy:
-    """From a plan, or from what a few windows of steps measure.
+    """From a plan, or from the times of the first windows of steps.
 
     Raises:
-        ConfigError: see `bounds`, or the plan does not fit the job.
+        ConfigError: see `hpclbfl.batching.bounds`; or the plan does not match the job.
     """
     low, high = bounds_of_ranks(config, num_ranks, sizes, capacity)
     if config.plan_file is None:

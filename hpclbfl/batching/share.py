@@ -1,4 +1,4 @@
-"""Splits a global batch among ranks of unlike speed so that the slowest is as fast as can be."""
+"""Splitting a global batch among ranks of different speed so that the step time is minimal."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from hpclbfl.batching import FloatArray
 def balance(
     total: int, fixed_s: FloatArray, per_sample_s: FloatArray, low: Sequence[int], high: Sequence[int]
 ) -> tuple[int, ...]:
-    """Sizes that sum to `total`, within bounds, with the least max_r (fixed_s[r] + per_sample_s[r] * size[r]).
+    """Sizes that sum to `total`, within bounds, and minimise max_r (fixed_s[r] + per_sample_s[r] * size[r]).
 
-    Among equally good splits the same one comes out everywhere: samples go to the rank that is done with one more the
-    earliest, and among equals to the first.
+    The result is deterministic: each sample goes to the rank that would finish it first, in a tie to the lowest rank.
 
     Args:
         total: B, samples.
-        fixed_s: [R] time of a step that does not depend on its batch, s.
-        per_sample_s: [R] time of each sample, s; above 0.
-        low, high: [R] bounds, samples; their sums enclose `total`.
+        fixed_s: [R] part of the step time that does not depend on the batch, s.
+        per_sample_s: [R] time per sample, s; above 0.
+        low: [R] lower bounds, samples; their sum is at most `total`.
+        high: [R] upper bounds, samples; their sum is at least `total`.
 
     Raises:
-        ValueError: the bounds leave no way to split the batch.
+        ValueError: no split satisfies the bounds.
     """
     if not sum(low) <= total <= sum(high) or any(lo > hi for lo, hi in zip(low, high, strict=True)):
         raise ValueError(f"a batch of {total} cannot be split within {list(low)} to {list(high)}")
-    # The greedy filling below is exact; from here it has few samples left to place.
+    # Rounding down the continuous solution leaves few samples for the greedy assignment below, which is exact.
     level = _level(total, fixed_s, per_sample_s, low, high)
     sizes = [int(n) for n in np.clip(np.floor((level - fixed_s) / per_sample_s), low, high)]
     rest = total - sum(sizes)
@@ -46,13 +46,14 @@ def balance(
 
 
 def _level(total: int, fixed_s: FloatArray, per_sample_s: FloatArray, low: Sequence[int], high: Sequence[int]) -> float:
-    """The time at which the ranks, left to run, have done `total` samples, counting parts of samples.
+    """The time at which the ranks would have processed `total` samples together, with fractional samples.
 
-    What they have done grows in straight pieces: each rank begins at its lower bound and stops at its upper one.
+    The number of processed samples is piecewise linear in time: each rank starts at its lower bound and stops at its
+    upper bound.
     """
     begins, ends = (fixed_s + per_sample_s * np.asarray(bound, dtype=np.float64) for bound in (low, high))
     times = np.concatenate([begins, ends])
-    # Stable: equal times must give one plan on machines whose sorts differ.
+    # A stable sort gives the same plan for equal times on all machines.
     order = np.argsort(times, kind="stable")
     times, rates = times[order], np.cumsum(np.concatenate([1 / per_sample_s, -1 / per_sample_s])[order])
     done = sum(low) + np.concatenate([[0.0], np.cumsum(rates[:-1] * np.diff(times))])
@@ -62,6 +63,6 @@ def _level(total: int, fixed_s: FloatArray, per_sample_s: FloatArray, low: Seque
 
 
 def even(total: int, parts: int) -> tuple[int, ...]:
-    """As equal as can be; the first ones get the rest."""
+    """Sizes that differ by at most 1; the first ones are larger."""
     quotient, rest = divmod(total, parts)
     return tuple(quotient + (k < rest) for k in range(parts))

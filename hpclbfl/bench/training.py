@@ -41,7 +41,7 @@ def image_side(model: str) -> int:
     found = MODELS.find(model)
     if found is None or not issubclass(found.config, ImageModelConfig):
         raise ConfigError(f"--model {model}: unknown net; known: {', '.join(MODELS.names())}")
-    return next(side for side in _SIDES if found.config.takes(side))
+    return next(side for side in _SIDES if found.config.accepts(side))
 
 
 def write_images(folder: Path, model: str, global_batch_size: int) -> Path:

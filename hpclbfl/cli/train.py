@@ -10,7 +10,7 @@ import typer
 
 from hpclbfl.cli.options import Debug, Hosts, Job, Overrides, PrintConfig, Quiet, Resume, RunDir, Verbose
 from hpclbfl.core.errors import REQUEUE_CODE
-from hpclbfl.core.streams import go_on_unheard
+from hpclbfl.core.streams import tolerate_closed_output
 from hpclbfl.launch.children import module_command
 
 
@@ -32,7 +32,7 @@ def train(
     if print_config:
         sys.stdout.write(config.resolved(launched_size(os.environ)).to_printed())
         return
-    go_on_unheard()
+    tolerate_closed_output()
     if launched_size(os.environ) > 1:
         from hpclbfl.launch.parent import end_with_parent
 

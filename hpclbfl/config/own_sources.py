@@ -121,7 +121,7 @@ def read_copy(part: PartName, folders: Sequence[Path], where: str) -> Source:
             continue
         if digits(content) == sha256:
             return remember(content, path)
-        problems.append(f"{printable(path)}: is damaged: its content does not fit its checksum")
+        problems.append(f"{printable(path)}: is damaged: its content does not match its checksum")
     told = problems[0] if problems else f"there is no folder with a copy of {printable(name)}"
     raise ConfigError(f"{where}: {told}; bring back the copy, or name the file itself")
 

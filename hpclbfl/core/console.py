@@ -1,4 +1,4 @@
-"""rich's console for foreign text; apart from `core.text`, since not everything that prints needs rich."""
+"""rich's console for foreign text; separate from `core.text`, because not every command needs rich."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from rich.text import Text
 from hpclbfl.core.text import printable
 
 UNBOUNDED = 100_000
-"""Width without a terminal: lines are as long as they need to be, so that line-based tools work."""
+"""Width without a terminal: lines are not folded, for tools that work by lines."""
 
 
 class PlainConsole(Console):
-    """Escapes control characters in every string that it prints, those in cells and titles of tables included."""
+    """Escapes control characters in every string that it prints, including cells and titles of tables."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
-        # rich takes COLUMNS, where it is set, for the width; else 80 columns for what is no terminal.
+        # rich takes the width from COLUMNS if it is set; otherwise it assumes 80 columns without a terminal.
         if not self._width:
             self._width = None if self.is_terminal else UNBOUNDED
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a string as it is, in one line."""
+        """A string on one line, without markup."""
         return super().render_str(printable(text), **{**options, "markup": False, "emoji": False, "highlight": False})
 
 
 def make_console(**options: Any) -> Console:
-    """Return a rich console that prints strings literally: one line, no markup, no emoji codes, no highlighting.
+    """A rich console that prints strings literally: on one line, without markup, emoji codes and highlighting.
 
-    For several lines or styles, pass a rich `Text`. The console is as wide as the terminal, or as the environment's
-    COLUMNS says; without either, as wide as it needs.
+    For several lines or styles, pass a rich `Text`. The console has the width of the terminal or of the environment
+    variable COLUMNS; without either, its width is unbounded.
     """
     return PlainConsole(**options)

@@ -17,13 +17,13 @@ def _cpuinfo() -> list[tuple[str, str]]:
 
 
 def cpu_model() -> str | None:
-    """Name of the processor; None if the system does not say."""
+    """Name of the processor; None if it is unknown."""
     names = [value for key, value in _cpuinfo() if key in ("model name", "Model")]
     return names[0] if names else platform.processor() or None
 
 
 def physical_cores() -> int | None:
-    """Physical cores of the machine."""
+    """Physical cores of the machine; None if unknown."""
     cores, socket_id = set(), "0"
     for key, value in _cpuinfo():
         if key == "physical id":
@@ -34,5 +34,5 @@ def physical_cores() -> int | None:
 
 
 def usable_threads() -> int | None:
-    """Hardware threads that this process may run on."""
+    """Hardware threads that this process may use; None if unknown."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

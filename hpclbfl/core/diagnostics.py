@@ -1,10 +1,9 @@
-"""Diagnostics: what a command tells besides its results, through `logging` under the logger "hpclbfl".
+"""Diagnostics: everything that a command reports besides its results, through `logging` under the logger "hpclbfl".
 
-The command line installs one handler, `on_terminal`, which writes to standard error. A script that uses the package
-gets nothing printed: records go to the handlers that it has set up itself, if any. Every message is made `printable`
-before it becomes a record, so that no handler meets control characters. A message's title says what it belongs to: the
-program, or a run. The line that a failed command ends with is no diagnostic and is always printed
-(`core.text.say_error`).
+The command line installs one handler, `on_terminal`, which writes to standard error. In a script that uses the package
+nothing is printed: records go to the handlers that the script has set up, if any. Every message is made `printable`
+before it becomes a record, so that no handler sees control characters. A message's title names its subject: the program
+or a run. The line with which a failed command ends is not a diagnostic and is always printed (`core.text.say_error`).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ LEVELS: dict[Level, int] = {
     "info": logging.INFO,
     "debug": logging.DEBUG,
 }
-"""The fewest lines first."""
+"""From the fewest lines to the most."""
 DEFAULT: Level = "info"
 LOG_LEVEL = "HPCLBFL_LOG_LEVEL"
 """Environment variable: the level of a command without --quiet or --verbose, and of all processes that it starts."""
@@ -37,33 +36,33 @@ _root = logging.getLogger(PROGRAM)
 
 
 class Diagnostics:
-    """What one module has to tell.
+    """The logger of one module.
 
     Args:
-        name: of the module, `__name__`.
-        title: begins each line on the terminal, before a colon; empty: nothing does.
+        name: the module's `__name__`.
+        title: precedes each line on the terminal, with a colon; empty for none.
     """
 
     def __init__(self, name: str, title: str = PROGRAM) -> None:
-        # A module that is run by itself is called `__main__`.
+        # The module that is run as a program is called `__main__`.
         self._logger = logging.getLogger(name if name.startswith(f"{PROGRAM}.") else PROGRAM)
         self._title = printable(title)
 
     def debug(self, line: object) -> None:
-        """Tell a detail, for those who ask: times, sizes, what was read."""
+        """Log a detail: times, sizes, files."""
         self._log(logging.DEBUG, line)
 
     def info(self, line: object) -> None:
-        """Tell how far something is, or what is to be known."""
+        """Log progress, or a fact that the user should know."""
         self._log(logging.INFO, line)
 
     def warning(self, line: object) -> None:
-        """Tell what may make the results worth less than they seem."""
+        """Log something that may make the results less reliable."""
         self._log(logging.WARNING, line)
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
-        """Tell, as a detail, how long the part of a program took that ran meanwhile."""
+        """Log the duration of the block as a detail."""
         begin = time.perf_counter()
         yield
         self.debug(f"{what}: {time.perf_counter() - begin:.2f} s")
@@ -74,9 +73,9 @@ class Diagnostics:
 
 
 class Terminal(logging.Handler):
-    """Writes each record as one line to standard error, as it is at that moment, or above a progress bar.
+    """Writes each record as one line to the present standard error, or above a progress bar.
 
-    A stream that cannot be written raises, as it does for all other text.
+    Errors of the stream are raised, as they are for all other output.
     """
 
     def __init__(self, level: Level) -> None:
@@ -86,18 +85,13 @@ class Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
         line, title = record.getMessage(), getattr(record, "title", PROGRAM)
-        if self._bar is not None and title == self._bar[0]:
-            # The bar shows the title itself.
-            title = ""
-        text = f"{title}: {line}" if title else line
-        if self._bar is not None:
-            self._bar[1](text)
-        else:
-            say(text)
+        bar_title, write = self._bar or (None, say)
+        # The bar shows its own title.
+        write(f"{title}: {line}" if title and title != bar_title else line)
 
     @contextmanager
     def above(self, title: str, write: Callable[[str], object]) -> Iterator[None]:
-        """While entered, have lines written by a bar's console, which moves the bar down."""
+        """Inside the block, pass lines to `write`, which prints above the progress bar with this title."""
         before, self._bar = self._bar, (printable(title), write)
         try:
             yield
@@ -106,44 +100,42 @@ class Terminal(logging.Handler):
 
 
 def terminal() -> Terminal | None:
-    """The handler that is installed; None: nobody wants diagnostics on a terminal."""
+    """The installed handler; None if diagnostics do not go to the terminal."""
     return next((handler for handler in _root.handlers if isinstance(handler, Terminal)), None)
 
 
 def shows(level: Level) -> bool:
-    """Whether records of a level reach the terminal."""
+    """Whether records of this level reach the terminal."""
     handler = terminal()
     return handler is not None and handler.level <= LEVELS[level]
 
 
 def level_from(environ: Mapping[str, str]) -> Level:
-    """The level that the environment names.
+    """The level that the environment names, or the default.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: it names an unknown level.
     """
     named = environ.get(LOG_LEVEL, "") or DEFAULT
     for level in LEVELS:
         if level == named:
             return level
-    raise ConfigError(f"{LOG_LEVEL}: {shown(named)} is no level: {', '.join(LEVELS)}")
+    raise ConfigError(f"{LOG_LEVEL}: {shown(named)} is not a level; choose one of {', '.join(LEVELS)}")
 
 
 @contextmanager
 def on_terminal(level: Level | None = None) -> Iterator[None]:
-    """While entered, write diagnostics to standard error; processes that are started meanwhile take over the level.
+    """Inside the block, write diagnostics to standard error; processes that are started there inherit the level.
 
     Args:
-        level: the lowest that is written; None: the environment's, see `level_from`.
+        level: the lowest level that is written; None: that of the environment, see `level_from`.
 
     Raises:
-        ConfigError: the environment names no level.
+        ConfigError: the environment names an unknown level.
     """
     handler = Terminal(level_from(os.environ) if level is None else level)
-    outer, before, propagated, named = terminal(), _root.level, _root.propagate, os.environ.get(LOG_LEVEL)
-    if outer is not None:
-        _root.removeHandler(outer)
-    _root.addHandler(handler)
+    handlers, root_level, propagate, variable = _root.handlers, _root.level, _root.propagate, os.environ.get(LOG_LEVEL)
+    _root.handlers = [*(other for other in handlers if not isinstance(other, Terminal)), handler]
     # Handlers of the root logger, such as another package's, would print each line again.
     _root.propagate = False
     try:
@@ -152,19 +144,15 @@ def on_terminal(level: Level | None = None) -> Iterator[None]:
             os.environ[LOG_LEVEL] = level
         yield
     finally:
-        _root.removeHandler(handler)
-        if outer is not None:
-            _root.addHandler(outer)
-        _root.setLevel(before)
-        _root.propagate = propagated
-        if named is None:
-            os.environ.pop(LOG_LEVEL, None)
-        else:
-            os.environ[LOG_LEVEL] = named
+        _root.handlers, _root.propagate = handlers, propagate
+        _root.setLevel(root_level)
+        os.environ.pop(LOG_LEVEL, None)
+        if variable is not None:
+            os.environ[LOG_LEVEL] = variable
 
 
 def set_level(level: Level) -> None:
-    """Change what is written to the terminal until `on_terminal` is left, also by processes started from now on."""
+    """Change the level until `on_terminal` is left, also for processes that are started from now on."""
     handler = terminal()
     if handler is not None:
         handler.setLevel(_threshold(level))
@@ -173,12 +161,12 @@ def set_level(level: Level) -> None:
 
 
 def keep_silent(package: str) -> None:
-    """Have Python print no records of another package where no handler takes them."""
+    """Keep Python from printing another package's records where no handler takes them."""
     logging.getLogger(package).addHandler(logging.NullHandler())
 
 
 def _threshold(level: Level) -> int:
-    # All ranks have the same details to tell: the first one does.
+    # Details are the same on all ranks, so only the first rank logs them.
     return max(LEVELS[level], logging.INFO) if launched_rank(os.environ) else LEVELS[level]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 REQUEUE_CODE = 75
-"""Exit code of a run that was asked to stop, has saved its state, and is to be started again."""
+"""Exit code of a run that was asked to stop, saved its state, and waits to be started again."""
 
 
 class HpclbflError(Exception):
@@ -13,19 +13,19 @@ class HpclbflError(Exception):
 
 
 class ConfigError(HpclbflError):
-    """A job file, an override or an option that cannot be used (file, key, what would be right)."""
+    """An invalid job file, override or option; names the file, the key and what is expected."""
 
     exit_code = 2
 
 
 class DataError(HpclbflError):
-    """A data set that is missing, damaged or not what the job says (names the file)."""
+    """A file that is missing, damaged or not what the job expects; names the file."""
 
     exit_code = 2
 
 
 class EnvironmentFault(HpclbflError):
-    """Something that the machine lacks: MPI, Horovod, a device, a writable folder."""
+    """The machine lacks something: MPI, Horovod, a device, a writable folder."""
 
 
 class RunFailed(HpclbflError):

@@ -1,7 +1,7 @@
-"""Whether what a checkpoint holds has the shape of what it is to replace.
+"""Checking that a saved state has the structure of the state that it is to replace.
 
-A checkpoint whose checksums are right may still be another program's, or made up. It is checked before anything is
-changed, so that an older one can be taken instead.
+A checkpoint with valid checksums may still come from another program. It is checked before any state is changed, so
+that an older checkpoint can be used instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from hpclbfl.core.text import shown
 
 
 def check_like(like: Any, found: Any, key: str) -> None:
-    """Compare types, keys, lengths, and the shapes of tensors, all the way down."""
+    """Compare types, keys, lengths and tensor shapes recursively.
+
+    Args:
+        like: the present state.
+        found: the saved state.
+        key: name of the state in messages.
+
+    Raises:
+        DataError: they differ.
+    """
     if isinstance(like, Tensor):
         if type(found) is not Tensor or found.layout != torch.strided or found.is_meta:
             raise DataError(f"{key} is a {type(found).__name__} without plain values, not a tensor")
@@ -55,7 +64,7 @@ def _check_parts(like: Any, found: Any, key: str) -> None:
 
 
 def placed_like(like: Any, found: Any) -> Any:
-    """What was found, each tensor on the device of its counterpart; see `check_like`."""
+    """The saved state with each tensor on the device of its counterpart; see `check_like`."""
     if isinstance(like, Tensor) and isinstance(found, Tensor):
         return found.to(like.device)
     if is_dataclass(like) and not isinstance(like, type):
@@ -69,7 +78,7 @@ def placed_like(like: Any, found: Any) -> Any:
 
 
 def validated(adapter: TypeAdapter[Any], part: Mapping[str, Any], key: str) -> Any:
-    """A part's value, of the adapter's type. Raises DataError."""
+    """The value of a key, checked against the adapter's type. Raises DataError."""
     try:
         return adapter.validate_python(part.get(key), strict=True)
     except ValidationError as error:

@@ -1,11 +1,10 @@
 """Reading HDF5 files of any origin; the only place that opens them for reading.
 
-The library believes what a file says. It follows links to other files and reads data that lie there, loads a plugin
-for an unknown filter, fills a buffer of ours with as many elements as the dataset has, and allocates any amount of
-memory. So links, storage, filters, type and shape are checked before a byte is read, and nothing is read that is larger
-than the file.
+The HDF5 library trusts the file: it follows links into other files, loads a plugin for an unknown filter, fills a
+buffer with as many elements as the dataset claims, and allocates any amount of memory. Therefore links, storage,
+filters, type and shape are checked before anything is read, and nothing larger than the file is read.
 
-A file is open until its `H5File` is closed, or for as long as anything out of it is in use.
+A file is open until its `H5File` is closed, or for as long as one of its objects is in use.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ MAX_CHUNK = 64 << 20
 _MAX_NAME = 100
 
 _FILTERS = (h5z.FILTER_FLETCHER32,)
-"""Filters of our own files: a checksum. None compresses, so a dataset is never larger than its file."""
+"""Accepted filters: a checksum. None compresses, so a dataset is never larger than its file."""
 
 
 class Dataset(H5Object):
@@ -49,7 +48,7 @@ class Dataset(H5Object):
         super().__init__(origin, name, handle)
         self._space, self._width = space, width
         self.dtype = dtype
-        """With which it is read."""
+        """NumPy type of what is read."""
         self.shape: tuple[int, ...] = space.get_simple_extent_dims()
 
     def __len__(self) -> int:
@@ -57,12 +56,12 @@ class Dataset(H5Object):
 
     @explained
     def read(self) -> Array:
-        """Return all of it.
+        """Read all elements.
 
         Raises:
             DamagedFile: it cannot be read, or some of it was never written.
         """
-        found = self._room(self.shape)
+        found = self._allocate(self.shape)
         # HDF5 returns zeros for what was never written.
         if self._id.get_storage_size() < found.size * self._width:
             raise self.fault(f"is torn: parts of '{self.name}' were never written")
@@ -74,14 +73,14 @@ class Dataset(H5Object):
 
     @explained
     def rows(self, begin: int, end: int) -> Array:
-        """Return some elements of a list.
+        """Read the elements `begin` to before `end` of a one-dimensional dataset.
 
         Raises:
-            DamagedFile: they are not there, or cannot be read.
+            DamagedFile: they do not exist or cannot be read.
         """
         if not 0 <= begin <= end <= self.shape[0]:
             raise self.fault(f"is torn: '{self.name}' has {self.shape[0]} elements, not {begin} to {end}")
-        found = self._room((end - begin,))
+        found = self._allocate((end - begin,))
         if found.size:
             if self._origin.is_live:
                 self._check_end(end)
@@ -91,17 +90,15 @@ class Dataset(H5Object):
             self._id.read(h5s.create_simple(found.shape), space, found, memory_type(self.dtype))
         return found
 
-    def _room(self, shape: tuple[int, ...]) -> Array:
-        """Memory for elements of the dataset, which cannot take more bytes than the file has."""
-        num_bytes = math.prod(shape) * self._width
-        if num_bytes > self._origin.occupied():
-            raise self.fault(
-                f"is torn: '{self.name}' declares {num_bytes:,} bytes, the file has {self._origin.occupied():,}"
-            )
+    def _allocate(self, shape: tuple[int, ...]) -> Array:
+        """A buffer for elements of the dataset; they cannot have more bytes than the file."""
+        num_bytes, available = math.prod(shape) * self._width, self._origin.occupied()
+        if num_bytes > available:
+            raise self.fault(f"is torn: '{self.name}' declares {num_bytes:,} bytes, the file has {available:,}")
         return np.zeros(shape, self.dtype)
 
     def _check_end(self, end: int) -> None:
-        """Check that the file contains all chunks; HDF5 does not while the file may still be written."""
+        """Check that the file contains all chunks; HDF5 does not check this in SWMR mode."""
         last = 0
 
         def note(chunk: Any) -> None:
@@ -119,7 +116,7 @@ class Group(H5Object):
 
     @explained
     def names(self) -> list[str]:
-        """Return the names of what is in it, in their order."""
+        """Names of its groups and datasets, in order."""
         found: list[bytes] = []
 
         def note(name: bytes) -> bool | None:
@@ -133,35 +130,35 @@ class Group(H5Object):
 
     @explained
     def group(self, name: str) -> Group | None:
-        """Return a group in it; None where that name is a dataset's."""
+        """Open a group in it; None if the name is that of a dataset."""
         handle = self._open(name)
         return Group(self._origin, self._inner(name), handle) if isinstance(handle, h5g.GroupID) else None
 
     @explained
     def dataset(self, name: str, dtype: np.dtype[Any] | str, shape: tuple[int | None, ...] = (None,)) -> Dataset:
-        """Return a dataset in it; nothing of it has been read.
+        """Open a dataset in it, without reading data.
 
         Args:
             name: its name.
-            dtype: its exact type; INTEGERS: signed ones of any width, read as int64.
-            shape: its shape; None: any length.
+            dtype: its exact type; INTEGERS: signed integers of any width, read as int64.
+            shape: its shape; None stands for any length.
 
         Raises:
-            DamagedFile: it is not there, lies in another file, or has another type or shape.
+            DamagedFile: it is missing, stored in another file, or has another type or shape.
         """
         inner = self._inner(name)
         handle = self._open(name)
         if not isinstance(handle, h5d.DatasetID):
-            raise self.fault(f"'{inner}' is no dataset")
+            raise self.fault(f"'{inner}' is not a dataset")
         found = handle.get_type()
         width = found.get_size()
         self._check_storage(inner, handle, width)
         if not any(map(found.equal, file_types(dtype))):
-            raise self.fault(f"'{inner}' holds {type_title(found)}, {type_title(file_types(dtype)[0])} are right")
+            raise self.fault(f"'{inner}' holds {type_title(found)}; expected {type_title(file_types(dtype)[0])}")
         space = handle.get_space()
         extent = space.get_simple_extent_dims() if space.get_simple_extent_type() == h5s.SIMPLE else ()
         if len(extent) != len(shape) or any(b not in (None, a) for a, b in zip(extent, shape, strict=True)):
-            raise self.fault(f"'{inner}' has the shape {_shape_title(extent)}, {_shape_title(shape)} is right")
+            raise self.fault(f"'{inner}' has shape {_shape_title(extent)}; expected {_shape_title(shape)}")
         read_as = np.dtype(np.int64) if dtype == INTEGERS else np.dtype(dtype)
         return Dataset(self._origin, inner, handle, space, width, read_as)
 
@@ -179,17 +176,17 @@ class Group(H5Object):
         return h5o.open(self._id, raw)
 
     def _check_storage(self, name: str, handle: Any, width: int) -> None:
-        # Before asking for the shape: for a virtual dataset that opens the files it refers to.
+        # Before the shape is queried: for a virtual dataset, that opens the files to which it refers.
         plan = handle.get_create_plist()
         layout = plan.get_layout()
         if layout == h5d.VIRTUAL or plan.get_external_count():
             raise self.fault(f"'{name}' has its data in other files, which are not read")
         if any(plan.get_filter(index)[0] not in _FILTERS for index in range(plan.get_nfilters())):
-            raise self.fault(f"'{name}' is compressed or filtered, which is not read: h5repack -f NONE undoes that")
+            raise self.fault(f"'{name}' is compressed or filtered, which is not supported; use h5repack -f NONE")
         if layout == h5d.CHUNKED:
             size = width * math.prod(plan.get_chunk())
             if size > MAX_CHUNK:
-                raise self.fault(f"'{name}' has chunks of {size:,} bytes, at most {MAX_CHUNK:,} are right")
+                raise self.fault(f"'{name}' has chunks of {size:,} bytes; the limit is {MAX_CHUNK:,}")
 
     def _inner(self, name: str) -> str:
         name = printable(name, _MAX_NAME)
@@ -204,15 +201,15 @@ class H5File(Group):
         is_live: whether it may still be written (SWMR).
 
     Raises:
-        DamagedFile: it is not there, is no regular file, or no whole HDF5 file.
+        DamagedFile: it is missing, not a regular file, or not a complete HDF5 file.
     """
 
     def __init__(self, path: Path, is_live: bool = False) -> None:
         forbid_plugins()
         try:
-            # Opening a pipe would wait for its writer.
+            # Opening a pipe would wait for a writer.
             if not stat.S_ISREG(path.stat().st_mode):
-                raise DamagedFile(path, "is no regular file")
+                raise DamagedFile(path, "is not a regular file")
             flags = h5f.ACC_RDONLY | (h5f.ACC_SWMR_READ if is_live else 0)
             handle = h5f.open(os.fsencode(path), flags, access(is_live))
         except FileNotFoundError:

@@ -32,7 +32,7 @@ class DamagedFile(DataError):
     """An HDF5 file that is missing, damaged, or not what it should be; one line that names it."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        # Names and values in it are the file's.
+        # The reason quotes names and values from the file.
         self.path, self.reason = path, printable(reason, _MAX_REASON)
         super().__init__(f"{path}: {self.reason}")
 
@@ -47,7 +47,7 @@ _Found = TypeVar("_Found")
 
 
 def explained(method: Callable[Concatenate[_Owner, _Args], _Found]) -> Callable[Concatenate[_Owner, _Args], _Found]:
-    """Turn whatever h5py raises into a DamagedFile."""
+    """Turn the exceptions of h5py into a DamagedFile."""
 
     @wraps(method)
     def call(self: _Owner, /, *args: _Args.args, **kwargs: _Args.kwargs) -> _Found:
@@ -60,12 +60,12 @@ def explained(method: Callable[Concatenate[_Owner, _Args], _Found]) -> Callable[
 
 
 class Origin:
-    """The file that objects lie in.
+    """The file that contains an object.
 
     Args:
         path: the file.
-        handle: h5py's, which keeps it open for as long as anything out of it is in use.
-        is_live: whether it may still be written.
+        handle: h5py's low-level file; it stays open for as long as one of its objects is in use.
+        is_live: whether the file may still be written.
     """
 
     def __init__(self, path: Path, handle: Any, is_live: bool) -> None:
@@ -75,23 +75,23 @@ class Origin:
         self._occupied = 0
 
     def size(self) -> int:
-        """Return where it ends now, bytes."""
+        """Its present size, bytes."""
         return os.fstat(self.descriptor).st_size
 
     def occupied(self) -> int:
-        """Return how many bytes it has; holes do not count, of which a small file may have any amount."""
+        """Bytes without holes, which let a small file claim any size."""
         if self.is_live or not self._occupied:
             self._occupied = occupied_bytes(self.path, os.fstat(self.descriptor))
         return self._occupied
 
 
 class H5Object:
-    """Something inside a file.
+    """A group or dataset in a file.
 
     Args:
         origin: the file.
-        name: its name for messages; empty for the file's root.
-        handle: h5py's low-level object, about three times as fast to read as the usual one.
+        name: its path in the file, for messages; empty for the root.
+        handle: h5py's low-level object, which is about three times as fast to read as the high-level one.
     """
 
     def __init__(self, origin: Origin, name: str, handle: Any) -> None:
@@ -99,60 +99,60 @@ class H5Object:
         self._origin, self._id = origin, handle
 
     def fault(self, reason: str) -> DamagedFile:
-        """Return an error about this object."""
+        """An error about this file, to be raised."""
         return DamagedFile(self.path, reason)
 
     @explained
     def has(self, name: str) -> bool:
-        """Return whether it has an attribute."""
+        """Whether it has an attribute of this name."""
         return bool(h5a.exists(self._id, name.encode()))
 
     @explained
     def integer(self, name: str, low: int = 0, high: int = 2**31 - 1) -> int:
-        """Return a whole number that is its attribute.
+        """Read an attribute that is a whole number.
 
         Raises:
-            DamagedFile: it has none, or one that is no whole number from `low` to `high`.
+            DamagedFile: it is missing, or not a whole number from `low` to `high`.
         """
         value = self._value(name)
         if not isinstance(value, int) or not low <= value <= high:
-            raise self.fault(f"attribute '{name}' is {shown(value)}, a whole number from {low} to {high} is right")
+            raise self.fault(f"attribute '{name}' is {shown(value)}; expected a whole number from {low} to {high}")
         return value
 
     @explained
     def text(self, name: str) -> str:
-        """Return a text that is its attribute; what is no UTF-8 in it is replaced.
+        """Read an attribute that is a text; bytes that are not UTF-8 are replaced.
 
         Raises:
-            DamagedFile: it has none, or one that is no text or is too long.
+            DamagedFile: it is missing, not a text, or too long.
         """
         value = self._value(name)
         if not isinstance(value, str):
-            raise self.fault(f"attribute '{name}' is {value}, a text is right")
+            raise self.fault(f"attribute '{name}' is {value}; expected a text")
         return value
 
     @explained
     def texts(self, name: str, at_most: int) -> tuple[str, ...]:
-        """Return a list of texts that is its attribute; see `text`."""
+        """Read an attribute that is a list of 1 to `at_most` texts; see `text`."""
         attribute = self._attribute(name)
         space = attribute.get_space()
         if space.get_simple_extent_type() != h5s.SIMPLE or attribute.get_type().get_class() != h5t.STRING:
-            raise self.fault(f"attribute '{name}' is no list of texts")
+            raise self.fault(f"attribute '{name}' is not a list of texts")
         shape = space.get_simple_extent_dims()
         if len(shape) != 1 or not 0 < shape[0] <= at_most:
-            raise self.fault(f"attribute '{name}' is of the shape {shape}, 1 to {at_most:,} texts are right")
+            raise self.fault(f"attribute '{name}' has shape {shape}; expected 1 to {at_most:,} texts")
         return tuple(raw.decode(errors="replace") for raw in self._content(attribute, name, shape).tolist())
 
     @explained
     def attributes(self) -> dict[str, Value]:
-        """Return all its attributes.
+        """Read all attributes.
 
         Raises:
-            DamagedFile: one is neither a number nor a text.
+            DamagedFile: one of them is neither a number nor a text.
         """
         count = h5a.get_num_attrs(self._id)
         if count > MAX_NAMES:
-            raise self.fault(f"has {count:,} attributes{self._where()}, at most {MAX_NAMES} are right")
+            raise self.fault(f"has {count:,} attributes{self._where()}; the limit is {MAX_NAMES}")
         names = (h5a.open(self._id, index=index).name.decode(errors="replace") for index in range(count))
         return {name: self._value(name) for name in names}
 
@@ -166,29 +166,29 @@ class H5Object:
 
     def _value(self, name: str) -> Value:
         attribute = self._attribute(name)
-        # h5py does not compare this with what it is read into.
+        # h5py does not check that the value fits the buffer.
         if attribute.get_space().get_simple_extent_type() != h5s.SCALAR:
-            raise self.fault(f"attribute '{name}' is no single value")
+            raise self.fault(f"attribute '{name}' is not a single value")
         content = self._content(attribute, name, ()).item()
         return content if isinstance(content, int | float) else content.decode(errors="replace")
 
     def _content(self, attribute: Any, name: str, shape: tuple[int, ...]) -> Array:
-        """What an attribute of this shape holds: numbers, or texts as bytes."""
+        """Read an attribute of this shape: numbers, or texts as bytes."""
         kind = attribute.get_type()
         group, width = kind.get_class(), kind.get_size()
         if group == h5t.STRING and kind.is_variable_str():
             return self._variable_texts(name, shape)
         if group == h5t.STRING:
             if attribute.get_storage_size() > min(MAX_TEXT, self._origin.occupied()):
-                raise self.fault(f"attribute '{name}' is larger than it may be")
-            # Its own type: HDF5 cannot convert UTF-8 to the type of NumPy's strings.
+                raise self.fault(f"attribute '{name}' is too large")
+            # Read with its own type, because HDF5 cannot convert UTF-8 to the type of NumPy's strings.
             found, read_as = np.zeros(shape, f"S{width}"), kind
         elif group in (h5t.INTEGER, h5t.FLOAT) and width <= 8:
-            # An integer that does not fit becomes the nearest number that does.
+            # HDF5 clips an integer that does not fit.
             dtype: np.dtype[Any] = _NUMBER if group == h5t.INTEGER else _FLOAT
             found, read_as = np.zeros(shape, dtype), memory_type(dtype)
         else:
-            raise self.fault(f"attribute '{name}' holds {type_title(kind)}, numbers or texts are right")
+            raise self.fault(f"attribute '{name}' holds {type_title(kind)}; expected numbers or texts")
         attribute.read(found, read_as)
         return found
 

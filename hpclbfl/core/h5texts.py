@@ -1,8 +1,8 @@
-"""Variable-length text attributes, read from the bytes of the file, since the library hangs on a damaged heap.
+"""Variable-length text attributes, parsed from the bytes of the file, because the HDF5 library hangs on a damaged heap.
 
-Our files have fixed-length texts; older ones have these. An attribute holds a reference for each text: its length, and
-a collection's address and an index in it. What is needed of the format (its specification, versions 0 to 3: sections
-III.D, IV.A.1 and IV.A.2.m) is read here, bounded at every step.
+New files have fixed-length texts, older ones variable-length texts. For each text the attribute has a reference: its
+length, the address of a heap collection, and an index in it. Only this part of the format is parsed (HDF5 File Format
+Specification, versions 0 to 3, sections III.D, IV.A.1 and IV.A.2.m), with bounds at every step.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from functools import partial
 from typing import Any
 
 MAX_HEADER = 16 << 20
-"""Bytes of an object's header."""
+"""Bytes of an object header."""
 MAX_BLOCKS = 1000
-"""Of a header."""
+"""Blocks of an object header."""
 
 _CONTINUATION, _ATTRIBUTE = 0x10, 0x0C
 _IS_SHARED = 0x02
 
 
 class UnreadableTexts(ValueError):
-    """The texts are damaged, or not where they are expected."""
+    """The texts are damaged, or stored in a way that is not supported."""
 
 
 Read = Callable[[int, int], bytes]
@@ -31,18 +31,18 @@ Read = Callable[[int, int], bytes]
 
 
 def read_texts(descriptor: int, base: int, sizes: tuple[int, int], header: int, name: bytes, limit: int) -> list[bytes]:
-    """Return the texts of an attribute.
+    """Read the texts of an attribute.
 
     Args:
-        descriptor: of the file.
-        base: what addresses in it are counted from.
-        sizes: bytes of an address and of a length in it.
-        header: address of the object's header.
-        name: the attribute's.
-        limit: bytes of all texts together.
+        descriptor: file descriptor.
+        base: base address, from which addresses in the file are counted.
+        sizes: bytes of an address and of a length.
+        header: address of the object header.
+        name: of the attribute.
+        limit: largest total size of the texts, bytes.
 
     Raises:
-        UnreadableTexts: they are longer, damaged, or kept in another way than h5py does.
+        UnreadableTexts: they are longer, damaged, or stored in another way than by h5py.
         OSError: the file cannot be read.
     """
     if sizes != (8, 8):
@@ -73,9 +73,9 @@ def _unpack(layout: str, data: bytes, place: int) -> tuple[Any, ...]:
 
 
 def _messages(read: Read, header: int) -> Iterator[tuple[int, int, bytes]]:
-    """Kind, flags and body of each message in an object's header, version 1 or 2."""
+    """Kind, flags and body of each message in an object header, version 1 or 2."""
     begin = read(header, 32)
-    # Version 2: kind of one byte, and between flags and body the order of creation, where it is tracked.
+    # Version 2: the kind has one byte, and the creation order, if it is tracked, follows the flags.
     is_second = begin[:4] == b"OHDR"
     layout, extra = ("BHB", 2 if begin[5] & 0x04 else 0) if is_second else ("HHB", 3)
     if is_second:
@@ -102,7 +102,7 @@ def _messages(read: Read, header: int) -> Iterator[tuple[int, int, bytes]]:
             at += length
             if kind == _CONTINUATION:
                 begin_of_next, size_of_next = _unpack("QQ", body, 0)
-                # Version 2 has a signature before the messages and a checksum behind them.
+                # In version 2 the messages are preceded by a signature and followed by a checksum.
                 blocks.append((begin_of_next + 4, size_of_next - 8) if is_second else (begin_of_next, size_of_next))
                 if blocks[-1][1] < 0:
                     raise UnreadableTexts("a header is damaged")
@@ -112,11 +112,11 @@ def _messages(read: Read, header: int) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _attribute(body: bytes) -> tuple[bytes, bytes]:
-    """Name and data of an attribute's message."""
+    """Name and data in an attribute message."""
     version, _, *sizes = _unpack("BBHHH", body, 0)
     place = 9 if version == 3 else 8
     name = body[place : place + sizes[0]].split(b"\0")[0]
-    # Version 1 pads name, type and shape.
+    # Version 1 pads name, type and shape to multiples of 8 bytes.
     place += sum(-(-size // 8) * 8 if version == 1 else size for size in sizes)
     return name, body[place:]
 
@@ -139,7 +139,7 @@ def _resolve(read: Read, data: bytes, limit: int) -> list[bytes]:
 
 
 def _collection(read: Read, address: int, limit: int) -> dict[int, bytes]:
-    """What a collection of the global heap holds, by index."""
+    """The objects in a collection of the global heap, by index."""
     signature, size = _unpack("4s4xQ", read(address, 16), 0)
     if signature != b"GCOL" or not 16 <= size <= limit + 4096:
         raise UnreadableTexts("a heap is damaged")
@@ -147,7 +147,7 @@ def _collection(read: Read, address: int, limit: int) -> dict[int, bytes]:
     found = {}
     while at + 16 <= size:
         index, length = _unpack("H6xQ", block, at)
-        # The free space, after which nothing follows.
+        # Index 0 is the free space, the last entry.
         if index == 0:
             break
         found[index] = block[at + 16 : at + 16 + length]

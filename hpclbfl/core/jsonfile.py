@@ -1,7 +1,7 @@
-"""JSON files: written with a checksum of the content, read typed and bounded.
+"""JSON files: written with a checksum, read with types and bounds.
 
-Every object that is written ends with the key `checksum`, the SHA-256 of the rest of it. Files of older versions, which
-lack the key, are read as well.
+The last key of every object that is written is `checksum`, the SHA-256 of the rest. Files of older versions, which lack
+it, are read as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hpclbfl.core.files import read_bytes, write_bytes
 Kind = TypeVar("Kind")
 
 MAX_BYTES = 64 << 20
-"""Of a file; the list of ten thousand runs takes some 10 MB."""
+"""Largest file; a list of ten thousand runs takes about 10 MB."""
 SEAL = "checksum"
 
 
@@ -38,16 +38,16 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def to_bytes(value: dict[str, Any]) -> bytes:
     """The content of the file that `write_json` writes."""
     plain = _without_nan({key: item for key, item in value.items() if key != SEAL})
-    # As a reader will see it: keys are strings, tuples are lists.
+    # As it will be read: keys are strings, tuples are lists.
     plain = json.loads(json.dumps(plain, allow_nan=False))
     sealed = {**plain, SEAL: _checksum(_canonical(plain))}
     return f"{json.dumps(sealed, indent=2, allow_nan=False)}\n".encode()
 
 
 def read_json(path: Path, kind: type[Kind], limit: int = MAX_BYTES) -> Kind | None:
-    """Read an object of this type (a dataclass, a pydantic model, `dict[str, Any]`); None where there is no file.
+    """Read an object of this type (a dataclass, a pydantic model, `dict[str, Any]`); None if there is no file.
 
-    Nothing is converted: a number in quotes is no number. Unknown keys are ignored.
+    Nothing is converted: a number in quotes is not a number. Unknown keys are ignored.
 
     Raises:
         DataError: it cannot be read, is too large, is not JSON, fails its checksum, or has a wrong value; one line.
@@ -60,16 +60,16 @@ def read_json(path: Path, kind: type[Kind], limit: int = MAX_BYTES) -> Kind | No
 
 
 def parse_json(content: bytes | str, kind: type[Kind], source: str) -> Kind:
-    """Return the object in a JSON text; `source` begins the line of an error. See `read_json`."""
+    """The object in a JSON text; `source` begins the error message. See `read_json`."""
     try:
-        # The parser refuses lone surrogates and more than 200 levels.
+        # The parser refuses lone surrogates and nesting deeper than 200 levels.
         value = from_json(content, allow_inf_nan=False)
         if not isinstance(value, dict):
             raise DataError(f"{source}: is damaged: holds no JSON object")
         seal = value.pop(SEAL, None)
         plain = _canonical(value)
         if seal is not None and seal != _checksum(plain):
-            raise DataError(f"{source}: is damaged: its content does not fit its checksum")
+            raise DataError(f"{source}: is damaged: its content does not match its checksum")
         adapter: TypeAdapter[Kind] = _adapter(kind)  # type: ignore[arg-type]
         return adapter.validate_json(plain, strict=True)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What a launcher tells each process in the environment, before any MPI call."""
+"""Rank and size of a launch from the environment, before any MPI call."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 
 def launched_size(environ: Mapping[str, str]) -> int:
-    """Number of ranks of the launch that this process belongs to; 1 for a single process.
+    """Number of ranks of this process's launch; 1 for a single process.
 
-    Knows Open MPI (mpirun, horovodrun, srun with PMIx), MPICH and Slurm's PMI.
+    Supports Open MPI (mpirun, horovodrun, srun with PMIx), MPICH and Slurm's PMI.
     """
     if "OMPI_COMM_WORLD_SIZE" in environ:
         return int(environ["OMPI_COMM_WORLD_SIZE"])
@@ -20,7 +20,7 @@ def launched_size(environ: Mapping[str, str]) -> int:
 
 
 def launched_local_size(environ: Mapping[str, str]) -> int:
-    """Number of ranks on this node if the launcher says so, else of all ranks, which is never less."""
+    """Number of ranks on this node; if the launcher does not tell, an upper bound: the number of all ranks."""
     return int(environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", launched_size(environ)))
 
 

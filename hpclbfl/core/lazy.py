@@ -1,4 +1,4 @@
-"""A module that is imported when it is first used: torch, in the files of components, whose configs need it not.
+"""Modules that are imported on first use: torch, in the files of components, whose configs do not need it.
 
 Under a type checker the module is imported as usual:
 
@@ -15,17 +15,13 @@ from typing import Any
 
 
 class lazy:  # noqa: N801 - it stands where an import would
-    """Stands for a module.
-
-    Args:
-        name: of the module.
-    """
+    """A stand-in for the module of this name."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
         found = getattr(importlib.import_module(self._name), attribute)
-        # Next time it is found without a search.
+        # Cached: the next access does not come here.
         setattr(self, attribute, found)
         return found

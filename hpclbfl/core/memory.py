@@ -1,4 +1,4 @@
-"""How much memory a rank may use, and sizes as people write them."""
+"""Free memory, and sizes in bytes as people write them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hpclbfl.core.text import shown
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _UNLIMITED = 2**60
-"""Control groups report this, or nearly this, if there is no limit."""
+"""Control groups without a limit report this or a little less."""
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `2GB`, `512 MiB`, `1.5e9`.
+    """Number of bytes in `2GB`, `512 MiB` or `1.5e9`.
 
     Raises:
-        ConfigError: no such size.
+        ConfigError: it is not a size.
     """
     found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?I?)B?\s*", text, re.IGNORECASE)
     try:
@@ -30,9 +30,9 @@ def parse_size(text: str) -> int:
 
 
 def shown_size(size: float) -> str:
-    """Return a number of bytes as people write it, with three digits: `1.25 GB`, `20 MB`, `512 bytes`."""
+    """A number of bytes with three digits and a unit: `1.25 GB`, `20 MB`, `512 bytes`."""
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        # What rounds up to 1000 of one unit is 1 of the next.
+        # What rounds to 1000 of one unit is written as 1 of the next.
         if abs(size) >= 0.9995 * unit:
             number = size / unit
             return f"{number:.0f} {name}" if abs(number) >= 99.95 else f"{number:.3g} {name}"
@@ -56,13 +56,13 @@ def _available(proc: Path) -> int:
     try:
         lines = (proc / "meminfo").read_text().splitlines()
     except OSError as error:
-        raise ConfigError("memory limit: this system does not tell its free memory; give --memory-limit") from error
+        raise ConfigError("memory limit: the free memory of this system is unknown; give --memory-limit") from error
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def _groups(proc: Path, cgroups: Path) -> list[Path]:
-    """The control groups that bound this process's memory, from its own up to the root."""
+    """The control groups that limit this process's memory, from its own up to the root."""
     groups = []
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The identity of a process: its number and start time, which distinguishes it from a later process of that number."""
+"""Processes identified by pid and start time, so that a reused pid is not mistaken for the same process."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pydantic import Field
 
 
 class Process(NamedTuple):
-    """A process, also after its end."""
+    """A process, which may have ended."""
 
     host: str
     pid: Annotated[int, Field(gt=0, lt=2**31)]
-    """Never 0 or below: a signal would go to many processes."""
+    """Never 0 or negative: a signal would reach many processes."""
     start: str
-    """When it was started, as the kernel of its machine says; empty if it does not."""
+    """Start time as the kernel reports it, with the boot id; empty if unknown."""
 
     @property
     def is_here(self) -> bool:
-        """Whether it is, or was, one of this machine."""
+        """Whether it is, or was, a process of this machine."""
         return self.host == socket.gethostname()
 
     @property
@@ -32,19 +32,19 @@ class Process(NamedTuple):
 
 
 def this_process() -> Process:
-    """Return this process."""
+    """The calling process."""
     return process_of(os.getpid())
 
 
 def process_of(pid: int) -> Process:
-    """Return the process of this machine that has this number now."""
+    """The process of this machine that has this pid now."""
     return Process(socket.gethostname(), pid, _start(pid) or "")
 
 
 def _start(pid: int) -> str | None:
-    """When a process of this machine was started; None: there is none; empty: the machine does not tell."""
+    """Start time of a process of this machine; None if it does not exist, empty if the time is unknown."""
     try:
-        # The name, in parentheses, may hold anything.
+        # The name, in parentheses, may contain anything.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

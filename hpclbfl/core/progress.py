@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line per 30 s elsewhere, from rank 0 alone."""
+"""Progress of a run, from rank 0 only: a bar on a terminal, otherwise a line every 30 s."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from hpclbfl.core.console import make_console
@@ -20,14 +19,14 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 30.0
 TERMINAL_COLUMNS = "HPCLBFL_TERMINAL_COLUMNS"
-"""Environment variable: this process's stderr ends on a terminal of so many columns."""
+"""Environment variable: width of the terminal that this process's stderr finally reaches."""
 
 
 def result_console(num_ranks: int) -> Console:
-    """Where rank 0 prints tables to."""
+    """The console for the tables of rank 0."""
     if num_ranks == 1:
         return make_console()
-    # mpirun gives its ranks a terminal of its own, wherever their output ends.
+    # mpirun gives its ranks a terminal of its own, whatever its own output is.
     return make_console(force_terminal=False, width=_terminal_columns())
 
 
@@ -36,23 +35,24 @@ def _terminal_columns() -> int | None:
     return int(columns) if columns.isascii() and columns.isdigit() else None
 
 
-class Progress:
-    """Tells the epoch, loss and accuracy of a run: by a bar where diagnostics go to a terminal, else by lines.
+class Progress(ExitStack):
+    """Shows epoch, loss and accuracy of a run, as a bar if diagnostics go to a terminal, otherwise as lines.
 
     Args:
-        total_epochs: where the run ends at the latest; None when time alone ends it.
+        title: of the run.
+        total_epochs: where the run ends at the latest; None if only time ends it.
         visible: False on ranks other than 0.
-        log: gets every line, too, whatever level of diagnostics is shown.
+        log: also receives every line, whatever the level of diagnostics.
     """
 
     def __init__(self, title: str, total_epochs: float | None, visible: bool, log: TextIO | None = None) -> None:
+        super().__init__()
         self._title, self._total, self._visible, self._log = printable(title), total_epochs, visible, log
         self._logger = Diagnostics(__name__, title)
         self._last_line = self._begin = time.monotonic()
         self._score = ""
         self._bar = None
-        self._above = ExitStack()
-        # Under mpirun stderr is a pipe; `hpclbfl launch` says how wide the terminal at its other end is.
+        # Under mpirun stderr is a pipe; `hpclbfl launch` passes on the width of the terminal at its other end.
         if visible and shows("info") and (sys.stderr.isatty() or os.environ.get(TERMINAL_COLUMNS)):
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -71,17 +71,12 @@ class Progress:
     def __enter__(self) -> Progress:
         handler = terminal()
         if self._bar is not None and handler is not None:
-            self._above.enter_context(handler.above(self._title, self._bar.console.print))
-            self._bar.start()
+            self.enter_context(handler.above(self._title, self._bar.console.print))
+            self.enter_context(self._bar)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        self._above.close()
-
     def step(self, step: int, epoch: float, loss: float) -> None:
-        """After every step; cheap when nothing is due."""
+        """Call after every step; cheap if nothing is due."""
         if not self._visible:
             return
         now = time.monotonic()
@@ -99,13 +94,13 @@ class Progress:
         self._score = printable(score)
 
     def say(self, line: str) -> None:
-        """Tell one line, and write it into the log."""
+        """Report one line and write it to the log."""
         if self._visible:
             self._logger.info(line)
             self._write(line)
 
     def warn(self, line: str) -> None:
-        """Tell one line that begins with `warning: `, and write it into the log."""
+        """Report one line with the prefix `warning: ` and write it to the log."""
         if self._visible:
             self._logger.warning(f"warning: {line}")
             self._write(f"warning: {line}")
@@ -115,7 +110,7 @@ class Progress:
             return
         try:
             say(line, self._log)
-            # A log in memory, as tests have it, cannot be removed.
+            # A stream in memory has no name.
             if (name := getattr(self._log, "name", "")) and not Path(name).exists():
                 raise RunFailed(f"{self._log.name}: was removed while it was written")
         except OSError as error:

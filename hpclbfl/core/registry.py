@@ -1,13 +1,13 @@
-"""Components by name: nets, optimizers, algorithms and all else that a job names, one registry for each kind.
+"""Components by name: models, optimizers, algorithms and all else that a job names, one registry for each kind.
 
-A component has a config, which checks the keys that a job gives it, and a function or class that makes it. The file
-that defines it registers it, and nothing else names it:
+A component has a config, which checks the keys that a job gives, and a function or class that creates it. The file that
+defines it registers it, and nothing else names it:
 
     @OPTIMIZERS.register("sgd", SgdConfig)
     def make_sgd(config: SgdConfig, ...) -> torch.optim.Optimizer: ...
 
-A registry loads the files of its package when it is first used. A class of the user's own is entered under a name that
-says where it comes from (`hpclbfl.config.own_parts`), if the kind says what such a class must be: its `Interface`.
+A registry imports the files of its package when it is first used. A class of the user's own is added under a name that
+includes its source (`hpclbfl.config.own_parts`), if the kind has an `Interface` for such classes.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ Maker = TypeVar("Maker", bound=Callable[..., Any])
 
 
 class Component(NamedTuple, Generic[Config]):
-    """One entry."""
+    """An entry of a registry."""
 
     config: type[Config]
     """Class of its section in a job."""
     make: Callable[..., Any]
-    """Called with the config first; what follows depends on the kind."""
+    """Called with the config; further arguments depend on the kind."""
 
 
 @dataclass(frozen=True)
 class Interface(Generic[Config]):
-    """What a class of the user's own must be to join the components of a kind."""
+    """Requirements on a class of the user's own that is used as a component of a kind."""
 
     config: type[Config]
-    """Base of its `Config`, and what it gets where it has none."""
+    """Base of its `Config`, and its config if it has none."""
     made_with: tuple[str, ...]
-    """What it is made with, by position; the config comes first."""
+    """Positional arguments of its constructor, the config first."""
     methods: tuple[str, ...] = ()
-    """That it must have."""
+    """Methods that it must have."""
     called_with: tuple[str, ...] = ()
-    """What its instance is called with at once, where a component of this kind is what that returns."""
+    """If not empty, the component is the result of calling the instance with these arguments."""
 
     def missing(self, kind: type[Any]) -> str:
-        """What a class lacks, in words; empty: nothing."""
+        """Which requirement a class does not meet, as a message; empty if it meets all."""
         lacking = [name for name in self.methods if not any(name in vars(base) for base in kind.__mro__)]
         if lacking:
             return f"has no {' and no '.join(lacking)}"
@@ -55,12 +55,12 @@ class Interface(Generic[Config]):
         except TypeError:
             return f"is not made with ({', '.join(self.made_with)}), but with {inspect.signature(kind)}"
         except ValueError:
-            # One in C, which does not tell.
+            # A class in C may have no signature.
             return ""
         return ""
 
     def make(self, kind: type[Any], config: Any, *args: Any, **keys: Any) -> Any:
-        """What a class of the user's own gives for its config."""
+        """Create a component from a class of the user's own."""
         return kind(config)(*args, **keys) if self.called_with else kind(config, *args, **keys)
 
 
@@ -68,11 +68,11 @@ class Registry(Generic[Config]):
     """The components of one kind.
 
     Args:
-        what: they are called in messages: `optimizer`.
-        key: in a job that names one: `name`, `kind` or `policy`.
-        package: whose modules define them.
-        default: name of the one that a job gets which names none; None: it must name one.
-        interface: of the user's own; None: there can be none.
+        what: the kind in messages: `optimizer`.
+        key: the key by which a job names a component: `name`, `kind` or `policy`.
+        package: whose modules define the components.
+        default: name of the component of a job that names none; None: a job must name one.
+        interface: for classes of the user's own; None: there can be none.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Registry(Generic[Config]):
         self._is_loaded = False
 
     def register(self, name: str, config: type[Config]) -> Callable[[Maker], Maker]:
-        """Enter what makes the component of this name, a function or a class; a decorator."""
+        """Register the function or class that creates the component of this name; a decorator."""
 
         def enter(make: Maker) -> Maker:
             if name in self._found:
@@ -101,55 +101,50 @@ class Registry(Generic[Config]):
         return enter
 
     def add_own(self, name: str, component: Component[Config]) -> None:
-        """Enter a component of the user's own; its name tells its source, so that the same name is the same one."""
+        """Add a component of the user's own; equal names mean the same source."""
         self._own[name] = component
 
     def names(self) -> list[str]:
-        """All that come with the package, sorted."""
-        self._load()
-        return sorted(self._found)
+        """Names of the components that come with the package, sorted."""
+        return sorted(self._loaded())
 
     def find(self, name: str) -> Component[Config] | None:
-        """The component of this name, if there is one."""
-        self._load()
-        return self._own.get(name) or self._found.get(name)
+        """The component of this name; None if it does not exist."""
+        return self._own.get(name) or self._loaded().get(name)
 
     def config(self, name: str) -> type[Config]:
-        """Class of the config of a component that there is. Raises LookupError: there is none."""
-        found = self.find(name)
-        if found is None:
-            raise LookupError(f"{self.what} {name!r} is not known")
-        return found.config
+        """Config class of the component of this name. Raises LookupError."""
+        return self._get(name).config
 
     def holders(self, key: str) -> dict[str, type[Config]]:
         """Configs of the components that have this key, by name, sorted."""
-        self._load()
-        return {name: found.config for name, found in sorted(self._found.items()) if key in fields_of(found.config)}
+        return {name: found.config for name, found in sorted(self._loaded().items()) if key in fields_of(found.config)}
 
     def keys(self) -> set[str]:
         """Keys of all components."""
-        self._load()
-        return {key for found in self._found.values() for key in fields_of(found.config)}
+        return {key for found in self._loaded().values() for key in fields_of(found.config)}
 
     def make(self, config: Any, *args: Any, **keys: Any) -> Any:
-        """What a validated config stands for."""
-        found = self.find(getattr(config, self.key))
-        if found is None:
-            raise LookupError(f"{self.what} {getattr(config, self.key)!r} is not known")
-        return found.make(config, *args, **keys)
+        """Create the component of a validated config. Raises LookupError."""
+        return self._get(getattr(config, self.key)).make(config, *args, **keys)
 
-    def _load(self) -> None:
-        if self._is_loaded:
-            return
-        self._is_loaded = True
-        package = importlib.import_module(self._package)
-        for folder in package.__path__:
-            # Files beside the components, which may need torch, wait until they are needed.
-            for path in sorted(Path(folder).glob("*.py")):
-                if ".register(" in path.read_text(encoding="utf-8"):
-                    importlib.import_module(f"{self._package}.{path.stem}")
+    def _get(self, name: str) -> Component[Config]:
+        found = self.find(name)
+        if found is None:
+            raise LookupError(f"{self.what} {name!r} is not known")
+        return found
+
+    def _loaded(self) -> dict[str, Component[Config]]:
+        if not self._is_loaded:
+            self._is_loaded = True
+            for folder in importlib.import_module(self._package).__path__:
+                # Only files with components: those beside them may need torch.
+                for path in sorted(Path(folder).glob("*.py")):
+                    if ".register(" in path.read_text(encoding="utf-8"):
+                        importlib.import_module(f"{self._package}.{path.stem}")
+        return self._found
 
 
 def fields_of(config: type[Any]) -> dict[str, Any]:
-    """A config's fields, by the keys that a job writes."""
+    """A config's fields, by the keys that a job uses."""
     return {field.alias or name: field for name, field in config.model_fields.items()}

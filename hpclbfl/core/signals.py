@@ -1,7 +1,8 @@
-"""Signals: those that ask a run to stop, those that end a command, and how a command ends then.
+"""Signals: requests to stop a run, and the orderly end of a command.
 
-A run notes the wish, acts upon it between two steps, and exits with 75 once its state is saved. All else that a signal
-ends has the exit code 128+n. A signal that is ignored when this process starts (HUP under nohup) stays ignored.
+A run records the request, acts on it between two steps, and exits with 75 after saving its state. Any other command
+that a signal ends has the exit code 128+n. A signal that is ignored when the process starts (HUP under nohup) stays
+ignored.
 """
 
 from __future__ import annotations
@@ -11,31 +12,31 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import FrameType, TracebackType
+from contextlib import ExitStack, contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 from hpclbfl.core.launched import launched_size
-from hpclbfl.core.streams import lead_nowhere, open_closed_streams
+from hpclbfl.core.streams import discard_output, open_closed_streams
 from hpclbfl.core.text import say_error
 
 ASKING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
-"""Slurm, the shell, a terminal that goes away and a limit of processor time say that a run is to stop."""
+"""Requests to stop a run: from Slurm or a shell, a closed terminal, a limit of processor time."""
 ENDING = (*ASKING, signal.SIGUSR1)
 """These, and Ctrl-C, end a command that has no state to save."""
 REPEATED = (signal.SIGHUP, signal.SIGXCPU)
-"""Sent repeatedly without a second request: HUP by terminal and shell, XCPU every second."""
+"""Signals that are repeated for one request: HUP comes from terminal and shell, XCPU every second."""
 
-LOOK_EVERY_S, SWALLOWED_AFTER = 0.2, 5
-"""An interruption that is in nobody's hands at so many looks in a row has been swallowed."""
+CHECK_EVERY_S, SWALLOWED_AFTER = 0.2, 5
+"""An interruption that no code is handling at so many checks in a row was swallowed."""
 AGAIN_S = 0.02
-"""So long after an interruption was dropped it comes again."""
+"""Delay after which a dropped interruption is sent again."""
 
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
 class Interrupted(SystemExit):
-    """A signal ended what was under way; ends the process with 128+n."""
+    """A signal interrupted the command; ends the process with exit code 128+n."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
@@ -46,10 +47,10 @@ class Interrupted(SystemExit):
 
 
 class CtrlC(Interrupted, KeyboardInterrupt):
-    """Ctrl-C, for those who wait for a KeyboardInterrupt, too.
+    """Ctrl-C; also a KeyboardInterrupt, for code that catches one.
 
-    If a plain KeyboardInterrupt passes through code that an extension runs, CPython kills itself with SIGINT at its
-    end, even if it was caught.
+    A plain KeyboardInterrupt will not do: if it passes through code that an extension module runs, CPython kills itself
+    with SIGINT at its end, even if the exception was caught.
     """
 
     def __init__(self, signum: int = signal.SIGINT) -> None:
@@ -57,7 +58,7 @@ class CtrlC(Interrupted, KeyboardInterrupt):
 
 
 def signal_name(number: int) -> str:
-    """Return SIGKILL for 9; `signal 99` for one without a name."""
+    """SIGKILL for 9; `signal 99` for one without a name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -66,14 +67,14 @@ def signal_name(number: int) -> str:
 
 @contextmanager
 def handling(signums: Iterable[int], handler: Handler) -> Iterator[None]:
-    """While entered, have the handler called for those of these signals that are not ignored.
+    """Inside the block, the handler is called for those of these signals that are not ignored.
 
-    Outside the main thread Python allows no handlers: nothing happens there.
+    Python allows handlers in the main thread only; in other threads this does nothing.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
-        heard = [signum for signum in signums if signal.getsignal(signum) != signal.SIG_IGN]
-        before = {signum: signal.signal(signum, handler) for signum in heard}
+        handled = [signum for signum in signums if signal.getsignal(signum) != signal.SIG_IGN]
+        before = {signum: signal.signal(signum, handler) for signum in handled}
     try:
         yield
     finally:
@@ -81,34 +82,31 @@ def handling(signums: Iterable[int], handler: Handler) -> Iterator[None]:
             signal.signal(signum, old)
 
 
-class StopRequest:
-    """While it is entered, signals that ask to stop are noted instead of ending the process."""
+class StopRequest(ExitStack):
+    """Inside the block, signals that ask to stop are recorded instead of ending the process."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.name = ""
-        """Of the signal that came; empty while none has."""
-        self._handling = handling(ASKING, self._note)
+        """Name of the last such signal; empty if there was none."""
 
     def __bool__(self) -> bool:
         return bool(self.name)
 
     def __enter__(self) -> StopRequest:
-        self._handling.__enter__()
+        self.enter_context(handling(ASKING, self._record))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._handling.__exit__(kind, error, tb)
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _record(self, signum: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(signum).name
 
 
 @contextmanager
 def orderly_end(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """While entered, a signal, or a reader that went away (`| head`), ends the process without a traceback.
+    """Inside the block, a signal or a closed output pipe (`| head`) ends the process without a traceback.
 
-    The exit code is 128+n, and one line names the signal; of the reader, whose wish it was, nothing is said. A rank of
-    an MPI job lets a signal end it, which its launcher tells.
+    The exit code is 128+n. One line names the signal; a closed pipe is not reported. In a rank of an MPI job
+    signals keep their default action, and the launcher reports them.
     """
     open_closed_streams()
     ending = _Ending()
@@ -123,9 +121,9 @@ def orderly_end(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
             if (cause := _cause(error)) is None:
                 raise
             if isinstance(cause, BrokenPipeError):
-                # Else Python would try again at its end.
-                lead_nowhere(sys.stdout)
-                lead_nowhere(sys.stderr)
+                # Otherwise Python would try to write again at its end.
+                discard_output(sys.stdout)
+                discard_output(sys.stderr)
                 raise SystemExit(128 + signal.SIGPIPE) from None
             interrupted = cause if isinstance(cause, Interrupted) else Interrupted(signal.SIGINT)
             with suppress(OSError):
@@ -134,7 +132,7 @@ def orderly_end(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
 
 
 class _Ending:
-    """Ends a command by an exception, upon the first signal; a second one ends the process at once."""
+    """Ends a command with an exception on the first signal; a second signal ends the process at once."""
 
     def __init__(self) -> None:
         self._is_under_way = False
@@ -151,22 +149,22 @@ class _Ending:
             os.kill(os.getpid(), signum)
 
     def _persist(self, signum: int) -> None:
-        """Interrupt again where the interruption was swallowed, as by a bare `except` in a module being imported."""
-        unseen = 0
-        while unseen < SWALLOWED_AFTER:
-            if self._is_over.wait(LOOK_EVERY_S):
+        """Interrupt again if the exception was swallowed, for example by a bare `except` in an imported module."""
+        unhandled = 0
+        while unhandled < SWALLOWED_AFTER:
+            if self._is_over.wait(CHECK_EVERY_S):
                 return
-            unseen = 0 if _is_in_hand() else unseen + 1
+            unhandled = 0 if _is_being_handled() else unhandled + 1
         self._is_under_way = False
         os.kill(os.getpid(), signum)
 
     @contextmanager
     def insisting(self) -> Iterator[None]:
-        """While entered, an interruption that Python drops comes again."""
+        """Inside the block, an interruption that Python drops is sent again."""
         before = sys.unraisablehook
 
         def hook(dropped: sys.UnraisableHookArgs, /) -> None:
-            # It came in the middle of a finalizer, which nothing can be raised from.
+            # Exceptions raised inside a finalizer are dropped.
             error = dropped.exc_value
             if not isinstance(error, Interrupted | KeyboardInterrupt):
                 before(dropped)
@@ -185,15 +183,15 @@ class _Ending:
         finally:
             sys.unraisablehook = before
             self._is_over.set()
-            # The command ends; a signal that came now would meet Python's own end.
+            # The command has ended; a signal now would kill the process during Python's shutdown.
             for timer in waiting:
                 timer.cancel()
 
 
-def _is_in_hand() -> bool:
-    """Whether the main thread is in a `finally` or `except` on an interruption's way out."""
+def _is_being_handled() -> bool:
+    """Whether the main thread is in a `finally` or `except` block that an interruption passes through."""
     found: Any = sys._current_exceptions().get(threading.main_thread().ident or 0)
-    # A triple before Python 3.12.
+    # Before Python 3.12 it is a triple.
     error = found[1] if isinstance(found, tuple) else found
     while error is not None and not isinstance(error, Interrupted | KeyboardInterrupt):
         error = error.__context__
@@ -201,12 +199,12 @@ def _is_in_hand() -> bool:
 
 
 def _cause(error: BaseException) -> BrokenPipeError | KeyboardInterrupt | Interrupted | None:
-    """What ended the command, where nobody has said so yet; None: an error of its own."""
+    """The signal or closed pipe behind an exception, if it has not been reported yet; None for any other error."""
     if isinstance(error, BrokenPipeError | KeyboardInterrupt | Interrupted):
         return error
     if isinstance(error, SystemExit):
         context = error.__context__
-        # rich and typer exit with 1 in answer to a broken pipe, typer with its Exit(130) to Ctrl-C.
+        # rich and typer turn a broken pipe into exit code 1, typer turns Ctrl-C into Exit(130).
         if isinstance(context, BrokenPipeError):
             return context
         if isinstance(context, RuntimeError) and isinstance(context.__cause__, KeyboardInterrupt):

@@ -1,7 +1,7 @@
-"""What a run must remember: who has something to remember, and what a checkpoint may hold.
+"""State of a run: the protocol of the parts that have state, and the values that a checkpoint may hold.
 
-Every part of a run that the next step depends on is `Stateful`, and is registered where it is made: nothing else names
-it. A checkpoint holds tensors, plain values, and the dataclasses that are marked for it:
+Every part of a run on which the next step depends is `Stateful` and is registered where it is created. A checkpoint
+holds tensors, plain values, and dataclasses with this decorator:
 
     @checkpointed
     @dataclass(frozen=True)
@@ -22,51 +22,51 @@ _TYPES: list[type] = []
 
 
 class Stateful(Protocol):
-    """A part of a run with something to remember."""
+    """A part of a run that has state."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Its state, by keys that no other part of the run uses; tensors are its own, not copies."""
+        """Its state, by keys that no other part of the run uses; tensors are not copied."""
 
     def check_state(self, found: Mapping[str, Any]) -> None:
-        """Look at what all parts have saved, before any of them is changed. Raises DataError: its own does not fit."""
+        """Check its part of the saved states of all parts, before any part is changed. Raises DataError."""
 
     def load_state_dict(self, found: Mapping[str, Any]) -> None:
-        """Go on from what all parts have saved; moves tensors to where they belong."""
+        """Restore its state from the saved states of all parts; moves tensors to their devices."""
 
 
 def states_of(parts: Iterable[Stateful]) -> dict[str, Any]:
-    """What all parts have to remember, in one mapping. Raises ValueError: two of them use the same key."""
+    """The states of all parts in one mapping. Raises ValueError if two parts use the same key."""
     found: dict[str, Any] = {}
     for part in parts:
         own = part.state_dict()
         if twice := found.keys() & own.keys():
-            raise ValueError(f"two parts of a run remember {', '.join(sorted(twice))}")
+            raise ValueError(f"two parts of a run have a state called {', '.join(sorted(twice))}")
         found |= own
     return found
 
 
 def checkpointed(kind: Kind) -> Kind:
-    """Let a dataclass be restored from checkpoints; a decorator. Its fields hold what a checkpoint may hold."""
+    """Allow a dataclass in checkpoints; a decorator."""
     if not is_dataclass(kind):
-        raise TypeError(f"{kind.__name__} is no dataclass: a checkpoint holds its fields")
+        raise TypeError(f"{kind.__name__} is not a dataclass: a checkpoint holds its fields")
     _TYPES.append(kind)
     return kind
 
 
 def checkpointed_types() -> list[type]:
-    """All that are marked, of the modules that have been loaded."""
+    """All `checkpointed` dataclasses of the modules that have been imported."""
     return list(_TYPES)
 
 
 def check_restorable(value: Any, where: str) -> None:
-    """Refuse what could be saved, but not restored: before the save, not at a user's resume.
+    """Refuse a value that could be saved but not restored.
 
     Args:
         value: to be saved.
-        where: what it is called.
+        where: its name in messages.
 
     Raises:
-        TypeError: it holds something else; one line that says where, and what.
+        TypeError: it contains something else than a checkpoint may hold; one line that says what and where.
     """
     kind = type(value)
     if kind in _PLAIN or _is_tensor(value):

@@ -1,4 +1,4 @@
-"""A table whose numbers stay whole, however wide a terminal is."""
+"""A table whose numbers are never folded or cut, whatever the width of the terminal."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from rich.text import Text
 from hpclbfl.core.text import cell
 
 _ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-"""For streams that cannot show lines; rich's own substitute has borders."""
+"""For streams that cannot encode lines; rich's own substitute has borders."""
 LEAST_TEXT = 12
-"""Columns of the terminal that a column of texts keeps."""
+"""Minimum width of a column of texts, in characters."""
 
 
 class DataTable(Table):
-    """A rich table of numbers and texts, which are given as strings or `Text`.
+    """A rich table of numbers and texts, given as strings or `Text`.
 
-    Cells that are justified to the right, or `no_wrap`, are numbers or words: they are neither folded nor cut. Other
-    cells fold (with `overflow="ellipsis"` they are cut), down to LEAST_TEXT columns of the terminal. Where that is not
-    enough, every row becomes a record: each of its cells on a line of its own, with the column's name before it.
+    Cells that are right-justified or `no_wrap` are numbers or words and are neither folded nor cut. Other cells are
+    folded (with `overflow="ellipsis"`, cut) down to LEAST_TEXT characters. If that is not enough, every row becomes a
+    record: each cell on a line of its own after the name of its column.
 
-    The name of a column of numbers may fold where its column has `overflow="fold"`. Title and caption stand to the left
-    and may be wider than the table.
+    The name of a column of numbers may be folded if the column has `overflow="fold"`. Title and caption are
+    left-justified and may be wider than the table.
     """
 
     def __init__(self, title: str | Text = "", caption: str | Text = "", **options: Any) -> None:
         super().__init__(**{"box": SIMPLE_HEAD, "pad_edge": False, **options})
-        self._above, self._below = _as_it_is(title), _as_it_is(caption)
+        self._above, self._below = _literal(title), _literal(caption)
 
     def add_column(self, header: str | Text = "", **options: Any) -> None:  # type: ignore[override]
         """Add a column, with rich's options; see the class."""
         is_text = options.get("justify") != "right" and not options.get("no_wrap")
-        super().add_column(_as_it_is(header), **{"overflow": "fold" if is_text else "crop", **options})
+        super().add_column(_literal(header), **{"overflow": "fold" if is_text else "crop", **options})
 
     def add_row(self, *cells: str | Text, **options: Any) -> None:  # type: ignore[override]
         """Add a row, with rich's options."""
-        super().add_row(*map(_as_it_is, cells), **options)
+        super().add_row(*map(_literal, cells), **options)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Title, table or records, caption."""
@@ -59,11 +59,11 @@ class DataTable(Table):
         yield from _annotation(self._below, "table.caption")
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """It takes what there is."""
+        """It uses the full width that is available."""
         return Measurement(1, options.max_width)
 
     def _widths(self, width: int) -> list[int] | None:
-        """Of the columns; None where there is no room for the numbers."""
+        """Widths of the columns; None if the numbers do not fit."""
         heads = [_width(column.header) for column in self.columns]
         cells = [max([column.min_width or 0, *map(_width, column.cells)]) for column in self.columns]
         least = [_least(*known) for known in zip(self.columns, heads, cells, strict=True)]
@@ -77,13 +77,13 @@ class DataTable(Table):
         for row in zip(*(column.cells for column in self.columns), strict=True):
             for name, text in zip(names, row, strict=True):
                 if isinstance(text, Text) and text.plain:
-                    # A number is not folded here either, as long as a line can hold it.
+                    # A number that would be folded after the name gets a line of its own.
                     gap = "\n" if _width(text) <= width < _width(f"{name}: ") + _width(text) else " "
                     yield Text.assemble(f"{name}:{gap}" if name else "", text, overflow="fold")
             yield Segment.line()
 
 
-def _as_it_is(text: str | Text) -> Text:
+def _literal(text: str | Text) -> Text:
     return text if isinstance(text, Text) else cell(text)
 
 
@@ -103,27 +103,18 @@ def _least(column: Column, head: int, cells: int) -> int:
 
 
 def _shared(least: Sequence[int], most: Sequence[int], room: int) -> list[int]:
-    """Widths that add up to the room, or to less where that is enough: what is above its least is equally wide."""
+    """Widths that sum to at most `room`; columns wider than their minimum are equally wide."""
     if sum(most) <= room:
         return list(most)
-    level = max(most)
-    while sum(_at(level, least, most)) > room:
-        level -= 1
-    widths = _at(level, least, most)
-    left = room - sum(widths)
-    for place, wider in enumerate(_at(level + 1, least, most)):
-        if wider > widths[place] and left > 0:
-            widths[place] += 1
-            left -= 1
+    widths = list(least)
+    for _ in range(room - sum(least)):
+        narrowest = min((width, place) for place, width in enumerate(widths) if width < most[place])[1]
+        widths[narrowest] += 1
     return widths
 
 
-def _at(level: int, least: Sequence[int], most: Sequence[int]) -> list[int]:
-    return [min(high, max(low, level)) for low, high in zip(least, most, strict=True)]
-
-
 def _without_ends(rendered: RenderResult) -> Iterator[Segment]:
-    """Lines without the blanks at their ends, which fill the table's width."""
+    """The lines without trailing blanks."""
     for line in Segment.split_lines(segment for segment in rendered if isinstance(segment, Segment)):
         while line and not line[-1].text.strip():
             line.pop()

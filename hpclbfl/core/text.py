@@ -1,7 +1,7 @@
-"""Text for a terminal: the only way in which names, configs and errors of strangers reach it.
+"""Text for a terminal: the only way by which foreign names, configs and error messages reach it.
 
-Control characters would move the cursor, change colours or forge lines, rich's markup would be taken as such, and a
-character that the stream's encoding lacks would end the program.
+Control characters could move the cursor, change colours or forge lines, brackets could be taken for rich's markup, and
+a character that the stream's encoding lacks would end the program.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ MAX_LINE = 4000
 
 
 def printable(value: object, limit: int | None = MAX_LINE) -> str:
-    """Return a text in one line, with control characters, line ends and lone surrogates escaped.
+    """A text on one line, with control characters, line ends and lone surrogates escaped.
 
     Args:
-        value: any object; what `str` makes of it counts.
-        limit: characters that are kept; a longer text loses its middle and says so.
+        value: any object; converted with `str`.
+        limit: largest number of characters; in a longer text the middle is replaced by dots.
     """
-    # Escapes are longer than what they stand for.
+    # Cut again afterwards, because escapes are longer than the characters.
     text = "".join(sign if sign.isprintable() else _escaped(sign) for sign in _cut(str(value), limit))
     return _cut(text, limit)
 
 
 def shown(value: object) -> str:
-    """Return a value as an error message shows it: its repr, printable and short."""
+    """A value as an error message shows it: its repr, printable and short."""
     return printable(repr(value), MAX_SHOWN)
 
 
@@ -43,7 +43,9 @@ def say(line: object, stream: IO[str] | None = None, limit: int | None = MAX_LIN
     """Write one line of text to a stream (standard error by default), whatever the text and the stream's encoding.
 
     Args:
-        limit: see `printable`; None for what is to be copied, such as a command.
+        line: the text.
+        stream: where to; None: standard error.
+        limit: see `printable`; None for text that the user is to copy, such as a command.
     """
     stream = sys.stderr if stream is None else stream
     text = printable(line, limit)
@@ -52,30 +54,30 @@ def say(line: object, stream: IO[str] | None = None, limit: int | None = MAX_LIN
 
 
 def say_error(line: object) -> None:
-    """Write the line that a failed command ends with to standard error, whatever level of diagnostics is shown."""
+    """Write the line with which a failed command ends to standard error, whatever the level of diagnostics."""
     say(f"hpclbfl: error: {line}")
 
 
 def say_traceback(error: BaseException) -> None:
-    """Write an exception's traceback to standard error as `say` does; a message is one line, whatever it holds."""
+    """Write an exception's traceback to standard error as `say` does; the message stays on one line."""
     for block in traceback.format_exception(error):
-        # Places in the source, and what joins one exception to the next, have lines of their own.
+        # Source locations and the text between chained exceptions keep their line breaks.
         for line in block.splitlines() if block.startswith((" ", "\n")) else [block.rstrip("\n")]:
             say(line)
 
 
 def cell(value: object, style: str = "") -> Text:
-    """Return a text as a cell of a rich table: printable, and never taken as markup."""
+    """A text as a cell of a rich table: printable, and never taken for markup."""
     from rich.text import Text
 
     return Text(printable(value), style=style)
 
 
 def make_streams_safe() -> None:
-    """Let all that a process writes to its standard streams be text that a terminal can take.
+    """Make everything that a process writes to its standard streams safe for a terminal.
 
-    Characters that a stream's encoding lacks are escaped instead of raising; warnings and the tracebacks of errors that
-    nobody caught, which quote names and values, pass through `say`.
+    Characters that a stream's encoding lacks are escaped instead of raising. Warnings and tracebacks of uncaught
+    errors, which quote names and values, pass through `say`.
     """
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -114,5 +116,5 @@ def _cut(text: str, limit: int | None) -> str:
 
 
 def _escaped(sign: str) -> str:
-    # isprintable is false for control and format characters (right-to-left marks among them), and for surrogates.
+    # isprintable is false for control and format characters (such as right-to-left marks) and for surrogates.
     return sign.encode("unicode_escape", "surrogatepass").decode("ascii")

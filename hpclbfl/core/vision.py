@@ -1,8 +1,8 @@
-"""torchvision, importable beside a torch without GPU support.
+"""torchvision, importable together with a torch without GPU support.
 
-torchvision's wheels carry compiled operators built for one torch. Beside a CPU-only torch they may not load, and then
-`import torchvision` fails because `torchvision::nms` was never declared. Nothing here calls those operators, so
-declaring their schemas is enough. Import torchvision, its models and timm after this module:
+torchvision's wheels contain operators compiled for one build of torch. With a CPU-only torch they may not load, and
+then `import torchvision` fails because `torchvision::nms` was never declared. This package does not call these
+operators, so declaring their schemas is enough. Import torchvision, its models and timm after this module:
 
     from hpclbfl.core.vision import torchvision
 """
@@ -21,7 +21,7 @@ _SCHEMAS = (
 
 
 def _operators_load() -> bool:
-    """Whether torchvision's compiled operators fit this torch; asked before torchvision itself is imported."""
+    """Whether torchvision's compiled operators load with this torch; checked before torchvision is imported."""
     spec = importlib.util.find_spec("torchvision")
     folders = (spec.submodule_search_locations or []) if spec else []
     for library in (path for folder in folders for path in Path(folder).glob("_C.*")):
@@ -40,7 +40,7 @@ def _declare_operators() -> torch.library.Library:
     return library
 
 
-# A Library takes its schemas with it when it is collected, hence the name.
+# Kept in a variable, because the schemas are removed when the Library is garbage-collected.
 _library = None if _operators_load() else _declare_operators()
 
 import torchvision  # noqa: E402

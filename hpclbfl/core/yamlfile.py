@@ -1,4 +1,4 @@
-"""YAML files: those that people write, and those that this package writes with a checksum as their last line."""
+"""YAML files: those that people write, and those that this package writes, with a checksum as their last line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpclbfl.core.text import printable, shown
 from hpclbfl.core.yamltext import MAX_DEPTH, NotYaml, parse
 
 MAX_BYTES = 1_000_000
-"""Of a file, unless its reader says otherwise."""
+"""Largest file, unless its reader sets another limit."""
 SEAL = "# sha256 of the text above: "
 
 
@@ -22,11 +22,11 @@ def read_mapping(path: Path, wanted: str, limit: int = MAX_BYTES) -> dict[str, A
 
     Args:
         path: the file.
-        wanted: what the file should be, the message for one that is no mapping.
+        wanted: the message for a file that is not a mapping.
         limit: largest size, bytes.
 
     Raises:
-        ConfigError: it cannot be read, is not YAML, was changed after it was sealed, or is no mapping; one line that
+        ConfigError: it cannot be read, is not YAML, does not match its checksum, or is not a mapping; one line that
             names file and line.
     """
     try:
@@ -39,7 +39,7 @@ def read_mapping(path: Path, wanted: str, limit: int = MAX_BYTES) -> dict[str, A
 
 
 def parse_mapping(content: bytes, source: str, wanted: str) -> dict[str, Any]:
-    """Return the mapping in the content of a YAML file; `source` begins the line of an error. See `read_mapping`."""
+    """The mapping in the content of a YAML file; `source` begins the error message. See `read_mapping`."""
     source = printable(source)
     _check_seal(content, source)
     try:
@@ -57,7 +57,7 @@ def parse_mapping(content: bytes, source: str, wanted: str) -> dict[str, Any]:
 
 
 def parse_value(text: str, source: str) -> Any:
-    """Return the value of a YAML text of one's own, such as that of an override.
+    """The value of a YAML text, such as that of an override.
 
     Raises:
         ConfigError: it is not YAML; one line that begins with `source`.
@@ -82,7 +82,7 @@ def set_value(values: dict[str, Any], key: str, value: Any, source: str) -> None
     """Set `key.path` in nested mappings, in place; sections that are absent or null are created.
 
     Raises:
-        ConfigError: the key has an empty part, or goes through a value that has no keys; `source` begins the line.
+        ConfigError: a part of the key is empty, or a parent is not a mapping; `source` begins the message.
     """
     *parents, last = _parts(key, source)
     node = values
@@ -97,17 +97,17 @@ def set_value(values: dict[str, Any], key: str, value: Any, source: str) -> None
 
 
 def refuse_undone(keys: Iterable[str], source: str) -> None:
-    """Refuse dotted keys, to be set one after the other, of which a later one would undo an earlier one.
+    """Refuse dotted keys of which a later one would overwrite an earlier one, when they are set in this order.
 
     Raises:
-        ConfigError: a key is given twice, or its section is set after it; `source` begins the line.
+        ConfigError: a key is given twice, or its section is set after it; `source` begins the message.
     """
     seen: dict[str, str] = {}
     for key in keys:
         parts = _parts(key, source)
         if (earlier := seen.get(key)) is not None:
-            told = "is given twice" if earlier == key else f"would undo {shown(earlier)} before it; give it first"
-            raise ConfigError(f"{source}: {shown(key)} {told}")
+            problem = "is given twice" if earlier == key else f"would overwrite {shown(earlier)}; give it first"
+            raise ConfigError(f"{source}: {shown(key)} {problem}")
         for end in range(1, len(parts) + 1):
             seen.setdefault(".".join(parts[:end]), key)
 
@@ -115,20 +115,20 @@ def refuse_undone(keys: Iterable[str], source: str) -> None:
 def _parts(key: str, source: str) -> list[str]:
     parts = key.split(".")
     if not all(parts) or len(parts) > MAX_DEPTH:
-        raise ConfigError(f"{source}: {shown(key)} is no key: write section.key")
+        raise ConfigError(f"{source}: {shown(key)} is not a valid key: write section.key")
     return parts
 
 
 def _check_seal(content: bytes, source: str) -> None:
-    """Refuse a text whose final checksum does not match."""
+    """Refuse a text that does not match the checksum at its end."""
     seal = SEAL.encode()
-    # The last one, as a text may be sealed again.
+    # The last one, because a text with a checksum may have been written again.
     place = (b"\n" + content).rfind(b"\n" + seal)
     if place < 0:
         return
     found = content[place + len(seal) :].rstrip(b"\r\n")
     if found != hashlib.sha256(content[:place]).hexdigest().encode():
         raise ConfigError(
-            f"{source}: was changed after it was written: its checksum, the last line, does not fit; "
+            f"{source}: was changed after it was written: it does not match its checksum, the last line; "
             "remove that line to accept the change"
         )

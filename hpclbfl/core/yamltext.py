@@ -1,59 +1,48 @@
-"""YAML texts: from a text to plain values and back, in one dialect.
+"""Reading and writing YAML texts, as plain values.
 
-Values are those of YAML 1.2's core schema: `012` is 12, `1e-4` a number, and `yes`, `1:30`, `1_000` and `2026-01-01`
-are texts. Tags other than the core schema's are refused, as are merge keys (`<<`), keys that are no texts, and a key
-that is given twice. An alias stands for a copy of its value. Sizes are bounded, so that no text takes long to refuse.
+Scalars follow the core schema of YAML 1.2: `012` is 12, `1e-4` is a number, and `yes`, `1:30`, `1_000` and `2026-01-01`
+are strings. Other tags, merge keys (`<<`), keys that are not strings and duplicate keys are refused. An alias gives a
+copy of its value. Depth, digits and aliases are bounded, so that every text is parsed or refused quickly.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from hpclbfl.core.text import MAX_SHOWN, printable, shown
 
 MAX_DEPTH = 50
-"""Of lists and mappings inside each other."""
+"""Levels of nested lists and mappings."""
 MAX_DIGITS = 300
-"""Of a whole number; the largest floats have as many."""
+"""Digits of a whole number; the largest floats have about as many."""
 MAX_ALIASED = 100_000
-"""Characters that all aliases of a text stand for together."""
+"""Total characters to which all aliases of a text expand."""
 
 _TAG = "tag:yaml.org,2002:"
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _UNFIT = re.compile("[\0\ud800-\udfff]")
-"""Characters that no path and no file can contain."""
-# Only PyYAML's parser is used, libyaml's if available; what scalars mean is decided here.
+"""Characters that neither a path nor a file can contain."""
+# Of PyYAML only the parser is used (libyaml's, if available): its constructors implement YAML 1.1.
 _PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class NotYaml(Exception):
-    """A text that is not YAML as it is read here; says why, at most one line."""
+    """A text that is not YAML, or not in the supported subset; the message is one line."""
 
     def __init__(self, mark: Any, reason: str) -> None:
         super().__init__(reason)
         self.line: int = mark if isinstance(mark, int) else mark.line + 1
 
 
-class _Node(NamedTuple):
-    """A value that an alias may stand for."""
-
-    value: Any
-    size: int
-    """Characters of it, about."""
-    height: int
-    """Lists and mappings in it inside each other."""
-
-
 def parse(text: str) -> Any:
-    """The value of a text that holds one document; None where it holds nothing."""
+    """The value of a text with one document; None if it is empty. Raises NotYaml."""
     found = _FORBIDDEN.search(text)
     if found is not None:
-        raise NotYaml(text.count("\n", 0, found.start()) + 1, f"the character {shown(found[0])} has no place in a text")
+        raise NotYaml(text.count("\n", 0, found.start()) + 1, f"the character {shown(found[0])} is not allowed")
     try:
         return _Composer(yaml.parse(text, _PARSER)).document()
     except yaml.MarkedYAMLError as error:
@@ -64,13 +53,15 @@ def parse(text: str) -> Any:
         raise NotYaml(1, printable(error, MAX_SHOWN)) from error
 
 
+_INCOMPLETE = object()
+
+
 class _Composer:
     """Builds plain values from a parser's events."""
 
     def __init__(self, events: Iterator[Any]) -> None:
         self._events = events
-        self._anchors: dict[str, _Node | None] = {}
-        """None: a value whose end has not come yet."""
+        self._anchors: dict[str, Any] = {}
         self._aliased = 0
 
     def document(self) -> Any:
@@ -78,74 +69,72 @@ class _Composer:
         begin = next(self._events)
         if isinstance(begin, yaml.StreamEndEvent):
             return None
-        value = self._node(next(self._events), 0).value
+        value = self._value(next(self._events), 0)
         next(self._events)
         end = next(self._events)
         if not isinstance(end, yaml.StreamEndEvent):
-            raise NotYaml(end.start_mark, "a second document begins here; give one alone")
+            raise NotYaml(end.start_mark, "a second document begins here; only one is allowed")
         return value
 
-    def _node(self, event: Any, depth: int) -> _Node:
+    def _value(self, event: Any, depth: int) -> Any:
         if isinstance(event, yaml.AliasEvent):
-            return self._alias(event, depth)
+            name = shown(event.anchor)
+            if event.anchor not in self._anchors:
+                raise NotYaml(event.start_mark, f"no anchor {name} before this alias")
+            if (value := self._anchors[event.anchor]) is _INCOMPLETE:
+                raise NotYaml(event.start_mark, f"the value {name} contains itself")
+            return self._copy(value, depth, event.start_mark)
         if event.anchor is not None:
-            self._anchors[event.anchor] = None
+            self._anchors[event.anchor] = _INCOMPLETE
         if isinstance(event, yaml.ScalarEvent):
-            node = _Node(_scalar(event), 1 + len(event.value), 0)
+            value = _scalar(event)
         elif depth == MAX_DEPTH:
-            raise NotYaml(event.start_mark, f"more than {MAX_DEPTH} lists and mappings inside each other")
+            raise NotYaml(event.start_mark, f"more than {MAX_DEPTH} levels of lists and mappings")
         elif isinstance(event, yaml.SequenceStartEvent):
-            node = self._sequence(event, depth + 1)
+            value = self._sequence(event, depth + 1)
         else:
-            node = self._mapping(event, depth + 1)
+            value = self._mapping(event, depth + 1)
         if event.anchor is not None:
-            self._anchors[event.anchor] = node
-        return node
+            self._anchors[event.anchor] = value
+        return value
 
-    def _alias(self, event: Any, depth: int) -> _Node:
-        name = shown(event.anchor)
-        if event.anchor not in self._anchors:
-            raise NotYaml(event.start_mark, f"no anchor {name} before this alias")
-        node = self._anchors[event.anchor]
-        if node is None:
-            raise NotYaml(event.start_mark, f"the value {name} would hold itself")
-        self._aliased += node.size
-        if self._aliased > MAX_ALIASED or depth + node.height > MAX_DEPTH:
-            raise NotYaml(event.start_mark, "aliases that stand for too much; write the values out")
-        return node._replace(value=copy.deepcopy(node.value))
+    def _copy(self, value: Any, depth: int, mark: Any) -> Any:
+        """A copy of the value of an alias; all copies together are bounded."""
+        is_nested = isinstance(value, list | dict)
+        self._aliased += 1 + (0 if is_nested else len(str(value)))
+        if self._aliased > MAX_ALIASED or depth + is_nested > MAX_DEPTH:
+            raise NotYaml(mark, "the aliases expand to too much; write the values out")
+        if isinstance(value, dict):
+            return {self._copy(key, depth + 1, mark): self._copy(item, depth + 1, mark) for key, item in value.items()}
+        return [self._copy(item, depth + 1, mark) for item in value] if is_nested else value
 
-    def _sequence(self, event: Any, depth: int) -> _Node:
+    def _sequence(self, event: Any, depth: int) -> list[Any]:
         _check_tag(event, "seq", "a list")
-        values, size, height = [], 1, 0
+        values = []
         while not isinstance(item := next(self._events), yaml.SequenceEndEvent):
-            node = self._node(item, depth)
-            values.append(node.value)
-            size, height = size + node.size, max(height, node.height)
-        return _Node(values, size, height + 1)
+            values.append(self._value(item, depth))
+        return values
 
-    def _mapping(self, event: Any, depth: int) -> _Node:
+    def _mapping(self, event: Any, depth: int) -> dict[str, Any]:
         _check_tag(event, "map", "a mapping")
         values: dict[str, Any] = {}
-        size, height = 1, 0
         while not isinstance(item := next(self._events), yaml.MappingEndEvent):
             key = self._key(item, depth)
-            if key.value in values:
-                raise NotYaml(item.start_mark, f"key {shown(key.value)} is given twice")
-            node = self._node(next(self._events), depth)
-            values[key.value] = node.value
-            size, height = size + key.size + node.size, max(height, node.height)
-        return _Node(values, size, height + 1)
+            if key in values:
+                raise NotYaml(item.start_mark, f"key {shown(key)} is given twice")
+            values[key] = self._value(next(self._events), depth)
+        return values
 
-    def _key(self, event: Any, depth: int) -> _Node:
+    def _key(self, event: Any, depth: int) -> str:
         if isinstance(event, yaml.CollectionStartEvent):
             raise NotYaml(event.start_mark, "a list or a mapping cannot be a key")
         if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
-            raise NotYaml(event.start_mark, "merge keys (<<) are not read; write the values out")
-        node = self._node(event, depth)
-        if not isinstance(node.value, str):
-            written = printable(getattr(event, "value", node.value), MAX_SHOWN)
-            raise NotYaml(event.start_mark, f"the key {written} is no text; put it in quotes")
-        return node
+            raise NotYaml(event.start_mark, "merge keys (<<) are not supported; write the values out")
+        key = self._value(event, depth)
+        if not isinstance(key, str):
+            written = printable(getattr(event, "value", key), MAX_SHOWN)
+            raise NotYaml(event.start_mark, f"the key {written} is not a string; put it in quotes")
+        return key
 
 
 def _integer(text: str) -> int:
@@ -165,11 +154,11 @@ _SCHEMA: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
     "int": (re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"), _integer),
     "float": (re.compile(_DECIMAL), _float),
 }
-"""Of YAML 1.2's core schema (10.3.2): what a plain scalar must look like, in the order in which they are tried."""
+"""The core schema of YAML 1.2 (10.3.2): pattern and constructor of each type, in the order in which they are tried."""
 
 
 def _scalar(event: Any) -> Any:
-    """The value of a scalar: as its tag says, else as it looks where it is plain, else a text."""
+    """The value of a scalar: of the type of its tag; without a tag, by its pattern if it is plain, else a string."""
     text: str = event.value
     name = "str"
     if event.tag is None and event.implicit[0]:
@@ -177,16 +166,16 @@ def _scalar(event: Any) -> Any:
     elif event.tag not in (None, "!"):
         name = event.tag.removeprefix(_TAG)
         if name != "str" and (name not in _SCHEMA or not event.tag.startswith(_TAG)):
-            raise NotYaml(event.start_mark, f"the tag {_short(event.tag)} is not read; leave it out")
+            raise NotYaml(event.start_mark, f"the tag {_short(event.tag)} is not supported; leave it out")
     if name == "str":
-        # Escapes can write what the text itself may not hold.
+        # Escape sequences can produce characters that are not allowed in the text itself.
         found = _UNFIT.search(text)
         if found is not None:
-            raise NotYaml(event.start_mark, f"the character {shown(found[0])} has no place in a text")
+            raise NotYaml(event.start_mark, f"the character {shown(found[0])} is not allowed")
         return text
     pattern, make = _SCHEMA[name]
     if not pattern.fullmatch(text):
-        raise NotYaml(event.start_mark, f"{shown(text)} is no {name}")
+        raise NotYaml(event.start_mark, f"{shown(text)} is not of type {name}")
     try:
         return make(text)
     except ValueError as error:
@@ -195,7 +184,7 @@ def _scalar(event: Any) -> Any:
 
 def _check_tag(event: Any, name: str, what: str) -> None:
     if event.tag not in (None, "!", _TAG + name):
-        raise NotYaml(event.start_mark, f"the tag {_short(event.tag)} is not read for {what}; leave it out")
+        raise NotYaml(event.start_mark, f"the tag {_short(event.tag)} is not supported for {what}; leave it out")
 
 
 def _short(tag: str) -> str:
@@ -203,12 +192,12 @@ def _short(tag: str) -> str:
 
 
 def dump(value: Any, width: int = 80, flow: bool = False) -> str:
-    """Return plain values as YAML that reads back as the same values, here and under YAML 1.1.
+    """Plain values as YAML that reads back as the same values, also under YAML 1.1.
 
     Args:
-        value: mappings, lists, texts, numbers, truth values and None.
-        width: where long lines break.
-        flow: on one line, whatever its length.
+        value: mappings, lists, strings, numbers, booleans and None.
+        width: where long lines are broken.
+        flow: write everything on one line.
     """
     if flow:
         text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, width=1 << 30)
@@ -217,7 +206,7 @@ def dump(value: Any, width: int = 80, flow: bool = False) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts in quotes what YAML 1.1 or 1.2 would read as something else than a text; writes no aliases."""
+    """Quotes strings that YAML 1.1 or 1.2 would read as another type; writes no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Write out each value in place, without aliases."""
@@ -225,7 +214,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    # In other styles a line end would break the line, and some signs come back as others.
+    # In other styles a line end would break the line, and some characters would change.
     style = None if text.isprintable() else '"'
     return dumper.represent_scalar(_TAG + "str", text, style)
 

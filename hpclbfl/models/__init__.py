@@ -1,7 +1,7 @@
-"""Nets: torchvision's, a CIFAR-sized ViT from timm, the small residual nets of He et al., and small plain ones.
+"""Models: torchvision's, a CIFAR-sized ViT from timm, the small residual nets of He et al., and small plain ones.
 
-Each is made from its config and a description of the data. Weights are drawn from torch's global generator, so a seed
-set before the call determines them.
+Each is created from its config and a description of the data. Weights are drawn from torch's global generator, so a
+seed set before the call determines them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DataSpec(NamedTuple):
-    """What a net is made for."""
+    """The data that a model is created for."""
 
     input_shape: tuple[int, ...]
     """Of a sample; images: 3, height, width."""
@@ -34,24 +34,24 @@ class DataSpec(NamedTuple):
 
 
 class ImageModelConfig(ModelConfig):
-    """A net that takes square images from some size on."""
+    """A model for square images of a minimum size."""
 
     min_side: ClassVar[int] = 8
-    """Pixels."""
+    """Minimum side, pixels."""
 
     @classmethod
-    def takes(cls, side: int) -> bool:
-        """Whether it takes images of so many pixels."""
+    def accepts(cls, side: int) -> bool:
+        """Whether it accepts images with this side, pixels."""
         return side >= cls.min_side
 
     @classmethod
-    def sides(cls) -> str:
-        """Which it takes, in words."""
+    def accepted_sides(cls) -> str:
+        """The accepted sides, for messages."""
         return f"{cls.min_side} px and more"
 
 
 def make_model(config: ModelConfig, data: DataSpec) -> nn.Module:
-    """A freshly initialised net.
+    """A model with initial weights.
 
     Raises:
         ConfigError: it does not take samples like these; says which it takes. Or it has nothing to train.
@@ -61,9 +61,9 @@ def make_model(config: ModelConfig, data: DataSpec) -> nn.Module:
         _, height, width = data.input_shape
         if height != width:
             raise ConfigError(f"data.resize: images of {width} x {height} px are not square; give the side in px")
-        if not config.takes(height):
+        if not config.accepts(height):
             raise ConfigError(
-                f"model.name: {brief(config.name)} takes images of {config.sides()}, these have {height} px; "
+                f"model.name: {brief(config.name)} takes images of {config.accepted_sides()}, these have {height} px; "
                 "set data.resize"
             )
     net: nn.Module = MODELS.make(config, data)

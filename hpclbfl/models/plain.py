@@ -1,7 +1,7 @@
 """Small nets without shortcuts, for images of 8 to 32 px: a VGG of three convolutions, an AlexNet of two.
 
-The characteristics of the large nets are kept: 3x3 convolutions with pooling after each (K. Simonyan, A. Zisserman,
-"Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015) or a wide first convolution with a
+They keep the characteristics of the large nets: 3x3 convolutions, each followed by pooling (K. Simonyan, A. Zisserman,
+"Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015), or a wide first convolution with
 stride (A. Krizhevsky, I. Sutskever, G. Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS
 2012); then fully connected layers with dropout, and no normalisation.
 """
@@ -13,7 +13,7 @@ from torch import nn
 from hpclbfl.models.pooling import AdaptiveAvgPool2d
 
 DROPOUT = 0.5
-"""Of both nets, as in the large ones."""
+"""Default dropout probability, that of the large nets."""
 
 
 def vgg_small(side: int, num_classes: int, dropout: float | None) -> nn.Module:
@@ -47,7 +47,7 @@ def _classifier(features: int, num_classes: int, dropout: float | None) -> list[
 
 
 def _initialised(net: nn.Sequential) -> nn.Module:
-    # Without normalisation torch's default initialisation, made for other slopes, shrinks the signal layer by layer.
+    # Without normalisation, torch's default initialisation would shrink the activations from layer to layer.
     for module in net:
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Adaptive average pooling whose backward pass has deterministic kernels on a GPU, too: two matrix products there."""
+"""Adaptive average pooling with a deterministic backward pass on GPUs, as two matrix products."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
-    """torch's own, and its matrix form where a GPU is to be deterministic, for which torch has no kernel."""
+    """torch's, but as matrix products if deterministic algorithms are required on a GPU: torch has none."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[b, c, h, w] to [b, c, *output_size]."""
@@ -19,10 +19,10 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 
 
 def by_matrices(images: Tensor, output_size: int | tuple[int | None, int | None] | None) -> Tensor:
-    """The same means as products of [b, c, h, w] with a matrix from each side."""
+    """Adaptive average pooling as products of [b, c, h, w] with a matrix from each side."""
     height, width = output_size if isinstance(output_size, tuple) else (output_size, output_size)
     h, w = images.shape[-2:]
-    # Only the matrices are new, so autocast's types are those of the images.
+    # The matrices have the type of the images, also under autocast.
     rows = _means(h, h if height is None else height, images.dtype, images.device)
     columns = _means(w, w if width is None else width, images.dtype, images.device)
     return rows @ images @ columns.T
@@ -30,7 +30,7 @@ def by_matrices(images: Tensor, output_size: int | tuple[int | None, int | None]
 
 @lru_cache(maxsize=16)
 def _means(size: int, output_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[output_size, size] weights: row i takes the mean from floor(i n / m) to ceil((i + 1) n / m)."""
+    """[m, n] = [output_size, size] weights; row i averages the inputs from floor(i n / m) to ceil((i + 1) n / m)."""
     weights = torch.zeros(output_size, size, dtype=dtype)
     for row in range(output_size):
         begin, end = row * size // output_size, -(-(row + 1) * size // output_size)
@@ -39,10 +39,10 @@ def _means(size: int, output_size: int, dtype: torch.dtype, device: torch.device
 
 
 def with_deterministic_pooling(net: nn.Module) -> nn.Module:
-    """Replace torch's adaptive pooling in a given net by ours."""
+    """Replace torch's adaptive average pooling in a model."""
     for module in list(net.modules()):
         for name, child in module.named_children():
-            # To a single pixel torch takes a plain mean.
+            # For a single output pixel torch computes a plain mean, which is deterministic.
             if type(child) is nn.AdaptiveAvgPool2d and child.output_size not in (1, (1, 1)):
                 setattr(module, name, AdaptiveAvgPool2d(child.output_size))
     return net

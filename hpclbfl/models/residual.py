@@ -1,9 +1,9 @@
 """Residual nets for small images: 6n + 2 layers of 16, 32 and 64 channels.
 
 K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2, with
-parameter-free shortcuts (option A). With group normalisation (Y. Wu, K. He, "Group Normalization", ECCV 2018) nothing
-depends on what else is in the batch: BatchNorm fails where each client holds few labels (K. Hsieh et al., "The Non-IID
-Data Quagmire of Decentralized Machine Learning", ICML 2020, section 5).
+parameter-free shortcuts (option A). With group normalisation (Y. Wu, K. He, "Group Normalization", ECCV 2018) the
+output for a sample does not depend on the rest of the batch: BatchNorm fails if each client has few labels (K. Hsieh et
+al., "The Non-IID Data Quagmire of Decentralized Machine Learning", ICML 2020, section 5).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Norm = Callable[[int], nn.Module]
-"""Channels to a normalisation."""
+"""Maps a number of channels to a normalisation."""
 GROUP_CHANNELS = 8
-"""Channels that are normalised together; the fewest channels are 16."""
+"""Channels of a group."""
 
 
 def group_norm(channels: int) -> nn.Module:
-    """Groups of eight channels."""
+    """Group normalisation with groups of eight channels."""
     return nn.GroupNorm(channels // GROUP_CHANNELS, channels)
 
 
@@ -47,7 +47,7 @@ class Block(nn.Module):
 
 
 class ResNetCifar(nn.Module):
-    """`blocks_per_stage` = n blocks in each of three stages."""
+    """Three stages of `blocks_per_stage` = n blocks each."""
 
     def __init__(self, blocks_per_stage: int, num_classes: int, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Extrapolated SGD: each client takes its gradient a step ahead of the shared model.
+"""Extrapolated SGD: each client computes its gradient one step ahead of the shared model.
 
 T. Lin et al., "Extrapolation for Large-batch Training in Deep Learning", ICML 2020. Client c computes g_c at
-w - lr' * (its own gradient of the step before), and the reduced gradient moves w itself. The look ahead smooths the
-loss that a large batch sees; it needs no further gradient and no communication.
+w - lr' * (its own gradient of the previous step); the reduced gradient updates w. The extrapolation smooths the loss
+for large batches. It needs no additional gradient and no communication.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Extrapolation:
     """Keeps each client's last gradient.
 
     Args:
-        lr: lr', of the look ahead.
+        lr: lr', the step size of the extrapolation.
 
     Attributes:
-        gradients: by client, then by parameter: the mean gradient over its last batch times `factors[client]`.
-        factors: by client.
+        gradients: by client and parameter, the mean gradient over the client's last batch times `factors[client]`.
+        factors: by client; see `ahead`.
     """
 
     def __init__(self, lr: float) -> None:
@@ -36,10 +36,11 @@ class Extrapolation:
 
     @contextmanager
     def ahead(self, client: int, factor: float) -> Iterator[dict[nn.Parameter, Tensor]]:
-        """The parameters stand at the extrapolated point; fill the given dict with the gradients taken there.
+        """Inside the block, the parameters are extrapolated; add the gradients computed there to the given dict.
 
         Args:
-            factor: by which the client's mean gradient comes multiplied (its share of the global batch).
+            client: its number.
+            factor: of the client's mean gradient in the dict (its share of the global batch).
         """
         last, fresh = self.gradients.get(client, {}), dict[nn.Parameter, Tensor]()
         parameters = [p.detach() for p in last]
@@ -52,25 +53,25 @@ class Extrapolation:
         if fresh:
             self.gradients[client], self.factors[client] = fresh, factor
 
-    def memory(self, client: int, parameters: list[nn.Parameter]) -> ClientMemory:
-        """What is to be remembered of a client."""
-        return ClientMemory(self, client, parameters)
+    def client_state(self, client: int, parameters: list[nn.Parameter]) -> ClientState:
+        """The state of a client, for checkpoints."""
+        return ClientState(self, client, parameters)
 
 
-class ClientMemory:
+class ClientState:
     """A client's last gradient; a `hpclbfl.core.state.Stateful`.
 
     Args:
-        owner: that keeps it.
+        owner: holds the gradients of all clients.
         client: its number.
-        parameters: of the net, in its order.
+        parameters: of the model, in order.
     """
 
     def __init__(self, owner: Extrapolation, client: int, parameters: list[nn.Parameter]) -> None:
         self._owner, self._client, self._parameters = owner, client, parameters
 
     def state_dict(self) -> dict[str, Any]:
-        """Its factor, and a gradient or None for each parameter; nothing before its first step."""
+        """Its factor, and a gradient or None for each parameter; empty before its first step."""
         last = self._owner.gradients.get(self._client)
         if last is None:
             return {}

@@ -1,12 +1,12 @@
-"""Optimizer state from the first step on: momentum and the like as zeros instead of nothing.
+"""Initial optimizer state: momentum and moments are created as zeros before the first step.
 
-torch and timm make these tensors in the first step. A client without samples would then have none when states are
-averaged, and torch's fused SGD leaves momentum undefined when loss scaling skips the very first step. Zeros change no
-result: the first step makes momentum the gradient either way.
+torch and timm create these tensors in the first step. A client without samples would then have none when states are
+averaged, and torch's fused SGD leaves momentum undefined if loss scaling skips the first step. Zeros do not change any
+result: after the first step momentum equals the gradient either way.
 
-An optimizer of the user's own has a method for this, unless it is derived from one of these and keeps their state:
+An optimizer of the user's own needs a method for this, unless it is derived from one of these and keeps their state:
 
-    def reset_state(self) -> None: ...  # puts the state back to that before the first step, with all of its tensors
+    def reset_state(self) -> None: ...  # resets the state to that before the first step, with all of its tensors
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from hpclbfl.core.errors import ConfigError
 
 
 def reset_slots(optimizer: torch.optim.Optimizer) -> None:
-    """Set an optimizer's state back to that before the first step, all tensors present.
+    """Reset an optimizer's state to that before the first step, with all tensors present.
 
     Raises:
-        ConfigError: it is none of SGD, Adam, AdamW, LARS and LAMB, and cannot do this itself.
+        ConfigError: it is none of SGD, Adam, AdamW, LARS and LAMB, and has no method for this.
     """
     own = getattr(optimizer, "reset_state", None)
     if own is not None:
@@ -28,7 +28,7 @@ def reset_slots(optimizer: torch.optim.Optimizer) -> None:
         return
     if not _is_known(optimizer):
         raise ConfigError(
-            f"optimizer.name: {type(optimizer).__name__} has no method reset_state, which puts its state back to that "
+            f"optimizer.name: {type(optimizer).__name__} has no method reset_state, which resets its state to that "
             "before the first step, with all of its tensors"
         )
     optimizer.state.clear()

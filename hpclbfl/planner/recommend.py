@@ -9,7 +9,7 @@ import numpy as np
 
 import hpclbfl
 from hpclbfl.algorithms.rank import clients_of_rank
-from hpclbfl.batching.plan_file import TOLERATED, NetworkPlan, Plan, RankPlan, identity
+from hpclbfl.batching.plan_file import TOLERATED, NetworkPlan, Plan, RankPlan, job_fingerprint
 from hpclbfl.batching.share import balance
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.devices import seat_of
@@ -54,7 +54,7 @@ def make_plan(
         ranks = [rank.model_copy(update={"local_batch_size": b}) for rank, b in zip(ranks, sizes, strict=True)]
     plan = Plan(
         ranks=tuple(ranks),
-        job=identity(job),
+        job=job_fingerprint(job),
         num_train=first.num_train,
         global_batch_size=total,
         local_steps=job.sync.period(total, first.num_train),

@@ -4,14 +4,13 @@
 checkpoints/step-000000120/{shared.pt, client-00000.pt, ..., MANIFEST.json}
 ```
 
-Every rank writes the files of its clients into a folder with a leading dot; when all are on disk, rank 0 adds the
-manifest with their checksums and renames the folder. A folder without the dot is therefore complete. Later damage is
-detected by the checksums, and the previous checkpoint is used.
+Every rank writes the files of its clients into a folder with a leading dot. When all are on disk, rank 0 adds the
+manifest with their checksums and renames the folder, so a folder without the dot is complete. The checksums detect
+later damage; then the previous checkpoint is used.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 from hpclbfl.comm.base import Communicator
 from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import DataError, EnvironmentFault
-from hpclbfl.core.files import create, sync_folder
+from hpclbfl.core.files import sync_folder, write_new
 from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.core.state import check_restorable, checkpointed_types
 from hpclbfl.runs.folder import checkpoint_steps, numbers_in
@@ -38,20 +37,21 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """What MANIFEST.json says."""
+    """The content of MANIFEST.json."""
 
     format: int
     identity: dict[str, Any]
+    """The fingerprint of the experiment, under the name that it has in all versions."""
     sha256: dict[str, str]
-    """Of each file, by name."""
+    """Checksum of each file, by name."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint that this rank has read: the shared part, and those of its clients by number."""
+    """A checkpoint that this rank has read: the shared part, and the parts of its clients by number."""
 
     step: int
-    identity: dict[str, Any]
+    fingerprint: dict[str, Any]
     shared: dict[str, Any]
     clients: dict[int, dict[str, Any]]
 
@@ -61,28 +61,30 @@ class CheckpointStore:
 
     Args:
         folder: `checkpoints/` of the run folder.
-        comm: the engine; `save` and `load` are collectives.
+        comm: `save` and `load` are collectives.
     """
 
     def __init__(self, folder: Path, comm: Communicator) -> None:
         self.folder, self._comm = folder, comm
 
     def steps(self) -> list[int]:
-        """See `runfolder.checkpoint_steps`."""
+        """See `hpclbfl.runs.folder.checkpoint_steps`."""
         return checkpoint_steps(self.folder)
 
     def save(
-        self, step: int, identity: dict[str, Any], shared: dict[str, Any], clients: dict[int, dict[str, Any]]
+        self, step: int, fingerprint: dict[str, Any], shared: dict[str, Any], clients: dict[int, dict[str, Any]]
     ) -> None:
         """Publish a checkpoint.
 
         Args:
-            identity: what a resuming job is compared with; taken from rank 0, like `shared`. clients: parts of this
-            rank's clients.
+            step: finished optimizer steps.
+            fingerprint: what a resuming job is compared with; only rank 0's is saved, as with `shared`.
+            shared: state that all clients have in common.
+            clients: states of this rank's clients, by number.
 
         Raises:
-            EnvironmentFault: some rank could not write; older checkpoints stay as they are.
-            TypeError: a component's state could not be restored; see `core.state`.
+            EnvironmentFault: a rank could not write; older checkpoints stay as they are.
+            TypeError: a component's state cannot be restored; see `core.state`.
         """
         begin = time.perf_counter()
         comm, temporary = self._comm, self.folder / f".step-{step:09d}"
@@ -91,33 +93,33 @@ class CheckpointStore:
             parts["shared.pt"] = shared
         for name, part in parts.items():
             check_restorable(part, name.removesuffix(".pt"))
-        self._together(self._prepare, temporary)
-        written = self._together(_write_files, temporary, parts)
+        self._on_all_ranks(self._prepare, temporary)
+        written = self._on_all_ranks(_write_files, temporary, parts)
         checksums = {name: digest for files in written for name, digest in files.items()}
-        manifest = {"format": FORMAT, "step": step, "identity": identity, "sha256": checksums}
-        self._together(self._publish, temporary, manifest)
+        manifest = {"format": FORMAT, "step": step, "identity": fingerprint, "sha256": checksums}
+        self._on_all_ranks(self._publish, temporary, manifest)
         logger.debug(f"{self.folder}: saved the checkpoint of step {step} in {time.perf_counter() - begin:.2f} s")
 
-    def _together(self, action: Any, *arguments: Any) -> list[Any]:
-        """Run on every rank; an error on one rank is an error on all, so that none is left waiting."""
+    def _on_all_ranks(self, action: Any, temporary: Path, *arguments: Any) -> list[Any]:
+        """The result of every rank; an error on one rank is raised on all, so that none waits forever."""
         result, problem = None, ""
         try:
-            result = action(*arguments)
+            result = action(temporary, *arguments)
         except (OSError, EnvironmentFault, RuntimeError) as error:
             problem = getattr(error, "strerror", None) or str(error)
-        rows = self._comm.allgather((result, problem))
-        for rank, (_, told) in enumerate(rows):
-            if told:
+        gathered = self._comm.allgather((result, problem))
+        for rank, (_, problem) in enumerate(gathered):
+            if problem:
                 with suppress(OSError):
-                    shutil.rmtree(arguments[0])
-                raise EnvironmentFault(f"{self.folder}: rank {rank} cannot write a checkpoint: {told.lower()}")
-        return [row[0] for row in rows]
+                    shutil.rmtree(temporary)
+                raise EnvironmentFault(f"{self.folder}: rank {rank} cannot write a checkpoint: {problem.lower()}")
+        return [result for result, _ in gathered]
 
     def _prepare(self, temporary: Path) -> None:
         if self._comm.rank == 0:
             for stale in numbers_in(self.folder, 9, ".step-"):
                 shutil.rmtree(self.folder / f".step-{stale:09d}")
-            # The folder exists, unless somebody has removed the run.
+            # Fails if the run folder was removed, which is intended.
             temporary.mkdir()
 
     def _publish(self, temporary: Path, manifest: dict[str, Any]) -> None:
@@ -128,7 +130,7 @@ class CheckpointStore:
         if final.is_symlink():
             final.unlink()
         elif final.exists():
-            # A run that resumed from an older one passes here again.
+            # A run that resumed from an older checkpoint reaches this step again.
             shutil.rmtree(final)
         temporary.rename(final)
         sync_folder(self.folder)
@@ -138,11 +140,11 @@ class CheckpointStore:
     def load(
         self, clients: Iterable[int], check: Callable[[Found], None] = lambda found: None
     ) -> tuple[Found | None, list[str]]:
-        """The newest checkpoint that is complete and fits on every rank, or None; and a line about each one skipped.
+        """The newest checkpoint that every rank can read and accepts, or None; and a line about each one skipped.
 
         Args:
-            clients: whose parts this rank wants.
-            check: raises DataError over one that does not fit.
+            clients: the clients whose parts this rank needs.
+            check: raises DataError for a checkpoint that does not fit.
         """
         wanted = list(clients)
         problems: list[str] = []
@@ -154,10 +156,10 @@ class CheckpointStore:
                 check(found)
             except DataError as error:
                 problem = str(error)
-            told = [text for text in self._comm.allgather(problem) if text]
-            if not told:
+            gathered = [text for text in self._comm.allgather(problem) if text]
+            if not gathered:
                 return found, problems
-            problems.append(told[0])
+            problems.append(gathered[0])
         return None, problems
 
     def _read(self, step: int, clients: Sequence[int]) -> Found:
@@ -168,13 +170,13 @@ class CheckpointStore:
         if manifest.format != FORMAT:
             raise DataError(f"{folder}: has format {manifest.format}; this version reads format {FORMAT}")
         shared = self._part(folder, "shared.pt", manifest)
-        # Another number of clients is refused by the caller, who can say more about it.
-        there = [client for client in clients if _client_file(client) in manifest.sha256]
-        parts = {client: self._part(folder, _client_file(client), manifest) for client in there}
+        # The caller refuses another number of clients, with a better message.
+        present = [client for client in clients if _client_file(client) in manifest.sha256]
+        parts = {client: self._part(folder, _client_file(client), manifest) for client in present}
         return Found(step, manifest.identity, shared, parts)
 
     def _part(self, folder: Path, name: str, manifest: Manifest) -> dict[str, Any]:
-        # A name without a checksum is none of the checkpoint's files.
+        # A file without a checksum does not belong to the checkpoint.
         found = read_tensors(folder / name, manifest.sha256.get(name, "none"), checkpointed_types())
         if not isinstance(found, dict):
             raise DataError(f"{folder / name}: is damaged: holds no mapping")
@@ -189,10 +191,7 @@ def _write_files(folder: Path, parts: dict[str, dict[str, Any]]) -> dict[str, st
     checksums = {}
     for name, part in parts.items():
         content = to_bytes(part)
-        with create(folder / name) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(folder / name, content)
         checksums[name] = checksum(content)
     sync_folder(folder)
     return checksums

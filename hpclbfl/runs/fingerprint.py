@@ -1,4 +1,4 @@
-"""What identifies an experiment, and which one a run folder holds."""
+"""The fingerprint of an experiment, and that of the experiment in a run folder."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from hpclbfl.core.yamlfile import read_mapping
 from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.runs.folder import RunFolder
 
-Identity = dict[str, Any]
-"""`JobConfig.scientific`, as JSON gives it back."""
+Fingerprint = dict[str, Any]
+"""`JobConfig.scientific` as JSON values; stands in provenance.json and MANIFEST.json under the key `identity`."""
 
 _SHOWN = 4
-"""Keys of a difference."""
+"""Differing keys that a message lists."""
 
 
-def identity(job: JobConfig, data_fingerprint: str) -> Identity:
+def fingerprint_of(job: JobConfig, data_fingerprint: str) -> Fingerprint:
     """What must agree for a job to continue in the run folder of another."""
-    found: Identity = _plain(job.scientific(data_fingerprint))
+    found: Fingerprint = _plain(job.scientific(data_fingerprint))
     return found
 
 
 def read_job(folder: RunFolder) -> JobConfig:
-    """Return the job that a run folder of any version holds; its own parts are imported from their copies in it.
+    """The job in a run folder of any version; its own parts are imported from their copies there.
 
     Raises:
-        ConfigError: it has none, or one that is not valid.
+        ConfigError: there is none, or it is not valid.
     """
     lookup = Lookup((folder.path,), copies_only=True)
     return parse_job(migrated(read_mapping(folder.config, "not a job")), str(folder.config), lookup)
 
 
-def held_experiment(folder: RunFolder) -> Identity | None:
-    """Which experiment a run folder holds, whatever its state; None if nothing was trained there.
+def held_experiment(folder: RunFolder) -> Fingerprint | None:
+    """The experiment in a run folder, whatever its state; None if nothing was trained there.
 
-    It is read from the newest attempt's provenance, in folders of older versions from config.yaml.
+    It is read from the newest attempt's provenance; in folders of older versions, from config.yaml.
 
     Raises:
-        DataError: there is one, and it cannot be told which; one line.
+        DataError: something was trained there, and nothing says which experiment it was; one line.
     """
     if folder.is_empty():
         return None
-    fingerprint = ""
+    data_fingerprint = ""
     for attempt in reversed(folder.attempts()):
         try:
             provenance = read_json(attempt.provenance, dict) or {}
@@ -61,52 +61,55 @@ def held_experiment(folder: RunFolder) -> Identity | None:
             continue
         with suppress(DataError):
             if (found := provenance.get("identity")) is not None:
-                return checked_identity(found)
-        fingerprint = fingerprint or str(provenance.get("data_fingerprint", ""))
+                return checked_fingerprint(found)
+        data_fingerprint = data_fingerprint or str(provenance.get("data_fingerprint", ""))
     try:
         if not folder.config.exists():
-            raise DataError(f"{folder.path}: has no config.yaml and no attempt that tells")
+            raise DataError(f"{folder.path}: has neither config.yaml nor a readable provenance.json")
         job = read_job(folder)
-        return {**identity(job, fingerprint), "stop": job.stop.model_dump(mode="json")}
+        return {**fingerprint_of(job, data_fingerprint), "stop": job.stop.model_dump(mode="json")}
     except HpclbflError as error:
         raise DataError(
-            f"{folder.path}: which experiment this run folder holds cannot be told: {error}; give another --run-dir, "
-            "or '--resume never', which sets it aside"
+            f"{folder.path}: cannot tell which experiment this run folder holds: {error}; give another --run-dir, or "
+            "'--resume never', which sets it aside"
         ) from error
 
 
-def checked_identity(found: Any) -> Identity:
-    """The experiment that a file describes, if it can be compared with another.
+def checked_fingerprint(found: Any) -> Fingerprint:
+    """A fingerprint from a file, checked and brought to the present version.
 
     Raises:
-        DataError: it is none.
+        DataError: it cannot be compared with another.
     """
     sections = ("data", "schedule")
     if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in sections):
-        raise DataError("its identity is no experiment's")
+        raise DataError("its fingerprint is not valid")
     if "stop" in found:
         try:
             StopConfig.model_validate(found["stop"])
         except ValidationError as error:
-            raise DataError("its identity is no experiment's: its stop is none") from error
+            raise DataError("its fingerprint is not valid: its stop cannot be read") from error
     return migrated(found)
 
 
-def differences(old: Identity, new: Identity, job: JobConfig, global_batch_size: int, num_train: int) -> str:
-    """Say which keys tell two experiments apart, `optimizer.lr was 0.1, now 0.2; ...`; empty: they are the same.
+def differences(old: Fingerprint, new: Fingerprint, job: JobConfig, global_batch_size: int, num_train: int) -> str:
+    """The keys in which two experiments differ, `optimizer.lr was 0.1, now 0.2; ...`; empty if they are the same.
 
     Args:
-        old: of the run folder or checkpoint; one of an older version covers `stop`, and its schedule may end there.
+        old: of the run folder or checkpoint. If an older version wrote it, it includes `stop`, which may determine the
+            end of its schedule.
         new: of the job.
-        job, global_batch_size, num_train: what the new one was made of.
+        job: the job itself.
+        global_batch_size: B of the job, samples.
+        num_train: N, size of its training set.
     """
     if not old.get("data", {}).get("fingerprint"):
-        # Nothing in the folder says so.
+        # The folder does not say which data it was, so they are not compared.
         old = {**old, "data": {**old.get("data", {}), "fingerprint": new["data"]["fingerprint"]}}
     if "stop" in old:
         old = {**old}
         stop = old.pop("stop")
-        # As the older version ended it, on the same data.
+        # The end of the schedule that the older version derived, on the same data.
         former = job.model_copy(update={"stop": StopConfig.model_validate(stop)})
         with suppress(ConfigError):
             schedule = component_config(SCHEDULES, old.get("schedule"), "", "schedule")
@@ -118,7 +121,7 @@ def differences(old: Identity, new: Identity, job: JobConfig, global_batch_size:
 
 
 def _differing(old: Any, new: Any, path: str = "") -> list[str]:
-    """`key was old, now new` of every leaf that differs."""
+    """`key was old, now new` for every leaf that differs."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = sorted(old.keys() | new.keys())
         return [line for key in keys for line in _differing(old.get(key), new.get(key), f"{path}.{key}".strip("."))]
@@ -126,7 +129,7 @@ def _differing(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """A value as it comes back from JSON."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

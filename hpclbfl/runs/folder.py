@@ -1,4 +1,4 @@
-"""The run folder: where a run's files lie, and what its small files say.
+"""The run folder: its files, and the content of the small ones.
 
 ```
 <run>/{config.yaml, parts/, status.json, DONE.json, model.pt, checkpoints/,
@@ -26,19 +26,19 @@ from hpclbfl.core.jsonfile import read_json, write_json
 from hpclbfl.core.yamlfile import write_sealed
 
 State = Literal["running", "done", "failed", "requeue"]
-"""State of a run: training, finished, ended by an error, or stopped early and to be resumed."""
+"""State of a run: training, finished, ended by an error, or stopped early and waiting to be resumed."""
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 RUN_FILES = (
     *("DONE.json", "model.pt", "sharpness.h5", "status.json", "tally.json"),
     *("checkpoints", "attempts", PARTS, "config.yaml"),
 )
-"""Everything that belongs to one training of a run, in the order in which it is moved away: `config.yaml`, which says
-what the rest is, goes last."""
+"""Everything that one training of a run leaves, in the order in which it is moved away: `config.yaml`, which describes
+the rest, goes last."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What status.json says."""
+    """The content of status.json."""
 
     state: State
     time: str = ""
@@ -48,15 +48,15 @@ class Status:
     epoch: float | None = None
     error: str | None = None
     rank: Count | None = None
-    """Which failed."""
+    """The rank that failed."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What DONE.json says of a finished run; written last, with the checksums of the files that it vouches for."""
+    """The content of DONE.json, which is written last, when a run is finished."""
 
     reason: str
-    """Which stop condition was met."""
+    """The stop condition that was met."""
     step: Count
     epoch: Annotated[float, Field(ge=0, lt=1e9)]
     num_samples: Count
@@ -64,14 +64,14 @@ class Done:
     """Digest of the experiment."""
     elapsed_s: float = 0.0
     top1: float | None = None
-    """0 to 1; None: not a number."""
+    """0 to 1; None if it was NaN."""
     top5: float | None = None
     loss: float | None = None
     """Test cross-entropy, nats."""
     num_train: Count | None = None
-    """N, size of the training set; None: of an older version."""
+    """N, size of the training set; None in files of older versions."""
     files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of model.pt; empty: of an older version."""
+    """SHA-256 of model.pt, by name; empty in files of older versions."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Attempt:
 
     @property
     def provenance(self) -> Path:
-        """What ran, where and on what."""
+        """See `hpclbfl.runs.provenance`."""
         return self.path / "provenance.json"
 
     @property
@@ -103,8 +103,8 @@ class Attempt:
 class RunFolder:
     """A run's folder. Nothing is created or read before a method needs it.
 
-    Every writing method raises EnvironmentFault, one line that names the path, when the folder cannot be written.
-    Under MPI only rank 0 calls them, and sends the attempt's number to the others, for `attempt(number)`.
+    Every writing method raises EnvironmentFault, one line that names the path, if the folder cannot be written. Under
+    MPI only rank 0 writes; it sends the attempt's number to the other ranks, which call `attempt(number)`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -117,7 +117,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The trained net of a finished run."""
+        """The trained model of a finished run."""
         return self.path / "model.pt"
 
     @property
@@ -126,7 +126,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def create(self) -> None:
-        """Make the folder with its subfolders; what is there stays."""
+        """Create the folder with its subfolders; existing ones stay as they are."""
         for folder in (self.checkpoints, self.path / "attempts"):
             make_folder(folder)
 
@@ -135,7 +135,7 @@ class RunFolder:
         write_sealed(self.config, text)
 
     def attempt(self, number: int) -> Attempt:
-        """The attempt with this number, made already or not."""
+        """The attempt with this number, whether it exists or not."""
         return Attempt(number, self.path / "attempts" / f"{number:03d}")
 
     def attempts(self) -> list[Attempt]:
@@ -143,7 +143,7 @@ class RunFolder:
         return [self.attempt(number) for number in numbers_in(self.path / "attempts", 3)]
 
     def next_attempt(self) -> Attempt:
-        """Create the next attempt's folder; two processes that do so at the same time get different numbers."""
+        """Create the next attempt's folder; processes that do so at the same time get different numbers."""
         self.create()
         number = max((a.number for a in self.attempts()), default=-1) + 1
         while True:
@@ -157,22 +157,22 @@ class RunFolder:
             return attempt
 
     def write_status(self, state: State, **fields: Any) -> None:
-        """Replace status.json by the state, the time (UTC) and the given fields (JSON values; `error`: one line)."""
+        """Replace status.json by the state, the time (UTC) and these fields of `Status`."""
         write_json(self.path / "status.json", {"state": state, "time": utc_now(), **fields})
 
     def status(self) -> Status | None:
-        """status.json, or None when there is none that can be read."""
+        """The content of status.json; None if it is missing or cannot be read."""
         try:
             return read_json(self.path / "status.json", Status)
         except DataError:
             return None
 
     def mark_done(self, summary: dict[str, Any]) -> None:
-        """Write DONE.json: the run is finished and is not to be run again."""
+        """Write DONE.json: the run is finished."""
         write_json(self.path / "DONE.json", {"time": utc_now(), **summary})
 
     def done(self) -> Done | None:
-        """DONE.json, or None when the run is not done.
+        """The content of DONE.json; None while the run is not finished.
 
         Raises:
             DataError: it is damaged.
@@ -180,39 +180,39 @@ class RunFolder:
         return read_json(self.path / "DONE.json", Done)
 
     def is_empty(self) -> bool:
-        """Whether nothing was trained here; an attempt that ended before it wrote anything does not count."""
+        """Whether nothing was trained here; an attempt that wrote neither provenance nor log does not count."""
         names = ("config.yaml", "DONE.json", "model.pt")
         if any((self.path / name).exists() for name in names) or checkpoint_steps(self.checkpoints):
             return False
         return not any(a.provenance.exists() or any(a.path.glob("rank*.h5")) for a in self.attempts())
 
     def set_aside(self) -> Path | None:
-        """Move what is there to `earlier/<number>`, for a run that starts anew; None: there is nothing."""
-        there = [path for name in RUN_FILES if (path := self.path / name).exists()]
-        if self.is_empty() or not there:
+        """Move all files of the run to `earlier/<number>`, so that it can start anew; None if it is empty."""
+        present = [path for name in RUN_FILES if (path := self.path / name).exists()]
+        if self.is_empty() or not present:
             return None
         earlier = self.path / "earlier"
         make_folder(earlier)
         number = max(numbers_in(earlier, 3), default=-1)
         target = earlier / f"{number:03d}"
-        # config.yaml goes last: without it the one before was interrupted, and this is the rest of it.
-        if number < 0 or (target / "config.yaml").exists() or any((target / path.name).exists() for path in there):
+        # config.yaml is moved last: if it is missing there, the last move was interrupted, and this completes it.
+        if number < 0 or (target / "config.yaml").exists() or any((target / path.name).exists() for path in present):
             target = earlier / f"{number + 1:03d}"
         with explained_writes(target):
             target.mkdir(exist_ok=True)
-            for path in there:
+            for path in present:
                 path.rename(target / path.name)
         return target
 
     def clear_done(self) -> None:
-        """Remove DONE.json, if it exists, as the run goes on."""
+        """Remove DONE.json, if it exists, because the run continues."""
         path = self.path / "DONE.json"
         with explained_writes(path):
             path.unlink(missing_ok=True)
 
 
 def utc_now() -> str:
-    """The time now, ISO 8601 in UTC, to the second."""
+    """The present time, ISO 8601 in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
@@ -223,9 +223,9 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def numbers_in(folder: Path, width: int, prefix: str = "", suffix: str = "") -> list[int]:
-    """The numbers in a folder's names `<prefix><number><suffix>`, in order; empty where there is no folder.
+    """The numbers in names `<prefix><number><suffix>` in a folder, in order; empty if there is no folder.
 
-    Names that are written otherwise, with other leading zeros, are none of ours.
+    Names with another number of leading zeros do not count.
 
     Raises:
         EnvironmentFault: the folder cannot be read.

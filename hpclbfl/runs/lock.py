@@ -1,10 +1,9 @@
-"""Who owns a folder: one live process, or one Slurm job, at a time.
+"""The lock of a folder: one live process, or one Slurm job, owns it at a time.
 
-`<folder>/lease/<number>.json` names the owner; the file with the highest number counts. It is created with O_EXCL, so
-that only one of two processes that find the folder free, or its lock stale, gets it. A new owner takes the next number
-instead of replacing the file: no name is used twice, so nobody can remove a lock that changed after he read it. The
-owner may start other processes that work for it (the ranks of a run): they find its token in their environment and
-join.
+`<folder>/lease/<number>.json` names the owner; the file with the highest number counts. A new owner creates the next
+number with O_EXCL, so only one of several processes that find the folder free, or its lock stale, succeeds. No number
+is reused, so no process can remove a lock that has changed since it read it. Processes that the owner starts (the ranks
+of a run) find its token in their environment and join.
 """
 
 from __future__ import annotations
@@ -21,37 +20,36 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 
 from hpclbfl.core.errors import DataError, EnvironmentFault, HpclbflError
-from hpclbfl.core.files import create, explained_writes, make_folder
+from hpclbfl.core.files import explained_writes, make_folder, write_new
 from hpclbfl.core.jsonfile import read_json, to_bytes, write_json
 from hpclbfl.core.process import Process, this_process
 from hpclbfl.runs.folder import RunFolder, numbers_in, utc_now
 from hpclbfl.runs.slurm_client import ENDED, Job, JobId, Queue, SlurmUnavailable, cluster_name, live_jobs
 
 TOKEN = "HPCLBFL_LEASE"
-"""Environment variable: the token of the lease that this process works under."""
+"""Environment variable: the token of the lock that this process works under."""
+LOST = "ended without a word: killed, or its node was lost"
+"""Error of a run whose status is `running` although its lock is stale."""
 
 _ATTEMPTS = 20
 _KEPT = 8
+"""Old locks that stay for processes that listed the folder earlier; some file systems show new files late."""
 _WRITING_S = 30.0
-"""A lock that cannot be read may be just being written; if it is older than this, it is stale."""
+"""An unreadable lock younger than this may be half written; an older one is stale."""
 
 
-LOST = "ended without a word: killed, or its node was lost"
-"""Error of a run whose status says that it trains although its lock is stale."""
-
-
-class LeaseHeld(HpclbflError):
+class LockHeld(HpclbflError):
     """Another live process owns the folder."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The owner of a folder, present or past."""
+    """The present or former owner of a folder."""
 
     token: str
     time: str
     processes: tuple[Process, ...]
-    """If any of these is alive, so is the owner."""
+    """The owner is alive while any of these is."""
     slurm: JobId | None = None
     """The job, `12` or `12_3`."""
     restart: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -65,8 +63,8 @@ class Owner:
         return f"Slurm job {self.slurm}{at}" if self.slurm else f"process {first.pid if first else '?'}{at}"
 
 
-class Verdict(NamedTuple):
-    """Whether an owner is alive, as far as can be known; in doubt it counts as alive."""
+class Liveness(NamedTuple):
+    """Whether an owner is alive; if that is unknown, it counts as alive and `certain` is false."""
 
     live: bool
     why: str
@@ -74,159 +72,147 @@ class Verdict(NamedTuple):
 
 
 Query = Callable[[Iterable[str]], Mapping[str, Job]]
-"""Live jobs among these ids, see `squeue.live_jobs`."""
+"""The live jobs among these ids; see `slurm_client.live_jobs`."""
 
 
 class RunLock:
-    """A folder that this process owns until it is released."""
+    """A folder that this process owns until it calls `release`."""
 
     def __init__(self, path: Path, owner: Owner, joined: bool = False) -> None:
         self.path, self.owner, self.joined = path, owner, joined
 
     def environment(self) -> dict[str, str]:
-        """Environment variables for processes that work for the owner."""
+        """Environment variables for processes that are to join."""
         return {TOKEN: self.owner.token}
 
     def release(self) -> None:
-        """Release the folder; has no effect for processes that joined, or if the lock was lost."""
-        if self.joined:
-            return
-        number, owner = _newest(self.path.parent)
-        if owner is not None and owner.token == self.owner.token and self.path == _file(self.path.parent, number):
-            _write(self.path, replace(owner, released=True))
+        """Release the folder; does nothing in a process that joined, or if the lock was lost."""
+        path, owner = _newest(self.path.parent)
+        if not self.joined and path == self.path and owner is not None and owner.token == self.owner.token:
+            write_json(path, asdict(replace(owner, released=True)))
 
 
 def acquire(
     folder: Path, environ: Mapping[str, str] | None = None, query: Query = live_jobs, me: Owner | None = None
 ) -> RunLock:
-    """Lock a run folder, creating it if necessary; take it over if its lock is stale.
+    """Lock a folder, creating it if necessary; a stale lock is taken over.
 
     Args:
-        folder: the run folder, or any other.
-        environ: tells the Slurm job around us, and the lease to join; default: this process's.
-        query: asks Slurm for jobs that live.
+        folder: a run folder, or any other.
+        environ: names the Slurm job of this process and the lock to join; default: this process's environment.
+        query: asks Slurm which jobs are live.
         me: the new owner; default: this process.
 
     Raises:
-        LeaseHeld: another process owns it; one line that says which, and what to do if that one is gone after all.
+        LockHeld: another process owns it; one line that names it, and says what to do if it is gone after all.
         EnvironmentFault: the folder cannot be written.
     """
     environ = os.environ if environ is None else environ
     me = this_owner(environ, query) if me is None else me
-    leases = folder / "lease"
-    make_folder(leases)
+    locks = folder / "lease"
+    make_folder(locks)
     for _ in range(_ATTEMPTS):
-        number, found = _newest(leases)
-        path = _file(leases, number)
-        if found is not None and not found.released:
-            if found.token == environ.get(TOKEN):
-                joined = replace(found, processes=(*found.processes, *me.processes))
-                _write(path, joined)
+        path, owner = _newest(locks)
+        if owner is not None and not owner.released:
+            if owner.token == environ.get(TOKEN):
+                joined = replace(owner, processes=(*owner.processes, *me.processes))
+                write_json(path, asdict(joined))
                 return RunLock(path, joined, joined=True)
-            verdict = owner_liveness(found, query, me)
-            if verdict.live:
-                advice = "" if verdict.certain else f"; if it is gone, remove {path}"
-                raise LeaseHeld(f"{folder}: owned by {found} since {found.time} ({verdict.why}){advice}")
-        elif found is None and number and _is_fresh(path):
-            raise LeaseHeld(f"{folder}: another process is just taking it")
-        mine = _file(leases, number + 1)
+            liveness = owner_liveness(owner, query, me)
+            if liveness.live:
+                advice = "" if liveness.certain else f"; if it is gone, remove {path}"
+                raise LockHeld(f"{folder}: owned by {owner} since {owner.time} ({liveness.why}){advice}")
+        elif owner is None and _is_fresh(path):
+            raise LockHeld(f"{folder}: another process is acquiring the lock right now")
+        mine = path.with_name(f"{int(path.stem) + 1:06d}.json")
         if _create(mine, me):
-            if _newest(leases)[0] == number + 1:
-                _remove_old(leases, number + 1)
+            if _newest(locks)[0] == mine:
+                _remove_old(mine)
                 return RunLock(mine, me)
-            # Since we looked, others have taken that number, released it, and gone on.
+            # The listing was out of date: others had used and removed this number, and have gone on.
             mine.unlink(missing_ok=True)
-    raise LeaseHeld(f"{folder}: others take it again and again; try later")
+    raise LockHeld(f"{folder}: other processes keep acquiring the lock; try again later")
 
 
 def holder(folder: Path) -> Owner | None:
-    """Return who took the folder last and has not released it, alive or not."""
+    """The last owner of a folder if it has not released it, alive or not."""
     _, owner = _newest(folder / "lease")
     return None if owner is None or owner.released else owner
 
 
 def is_live(folder: Path, query: Query = live_jobs) -> bool:
-    """Whether a live process owns the folder, so that a run whose status says that it trains really does."""
+    """Whether a live process owns the folder, so that a run with the status `running` really is running."""
     owner = holder(folder)
     return owner is not None and owner_liveness(owner, query).live
 
 
 def find_lost(folders: Iterable[Path]) -> set[Path]:
-    """Run folders among these whose status says that they train although their locks are stale.
+    """Those run folders whose status is `running` although their lock is stale.
 
-    An owner that cannot be looked at, say on another machine, counts as alive. Slurm is asked once for all.
+    An owner that cannot be checked, such as one on another machine, counts as alive. Slurm is asked once for all.
     """
     owners: dict[Path, Owner | None] = {}
     for folder in folders:
-        # A lock that cannot be looked at, or is just being written, says nothing.
+        # An unreadable or half-written lock tells nothing.
         with suppress(EnvironmentFault):
-            number, owner = _newest(folder / "lease")
-            if owner is not None or not number or not _is_fresh(_file(folder / "lease", number)):
+            path, owner = _newest(folder / "lease")
+            if owner is not None or not _is_fresh(path):
                 owners[folder] = None if owner is None or owner.released else owner
     queue = Queue(owner.slurm for owner in owners.values() if owner is not None and owner.slurm is not None)
     lost = {folder for folder, owner in owners.items() if owner is None or not owner_liveness(owner, queue).live}
-    # A run that has ended meanwhile wrote its status before it released the lock.
+    # Read after the locks: a run that ends writes its status before it releases its lock.
     states = {folder: RunFolder(folder).status() for folder in lost}
     return {folder for folder, status in states.items() if status is not None and status.state == "running"}
 
 
-def owner_liveness(owner: Owner, query: Query = live_jobs, me: Owner | None = None) -> Verdict:
-    """Whether an owner is alive, as far as this machine can see.
+def owner_liveness(owner: Owner, query: Query = live_jobs, me: Owner | None = None) -> Liveness:
+    """Whether an owner is alive, as far as this machine can tell.
 
     Args:
-        owner: who is asked about.
-        query: asks Slurm.
-        me: this process: after a requeue, the same Slurm job knows that its former start is gone.
+        owner: the owner in question.
+        query: asks Slurm which jobs are live.
+        me: this process; after a requeue it is the same Slurm job, whose former processes are gone.
     """
     alive = next((p for p in owner.processes if p.is_running), None)
     if alive is not None:
-        return Verdict(True, f"process {alive.pid} is running")
-    elsewhere = [p for p in owner.processes if not p.is_here]
+        return Liveness(True, f"process {alive.pid} is running")
+    remote = next((p.host for p in owner.processes if not p.is_here), None)
     if owner.slurm is None:
-        if not elsewhere:
-            return Verdict(False, "its process is gone")
-        return Verdict(True, f"whether it still runs can only be seen on {elsewhere[0].host}", False)
+        if remote is None:
+            return Liveness(False, "its process is gone")
+        return Liveness(True, f"whether it still runs can only be seen on {remote}", False)
     if me is not None and (me.slurm, me.cluster) == (owner.slurm, owner.cluster):
-        if me.restart > owner.restart or not elsewhere:
-            return Verdict(False, "it is this job's own, from before")
-        return Verdict(True, "it is of the same job", False)
-    return _judge_job(owner, query)
-
-
-def _judge_job(owner: Owner, query: Query) -> Verdict:
-    job = owner.slurm or ""
+        if me.restart > owner.restart or remote is None:
+            return Liveness(False, "an earlier start of this job")
+        return Liveness(True, "it belongs to the same job", False)
     try:
         if owner.cluster is not None and (here := cluster_name()) != owner.cluster:
-            return Verdict(True, f"job {job} is one of cluster {owner.cluster}, this is {here}", False)
-        found = query([job]).get(job)
+            return Liveness(True, f"job {owner.slurm} belongs to cluster {owner.cluster}, this is {here}", False)
+        job = query([owner.slurm]).get(owner.slurm)
     except SlurmUnavailable as error:
-        return Verdict(True, f"whether job {job} lives is unknown: {error}", False)
-    if found is None or found.state in ENDED:
-        return Verdict(False, f"job {job} has ended")
-    return Verdict(True, f"job {job} is {found.state}")
+        return Liveness(True, f"whether job {owner.slurm} lives is unknown: {error}", False)
+    if job is None or job.state in ENDED:
+        return Liveness(False, f"job {owner.slurm} has ended")
+    return Liveness(True, f"job {owner.slurm} is {job.state}")
 
 
 def this_owner(environ: Mapping[str, str], query: Query = live_jobs) -> Owner:
-    """Return this process as an owner, with the Slurm job that it runs in."""
+    """The calling process as an owner, with the Slurm job that it runs in."""
     me = Owner(uuid.uuid4().hex, utc_now(), (this_process(),))
     job = slurm_job(environ)
     if job is None:
         return me
     with suppress(SlurmUnavailable):
         if job not in query([job]):
-            # Variables that outlived their job, in a shell that was started in it.
+            # A shell that was started in a job keeps the job's variables after its end.
             return me
     restart = environ.get("SLURM_RESTART_COUNT", "0")
-    return replace(
-        me,
-        slurm=job,
-        restart=int(restart) if restart.isdigit() else 0,
-        cluster=environ.get("SLURM_CLUSTER_NAME"),
-    )
+    count = int(restart) if restart.isdigit() else 0
+    return replace(me, slurm=job, restart=count, cluster=environ.get("SLURM_CLUSTER_NAME"))
 
 
 def slurm_job(environ: Mapping[str, str]) -> str | None:
-    """Return the job that these variables name, `12` or `12_3`."""
+    """The job that these variables name, `12` or `12_3`."""
     array, task = environ.get("SLURM_ARRAY_JOB_ID", ""), environ.get("SLURM_ARRAY_TASK_ID", "")
     if array.isdigit() and task.isdigit():
         return f"{array}_{task}"
@@ -234,21 +220,21 @@ def slurm_job(environ: Mapping[str, str]) -> str | None:
     return job if job.isdigit() else None
 
 
-def _file(leases: Path, number: int) -> Path:
-    return leases / f"{number:06d}.json"
+def _newest(locks: Path) -> tuple[Path, Owner | None]:
+    """The file with the highest number (000000.json, which never exists, if there is none), and the owner it names.
 
-
-def _newest(leases: Path) -> tuple[int, Owner | None]:
-    """The highest number, 0 if there is none, and its owner, None if it cannot be read."""
+    The owner is None if the file cannot be read.
+    """
     while True:
-        number = max(numbers_in(leases, 6, suffix=".json"), default=0)
+        number = max(numbers_in(locks, 6, suffix=".json"), default=0)
+        path = locks / f"{number:06d}.json"
         try:
-            owner = read_json(_file(leases, number), Owner)
+            owner = read_json(path, Owner)
         except DataError:
-            return number, None
+            return path, None
         if owner is not None or number == 0:
-            return number, owner
-        time.sleep(0.001)  # taken and released between the two calls
+            return path, owner
+        time.sleep(0.001)  # removed between the two calls
 
 
 def _is_fresh(path: Path) -> bool:
@@ -259,30 +245,17 @@ def _is_fresh(path: Path) -> bool:
 
 
 def _create(path: Path, owner: Owner) -> bool:
-    """Create the file; False if another process has."""
+    """Create a lock file; False if another process has."""
     with explained_writes(path):
         try:
-            file = create(path)
+            write_new(path, to_bytes(asdict(owner)))
         except FileExistsError:
             return False
-        try:
-            with file:
-                file.write(to_bytes(asdict(owner)))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
     return True
 
 
-def _write(path: Path, owner: Owner) -> None:
-    write_json(path, asdict(owner))
-
-
-def _remove_old(leases: Path, number: int) -> None:
-    # Some are kept for processes that looked earlier, on file systems that show new files late.
-    for old in numbers_in(leases, 6, suffix=".json"):
-        if old < number - _KEPT:
+def _remove_old(newest: Path) -> None:
+    for number in numbers_in(newest.parent, 6, suffix=".json"):
+        if number < int(newest.stem) - _KEPT:
             with suppress(OSError):
-                _file(leases, old).unlink()
+                newest.with_name(f"{number:06d}.json").unlink()

@@ -1,4 +1,4 @@
-"""Copies of a job's own parts in the folder of a run or of a sweep, and what a run's provenance says of them."""
+"""Copies of a job's own parts in the folder of a run or a sweep, and their entries in a run's provenance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpclbfl.core.files import make_folder, read_bytes, write_bytes
 
 
 def keep_parts(folder: Path, job: JobConfig) -> None:
-    """Write the files of a job's own parts below a folder, each under its hash; whole copies stay as they are.
+    """Copy the files of a job's own parts into a folder, each under its hash; intact copies stay as they are.
 
     Raises:
         EnvironmentFault: they cannot be written.
@@ -22,13 +22,13 @@ def keep_parts(folder: Path, job: JobConfig) -> None:
         path = folder / source.copy
         if not part.is_file or _holds(path, source.content):
             continue
-        for made in (path.parent.parent, path.parent):
-            make_folder(made)
+        for parent in (path.parent.parent, path.parent):
+            make_folder(parent)
         write_bytes(path, source.content)
 
 
 def part_records(job: JobConfig) -> list[dict[str, Any]]:
-    """What provenance says of a job's own parts: key, name, hash, and the copy's path or the package's version."""
+    """One provenance entry for each of a job's own parts: key, name, hash, package version or path of the copy."""
     return [
         {
             "key": ".".join(path),

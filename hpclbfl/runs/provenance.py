@@ -1,6 +1,6 @@
-"""What ran, where and on what: a record that goes beside every attempt's logs.
+"""Provenance: the software, machine and command of an attempt, recorded beside its logs.
 
-Versions come from the packages' metadata, so that nothing heavy is imported for them.
+Versions come from the packages' metadata, so that no heavy package is imported.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY")
 
 
 def collect(engine: str, num_ranks: int, extra: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The record of this process, all of it JSON values; what cannot be found out is None.
+    """The record of this process, as JSON values; None for what is unknown.
 
     Args:
-        engine: who carries the messages (comm.engine, resolved).
+        engine: the communicator in use (comm.engine, resolved).
         num_ranks: size of the MPI job.
-        extra: what only the caller knows, such as `mpi_library`; its keys join the record's.
+        extra: further entries that the caller knows, such as `mpi_library`.
     """
     return {
         "time": utc_now(),
@@ -57,7 +57,7 @@ def collect(engine: str, num_ranks: int, extra: dict[str, Any] | None = None) ->
 
 
 def environment(variables: dict[str, str]) -> dict[str, str]:
-    """Those of the variables that bear on a run's speed or place; nothing that may be a secret."""
+    """The variables that affect a run's speed or placement; none that may be a secret."""
     return {k: v for k, v in sorted(variables.items()) if _VARIABLES.fullmatch(k) and not _SECRET.search(k)}
 
 
@@ -69,10 +69,10 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the checkout that this package is imported from, and whether it was changed since."""
+    """Commit of the checkout that this package is imported from, and whether the checkout differs from it."""
     root = Path(hpclbfl.__file__).resolve().parent.parent
     top = _command("git", "-C", str(root), "rev-parse", "--show-toplevel")
-    # An installed copy may lie within somebody else's checkout; that one says nothing about it.
+    # An installed copy may lie inside another project's checkout.
     if top is None or Path(top).resolve() != root:
         return None
     commit = _command("git", "-C", str(root), "rev-parse", "--verify", "HEAD")
@@ -89,7 +89,7 @@ def _command(*words: str) -> str | None:
 
 
 def _gpus() -> list[str]:
-    # Never the import itself: it costs seconds, and a run without torch has no use for GPUs.
+    # torch is not imported for this: that takes seconds, and a run without torch uses no GPU.
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return []
@@ -97,7 +97,7 @@ def _gpus() -> list[str]:
 
 
 def _tf32() -> dict[str, bool] | None:
-    """Whether float32 products round their factors to 10 bits on a GPU; None where there is none."""
+    """Whether float32 products use TF32 (10-bit mantissas) on the GPU; None without a GPU."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return None

@@ -1,4 +1,4 @@
-"""What Slurm says about jobs and about itself. Asks squeue and scontrol alone: sacct is off on many clusters."""
+"""Queries to Slurm. Only squeue and scontrol are used, because sacct is disabled on many clusters."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pydantic import Field
 from hpclbfl.core.errors import EnvironmentFault
 
 TIMEOUT_S = 60.0
-"""An overloaded controller answers late; later than this, it does not answer."""
+"""Time limit of a command; an overloaded controller answers late."""
 
 JobId = Annotated[str, Field(pattern=r"^[0-9]{1,12}(_[0-9]{1,12})?$")]
-"""Of a job, `12`, or of a task of an array, `12_3`: what becomes a word of one of Slurm's command lines."""
+"""A job, `12`, or a task of an array, `12_3`; checked because it becomes an argument of Slurm's commands."""
 
 ENDED = frozenset(
     (
@@ -25,18 +25,18 @@ ENDED = frozenset(
         *("REVOKED", "TIMEOUT"),
     )
 )
-"""States of jobs that will not run on; all others may."""
-WAITING = frozenset(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"))
-"""States of jobs that will run, and do not yet."""
+"""States of jobs that have ended for good."""
+WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"])
+"""States of jobs that have not started yet."""
 
 _JOBS_PER_CALL = 200
-# Left by a job around us, or filters and formats of the user's own.
+# Left by the job that this process runs in, or the user's own filters and formats.
 _LEFTOVERS = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SCANCEL_", "SUBMITIT_")
 _ADDRESS = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 
 class SlurmUnavailable(EnvironmentFault):
-    """Slurm gives no answer, or none that can be read."""
+    """Slurm does not answer, or its answer cannot be read."""
 
 
 class Job(NamedTuple):
@@ -45,21 +45,21 @@ class Job(NamedTuple):
     id: str
     """`12`, or of an array `12_3`."""
     state: str
-    """Slurm's word: PENDING, RUNNING, COMPLETING ..."""
+    """As Slurm names it: PENDING, RUNNING, COMPLETING ..."""
     reason: str
-    """Why it waits: Priority, Resources ..."""
+    """Why it is waiting: Priority, Resources ..."""
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without the traces of a Slurm job around us; how Slurm is reached stays."""
+    """The environment without the variables of a surrounding Slurm job, except those that locate Slurm."""
     return {k: v for k, v in environ.items() if k in _ADDRESS or not k.startswith(_LEFTOVERS)}
 
 
 def ask(command: list[str]) -> str:
-    """Return what one of Slurm's commands prints.
+    """The output of one of Slurm's commands.
 
     Raises:
-        SlurmSilent: it is not there, fails or does not end within a minute; one line with its own words.
+        SlurmUnavailable: it is missing, fails or takes more than a minute; one line that quotes its last message.
     """
     name = command[0]
     try:
@@ -85,10 +85,10 @@ def ask(command: list[str]) -> str:
 
 
 def live_jobs(ids: Iterable[str]) -> dict[str, Job]:
-    """Return those of these jobs (`12`, `12_3`) that have not ended, array tasks one by one.
+    """Those of these jobs (`12`, `12_3`) that have not ended, by id.
 
     Raises:
-        SlurmSilent: squeue does not answer; then nothing is known, not that they have ended.
+        SlurmUnavailable: squeue does not answer, which does not mean that they have ended.
     """
     wanted = set(ids)
     arrays = sorted({job.split("_")[0] for job in wanted}, key=int)
@@ -101,12 +101,12 @@ def live_jobs(ids: Iterable[str]) -> dict[str, Job]:
 
 
 def _squeue(ids: list[str]) -> list[Job]:
-    # -r: one line for each task of an array; all states: a job that is being requeued is in none of the usual ones.
+    # -r: one line for each task of an array; all states: by default a job that is being requeued is left out.
     command = ["squeue", "--noheader", "-r", "--states=all", "--format=%A|%F|%K|%T|%r", "--jobs=" + ",".join(ids)]
     try:
         text = ask(command)
     except SlurmUnavailable as error:
-        # Said of a lone job that has ended and is forgotten; among several, squeue passes over such a one.
+        # squeue fails so for a single job that has ended and is forgotten; among several it skips such jobs.
         if "Invalid job id" in str(error):
             return []
         raise
@@ -121,16 +121,12 @@ def _squeue(ids: list[str]) -> list[Job]:
 
 
 def max_array_size() -> int:
-    """Return how many tasks an array may have (the largest index is one less).
-
-    Raises:
-        SlurmSilent: scontrol does not answer.
-    """
+    """Largest number of tasks of an array (the largest index is one less). Raises SlurmUnavailable."""
     return int(_setting("MaxArraySize", r"\d+"))
 
 
 def cluster_name() -> str:
-    """Return the cluster's name. Raises SlurmUnavailable if scontrol does not answer."""
+    """The cluster's name. Raises SlurmUnavailable."""
     return _setting("ClusterName", r"\S+")
 
 
@@ -142,11 +138,11 @@ def _setting(name: str, pattern: str) -> str:
 
 
 def is_here() -> bool:
-    """Tell whether this machine can submit jobs to a Slurm, one that answers or is down just now."""
+    """Whether Slurm is installed and configured on this machine, even if its controller is down at the moment."""
     if shutil.which("sbatch") is None:
         return False
     try:
-        # Where it is installed and no cluster configured, even this fails.
+        # Even this fails where Slurm is installed without a configured cluster.
         ask(["sbatch", "--version"])
     except SlurmUnavailable:
         return False
@@ -154,20 +150,20 @@ def is_here() -> bool:
 
 
 class Queue:
-    """Slurm's answer about many jobs, asked for once; or that it gives none."""
+    """A snapshot of Slurm's answer about many jobs, from one query; or its failure."""
 
     def __init__(self, jobs: Iterable[str]) -> None:
-        self.silence: SlurmUnavailable | None = None
+        self.fault: SlurmUnavailable | None = None
         self._live: dict[str, Job] = {}
         wanted = set(jobs)
         try:
             self._live = live_jobs(wanted) if wanted else {}
         except SlurmUnavailable as error:
-            self.silence = error
+            self.fault = error
 
     def __call__(self, ids: Iterable[str]) -> Mapping[str, Job]:
-        """Live jobs among these. Raises SlurmUnavailable if there are any and Slurm gave no answer."""
+        """The live jobs among these. Raises SlurmUnavailable if any are asked for and the query failed."""
         wanted = list(ids)
-        if wanted and self.silence is not None:
-            raise self.silence
+        if wanted and self.fault is not None:
+            raise self.fault
         return {job: self._live[job] for job in wanted if job in self._live}

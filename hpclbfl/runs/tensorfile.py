@@ -1,7 +1,7 @@
-"""Files of tensors, checkpoints and trained models: the boundary through which all of them are read.
+"""Files of tensors (checkpoints and trained models): the only place that reads them.
 
-torch's own format is a pickle in an archive. Of pickles nothing is taken but tensors, plain values and the classes that
-the caller names; the archive's checksums, which torch does not look at, are checked where the file has none of ours.
+torch's format is a pickle in a ZIP archive. Only tensors, plain values and the classes that the caller names are
+unpickled. The archive's checksums, which torch ignores, are verified unless the caller knows the file's checksum.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from hpclbfl.core.files import read_bytes
 from hpclbfl.core.text import MAX_SHOWN, printable
 
 MAX_BYTES = 1 << 40
-"""Of a file: a terabyte; a pipe or a device never ends."""
+"""Largest file, bytes."""
 
-# What torch raises for content that is not its own.
+# What torch raises for content that it did not write.
 _UNREADABLE = (
     *(OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError),
     *(UnpicklingError, ImportError, ArithmeticError, MemoryError, zipfile.BadZipFile, zlib.error),
@@ -32,7 +32,7 @@ _UNREADABLE = (
 
 
 def to_bytes(value: Any) -> memoryview:
-    """A value of tensors and plain values as the bytes of a file."""
+    """Serialise tensors and plain values as the content of a file."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getbuffer()
@@ -48,23 +48,23 @@ def read_tensors(path: Path, sha256: str | None, classes: Sequence[Any] = ()) ->
 
     Args:
         path: the file.
-        sha256: its checksum; None: not known, and the archive's own are looked at.
-        classes: may be unpickled besides tensors and plain values.
+        sha256: its checksum; None if it is not known: then the archive's own checksums are verified.
+        classes: that may be unpickled besides tensors and plain values.
 
     Raises:
-        DataError: it is not there, damaged, or holds anything else; one line that names it.
+        DataError: it is missing or damaged, or holds anything else; one line that names it.
     """
     try:
         content = read_bytes(path, MAX_BYTES)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: is damaged: is not there") from error
+        raise DataError(f"{path}: is missing") from error
     if sha256 is not None and checksum(content) != sha256:
-        raise DataError(f"{path}: is damaged: its content does not fit its checksum")
+        raise DataError(f"{path}: is damaged: its content does not match its checksum")
     try:
         if sha256 is None:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 if (torn := archive.testzip()) is not None:
-                    raise DataError(f"{path}: is damaged: {printable(torn)} in it does not fit its checksum")
+                    raise DataError(f"{path}: is damaged: {printable(torn)} in it does not match its checksum")
         with torch.serialization.safe_globals(list(classes)):
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except _UNREADABLE as error:

@@ -121,9 +121,9 @@ def _check_experiment(found: Found, source: Source, job: JobConfig) -> None:
     Data are compared elsewhere, plan files may have been removed, and `stop` may have been raised since.
     """
     own = job.model_dump(mode="json")
-    identity = migrated(found.identity)
-    keys = [key for key in identity if key in own and key not in ("data", "batching", "stop")]
-    differing = [key for key in keys if identity[key] != own[key]]
+    saved = migrated(found.fingerprint)
+    keys = [key for key in saved if key in own and key not in ("data", "batching", "stop")]
+    differing = [key for key in keys if saved[key] != own[key]]
     if differing:
         raise ConfigError(
             f"{source.folder.checkpoints}: the checkpoint at step {found.step} is another experiment's, its "

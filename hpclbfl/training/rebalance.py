@@ -24,7 +24,7 @@ def observe(state: TrainState, record: StepRecord, ends_round: bool) -> list[Ste
     if not ends_round:
         state.times.add_local(record)
         return []
-    return state.times.averaged(record, max(WINDOW, state.job.batching.num_told))
+    return state.times.averaged(record, max(WINDOW, state.job.batching.num_timed_steps))
 
 
 def rebalance(state: TrainState, log: RunLog, gathered: list[StepTimes], record: StepRecord, ends_epoch: bool) -> None:

@@ -6,7 +6,7 @@ import time
 
 from hpclbfl.core.errors import ConfigError, DataError
 from hpclbfl.runs.checkpoint import CheckpointStore, Found
-from hpclbfl.runs.fingerprint import Identity, checked_identity, differences, identity
+from hpclbfl.runs.fingerprint import Fingerprint, checked_fingerprint, differences, fingerprint_of
 from hpclbfl.training.snapshot import load_state, state_of
 from hpclbfl.training.state import TrainState
 
@@ -21,7 +21,7 @@ class CheckpointManager:
 
     def __init__(self, state: TrainState, store: CheckpointStore) -> None:
         self._state, self._store = state, store
-        self._identity = identity(state.job, state.dataset.fingerprint)
+        self._fingerprint = fingerprint_of(state.job, state.dataset.fingerprint)
         self._last = time.monotonic()
         self.count, self.seconds = 0, 0.0
         """Checkpoints saved, and the time that it took."""
@@ -39,7 +39,7 @@ class CheckpointManager:
     def save(self) -> None:
         """A collective. Raises EnvironmentFault where a rank cannot write."""
         begin = time.monotonic()
-        self._store.save(self._state.counters.step, self._identity, *state_of(self._state))
+        self._store.save(self._state.counters.step, self._fingerprint, *state_of(self._state))
         self._last = time.monotonic()
         self.seconds += self._last - begin
         self.count += 1
@@ -58,7 +58,7 @@ def resume(state: TrainState, store: CheckpointStore) -> tuple[Found | None, lis
 
     def take_up(found: Found) -> None:
         # Another experiment's is not damaged; an older one would not be this one's, either.
-        if not differences_from(state, found.identity):
+        if not differences_from(state, found.fingerprint):
             load_state(state, found.step, found.shared, found.clients)
 
     found, problems = store.load([client.id for client in state.clients], take_up)
@@ -69,7 +69,7 @@ def resume(state: TrainState, store: CheckpointStore) -> tuple[Found | None, lis
         )
     if found is None:
         return None, problems
-    if other := differences_from(state, found.identity):
+    if other := differences_from(state, found.fingerprint):
         raise ConfigError(
             f"{store.folder}: the checkpoint at step {found.step} belongs to another experiment: {other}; give "
             "another --run-dir, or '--resume never' to start anew"
@@ -77,8 +77,8 @@ def resume(state: TrainState, store: CheckpointStore) -> tuple[Found | None, lis
     return found, problems
 
 
-def differences_from(state: TrainState, other: Identity) -> str:
-    """Which keys tell this experiment from another one; see `identity.differences` and `identity.checked_identity`."""
-    other = checked_identity(other)
-    own = identity(state.job, state.dataset.fingerprint)
+def differences_from(state: TrainState, other: Fingerprint) -> str:
+    """The keys in which this experiment differs from another one; see `hpclbfl.runs.fingerprint.differences`."""
+    other = checked_fingerprint(other)
+    own = fingerprint_of(state.job, state.dataset.fingerprint)
     return differences(other, own, state.job, state.global_batch_size, state.num_train)

@@ -24,7 +24,7 @@ from hpclbfl.core.text import say_error
 from hpclbfl.data.loaders import data_spec
 from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.runs.checkpoint import CheckpointStore
-from hpclbfl.runs.fingerprint import identity
+from hpclbfl.runs.fingerprint import fingerprint_of
 from hpclbfl.runs.folder import Attempt, Done, RunFolder, checkpoint_steps
 from hpclbfl.runs.lock import RunLock, acquire
 from hpclbfl.runs.log.writer import RunLog
@@ -228,7 +228,7 @@ class Session:
             folder.write_config(state.job.to_yaml())
             extra = {
                 "hash": state.job.digest(state.dataset.fingerprint),
-                "identity": identity(state.job, state.dataset.fingerprint),
+                "identity": fingerprint_of(state.job, state.dataset.fingerprint),
                 "mpi_library": comm.library,
                 "device": str(state.device),
                 "torch_threads": torch.get_num_threads(),

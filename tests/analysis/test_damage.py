@@ -42,7 +42,7 @@ CASES = [
     (CONFIG, b"'*': 1\n", "'*' is not a key of a job", "unreadable"),
     (CONFIG, b'"\\e[31m": 1\n', r"'\x1b[31m' is not a key of a job", "unreadable"),
     (CONFIG, json.dumps({f"k{n}": n for n in range(5000)}).encode(), "has more than 1,000 keys", "unreadable"),
-    (CONFIG, b"pipe", "is no regular file", "unreadable"),
+    (CONFIG, b"pipe", "is not a regular file", "unreadable"),
     (CONFIG, b"loop", "cannot be read: Too many levels of symbolic links", "unreadable"),
     (CONFIG, b"dangling", "is not there any more", "unreadable"),
     (STATUS, b'{"state": ', "is damaged: not JSON: ", "done"),
@@ -50,15 +50,15 @@ CASES = [
     (STATUS, b'{"state": "\\ud800"}', "is damaged: not JSON: ", "done"),
     (STATUS, b'{"state": 1}', "is damaged: state: input should be a valid string", "done"),
     (STATUS, b"[]", "is damaged: holds no JSON object", "done"),
-    (STATUS, b"folder", "is no regular file", "done"),
-    (STATUS, b"pipe", "is no regular file", "done"),
+    (STATUS, b"folder", "is not a regular file", "done"),
+    (STATUS, b"pipe", "is not a regular file", "done"),
     (DONE, b'{"top1": "x"}', "is damaged: top1: input should be a valid number", "done"),
     (DONE, b'{"top1": 2}', "is damaged: top1: input should be less than or equal to 1", "done"),
     (DONE, b'{"step": -1}', "is damaged: step: input should be greater than or equal to 0", "done"),
     (DONE, b'{"step": "3"}', "is damaged: step: input should be a valid integer", "done"),
     (DONE, b'{"elapsed_s": "NaN"}', "is damaged: elapsed_s: input should be a valid number", "done"),
     (DONE, b'{"elapsed_s": NaN}', "is damaged: not JSON: ", "done"),
-    (DONE, b'{"elapsed_s": 1, "checksum": "0"}', "is damaged: its content does not fit its checksum", "done"),
+    (DONE, b'{"elapsed_s": 1, "checksum": "0"}', "is damaged: its content does not match its checksum", "done"),
     (PROVENANCE, b'{"num_ranks": 1000000000000000000000000000000}', "is damaged: num_ranks: ", "done"),
     (
         PROVENANCE,
@@ -144,7 +144,7 @@ def test_export_and_page_go_on_with_every_bad_run(tmp_path):
         (STATUS, b"{", "unreadable", "status.json: is damaged: not JSON"),
         (DONE, b'{"top1": "x"}', "unreadable", "DONE.json: is damaged: top1: input should be a valid number"),
         (CONFIG, b"!!bool foo", "done", ""),
-        (STATUS, b"pipe", "unreadable", "status.json: is no regular file"),
+        (STATUS, b"pipe", "unreadable", "status.json: is not a regular file"),
     ],
 )
 def test_watch_names_what_cannot_be_read(root, file, content, state, text):
@@ -166,7 +166,7 @@ def test_a_log_of_an_impossible_rank(root, name, value):
     assert frames.problems.select("path", "reason").rows() == [
         (
             "bad/attempts/000/rank00000.h5",
-            f"attribute '{name}' is {value}, a whole number from 0 to 2147483647 is right",
+            f"attribute '{name}' is {value}; expected a whole number from 0 to 2147483647",
         )
     ]
     assert_good(frames)
@@ -175,7 +175,8 @@ def test_a_log_of_an_impossible_rank(root, name, value):
 def test_a_pipe_in_the_place_of_a_log(root):
     put(root / "bad" / "attempts" / "000" / "rank00000.h5", b"pipe")
     frames = load(root)
-    assert frames.problems.select("path", "reason").rows() == [("bad/attempts/000/rank00000.h5", "is no regular file")]
+    expected = [("bad/attempts/000/rank00000.h5", "is not a regular file")]
+    assert frames.problems.select("path", "reason").rows() == expected
     assert_good(frames)
     assert [(run.run, run.progress.steps) for run in Watcher(root).look()] == [("bad", 0), ("good", 20)]
 
@@ -201,7 +202,7 @@ def test_names_that_are_no_text(root):
         (b"[]", "is damaged: holds no JSON object"),
         (b'{"runs": {"id": "a"}}', "is damaged: runs: input should be a valid array"),
         (b'{"runs": [{"id": 1}]}', "is damaged: runs.0.id: input should be a valid string"),
-        (b"pipe", "is no regular file"),
+        (b"pipe", "is not a regular file"),
     ],
 )
 def test_a_sweeps_list_that_cannot_be_read(root, capsys, content, line):

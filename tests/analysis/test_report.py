@@ -109,7 +109,7 @@ def test_a_run_that_cannot_be_read_is_a_row(tmp_path, capsys):
     good, bad = rows_of(tmp_path)
     assert (bad["state"], bad["sync"], bad["top1"], bad.keys()) == ("unreadable", "?", None, good.keys())
     print_folder(tmp_path)
-    assert "config.yaml: line 1: not valid YAML: 'foo' is no bool" in capsys.readouterr().out
+    assert "config.yaml: line 1: not valid YAML: 'foo' is not of type bool" in capsys.readouterr().out
 
 
 def test_nothing_there(tmp_path):

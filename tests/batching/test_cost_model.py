@@ -1,4 +1,4 @@
-"""Lines through synthetic measurements whose truth is known."""
+"""Lines fitted to synthetic measurements with known parameters."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_an_exact_line_is_found_exactly(fixed: float, per_sample: float, batches
 
 
 def test_what_grows_faster_than_the_batch_has_no_negative_time() -> None:
-    # A free line through the three has -1.70 s at batch 0, and would give a batch of 50 to a step of no time.
+    # A free line through the three has -1.70 s at batch 0, and would predict a step of no time for a batch of 50.
     points = {100: 1.7, 200: 5.1, 300: 8.5}
     assert plain_line(points).fixed == pytest.approx(-1.70)
     line = fit_line(points)
@@ -103,7 +103,7 @@ def test_no_batch_is_negative() -> None:
 
 
 @given(st.floats(0, 1), st.floats(-1, 1), st.lists(st.sampled_from(LADDER), min_size=2, unique=True))
-def test_lines_never_fall_nor_below_nothing(fixed: float, per_sample: float, batches: list[int]) -> None:
+def test_predictions_never_fall_and_are_never_negative(fixed: float, per_sample: float, batches: list[int]) -> None:
     points = {batch: fixed + abs(per_sample) + 0.1 + per_sample * batch / 256 for batch in batches}
     line = fit_line(points)
     assert line.per_sample >= 0
@@ -124,7 +124,7 @@ def test_the_knee_of_an_idle_device_is_found() -> None:
     assert bent(2) == pytest.approx(0.010)
 
 
-def test_noise_makes_no_knee() -> None:
+def test_noise_is_not_taken_for_a_knee() -> None:
     rng = np.random.default_rng(3)
     rows = [(batch, (0.05 + 0.003 * batch) * rng.lognormal(0, 0.05)) for batch in LADDER for _ in range(9)]
     bent = fit_bent_line(medians(rows), standard_error(rows))

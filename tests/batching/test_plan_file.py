@@ -1,4 +1,4 @@
-"""plan.yaml: a round trip, and plans that are about something else."""
+"""plan.yaml: a round trip, and plans for something else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hpclbfl.batching.plan_file import (
     RankPlan,
     check_plan,
     device_name,
-    identity,
+    job_fingerprint,
     load_plan,
     save_plan,
 )
@@ -58,7 +58,7 @@ def full_plan(job: JobConfig) -> Plan:
     network = NetworkPlan(num_ranks=2, engine="horovod", hop_s=1e-4, bandwidth_bytes_per_s=1.25e9, num_bytes=44_726_568)
     return Plan(
         ranks=(first, rank_plan(rank=1, t_per_sample_s=0.009)),
-        job=identity(job),
+        job=job_fingerprint(job),
         num_train=50_000,
         global_batch_size=256,
         local_steps=5,
@@ -107,7 +107,7 @@ def test_warnings_come_back_and_older_plans_have_none(tmp_path: Path) -> None:
         ("ranks: [{device: x, max_batch: 0, t_fixed_s: 0.1, t_per_sample_s: 1}]\njob: {}", "ranks.0.max_batch: input"),
     ],
 )
-def test_files_that_are_no_plans(tmp_path: Path, text: str | None, message: str) -> None:
+def test_files_that_are_not_plans(tmp_path: Path, text: str | None, message: str) -> None:
     file = tmp_path / "plan.yaml"
     if text is not None:
         file.write_text(text)
@@ -123,10 +123,11 @@ def test_a_plan_that_was_changed_is_refused(tmp_path: Path) -> None:
     text = file.read_text()
     file.write_text(text.replace("max_batch: 512", "max_batch: 4096", 1))
     with pytest.raises(
-        ConfigError, match=r"plan\.yaml: was changed after it was written: its checksum, the last line,"
+        ConfigError,
+        match=r"plan\.yaml: was changed after it was written: it does not match its checksum,",
     ):
         load_plan(file)
-    # Without its last line it is the user's own.
+    # Without its last line the change is accepted.
     file.write_text("".join(line for line in file.read_text().splitlines(keepends=True) if "sha256" not in line))
     assert load_plan(file).ranks[0].max_batch == 4096
 
@@ -142,7 +143,7 @@ def test_a_plan_of_a_thousand_ranks_is_read(tmp_path: Path) -> None:
 
 def test_a_plan_fits_its_job(tmp_path: Path) -> None:
     job = job_of(tmp_path)
-    plan = Plan(ranks=(rank_plan(device_name()), rank_plan("other", rank=1)), job=identity(job))
+    plan = Plan(ranks=(rank_plan(device_name()), rank_plan("other", rank=1)), job=job_fingerprint(job))
     check_plan(plan, job, 2)
     check_plan(plan, job, 2, device="other", rank=1)
     # Neither rate, nor seed, nor batch change what was measured.
@@ -161,7 +162,7 @@ def test_a_plan_fits_its_job(tmp_path: Path) -> None:
     ],
 )
 def test_a_plan_of_another_job_is_refused(tmp_path: Path, sections: dict[str, object], message: str) -> None:
-    plan = Plan(ranks=(rank_plan(device_name()),), job=identity(job_of(tmp_path)), path="p/plan.yaml")
+    plan = Plan(ranks=(rank_plan(device_name()),), job=job_fingerprint(job_of(tmp_path)), path="p/plan.yaml")
     with pytest.raises(ConfigError) as caught:
         check_plan(plan, job_of(tmp_path, **sections), 1)
     assert str(caught.value).startswith(f"p/plan.yaml: {message}")
@@ -170,7 +171,7 @@ def test_a_plan_of_another_job_is_refused(tmp_path: Path, sections: dict[str, ob
 
 def test_a_plan_of_another_device_is_refused(tmp_path: Path) -> None:
     job = job_of(tmp_path)
-    plan = Plan(ranks=(rank_plan("GPU of 2031"), rank_plan()), job=identity(job))
+    plan = Plan(ranks=(rank_plan("GPU of 2031"), rank_plan()), job=job_fingerprint(job))
     with pytest.raises(ConfigError, match="rank 0 was measured on GPU of 2031, this is"):
         check_plan(plan, job, 2)
     with pytest.raises(ConfigError, match="made on 2 ranks, this job has 1 rank"):
@@ -179,7 +180,7 @@ def test_a_plan_of_another_device_is_refused(tmp_path: Path) -> None:
 
 def test_plans_are_read_without_torch(tmp_path: Path) -> None:
     job = job_of(tmp_path)
-    save_plan(Plan(ranks=(rank_plan(device_name()),), job=identity(job)), tmp_path / "plan.yaml")
+    save_plan(Plan(ranks=(rank_plan(device_name()),), job=job_fingerprint(job)), tmp_path / "plan.yaml")
     (tmp_path / "job.yaml").write_text(job.to_yaml())
     program = (
         "import sys; from pathlib import Path; from hpclbfl.config.job import load_job\n"

@@ -62,7 +62,7 @@ def dynamic(ranks: int, total: int) -> Dynamic:
 
 @pytest.mark.parametrize("slowdown", [[1, 3], [1, 1, 2, 4]])
 @pytest.mark.parametrize("seed", range(5))
-def test_dynamic_settles_soon_and_stays(slowdown: list[float], seed: int) -> None:
+def test_dynamic_converges_and_stays(slowdown: list[float], seed: int) -> None:
     cluster = Cluster([float(s) for s in slowdown], seed=seed)
     cluster.run(dynamic(len(slowdown), 256), 256, 200)
     assert 1 <= len(cluster.plans) < 3
@@ -80,7 +80,7 @@ def test_dynamic_follows_a_rank_that_slows_in_mid_run(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_dynamic_leaves_alike_ranks_alone_however_noisy(seed: int) -> None:
+def test_dynamic_leaves_equal_ranks_alone_despite_noise(seed: int) -> None:
     cluster = Cluster([1.0] * 4, noise=0.1, seed=seed)
     cluster.run(dynamic(4, 256), 256, 300)
     # Chance may move a few samples once; it must neither drift nor oscillate.
@@ -89,7 +89,7 @@ def test_dynamic_leaves_alike_ranks_alone_however_noisy(seed: int) -> None:
         assert max(sizes) / min(sizes) < 1.35
 
 
-def test_dynamic_ignores_what_it_cannot_use() -> None:
+def test_dynamic_ignores_useless_observations() -> None:
     policy = dynamic(2, 64)
     _, state = policy.init((32, 32))
     for seen in (Observation((16, 48), np.ones(2)), Observation((32, 32), np.array([np.nan, 1.0]))):

@@ -75,6 +75,6 @@ def test_local_steps_follow_speed() -> None:
     assert steps.tolist() == [10, 10, 5, 2]
     taken = np.array([takes_part(place, steps, 10) for place in range(10)])
     assert taken.sum(0).tolist() == [10, 10, 5, 2]
-    # Spread, and the last step is everybody's, so that all enter the averaging together.
+    # Evenly spread, and all clients compute the last step, so that they average together.
     assert taken[9].all()
     assert steps_by_speed(np.array([1e-6, 1.0]), 10).tolist() == [10, 1]

@@ -110,7 +110,7 @@ def test_both_at_once_are_refused(words: list[str]) -> None:
 
 def test_a_level_of_the_environment_that_is_none() -> None:
     done = hpclbfl("report", ".", **{LOG_LEVEL: "loud"})
-    line = f"hpclbfl: error: {LOG_LEVEL}: 'loud' is no level: error, warning, info, debug\n"
+    line = f"hpclbfl: error: {LOG_LEVEL}: 'loud' is not a level; choose one of error, warning, info, debug\n"
     assert (done.returncode, done.stderr) == (2, line)
 
 

@@ -154,8 +154,8 @@ def test_what_is_wrong_with_the_file_is_one_line(tmp_path: Path, text: str, mess
         ("part:Net", "model.name: part cannot be imported: ModuleNotFoundError: No module named 'part'; give an"),
         ("no_such.package:Net", "model.name: no_such.package cannot be imported: ModuleNotFoundError: No module named"),
         ("sys:Net", "model.name: sys has no source file; give a module that has one"),
-        ("folder.py:Net", "model.name: folder.py: is no regular file"),
-        ("pipe.py:Net", "model.name: pipe.py: is no regular file"),
+        ("folder.py:Net", "model.name: folder.py: is not a regular file"),
+        ("pipe.py:Net", "model.name: pipe.py: is not a regular file"),
         ("part.py@0123456789ab:Net", "/parts/0123456789ab/part.py: no such file; bring back the copy"),
         ("../part.py@0123456789ab:Net", "a copy's name has no folders"),
     ],
@@ -281,7 +281,7 @@ class Own(torch.optim.Optimizer):
 """
     (tmp_path / "opt.py").write_text(text)
     parameters = [torch.nn.Parameter(torch.ones(2, 2))]
-    with pytest.raises(ConfigError, match=r"^optimizer.name: Own has no method reset_state, which puts its state"):
+    with pytest.raises(ConfigError, match=r"^optimizer.name: Own has no method reset_state, which resets its state"):
         make_optimizer(job_of(tmp_path, optimizer={"name": "opt.py:Own"}).optimizer, parameters)
     reset = (
         "    def reset_state(self):\n        self.state[self.param_groups[0]['params'][0]] = {'sum': torch.zeros(2)}\n"

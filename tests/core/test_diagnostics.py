@@ -42,7 +42,7 @@ def test_levels(capsys: pytest.CaptureFixture[str], level: str | None, lines: li
     assert capsys.readouterr().err.splitlines() == lines
 
 
-def test_the_environment_chooses_and_is_left_as_it_was(
+def test_the_environment_sets_the_level_and_is_restored(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(LOG_LEVEL, "warning")
@@ -59,10 +59,10 @@ def test_the_environment_chooses_and_is_left_as_it_was(
     assert capsys.readouterr().err == "hpclbfl: a warning\nhpclbfl: inside\n"
 
 
-def test_a_level_that_is_none_is_one_line() -> None:
+def test_an_unknown_level_is_one_line() -> None:
     with pytest.raises(ConfigError) as raised:
         level_from({LOG_LEVEL: "loud\x1b"})
-    assert str(raised.value) == f"{LOG_LEVEL}: 'loud\\x1b' is no level: error, warning, info, debug"
+    assert str(raised.value) == f"{LOG_LEVEL}: 'loud\\x1b' is not a level; choose one of error, warning, info, debug"
     assert level_from({LOG_LEVEL: ""}) == "info"
 
 
@@ -97,15 +97,13 @@ def test_a_bar_takes_the_lines_and_has_its_own_title(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "hpclbfl: after it\n"
 
 
-def test_ranks_other_than_the_first_tell_no_details(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_the_first_rank_logs_details(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
     with on_terminal("debug"):
         tell_all()
         set_level("debug")
         logger.debug("again")
-        # What they start takes over what was asked for.
+        # Processes that they start inherit the requested level.
         assert os.environ[LOG_LEVEL] == "debug"
     assert capsys.readouterr().err == "hpclbfl: a line\nhpclbfl: a warning\n"
 

@@ -42,27 +42,27 @@ def test_an_output_is_written_into_a_folder_that_is_made_for_it(tmp_path: Path) 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    with pytest.raises(EnvironmentFault, match=r"^.*: cannot be written: .*; give a place that can be$"):
+    with pytest.raises(EnvironmentFault, match=r"^.*: cannot be written: .*; choose a writable place$"):
         prepare_output(tmp_path / name)
 
 
-def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+def test_only_files_are_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     for name in ("pipe", "link"):
-        with pytest.raises(EnvironmentFault, match="something else than a file"):
+        with pytest.raises(EnvironmentFault, match="exists and is not a file"):
             write_text(tmp_path / name, "x")
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
 
 
-def test_the_end_of_a_file_and_of_what_is_none(tmp_path):
+def test_begin_and_end_of_a_file(tmp_path):
     (tmp_path / "log").write_bytes(b"0123456789")
     assert read_end(tmp_path / "log", 4) == b"6789"
     assert read_end(tmp_path / "log", 4, begin=8) == b"89"
     assert read_end(tmp_path / "log", 40) == b"0123456789" and read_end(tmp_path / "log", 4, begin=20) == b""
     assert read_begin(tmp_path / "log", 3) == b"012"
     for read in (read_begin, read_end):
-        with pytest.raises(DataError, match="is no regular file"):
+        with pytest.raises(DataError, match="is not a regular file"):
             read(tmp_path, 4)
         with pytest.raises(FileNotFoundError):
             read(tmp_path / "none", 4)

@@ -1,4 +1,4 @@
-"""HDF5 files of any origin: what is not as it should be is one line, and nothing of it is read."""
+"""HDF5 files of any origin: anything unexpected is an error of one line, and is not read."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def reason(path, read):
     return caught.value.reason
 
 
-def test_what_is_right_is_read(path):
+def test_valid_files_are_read(path):
     rows = np.array([(1, b"x"), (2, b"yz")], PAIR)
 
     def make(file):
@@ -63,7 +63,7 @@ def test_what_is_right_is_read(path):
             ("a", "b"),
         )
         assert file.has("n") and not file.has("m")
-    with H5File(path) as file, pytest.raises(DamagedFile, match="attribute 'list' is no single value"):
+    with H5File(path) as file, pytest.raises(DamagedFile, match="attribute 'list' is not a single value"):
         file.attributes()
 
 
@@ -76,26 +76,26 @@ def test_parts_outlive_the_file_object(path):
 @pytest.mark.parametrize(
     ("data", "dtype", "shape", "expected"),
     [
-        (np.zeros(1000, np.int64), "<i8", (5, 2), "'x' has the shape (1000), (5, 2) is right"),
-        (np.zeros((5, 3), np.int64), "<i8", (5, 2), "'x' has the shape (5, 3), (5, 2) is right"),
-        (np.int64(3), "<i8", (5, 2), "'x' has the shape (), (5, 2) is right"),
-        (h5py.Empty("<i8"), "<i8", (None,), "'x' has the shape (), (any) is right"),
-        (np.zeros(4, np.int32), "<i8", (None,), "'x' holds 32-bit integers, 64-bit integers are right"),
-        (np.zeros(4, ">i8"), "<i8", (None,), "'x' holds 64-bit integers, 64-bit integers are right"),
-        (np.zeros(4, np.uint64), INTEGERS, (None,), "'x' holds unsigned 64-bit integers, 64-bit integers are right"),
-        (np.zeros(4), INTEGERS, (None,), "'x' holds 64-bit floats, 64-bit integers are right"),
-        (np.zeros(4, "S3"), "<f8", (None,), "'x' holds texts, 64-bit floats are right"),
+        (np.zeros(1000, np.int64), "<i8", (5, 2), "'x' has shape (1000); expected (5, 2)"),
+        (np.zeros((5, 3), np.int64), "<i8", (5, 2), "'x' has shape (5, 3); expected (5, 2)"),
+        (np.int64(3), "<i8", (5, 2), "'x' has shape (); expected (5, 2)"),
+        (h5py.Empty("<i8"), "<i8", (None,), "'x' has shape (); expected (any)"),
+        (np.zeros(4, np.int32), "<i8", (None,), "'x' holds 32-bit integers; expected 64-bit integers"),
+        (np.zeros(4, ">i8"), "<i8", (None,), "'x' holds 64-bit integers; expected 64-bit integers"),
+        (np.zeros(4, np.uint64), INTEGERS, (None,), "'x' holds unsigned 64-bit integers; expected 64-bit integers"),
+        (np.zeros(4), INTEGERS, (None,), "'x' holds 64-bit floats; expected 64-bit integers"),
+        (np.zeros(4, "S3"), "<f8", (None,), "'x' holds texts; expected 64-bit floats"),
         (
             np.zeros(4, [("a", "<i8"), ("c", "S4")]),
             PAIR,
             (None,),
-            "'x' holds rows of 2 columns (a, c), rows of 2 columns (a, b) are right",
+            "'x' holds rows of 2 columns (a, c); expected rows of 2 columns (a, b)",
         ),
         (
             np.zeros(4, [("a", "<i8"), ("b", "S400")]),
             PAIR,
             (None,),
-            "'x' holds rows of 2 columns (a, b), rows of 2 columns (a, b) are right",
+            "'x' holds rows of 2 columns (a, b); expected rows of 2 columns (a, b)",
         ),
     ],
 )
@@ -118,7 +118,7 @@ def test_type_and_shape(path, data, dtype, shape, expected):
 )
 def test_types_that_reach_beyond_a_buffer(path, dtype, name):
     write(path, lambda file: file.create_dataset("x", (4,), dtype))
-    assert reason(path, lambda file: file.dataset("x", "<i8")) == f"'x' holds {name}, 64-bit integers are right"
+    assert reason(path, lambda file: file.dataset("x", "<i8")) == f"'x' holds {name}; expected 64-bit integers"
 
 
 def outside(path):
@@ -138,7 +138,7 @@ def virtual(file, path):
     file.create_virtual_dataset("x", layout)
 
 
-FILTERED = "'x' is compressed or filtered, which is not read: h5repack -f NONE undoes that"
+FILTERED = "'x' is compressed or filtered, which is not supported; use h5repack -f NONE"
 ELSEWHERE = "'x' is a link to another place, and such links are not followed"
 
 
@@ -149,15 +149,15 @@ ELSEWHERE = "'x' is a link to another place, and such links are not followed"
         (virtual, "'x' has its data in other files, which are not read"),
         (lambda file, path: file.__setitem__("x", h5py.ExternalLink(str(outside(path)), "secret")), ELSEWHERE),
         (lambda file, path: file.__setitem__("x", h5py.SoftLink("/nowhere")), ELSEWHERE),
-        (lambda file, path: file.create_group("x"), "'x' is no dataset"),
-        (lambda file, path: file.__setitem__("x", np.dtype("<i8")), "'x' is no dataset"),
+        (lambda file, path: file.create_group("x"), "'x' is not a dataset"),
+        (lambda file, path: file.__setitem__("x", np.dtype("<i8")), "'x' is not a dataset"),
         (lambda file, path: None, "has no 'x'"),
         (lambda file, path: file.create_dataset("x", data=np.arange(4), chunks=(4,), compression="gzip"), FILTERED),
         (lambda file, path: file.create_dataset("x", data=np.arange(4), chunks=(4,), shuffle=True), FILTERED),
         (lambda file, path: file.create_dataset("x", data=np.arange(4), chunks=(4,), scaleoffset=2), FILTERED),
         (
             lambda file, path: file.create_dataset("x", (4,), np.int64, maxshape=(None,), chunks=(1 << 24,)),
-            "'x' has chunks of 134,217,728 bytes, at most 67,108,864 are right",
+            "'x' has chunks of 134,217,728 bytes; the limit is 67,108,864",
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_an_unknown_filter_loads_no_plugin(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (100,), "maxshape": (None,)}])
-def test_no_more_is_declared_than_there_is(path, options):
+def test_a_dataset_larger_than_the_file_is_refused(path, options):
     write(path, lambda file: file.create_dataset("x", (10**12,), np.int64, **options))
     expected = "is torn: 'x' declares 8,000,000,000,000 bytes, the file has "
     assert reason(path, lambda file: file.dataset("x", "<i8").read()).startswith(expected)
@@ -205,7 +205,7 @@ def test_what_was_never_written(path):
     assert reason(path, lambda file: file.dataset("x", "<i8").read()) == "is torn: parts of 'x' were never written"
 
 
-def test_rows_that_are_not_there(path):
+def test_missing_rows_are_refused(path):
     write(path, lambda file: file.create_dataset("x", data=np.arange(4)))
     assert reason(path, lambda file: file.dataset("x", "<i8").rows(2, 5)) == "is torn: 'x' has 4 elements, not 2 to 5"
 
@@ -213,16 +213,16 @@ def test_rows_that_are_not_there(path):
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (2**40, "attribute 'n' is 1099511627776, a whole number from 0 to 2147483647 is right"),
-        (np.uint64(2**64 - 1), "attribute 'n' is 9223372036854775807, a whole number from 0 to 2147483647 is right"),
-        (-1, "attribute 'n' is -1, a whole number from 0 to 2147483647 is right"),
-        (1.5, "attribute 'n' is 1.5, a whole number from 0 to 2147483647 is right"),
-        ("3", "attribute 'n' is '3', a whole number from 0 to 2147483647 is right"),
-        (b"a\n\x1b", r"attribute 'n' is 'a\n\x1b', a whole number from 0 to 2147483647 is right"),
-        ([1, 2], "attribute 'n' is no single value"),
-        (h5py.Empty("<i8"), "attribute 'n' is no single value"),
-        (np.zeros((1 << 12,)), "attribute 'n' is no single value"),
-        (np.bool_(True), "attribute 'n' holds names of an enumeration, numbers or texts are right"),
+        (2**40, "attribute 'n' is 1099511627776; expected a whole number from 0 to 2147483647"),
+        (np.uint64(2**64 - 1), "attribute 'n' is 9223372036854775807; expected a whole number from 0 to 2147483647"),
+        (-1, "attribute 'n' is -1; expected a whole number from 0 to 2147483647"),
+        (1.5, "attribute 'n' is 1.5; expected a whole number from 0 to 2147483647"),
+        ("3", "attribute 'n' is '3'; expected a whole number from 0 to 2147483647"),
+        (b"a\n\x1b", r"attribute 'n' is 'a\n\x1b'; expected a whole number from 0 to 2147483647"),
+        ([1, 2], "attribute 'n' is not a single value"),
+        (h5py.Empty("<i8"), "attribute 'n' is not a single value"),
+        (np.zeros((1 << 12,)), "attribute 'n' is not a single value"),
+        (np.bool_(True), "attribute 'n' holds names of an enumeration; expected numbers or texts"),
         (None, "has no attribute 'n'"),
     ],
 )
@@ -252,14 +252,10 @@ def test_texts(path):
     write(path, make)
     with H5File(path) as file:
         assert file.text("lone") == "a\ufffd\ufffd\ufffdb"
-    assert reason(path, lambda file: file.text("number")) == "attribute 'number' is 1, a text is right"
+    assert reason(path, lambda file: file.text("number")) == "attribute 'number' is 1; expected a text"
+    assert reason(path, lambda file: file.texts("many", 4)) == "attribute 'many' has shape (5,); expected 1 to 4 texts"
     assert (
-        reason(path, lambda file: file.texts("many", 4))
-        == "attribute 'many' is of the shape (5,), 1 to 4 texts are right"
-    )
-    assert (
-        reason(path, lambda file: file.texts("rows", 4))
-        == "attribute 'rows' is of the shape (1, 1), 1 to 4 texts are right"
+        reason(path, lambda file: file.texts("rows", 4)) == "attribute 'rows' has shape (1, 1); expected 1 to 4 texts"
     )
 
 
@@ -281,8 +277,8 @@ def test_texts_of_any_length(path, options):
 
 
 @pytest.mark.parametrize("size", [0, 1 << 62])
-def test_a_damaged_heap_of_texts_ends(path, size):
-    # HDF5 itself goes round in circles where the free space has no size.
+def test_reading_a_damaged_heap_of_texts_ends(path, size):
+    # The HDF5 library loops forever if the free space has size 0.
     write(path, lambda file: file.attrs.update({"t": "some text"}))
     content = bytearray(path.read_bytes())
     at = content.index(b"GCOL")
@@ -325,22 +321,22 @@ def test_counts_are_bounded(path):
 
     write(path, make)
     assert reason(path, lambda file: file.names()) == "holds more than 256 objects"
-    assert reason(path, lambda file: file.attributes()) == "has 257 attributes, at most 256 are right"
+    assert reason(path, lambda file: file.attributes()) == "has 257 attributes; the limit is 256"
 
 
-def test_what_is_no_file(path, tmp_path):
+def test_paths_that_are_not_files(path, tmp_path):
     assert reason(path, lambda file: None) == "is not there"
     os.mkfifo(path)
-    assert reason(path, lambda file: None) == "is no regular file"
+    assert reason(path, lambda file: None) == "is not a regular file"
     path.unlink()
     path.write_bytes(b"text")
     expected = "is torn, HDF5 cannot open it (Unable to synchronously open file (file signature not found))"
     assert reason(path, lambda file: None) == expected
     assert reason(tmp_path / "a\0b", lambda file: None).startswith("is torn, HDF5 cannot open it (")
-    assert reason(tmp_path, lambda file: None) == "is no regular file"
+    assert reason(tmp_path, lambda file: None) == "is not a regular file"
 
 
-def test_a_checksum_that_does_not_fit(path):
+def test_a_wrong_checksum_is_reported(path):
     write(path, lambda file: file.create_dataset("x", data=np.arange(100), chunks=(100,), fletcher32=True))
     content = path.read_bytes()
     at = content.index(np.arange(1, 9).tobytes())
@@ -348,7 +344,7 @@ def test_a_checksum_that_does_not_fit(path):
     assert reason(path, lambda file: file.dataset("x", "<i8").read()).startswith("is torn, HDF5 cannot read it (")
 
 
-def test_a_full_disk_neither_crashes_nor_takes_the_old_file(tmp_path):
+def test_a_full_disk_neither_crashes_nor_removes_the_old_file(tmp_path):
     # A file whose descriptor cannot be written fails HDF5 as a full disk does.
     path = tmp_path / "x.h5"
     path.write_bytes(b"old")
@@ -370,7 +366,7 @@ except EnvironmentFault as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{path}: cannot be written: bad file descriptor; give a place that can be\n"
+    assert done.stdout == f"{path}: cannot be written: bad file descriptor; choose a writable place\n"
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 

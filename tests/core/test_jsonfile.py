@@ -1,4 +1,4 @@
-"""JSON of strangers: every damage is one line that names the file, and nothing is converted."""
+"""JSON files of any origin: damage is reported in one line that names the file, and nothing is converted."""
 
 import json
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def test_an_object_without_checksum_is_read(tmp_path):
         ('{"step": ' + "9" * 5000 + "}", "not JSON"),
     ],
 )
-def test_what_is_wrong_is_one_line(text, reason):
+def test_errors_are_one_line(text, reason):
     with pytest.raises(DataError) as error:
         parse_json(text, Example, "here.json")
     assert str(error.value).startswith("here.json: is damaged: ") and reason in str(error.value)
@@ -76,16 +76,16 @@ def test_a_pipe_a_folder_and_a_huge_file_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "large.json").write_text('{"step": 3}' + " " * 100)
-    with pytest.raises(DataError, match=r"pipe\.json: is no regular file"):
+    with pytest.raises(DataError, match=r"pipe\.json: is not a regular file"):
         read_json(tmp_path / "pipe.json", Example)
-    with pytest.raises(DataError, match=r"folder\.json: is no regular file"):
+    with pytest.raises(DataError, match=r"folder\.json: is not a regular file"):
         read_json(tmp_path / "folder.json", Example)
     with pytest.raises(DataError, match=r"large\.json: is larger than 100 bytes"):
         read_json(tmp_path / "large.json", Example, limit=100)
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_are_a_traceback(content):
+def test_no_content_raises_another_error(content):
     try:
         parse_json(content, dict, "x")
     except DataError as error:

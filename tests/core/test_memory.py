@@ -38,7 +38,7 @@ def test_sizes_are_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "1e999", "9" * 400, "1e30TB", "1..2", "\x1b[2J", "two"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_invalid_sizes_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^memory limit '.{1,200}': write a size such as 2GB or 512MiB$") as error:
         parse_size(text)
     assert str(error.value).isprintable() and len(str(error.value)) < 300

@@ -1,4 +1,4 @@
-"""How commands end upon signals, and when nobody reads what they print."""
+"""How commands end after a signal, or when their output is no longer read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2", "SIGHUP", "SIGXCPU"])
-def test_a_wish_to_stop_is_noted(name: str) -> None:
+def test_a_request_to_stop_is_recorded(name: str) -> None:
     before = signal.getsignal(getattr(signal, name))
     with StopRequest() as request:
         assert not request
@@ -56,7 +56,7 @@ def test_what_is_ignored_from_the_start_stays_ignored() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1])
-def test_a_command_that_a_signal_ends_says_so(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_names_the_signal_that_ends_it(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as ended, orderly_end():
         os.kill(os.getpid(), number)
@@ -98,17 +98,17 @@ with orderly_end():
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "cleaning up\n", "")
 
 
-def test_a_rank_lets_its_launcher_tell() -> None:
+def test_a_rank_leaves_signals_to_its_launcher() -> None:
     with orderly_end({"OMPI_COMM_WORLD_SIZE": "2"}):
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_errors_of_ones_own_pass() -> None:
+def test_other_errors_pass() -> None:
     for error in (ValueError("mine"), SystemExit(2)):
         with pytest.raises(type(error)) as raised, orderly_end():
             raise error
         assert raised.value is error
-    # What has been said once is not said again.
+    # An interruption that has been reported is not reported again.
     with pytest.raises(SystemExit) as ended, orderly_end():
         try:
             raise Interrupted(signal.SIGTERM)
@@ -139,14 +139,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     time.sleep(1.0)
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=60)
-    # Asked to stop, a lone process saves its state, too.
+    # A single process that is asked to stop saves its state, too.
     assert process.returncode == 75
     assert json.loads((base / "stopped" / "status.json").read_text())["state"] == "requeue"
     return base
 
 
 def handles_signals(pid: int) -> bool:
-    """Whether a process has come so far that TERM does not end it any more."""
+    """Whether a process has installed its handler for TERM."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
@@ -186,7 +186,7 @@ def test_commands_end_with_128_and_the_signal(
 @pytest.mark.parametrize(
     "words", [["report", "{}"], ["export", "{}"], ["train", str(JOB), "--print-config"], ["--help"]]
 )
-def test_a_reader_that_goes_away_is_no_error(runs: Path, words: list[str]) -> None:
+def test_a_closed_pipe_is_not_an_error(runs: Path, words: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     process = start([word.format(runs) for word in words], stdout=writer)
@@ -204,7 +204,7 @@ def test_without_standard_streams_commands_work(runs: Path, closed: str) -> None
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_when_nobody_reads(tmp_path: Path) -> None:
+def test_a_run_continues_without_a_reader(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [*HPCLBFL, "train", str(JOB), "stop.epochs=0.2", "--run-dir", str(tmp_path / "run")]
@@ -248,13 +248,13 @@ with orderly_end():
     try:
         time.sleep(60)
     finally:
-        # Longer than it takes to find an interruption swallowed.
+        # Longer than the check for a swallowed interruption takes.
         time.sleep(1.5)
         print("cleaned up", file=sys.stderr)
 """
 
 
-def test_an_interruption_that_is_swallowed_comes_again_and_leaves_cleaning_up_alone() -> None:
+def test_a_swallowed_interruption_is_sent_again_but_not_during_cleanup() -> None:
     done = subprocess.run([sys.executable, "-c", SWALLOWING], capture_output=True, text=True, timeout=30)
     assert done.returncode == 143
     assert done.stderr.splitlines() == ["cleaned up", "hpclbfl: error: interrupted by SIGTERM"]

@@ -1,4 +1,4 @@
-"""What may stand in a checkpoint."""
+"""What a checkpoint may hold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import make_job
 
 @dataclass(frozen=True)
 class Unmarked:
-    """State of a component that nobody can restore."""
+    """A state that cannot be restored."""
 
     number: int = 1
 
@@ -46,7 +46,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("value", [*GOOD, Marked((1, torch.ones(1))), OrderedDict(a=1)], ids=lambda v: type(v).__name__)
-def test_what_is_let_through_comes_back(tmp_path: Path, value: Any) -> None:
+def test_accepted_states_are_restored(tmp_path: Path, value: Any) -> None:
     check_restorable(value, "part")
     (tmp_path / "part.pt").write_bytes(to_bytes(value))
     found = read_tensors(tmp_path / "part.pt", None, checkpointed_types())
@@ -54,14 +54,14 @@ def test_what_is_let_through_comes_back(tmp_path: Path, value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", list(BAD))
-def test_what_could_not_be_restored_is_refused_by_its_place(name: str) -> None:
+def test_a_state_that_cannot_be_restored_is_refused_with_its_place(name: str) -> None:
     value, message = BAD[name]
     with pytest.raises(TypeError, match=message):
         check_restorable(value, "part")
 
 
-def test_a_mark_is_for_dataclasses() -> None:
-    with pytest.raises(TypeError, match="int is no dataclass"):
+def test_only_dataclasses_are_marked() -> None:
+    with pytest.raises(TypeError, match="int is not a dataclass"):
         checkpointed(int)
 
 

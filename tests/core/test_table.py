@@ -1,4 +1,4 @@
-"""Numbers in a table stay whole at any width; texts fold; without a terminal there is no width."""
+"""Tables: numbers are never folded, texts are; without a terminal the width is unbounded."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_without_a_terminal_a_row_is_a_line(monkeypatch: pytest.MonkeyPatch) -> 
     assert printed(None).splitlines() == lines
 
 
-def test_what_is_too_narrow_for_a_table_is_records() -> None:
+def test_a_narrow_terminal_gets_records() -> None:
     found = DataTable(title="Errors")
     found.add_column("")
     found.add_column(Text("median\n(%)"), justify="right")
@@ -88,7 +88,7 @@ def test_a_column_may_be_cut_where_a_row_is_a_line() -> None:
     assert line.endswith("…") and len(line) <= 40
 
 
-def test_strings_are_taken_as_they_are_by_any_console() -> None:
+def test_strings_are_literal_on_any_console() -> None:
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=80)

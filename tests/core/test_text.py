@@ -1,4 +1,4 @@
-"""Text of strangers on a terminal: one line, no control characters, whatever the encoding."""
+"""Foreign text on a terminal: one line, no control characters, in any encoding."""
 
 import io
 

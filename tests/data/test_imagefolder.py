@@ -61,7 +61,7 @@ def test_links(image_folder, tmp_path):
     assert str(caught.value) == f"{cat / 'round.png'}: cannot be read: Too many levels of symbolic links"
     with pytest.raises(DataError) as caught:
         found.train.image(5)
-    assert str(caught.value) == f"{cat / 'waits.png'}: is no regular file"
+    assert str(caught.value) == f"{cat / 'waits.png'}: is not a regular file"
 
 
 def test_names_that_are_no_utf8(image_folder):

@@ -178,7 +178,7 @@ def test_pack_never_writes_onto_its_input(image_folder: Callable[..., Path], tmp
         (packed, image, refused),
         (packed, tmp_path / "archive.tar.gz", refused),
         (packed, tmp_path / "nowhere.h5", "is a link to nowhere: remove it, or give another name"),
-        (packed, tmp_path / "pipe.h5", "is no regular file"),
+        (packed, tmp_path / "pipe.h5", "is not a regular file"),
         (packed, tmp_path, "is a folder: give the name of a file in it"),
         (folder, image, "lies among the images that are to be packed: give another place"),
         (folder, root / "test" / "new.h5", "lies among the images that are to be packed: give another place"),

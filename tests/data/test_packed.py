@@ -178,12 +178,12 @@ def test_a_flipped_bit_in_an_image_is_found(packed_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "value", "reason"),
     [
-        ("train/encoded", np.zeros(4), "'train/encoded' holds 64-bit floats, unsigned 8-bit integers are right"),
-        ("train/labels", np.zeros((4, 1), np.int64), "'train/labels' has the shape (4, 1), (any) is right"),
+        ("train/encoded", np.zeros(4), "'train/encoded' holds 64-bit floats; expected unsigned 8-bit integers"),
+        ("train/labels", np.zeros((4, 1), np.int64), "'train/labels' has shape (4, 1); expected (any)"),
         (
             "train/offsets",
             np.zeros(4, np.uint64),
-            "'train/offsets' holds unsigned 64-bit integers, ",
+            "'train/offsets' holds unsigned 64-bit integers; ",
         ),
         ("test", h5py.ExternalLink("other.h5", "test"), "'test' is a link to another place, and such links are not"),
         ("extra", h5py.SoftLink("/train"), "'extra' is a link to another place, and such links are not followed"),
@@ -201,9 +201,9 @@ def test_parts_that_are_not_ours(packed_path: Path, place: str, value: object, r
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (3, "attribute 'classes' is no list of texts: pack it again"),
-        ([1, 2], "attribute 'classes' is no list of texts: pack it again"),
-        (np.zeros(0, "S1"), "attribute 'classes' is of the shape (0,), 1 to 100,000 texts are right: pack it again"),
+        (3, "attribute 'classes' is not a list of texts: pack it again"),
+        ([1, 2], "attribute 'classes' is not a list of texts: pack it again"),
+        (np.zeros(0, "S1"), "attribute 'classes' has shape (0,); expected 1 to 100,000 texts: pack it again"),
     ],
 )
 def test_classes_that_are_not_ours(packed_path: Path, value: object, reason: str) -> None:

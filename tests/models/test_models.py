@@ -32,7 +32,7 @@ def create_model(name: str, num_classes: int, size: int, **keys: Any) -> torch.n
         ("alexnet_small", 8, "imagenet", 25_242),
     ],
 )
-def test_nets_take_images_and_score_the_classes(name: str, size: int, stem: str, parameters: int) -> None:
+def test_models_map_images_to_class_scores(name: str, size: int, stem: str, parameters: int) -> None:
     net = create_model(name, 10, size, **({"stem": stem} if stem == "cifar" else {})).eval()
     assert net(torch.zeros(2, 3, size, size)).shape == (2, 10)
     assert sum(p.numel() for p in net.parameters()) == parameters
@@ -55,12 +55,12 @@ def test_large_nets_have_the_datas_classes(name: str) -> None:
             r"'resnet81' is not known: did you mean 'resnet8'\? known are alexnet, alexnet_small, resnet18",
         ),
         ("alexnet", 32, "alexnet takes images of 63 px and more, these have 32 px; set data.resize"),
-        ("vit_b_16", 32, r"vit_b_16 takes images of 224 px alone"),
+        ("vit_b_16", 32, r"vit_b_16 takes images of 224 px only"),
         ("vit_cifar", 30, "vit_cifar takes images of multiples of 4"),
         ("vgg11", 28, "vgg11 takes images of 32 px and more"),
     ],
 )
-def test_what_does_not_fit_is_refused(name: str, size: int, words: str) -> None:
+def test_images_of_another_size_are_refused(name: str, size: int, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         create_model(name, 10, size)
 
@@ -77,6 +77,6 @@ def test_cifar_stem_and_dropout_are_for_nets_that_have_them() -> None:
 def test_smallest_sizes_are_as_stated() -> None:
     for name in ("resnet8", "resnet20", "resnet18", "resnet50"):
         config = MODELS.find(name).config
-        assert issubclass(config, ImageModelConfig) and config.takes(8) and not config.takes(7)
+        assert issubclass(config, ImageModelConfig) and config.accepts(8) and not config.accepts(7)
         # In training mode: batch statistics need more than one value per channel.
         assert create_model(name, 3, 8)(torch.randn(2, 3, 8, 8)).shape == (2, 3)

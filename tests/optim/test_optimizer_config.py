@@ -39,7 +39,7 @@ def parse(**sections: Any) -> JobConfig:
         ({"schedule": {"kind": "tvlars", "delay_epochs": 1.0}}, "'schedule.rate' is missing"),
         (
             {"schedule": {"kind": "tvlars", "rate": 1.0, "delay_epochs": 5, "warmup_epochs": 5}},
-            "'warmup_epochs' does not go with kind tvlars, which replaces the warm-up",
+            "'warmup_epochs' cannot be used with kind tvlars, which replaces the warm-up",
         ),
         ({"schedule": {"rate": 1.0}}, "'rate' goes with kind tvlars"),
         ({"schedule": {"kind": "cosine", "floor": 0.1}}, "'floor' goes with kind tvlars"),

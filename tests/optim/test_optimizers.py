@@ -161,7 +161,7 @@ def test_no_group_is_empty() -> None:
     assert len(parameter_groups(config, [nn.Parameter(torch.zeros(2))])) == 1
 
 
-def test_sgd_decays_weights_alone() -> None:
+def test_sgd_decays_only_weights() -> None:
     """Zero gradients: one step is w * (1 - lr * wd) for weights, nothing for biases."""
     weight, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
     optimizer = make_optimizer(config_of(OPTIMIZERS, lr=0.5, weight_decay=0.5, decay="weights"), [weight, bias])
@@ -225,8 +225,8 @@ def test_jobs_train_with_lars_and_lamb(
     assert all(value.isfinite().all() for value in saved.values())
 
 
-def test_what_becomes_of_moments_is_the_jobs_choice(tmp_path: Path, toy_set: Path) -> None:
-    """Keeping, averaging and resetting them part in the step after the averaging."""
+def test_moments_are_kept_averaged_or_reset_as_the_job_says(tmp_path: Path, toy_set: Path) -> None:
+    """Keeping, averaging and resetting them differ from the step after the averaging on."""
     weights = []
     for state in ("keep", "average", "reset"):
         job = make_job(

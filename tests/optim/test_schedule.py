@@ -81,5 +81,5 @@ def test_tvlars_falls_from_its_first_step() -> None:
 
 
 def test_tvlars_goes_with_lars() -> None:
-    with pytest.raises(ConfigError, match=r"schedule.kind: tvlars goes with optimizer.name: lars, not lamb"):
+    with pytest.raises(ConfigError, match=r"schedule.kind: tvlars needs optimizer.name: lars, not lamb"):
         schedule(optimizer="lamb", kind="tvlars", rate=1.0, delay_epochs=2)

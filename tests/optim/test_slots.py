@@ -30,7 +30,7 @@ MAKERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_laid_out_state_changes_no_step(name: str) -> None:
-    """Bitwise, over three steps, against an optimizer that makes its state itself."""
+    """Bitwise, over three steps, compared with an optimizer that creates its state itself."""
     weights = []
     for laid_out in (False, True):
         torch.manual_seed(0)

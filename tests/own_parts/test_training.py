@@ -146,8 +146,8 @@ def test_a_damaged_copy_is_not_run(workplace: Workplace) -> None:
     (workplace / "nets.py").write_text("")
     name = copy.relative_to(workplace.folder)
     line = (
-        f"model.name: {name}: is damaged: its content does not fit its checksum; bring back the copy, or name the file "
-        "itself"
+        f"model.name: {name}: is damaged: its content does not match its checksum; bring back the copy, or name the "
+        "file itself"
     )
     calls = {"job.yaml": words, "run/config.yaml": ("sharpness", "run", "--samples", "8")}
     for source, call in calls.items():

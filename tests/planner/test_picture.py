@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpclbfl.batching.plan_file import Plan, RankPlan, identity
+from hpclbfl.batching.plan_file import Plan, RankPlan, job_fingerprint
 from hpclbfl.planner.picture import chart
 from hpclbfl.planner.store import ProbeRow, Role
 from tests.planner.conftest import planned_job
@@ -29,7 +29,7 @@ def panels(tmp_path: Path) -> dict[str, dict[str, Points]]:
             rows += [ProbeRow(name, batch, k, value, 0.3, role) for name, value in parts.items()]
         rows += [ProbeRow(name, batch, 0, 1e6 * batch, 1e6 * batch, role) for name in ("m_act_bytes", "m_batch_bytes")]
     rank = RankPlan(device="CPU", max_batch=32, t_fixed_s=0.05, t_per_sample_s=0.01, best_batch=16)
-    plan = Plan(ranks=(rank,), job=identity(planned_job(tmp_path / "x.h5")), num_train=320)
+    plan = Plan(ranks=(rank,), job=job_fingerprint(planned_job(tmp_path / "x.h5")), num_train=320)
     specification = chart(plan, rows, "a plan")
     panels = [_layers(panel) for pair in specification["vconcat"] for panel in pair["hconcat"]]
     return {_title(layers): _marks(layers, specification["datasets"]) for layers in panels if layers}

@@ -1,4 +1,4 @@
-"""The run folder: numbers that nobody shares, files that nobody reads by half."""
+"""The run folder: attempts get distinct numbers, and no file is read half written."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Who owns a folder: one at a time, whoever races, dies or is requeued."""
+"""The lock of a folder: one owner at a time, also with races, deaths and requeued jobs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from hpclbfl.core.errors import EnvironmentFault
 from hpclbfl.core.process import Process, process_of, this_process
-from hpclbfl.runs import lock as lease_module
+from hpclbfl.runs import lock as lock_module
 from hpclbfl.runs.folder import RunFolder
-from hpclbfl.runs.lock import LeaseHeld, Owner, RunLock, acquire, holder, is_live, owner_liveness, this_owner
+from hpclbfl.runs.lock import LockHeld, Owner, RunLock, acquire, holder, is_live, owner_liveness, this_owner
 from hpclbfl.runs.slurm_client import Job, SlurmUnavailable
 from tests.slurm.conftest import FakeSlurm
 
@@ -35,7 +35,7 @@ def queue(*jobs: str, state: str = "RUNNING"):  # type: ignore[no-untyped-def]
     return lambda ids: {job: Job(job, state, "None") for job in ids if job in jobs}
 
 
-def silent(ids: Any) -> Any:
+def unavailable(ids: Any) -> Any:
     raise SlurmUnavailable("squeue: no answer within 60 s")
 
 
@@ -43,7 +43,7 @@ def owner(*processes: Process, **fields: Any) -> Owner:
     return Owner(fields.pop("token", "t"), "2026-01-01T00:00:00+00:00", processes, **fields)
 
 
-def test_who_is_lost(tmp_path: Path) -> None:
+def test_lost_runs_are_found(tmp_path: Path) -> None:
     cases = {"mine": None, "gone": owner(GONE), "elsewhere": owner(ELSEWHERE), "nobody": None, "job": owner(slurm="12")}
     for name, who in cases.items():
         (tmp_path / name).mkdir()
@@ -52,18 +52,18 @@ def test_who_is_lost(tmp_path: Path) -> None:
     acquire(tmp_path / "mine", {})
     for name in cases:
         RunFolder(tmp_path / name).write_status("running")
-    # Ended between the look at its status and the one at its lock.
+    # Ended after its lock was read.
     (tmp_path / "ended").mkdir()
     RunFolder(tmp_path / "ended").write_status("done")
-    lost = lease_module.find_lost(tmp_path / name for name in [*cases, "ended"])
-    # Without a Slurm nobody can say what became of its jobs.
+    lost = lock_module.find_lost(tmp_path / name for name in [*cases, "ended"])
+    # Without Slurm the state of a job is unknown.
     assert lost == {tmp_path / "gone", tmp_path / "nobody"}
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
     first = acquire(tmp_path, {})
     assert is_live(tmp_path)
-    with pytest.raises(LeaseHeld) as held:
+    with pytest.raises(LockHeld) as held:
         acquire(tmp_path, {})
     assert f"owned by process {os.getpid()} on {socket.gethostname()} since" in str(held.value)
     first.release()
@@ -86,12 +86,12 @@ def test_one_at_a_time(tmp_path: Path) -> None:
         {"released": "no"},
     ],
 )
-def test_a_lock_of_another_shape_is_one_that_a_crash_left(tmp_path: Path, fields: dict[str, Any]) -> None:
+def test_an_invalid_lock_counts_as_left_by_a_crash(tmp_path: Path, fields: dict[str, Any]) -> None:
     values = {"token": "t", "time": "", "processes": [["here", 1, "x"]], **fields}
     (tmp_path / "lease").mkdir()
     path = tmp_path / "lease" / "000001.json"
     path.write_text(json.dumps(values))
-    with pytest.raises(LeaseHeld, match="another process is just taking it"):
+    with pytest.raises(LockHeld, match="another process is acquiring the lock right now"):
         acquire(tmp_path, {})
     os.utime(path, (0, 0))
     assert holder(tmp_path) is None
@@ -117,30 +117,30 @@ def test_old_locks_go_and_other_names_stay(tmp_path: Path) -> None:
     assert names == sorted([*others, *(f"{number:06d}.json" for number in range(4, 13))])
 
 
-def test_ranks_join_the_lease_that_they_work_under(tmp_path: Path) -> None:
+def test_ranks_join_the_lock_of_their_owner(tmp_path: Path) -> None:
     mine = acquire(tmp_path, {})
     joined = acquire(tmp_path, mine.environment())
     assert joined.joined
     joined.release()
     found = holder(tmp_path)
     assert found is not None and len(found.processes) == 2
-    with pytest.raises(LeaseHeld):
-        acquire(tmp_path, {lease_module.TOKEN: "another's"})
+    with pytest.raises(LockHeld):
+        acquire(tmp_path, {lock_module.TOKEN: "another's"})
     mine.release()
-    # Who was started under a lease that is no longer needs one of his own.
+    # A process whose owner has released the lock needs a lock of its own.
     assert not acquire(tmp_path, mine.environment()).joined
 
 
 def test_an_owner_lives_while_one_of_its_processes_does(tmp_path: Path) -> None:
     assert not owner_liveness(owner(GONE)).live
     assert owner_liveness(owner(GONE, this_process())).live
-    # The number alone does not make the process.
+    # A reused pid is another process.
     assert not owner_liveness(owner(this_process()._replace(start="never/0"))).live
     verdict = owner_liveness(owner(ELSEWHERE))
     assert verdict.live and not verdict.certain and "another-host" in verdict.why
 
 
-def test_a_dead_process_that_nobody_reaps_is_dead() -> None:
+def test_a_zombie_is_dead() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     process = process_of(child.pid)
     end = time.monotonic() + 20
@@ -156,13 +156,13 @@ def test_slurm_owners() -> None:
     assert owner_liveness(mine, queue("12_3", state="PENDING")).live
     assert not owner_liveness(mine, queue("12_4")).live
     assert not owner_liveness(mine, queue("12_3", state="CANCELLED")).live
-    verdict = owner_liveness(mine, silent)
+    verdict = owner_liveness(mine, unavailable)
     assert verdict.live and "whether job 12_3 lives is unknown: squeue: no answer" in verdict.why
-    # The job itself, requeued; and a former process of it that may still be there.
+    # The requeued job itself, and a former process of it that may still run.
     again = owner(slurm="12_3", restart=1)
     assert not owner_liveness(mine, queue("12_3"), again).live
-    assert not owner_liveness(owner(ELSEWHERE, slurm="12_3"), silent, again).live
-    assert owner_liveness(owner(ELSEWHERE, slurm="12_3", restart=1), silent, again).live
+    assert not owner_liveness(owner(ELSEWHERE, slurm="12_3"), unavailable, again).live
+    assert owner_liveness(owner(ELSEWHERE, slurm="12_3", restart=1), unavailable, again).live
 
 
 def test_jobs_of_another_cluster_are_left_alone(fake_slurm: FakeSlurm) -> None:
@@ -172,7 +172,7 @@ def test_jobs_of_another_cluster_are_left_alone(fake_slurm: FakeSlurm) -> None:
 
 def test_the_refusal_says_what_to_do(tmp_path: Path) -> None:
     acquire(tmp_path, {}, me=owner(ELSEWHERE))
-    with pytest.raises(LeaseHeld) as held:
+    with pytest.raises(LockHeld) as held:
         acquire(tmp_path, {})
     path = tmp_path / "lease" / "000001.json"
     assert str(held.value).endswith(
@@ -182,19 +182,19 @@ def test_the_refusal_says_what_to_do(tmp_path: Path) -> None:
     acquire(tmp_path, {})
 
 
-def test_variables_that_outlived_their_job_name_no_owner() -> None:
+def test_variables_of_an_ended_job_are_ignored() -> None:
     leaked = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "2", "SLURM_RESTART_COUNT": "1"}
     assert this_owner(leaked, queue()).slurm is None
     found = this_owner(leaked, queue("10_2"))
     assert (found.slurm, found.restart) == ("10_2", 1)
-    assert this_owner(leaked, silent).slurm == "10_2"
+    assert this_owner(leaked, unavailable).slurm == "10_2"
 
 
-def test_a_lease_that_a_crash_left_half_written(tmp_path: Path) -> None:
+def test_a_half_written_lock_is_stale_after_a_while(tmp_path: Path) -> None:
     (tmp_path / "lease").mkdir()
     half = tmp_path / "lease" / "000004.json"
     half.write_text('{"token": ')
-    with pytest.raises(LeaseHeld, match="another process is just taking it"):
+    with pytest.raises(LockHeld, match="another process is acquiring the lock right now"):
         acquire(tmp_path, {})
     os.utime(half, (0, 0))
     assert acquire(tmp_path, {}).path.name == "000005.json"
@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         acquire(tmp_path / "file", {})
 
 
-def test_a_full_disk_leaves_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -216,17 +216,17 @@ def test_a_full_disk_leaves_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list((tmp_path / "lease").iterdir())
 
 
-def test_who_looked_long_ago_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """He saw number 1 released; since then others took 2, gave it back, took 3, and 2 was removed."""
+def test_an_outdated_listing_takes_no_lock_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process saw number 1 released; since then 2 was acquired, released and removed, and 3 was acquired."""
     acquire(tmp_path, {}).release()
-    newest = lease_module._newest
+    newest = lock_module._newest
     stale = newest(tmp_path / "lease")
     acquire(tmp_path, {}).release()
     mine = acquire(tmp_path, {})
     (tmp_path / "lease" / "000002.json").unlink()
     answers = [stale]
-    monkeypatch.setattr(lease_module, "_newest", lambda leases: answers.pop() if answers else newest(leases))
-    with pytest.raises(LeaseHeld):
+    monkeypatch.setattr(lock_module, "_newest", lambda leases: answers.pop() if answers else newest(leases))
+    with pytest.raises(LockHeld):
         acquire(tmp_path, {})
     assert holder(tmp_path) == mine.owner
     assert not (tmp_path / "lease" / "000002.json").exists()
@@ -239,14 +239,14 @@ def _race(folder: str, rounds: int, barrier: Any, results: Any) -> None:
         try:
             acquire(Path(folder) / str(number), {})
             won.append(number)
-        except LeaseHeld:
+        except LockHeld:
             pass
-    barrier.wait()  # nobody ends, and lets go, before all have tried
+    barrier.wait()  # no process ends, which would free its locks, before all have tried
     results.put(won)
 
 
 @pytest.mark.slow
-def test_of_those_who_find_the_owner_gone_one_takes_over(tmp_path: Path) -> None:
+def test_only_one_process_takes_over_a_stale_lock(tmp_path: Path) -> None:
     rounds, racers = 40, 3
     for number in range(rounds):
         if number % 2:
@@ -263,8 +263,8 @@ def test_of_those_who_find_the_owner_gone_one_takes_over(tmp_path: Path) -> None
     assert won == list(range(rounds))
 
 
-class Leases(RuleBasedStateMachine):
-    """Three jobs that take, give back, die and are requeued; never do two hold the folder."""
+class Locks(RuleBasedStateMachine):
+    """Three jobs acquire, release, die and are requeued; two never own the folder at the same time."""
 
     jobs = st.sampled_from(["1", "2", "3"])
 
@@ -285,7 +285,7 @@ class Leases(RuleBasedStateMachine):
         me = owner(token=f"{job}.{self.restarts[job]}", slurm=job, restart=self.restarts[job])
         try:
             taken = acquire(self.folder, {}, queue(*self.alive), me)
-        except LeaseHeld:
+        except LockHeld:
             assert self.held is not None and self.held[0] in self.alive
         else:
             assert self.held is None or self.held[0] not in self.alive
@@ -308,7 +308,7 @@ class Leases(RuleBasedStateMachine):
             self.alive.add(job)
             self.restarts[job] += 1
             if self.held is not None and self.held[0] == job:
-                # The former self is gone, the job lives: its new self takes over.
+                # The former start is gone and the job is alive: its new start takes over.
                 me = owner(token=f"{job}.{self.restarts[job]}", slurm=job, restart=self.restarts[job])
                 self.held = (job, acquire(self.folder, {}, queue(*self.alive), me))
 
@@ -318,13 +318,13 @@ class Leases(RuleBasedStateMachine):
         assert (found and found.token) == (self.held and self.held[1].owner.token)
 
 
-TestLeases = Leases.TestCase
-TestLeases.settings = settings(
+TestLocks = Locks.TestCase
+TestLocks.settings = settings(
     max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
-def test_old_leases_go_away(tmp_path: Path) -> None:
+def test_few_old_locks_are_kept(tmp_path: Path) -> None:
     for _ in range(20):
         acquire(tmp_path, {}).release()
     names = sorted(path.name for path in (tmp_path / "lease").iterdir())

@@ -1,4 +1,4 @@
-"""Run folders that an earlier version left, before nets, optimizers and the like had configs of their own."""
+"""Run folders of an earlier version, in which models, optimizers and others had no configs of their own."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(shutil.copytree(OLDER / request.param, tmp_path / request.param))
 
 
-def test_it_is_read_as_it_was(folder: Path) -> None:
+def test_its_log_is_read(folder: Path) -> None:
     run = read_run(folder)
     assert run.torn == [] and len(run.tables["steps"]) == 12
     # Of schema 2, which had no metrics.
@@ -57,7 +57,7 @@ def test_it_is_read_as_it_was(folder: Path) -> None:
     assert "optimizer.betas" not in frames.runs.columns
 
 
-def test_it_goes_on(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_is_resumed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_job(job_of(folder.name, 6), folder).step == 6
     assert "already done, at step 6" in capfd.readouterr().err
     assert run_job(job_of(folder.name, 9), folder).step == 9

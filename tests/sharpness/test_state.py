@@ -84,7 +84,7 @@ def test_a_finished_run_has_its_last_state(tmp_path: Path, toy_set: Path) -> Non
 def test_damage_is_named(tmp_path: Path, toy_set: Path) -> None:
     run_job(make_job(toy_set, **FEW), tmp_path)
     (tmp_path / "model.pt").write_bytes(b"torn")
-    with pytest.raises(DataError, match=r"model\.pt: is damaged: its content does not fit its checksum"):
+    with pytest.raises(DataError, match=r"model\.pt: is damaged: its content does not match its checksum"):
         state_of(tmp_path)
     (tmp_path / "DONE.json").unlink()
     (tmp_path / "checkpoints" / "step-000000010" / "client-00002.pt").unlink()

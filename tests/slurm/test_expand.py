@@ -134,8 +134,8 @@ def test_excluding_all_is_refused(tmp_path: Path) -> None:
         ({"ranks": "all"}, "ranks: should be a whole number above 0, or 'clients', not 'all'"),
         ({"grid": {"a": [0] * 150, "b": [0] * 150}}, "its axes make more than 20,000 runs, the most that a sweep may"),
         ({"list": [{f"k{i}": 0 for i in range(1001)}]}, "grid, zip and list set 1001 keys; 1000 are the most"),
-        ({"grid": {"a..b": [1]}}, "run a..b=1: 'a..b' is no key: write section.key"),
-        ({"list": [{"optimizer.lr": 1, "optimizer": {"lr": 2}}]}, "'optimizer' would undo 'optimizer.lr' before it"),
+        ({"grid": {"a..b": [1]}}, "run a..b=1: 'a..b' is not a valid key: write section.key"),
+        ({"list": [{"optimizer.lr": 1, "optimizer": {"lr": 2}}]}, "'optimizer' would overwrite 'optimizer.lr'"),
         ({"name": "a/b"}, "name: string should match pattern"),
         ({"name": "x" * 101}, "name: string should have at most 100 characters"),
         ({"grid": {"optimizer.lrr": [1]}}, "run optimizer.lrr=1: unknown key 'optimizer.lrr': did you mean 'lr'?"),
@@ -172,7 +172,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         ("name: s\njob: none.yaml\n", "none.yaml: cannot be read: No such file"),
         ("name: s\nname: t\n", "s.yaml:2: not valid YAML: key 'name' is given twice"),
         ("- 1\n", "s.yaml: not a sweep file"),
-        ("name: s\nbase: {a: !!bool foo}\n", "s.yaml:2: not valid YAML: 'foo' is no bool"),
+        ("name: s\nbase: {a: !!bool foo}\n", "s.yaml:2: not valid YAML: 'foo' is not of type bool"),
         ("name: [\n", "not valid YAML"),
     ):
         path.write_text(text)

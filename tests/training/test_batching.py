@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from hpclbfl.batching.plan_file import Plan, RankPlan, device_name, identity, save_plan
+from hpclbfl.batching.plan_file import Plan, RankPlan, device_name, job_fingerprint, save_plan
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.config.job import load_job, parse_job
 from hpclbfl.core.errors import ConfigError
@@ -98,7 +98,7 @@ def test_batches_of_1_7_and_24_are_one_of_32(toy_set: Path) -> None:
         ),
         (
             {"clients": 1, "batching": {"local_batch_size": 8, "policy": "dynamic", "max_local_batch_size": 4}},
-            "a global batch of 8 does not fit bounds that sum up to 1 and 4",
+            "a global batch of 8 does not fit bounds that sum to 1 and 4",
         ),
         (
             {"batching": {"local_batch_size": 4, "policy": "noise_scale", "max_global_batch_size": 64}},
@@ -191,7 +191,7 @@ def test_a_run_that_shares_by_a_plan_repeats_its_warnings(
     job = make_job(toy_set, clients=1, batching=batching, stop={"steps": 1})
     rank = RankPlan(device=device_name(), max_batch=64, t_fixed_s=0.1, t_per_sample_s=0.01)
     for warnings in ((), ("t_local_s 35 %",)):
-        save_plan(Plan(ranks=(rank,), job=identity(job), warnings=warnings), tmp_path / "plan.yaml")
+        save_plan(Plan(ranks=(rank,), job=job_fingerprint(job), warnings=warnings), tmp_path / "plan.yaml")
         run_job(job, run := tmp_path / f"run{len(warnings)}")
         events = [row for row in read_run(run).tables["events"] if row["kind"] == b"plan"]
         told = [line for line in capsys.readouterr().err.splitlines() if "held-out" in line]

@@ -89,7 +89,7 @@ def test_a_folder_that_does_not_tell_what_it_holds_is_refused(
         file.write_text("{")
     before = files(tmp_path)
     code, line = refused(job_of(toy_set), tmp_path, capfd)
-    assert code == 2 and "which experiment this run folder holds cannot be told" in line
+    assert code == 2 and "cannot tell which experiment this run folder holds" in line
     assert files(tmp_path) == before
 
 
@@ -203,7 +203,7 @@ def test_a_damaged_done_is_told_and_written_anew(
     path = tmp_path / "DONE.json"
     path.write_text(path.read_text().replace('"step": 6', '"step": 9'))
     again = run_job(job_of(toy_set), tmp_path)
-    assert "DONE.json: is damaged: its content does not fit its checksum" in capfd.readouterr().err
+    assert "DONE.json: is damaged: its content does not match its checksum" in capfd.readouterr().err
     assert (again.step, again.top1) == (6, outcome.top1) and json.loads(path.read_text())["step"] == 6
 
 
@@ -345,7 +345,7 @@ def test_a_link_in_place_of_the_checkpoints_is_refused(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "precious")
     code, line = refused(job_of(toy_set), tmp_path / "run", capfd)
-    assert code == 2 and "which experiment this run folder holds cannot be told" in line
+    assert code == 2 and "cannot tell which experiment this run folder holds" in line
     (tmp_path / "precious" / "step-000000001").rmdir()
     code, line = refused(job_of(toy_set), tmp_path / "run", capfd)
     assert code == 1 and f"{tmp_path}/run/checkpoints: is a link" in line
@@ -366,7 +366,7 @@ def test_digest_without_stop() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("data", [5, [], "x", None])
 @pytest.mark.parametrize("where", ["provenance", "manifest"])
-def test_an_identity_that_is_none_is_passed_over(
+def test_a_damaged_fingerprint_is_skipped(
     tmp_path: Path, toy_set: Path, where: str, data: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_job(job_of(toy_set, checkpoint={"every_steps": 4}), tmp_path)
@@ -376,7 +376,7 @@ def test_an_identity_that_is_none_is_passed_over(
     assert run_job(job_of(toy_set, stop={"steps": 9}), tmp_path).step == 9
     told = capfd.readouterr().err
     assert f"resumes after step {6 if where == 'provenance' else 4}" in told
-    assert where == "provenance" or "passed over: its identity is no experiment's" in told
+    assert where == "provenance" or "passed over: its fingerprint is not valid" in told
 
 
 @pytest.mark.parametrize("epoch", [5e-324, 1e-300, 1e308, -1.0])

@@ -55,7 +55,7 @@ class BatchingConfig(Section):
         return 0
 
     @property
-    def num_told(self) -> int:
+    def num_timed_steps(self) -> int:
         """Steps before an averaging whose times it wants to know."""
         return 0
 

@@ -1,4 +1,4 @@
-"""Nets, one file for each family.
+"""Models, one file for each family.
 
 Each is made from its config and a `DataSpec`: shape and type of a sample's input and target, and the number of classes.
 It is a torch module that maps a batch of inputs to what the job's loss takes: logits [N, K] for cross-entropy. The

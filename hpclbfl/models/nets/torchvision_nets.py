@@ -1,4 +1,4 @@
-"""torchvision's nets: ResNets, VGG, AlexNet and a vision transformer."""
+"""torchvision's models: ResNets, VGG, AlexNet and a vision transformer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class ResNetConfig(ImageModelConfig):
 
 
 class DropoutConfig(ImageModelConfig):
-    """A net with dropout."""
+    """A model with dropout."""
 
     dropout: Fraction | None = None
-    """Probability; null: the net's own (0.5; 0 for ViTs)."""
+    """Probability; null: the model's default (0.5; 0 for ViTs)."""
 
 
 class VggConfig(DropoutConfig):
@@ -43,20 +43,20 @@ class VitB16Config(DropoutConfig):
     """A. Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021."""
 
     @classmethod
-    def takes(cls, side: int) -> bool:
-        """Its position embeddings are of one size."""
+    def accepts(cls, side: int) -> bool:
+        """Only 224 px, because the position embeddings have a fixed size."""
         return side == 224
 
     @classmethod
-    def sides(cls) -> str:
+    def accepted_sides(cls) -> str:
         """See `ImageModelConfig`."""
-        return "224 px alone (vit_cifar is for small images)"
+        return "224 px only (vit_cifar is for small images)"
 
 
 @MODELS.register("resnet18", ResNetConfig)
 @MODELS.register("resnet50", ResNetConfig)
 def make_resnet(config: ResNetConfig, data: DataSpec) -> nn.Module:
-    """With the stem that the job asks for."""
+    """A ResNet with the stem of the config."""
     from torch import nn
 
     net: nn.Module = _named(config.name, data.num_classes)
@@ -72,7 +72,7 @@ def make_resnet(config: ResNetConfig, data: DataSpec) -> nn.Module:
 @MODELS.register("alexnet", AlexNetConfig)
 @MODELS.register("vit_b_16", VitB16Config)
 def make_plain(config: DropoutConfig, data: DataSpec) -> nn.Module:
-    """With the dropout that the job asks for."""
+    """A model with the dropout of the config."""
     from hpclbfl.models.pooling import with_deterministic_pooling
 
     options = {} if config.dropout is None else {"dropout": config.dropout}

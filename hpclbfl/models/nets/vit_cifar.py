@@ -19,12 +19,12 @@ class VitCifarConfig(DropoutConfig):
     """See the module."""
 
     @classmethod
-    def takes(cls, side: int) -> bool:
-        """Whole patches."""
+    def accepts(cls, side: int) -> bool:
+        """Only whole patches."""
         return side % 4 == 0 and 8 <= side <= 96
 
     @classmethod
-    def sides(cls) -> str:
+    def accepted_sides(cls) -> str:
         """See `ImageModelConfig`."""
         return "multiples of 4 from 8 to 96 px"
 
@@ -32,7 +32,7 @@ class VitCifarConfig(DropoutConfig):
 @MODELS.register("vit_cifar", VitCifarConfig)
 def make_vit_cifar(config: VitCifarConfig, data: DataSpec) -> nn.Module:
     """See the module."""
-    # timm imports torchvision, which may need help.
+    # Before timm, which imports torchvision.
     import hpclbfl.core.vision  # noqa: F401
 
     # isort: split

@@ -1,8 +1,8 @@
 """Optimizers: torch's SGD, Adam and AdamW in their fused form, timm's LARS and LAMB; one file each.
 
-Each is made from its config and the parameter groups. Norm parameters and biases take part in neither decay nor trust
-ratio unless the job says `decay: all`. Leaving them out of the decay is large-batch practice with SGD, too: P. Goyal et
-al., arXiv 1706.02677 (norm parameters), X. Jia et al., arXiv 1807.11205 (biases as well).
+Each is created from its config and the parameter groups. Normalisation parameters and biases are excluded from weight
+decay and trust ratio unless the job says `decay: all`. Excluding them from the decay is common in large-batch SGD: P.
+Goyal et al., arXiv 1706.02677 (normalisation parameters), X. Jia et al., arXiv 1807.11205 (also biases).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Groups = list[dict[str, Any]]
 
 
 def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer with its state laid out; one group, or two if only weights decay."""
+    """The optimizer with its initial state; it has two parameter groups if only weights decay, else one."""
     from hpclbfl.optim.slots import reset_slots
 
     made: torch.optim.Optimizer = OPTIMIZERS.make(config, parameter_groups(config, parameters))
@@ -31,7 +31,7 @@ def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) 
 
 
 def parameter_groups(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Groups:
-    """Weights, then what neither decays nor is adapted (tensors of fewer than 2 dimensions); none is empty."""
+    """Weights, then the parameters without decay and trust ratio (fewer than 2 dimensions); without empty groups."""
     everything = list(parameters)
     if config.decay == "all":
         return [{"params": everything}]

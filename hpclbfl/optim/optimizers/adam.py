@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class AdamConfig(OptimizerConfig):
-    """torch.optim.Adam and AdamW."""
+    """Keys of Adam and AdamW."""
 
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay rates of the averages of the gradient and of its square."""

@@ -38,7 +38,7 @@ def make_lamb(c: LambConfig, groups: Groups) -> torch.optim.Optimizer:
         betas=c.betas,
         eps=c.eps,
         weight_decay=c.weight_decay,
-        # Its clip by the global norm would hide a factor on the gradient.
+        # Clipping by the global norm would undo a factor on the gradient.
         max_grad_norm=None,
         always_adapt=True,
     )

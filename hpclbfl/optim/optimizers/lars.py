@@ -38,14 +38,14 @@ def make_lars(c: LarsConfig, groups: Groups) -> torch.optim.Optimizer:
         nesterov=c.nesterov,
         weight_decay=c.weight_decay,
         trust_coeff=c.trust_coefficient,
-        # timm would turn LARS into SGD, and LAMB into Adam, where the job's weight decay is 0.
+        # Otherwise timm turns LARS into SGD, and LAMB into Adam, if the weight decay is 0.
         always_adapt=True,
     )
     return made
 
 
 def timm_optimizers() -> Any:
-    """timm.optim; timm imports torchvision, which may need help, and takes seconds."""
+    """timm.optim, imported after `hpclbfl.core.vision`; takes seconds."""
     import hpclbfl.core.vision  # noqa: F401
 
     # isort: split

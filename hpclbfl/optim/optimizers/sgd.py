@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class MomentumConfig(OptimizerConfig):
-    """What SGD and LARS share."""
+    """Keys that SGD and LARS share."""
 
     momentum: Fraction = 0.0
     """Momentum."""

@@ -1,6 +1,6 @@
-"""Schedules: the factor of the learning rate as training goes on, from the end of the warm-up; one file each.
+"""Schedules: the factor of the learning rate after the warm-up, as a function of the epoch; one file each.
 
-Each is made from its config, and is a pure function of the epoch (samples of all clients / training set size).
+Each is created from its config and is a pure function of the epoch (samples of all clients / training set size).
 """
 
 from __future__ import annotations
@@ -8,4 +8,4 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Decay = Callable[[float], float]
-"""Epoch to a factor."""
+"""Maps an epoch to a factor."""

@@ -1,4 +1,4 @@
-"""Half a period of a cosine, from 1 at the end of the warm-up to 0 at `total_epochs` and after.
+"""Half a period of a cosine, from 1 at the end of the warm-up to 0 at `total_epochs`.
 
 I. Loshchilov, F. Hutter, "SGDR", ICLR 2017, without restarts.
 """
@@ -40,6 +40,6 @@ class CosineConfig(ScheduleConfig):
 
 @SCHEDULES.register("cosine", CosineConfig)
 def make_cosine(config: CosineConfig) -> Decay:
-    """See the module; the config's end is stated."""
+    """See the module; `total_epochs` is set."""
     begin, end = config.warmup_epochs, config.total_epochs or math.inf
     return lambda epoch: 0.5 * (1.0 + math.cos(math.pi * min((epoch - begin) / (end - begin), 1.0)))

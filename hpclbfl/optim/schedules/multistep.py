@@ -11,24 +11,24 @@ from hpclbfl.config.sections import ScheduleConfig
 from hpclbfl.config.sections.base import PositiveFloat
 from hpclbfl.optim.schedules import Decay
 
-_LARGEST_FALL = 300
-"""Decimal places by which all milestones together may change the rate."""
+_MAX_ORDERS = 300
+"""Orders of magnitude by which all milestones together may change the rate."""
 
 
 class MultistepConfig(ScheduleConfig):
     """See the module."""
 
     milestones_epochs: tuple[PositiveFloat, ...] = Field(min_length=1)
-    """Epochs, in rising order."""
+    """Epochs, in ascending order."""
     gamma: PositiveFloat = 0.1
     """Factor."""
 
     @model_validator(mode="after")
     def _milestones_rise(self) -> MultistepConfig:
         if list(self.milestones_epochs) != sorted(set(self.milestones_epochs)):
-            raise ValueError("'milestones_epochs' must rise")
-        if len(self.milestones_epochs) * abs(math.log10(self.gamma)) > _LARGEST_FALL:
-            raise ValueError("'gamma' to the power of all its milestones is beyond what a number can hold")
+            raise ValueError("'milestones_epochs' must be in ascending order")
+        if len(self.milestones_epochs) * abs(math.log10(self.gamma)) > _MAX_ORDERS:
+            raise ValueError("'gamma' to the power of the number of milestones is too large or too small for a float")
         return self
 
 

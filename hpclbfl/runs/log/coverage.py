@@ -1,10 +1,10 @@
-"""Which rows of which attempt count, and which are missing: one rule for `reader.read_run` and the analysis. Pure.
+"""Which rows of which attempt count, and which are missing: the rule of `reader.read_run` and the analysis. Pure.
 
-An attempt that resumed from step n trained n, n + 1, ... whatever was trained before, so rows of earlier attempts count
-below n alone: an attempt's *limit* is the least start of those after it. Every log of the attempt must reach up to its
-limit, as a checkpoint is published only when all ranks have flushed their logs; those of the last attempt must reach
-the step in DONE.json, and may end anywhere while there is none. The first attempt must have begun at step 0. An attempt
-without any log ended before its first step and counts for nothing.
+An attempt that resumed from step n trained n, n + 1, ... again, whatever was trained before. So of earlier attempts
+only rows below n count: the *limit* of an attempt is the least start of those after it. Every log of the attempt must
+reach its limit, because a checkpoint is published only when all ranks have flushed their logs; the logs of the last
+attempt must reach the step in DONE.json, or may end anywhere while there is none. The first attempt must start at step
+0. An attempt without any log ended before its first step and does not count.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ NO_LIMIT = 2**62
 
 
 class LogSpan(NamedTuple):
-    """Which steps one rank's log covers."""
+    """The steps that one rank's log covers."""
 
     path: str
     start: int = 0
     """Step from which it resumed."""
     end: int = 0
-    """Step after its last row; `start` when it has none."""
+    """Step after its last row; `start` if it has none."""
     problem: str = ""
-    """Why it cannot be read; empty when it can. Start and end are not known then."""
+    """Why it cannot be read, start and end then being unknown; empty if it can."""
 
 
 class Attempt(NamedTuple):
-    """What the files of one attempt say."""
+    """The files of one attempt."""
 
     path: str
     logs: Sequence[LogSpan]
-    """Of all ranks that left one, those that cannot be read included."""
+    """Of all ranks that left one, including those that cannot be read."""
     provenance: Mapping[str, Any]
-    """provenance.json; empty when there is none that can be read."""
+    """provenance.json; empty if it is missing or cannot be read."""
 
     @property
     def start(self) -> int | None:
@@ -52,11 +52,11 @@ class Problem(NamedTuple):
     path: str
     reason: str
     rows_lost: bool
-    """False where rows are missing that a later attempt trained again."""
+    """False if a later attempt trained the missing rows again."""
 
 
 def find_limits(attempts: Sequence[Attempt]) -> list[int]:
-    """Limit of each attempt, the oldest first: its rows of steps below it count."""
+    """The limit of each attempt, the oldest first: its rows of steps below the limit count."""
     found, limit = [], NO_LIMIT
     for attempt in reversed(attempts):
         found.append(limit)
@@ -66,26 +66,26 @@ def find_limits(attempts: Sequence[Attempt]) -> list[int]:
 
 
 def row_limit(table: str, limit: int) -> int:
-    """Below which step rows of a table count, of an attempt whose rows of steps count below `limit`.
+    """The step below which rows of a table count, in an attempt with this limit.
 
-    A plan, and the local steps that go with it, hold from the coming step on: made at the end of step limit - 1, they
-    are in the checkpoint from which the next attempt resumed at `limit`.
+    A plan applies from the next step on: the one made at the end of step limit - 1 is part of the checkpoint from which
+    the next attempt resumed at `limit`.
     """
     return limit + 1 if table == "plans" and 0 < limit < NO_LIMIT else limit
 
 
 def find_problems(folder: str, attempts: Sequence[Attempt], done: Mapping[str, Any] | None) -> list[Problem]:
-    """All that is missing from a run's logs, by attempt.
+    """Everything that is missing from a run's logs, by attempt.
 
     Args:
-        folder: name of the folder of the attempts, for what no attempt has.
+        folder: the folder of the attempts, named where no attempt has a row.
         attempts: the oldest first.
-        done: DONE.json; None while the run is not done.
+        done: DONE.json; None while the run is not finished.
     """
     last = _number(done or {}, "step")
     end = NO_LIMIT if last is None else last
     found = []
-    # An attempt of unknown start may have begun at 0; what is wrong with its logs is said below.
+    # An attempt of unknown start may have started at 0; its unreadable logs are reported below.
     first = min((attempt.start or 0 for attempt in attempts if attempt.logs), default=0 if done is None else end)
     if first > 0:
         found.append(Problem(folder, f"no log has the rows of {_steps(0, first)}", True))
@@ -105,7 +105,7 @@ def find_problems(folder: str, attempts: Sequence[Attempt], done: Mapping[str, A
 
 
 def _number(content: Mapping[str, Any], key: str) -> int | None:
-    """A count in a JSON file; None where there is none, or one that cannot be."""
+    """A count in a JSON file; None if it is missing or impossible."""
     value = content.get(key)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_NUMBER else None
 

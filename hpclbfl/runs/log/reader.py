@@ -1,13 +1,14 @@
 """Reading logs: one rank's file, or a run folder with all its ranks and attempts as one set of tables.
 
-Loads neither torch nor Horovod. Files of live and of killed writers read alike: rows up to the counter `committed`.
-A damaged file is named, never averaged silently.
+Loads neither torch nor Horovod. Of a file whose writer is running or was killed, the rows up to the counter `committed`
+are read. A damaged file is reported, never averaged silently.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,94 +29,97 @@ Table = np.ndarray[Any, np.dtype[Any]]
 
 
 class TornFile(DamagedFile):
-    """A damaged file of a run: unreadable, truncated, with holes or without rows, or missing."""
+    """A damaged file of a run: missing, unreadable, truncated, with holes, or without rows that it should have."""
 
 
 @dataclass(frozen=True)
 class RankLog:
-    """What one rank wrote in one attempt."""
+    """The log of one rank in one attempt."""
 
     path: Path
     attributes: LogAttributes
     tables: dict[str, Table]
-    """All tables of the schema, cut at the committed rows."""
+    """All tables of the schema, up to the committed rows."""
 
     @property
     def span(self) -> LogSpan:
-        """The steps that it covers."""
+        """The steps that the log covers."""
         start, steps = self.attributes.resumed_from_step, self.tables["steps"]["step"]
         return LogSpan(str(self.path), start, int(steps[-1]) + 1 if len(steps) else start)
 
 
 @dataclass(frozen=True)
 class RunLogs:
-    """A run folder, read whole; ranks and attempts merged."""
+    """All logs of a run folder, ranks and attempts merged."""
 
     path: Path
     config: dict[str, Any]
     """config.yaml: the resolved job."""
     status: dict[str, Any]
-    """status.json; empty when there is none."""
+    """status.json; empty if there is none."""
     done: dict[str, Any] | None
-    """DONE.json; None while the run is not done."""
+    """DONE.json; None while the run is not finished."""
     provenance: dict[str, Any]
-    """provenance.json of the last attempt that has one; empty when none has."""
+    """provenance.json of the last attempt that has one; empty if none has."""
     num_attempts: int
     tables: dict[str, Table]
-    """All tables: `steps` by step, then client; the others by step."""
+    """All tables: `steps` and `plans` sorted by step, then client; the others by step."""
     torn: list[TornFile] = field(default_factory=list)
-    """Files whose rows are not in the tables, or not all that there should be, with the reason."""
+    """Files of which rows are missing in the tables, with the reason."""
+
+
+@contextmanager
+def _open_log(path: Path) -> Iterator[H5File]:
+    try:
+        with H5File(path, is_live=True) as file:
+            yield file
+    except DamagedFile as error:
+        raise TornFile(path, error.reason) from error
 
 
 def read_file(path: str | Path) -> RankLog:
     """Read one rank's log, also while it is being written.
 
     Raises:
-        TornFile: it is missing, unreadable, cut short, has holes, or is no log of ours.
-        DataError: another version of the schema wrote it.
+        TornFile: it is missing, unreadable, cut short, has holes, or is not a log.
+        DataError: it has another version of the schema.
     """
-    path = Path(path)
-    try:
-        with H5File(path, is_live=True) as file:
-            attributes = _read_attributes(file)
-            return RankLog(path, attributes, _read_tables(file))
-    except DamagedFile as error:
-        raise TornFile(path, error.reason) from error
+    with _open_log(Path(path)) as file:
+        return RankLog(file.path, _read_attributes(file), _read_tables(file))
 
 
 def read_last_rows(path: Path, counts: Mapping[str, int]) -> dict[str, Table]:
-    """Read the newest rows of some tables of a log, up to a number of each, also while it is being written.
+    """Read the newest rows of some tables of a log, also while it is being written.
+
+    Checksums, which cover all rows, are not verified.
+
+    Args:
+        path: the log.
+        counts: largest number of rows to read, by table.
 
     Raises:
-        TornFile: it is missing or cannot be read. Checksums, which cover all rows, are not looked at.
+        TornFile: it is missing or cannot be read.
     """
-    try:
-        with H5File(path, is_live=True) as file:
-            committed = _read_committed(file, _tables_of(file))
-            found = {}
-            for name, count in counts.items():
-                rows = committed[name][0]
-                found[name] = _read_rows(file, name, max(0, rows - count), rows)
-            return found
-    except DamagedFile as error:
-        raise TornFile(path, error.reason) from error
+    with _open_log(path) as file:
+        committed = {name: rows for name, (rows, _) in _read_committed(file, _tables_of(file)).items()}
+        return {
+            name: _read_rows(file, name, max(0, committed[name] - count), committed[name])
+            for name, count in counts.items()
+        }
 
 
 def read_texts(path: Path) -> LogTexts:
     """Read a log's texts, the job and the provenance of its attempt; `read_file` leaves them out, for speed.
 
     Raises:
-        TornFile: the log is missing or cannot be read, or the texts do not have their checksum.
+        TornFile: the log is missing or cannot be read, or the texts do not match their checksum.
     """
-    try:
-        with H5File(path, is_live=True) as file:
-            found = LogTexts(file.text("config"), file.text("provenance"))
-            # Logs of older versions have none.
-            if file.has("texts_crc32") and file.integer("texts_crc32", high=2**32 - 1) != found.checksum():
-                raise file.fault("is damaged: its texts do not have their checksum")
-            return found
-    except DamagedFile as error:
-        raise TornFile(path, error.reason) from error
+    with _open_log(path) as file:
+        found = LogTexts(file.text("config"), file.text("provenance"))
+        # Logs of older versions have no such checksum.
+        if file.has("texts_crc32") and file.integer("texts_crc32", high=2**32 - 1) != found.checksum():
+            raise file.fault("is damaged: its texts do not match their checksum")
+        return found
 
 
 def _read_attributes(file: H5File) -> LogAttributes:
@@ -149,7 +153,7 @@ def _read_tables(file: H5File) -> dict[str, Table]:
         # A live writer may have been at the counter just then.
         before, committed = committed, _read_committed(file, names)
         if committed == before:
-            raise file.fault(f"is damaged: rows of table '{wrong[0]}' do not have their checksum")
+            raise file.fault(f"is damaged: rows of table '{wrong[0]}' do not match their checksum")
     for name, table in tables.items():
         problem = find_wrong_number(name, table)
         if problem:
@@ -175,12 +179,12 @@ def _read_rows(file: H5File, name: str, begin: int, end: int) -> Table:
 def read_run(run_dir: str | Path) -> RunLogs:
     """Read a run folder: its JSON files and the tables of all ranks and attempts, merged.
 
-    Which rows count, and which are missing, is `runlog.coverage`'s rule. Steps come from every rank; evaluations,
-    layers and plans, the same on all ranks, from rank 0; metrics from every rank, which writes those of its clients;
-    events from every rank, equal ones once. Files that cannot be read, and logs that lack rows, stand in `torn`.
+    `hpclbfl.runs.log.coverage` defines which rows count. Steps and metrics come from every rank; evaluations, layers
+    and plans, which are equal on all ranks, from rank 0; events from every rank, without duplicates. `torn` lists files
+    that cannot be read and logs that lack rows.
 
     Raises:
-        DataError: the folder or its config.yaml is not there or cannot be read.
+        DataError: the folder or its config.yaml is missing or cannot be read.
     """
     path = Path(run_dir)
     try:
@@ -188,7 +192,7 @@ def read_run(run_dir: str | Path) -> RunLogs:
     except ConfigError as error:
         raise DataError(f"{path}: not a run folder: {error}") from error
     torn: list[TornFile] = []
-    # Before the logs: a run that ends meanwhile would seem to lack its last rows.
+    # Read before the logs: otherwise a run that ends meanwhile would seem to lack its last rows.
     status, done = _read_json(path / "status.json", torn), _read_json(path / "DONE.json", torn)
     attempts: list[Attempt] = []
     logs: list[list[RankLog]] = []
@@ -211,20 +215,20 @@ def read_run(run_dir: str | Path) -> RunLogs:
 
 
 def read_attempt_log(path: Path) -> RankLog:
-    """Read a log in its place, `attempts/<attempt>/rank<rank>.h5`; see `read_file`.
+    """Read the log `attempts/<attempt>/rank<rank>.h5`; see `read_file`.
 
     Raises:
-        TornFile: also where it is another rank's or attempt's, whose rows would count twice.
+        TornFile: also if it belongs to another rank or attempt, because its rows would count twice.
     """
     log = read_file(path)
     rank, attempt = log.attributes.rank, log.attributes.attempt
     if (path.parent.name, path.name) != (f"{attempt:03d}", f"rank{rank:05d}.h5"):
-        raise TornFile(path, f"is the log of rank {rank} in attempt {attempt}, not that of its place")
+        raise TornFile(path, f"is the log of rank {rank} in attempt {attempt}, which does not match its name")
     return log
 
 
 def _read_logs(folder: Path) -> tuple[list[LogSpan], list[RankLog]]:
-    """What all logs of an attempt cover, and those that can be read."""
+    """The spans of all logs of an attempt, and the logs that can be read."""
     spans, logs = [], []
     for file in sorted(folder.glob("rank*.h5")):
         try:
@@ -236,7 +240,7 @@ def _read_logs(folder: Path) -> tuple[list[LogSpan], list[RankLog]]:
 
 
 def _merge(attempts: list[list[RankLog]], limits: list[int]) -> dict[str, Table]:
-    """One set of tables out of the logs of successive attempts, of each the rows of steps below its limit."""
+    """Merge the logs of successive attempts; of each attempt, the rows of steps below its limit."""
     parts: dict[str, list[Table]] = {name: [np.zeros(0, DTYPES[name])] for name in TABLES}
     for logs, limit in zip(attempts, limits, strict=True):
         for log in logs:

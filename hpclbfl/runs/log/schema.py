@@ -1,11 +1,11 @@
 """Tables of a rank's log file: column names, types, units and meanings.
 
 Conventions:
-    - `step` counts optimizer steps from 0 over the whole run, whatever the number of attempts; a run that resumes
-      after n finished steps goes on with step n (`resumed_from_step` = n).
-    - A float column that was not measured is NaN, never 0.
-    - Strings have a fixed width (`S`), hold UTF-8 and are cut at that width.
-    - No row is all zeros; so an all-zero row is a hole that a torn file left, and the reader can tell.
+    - `step` counts optimizer steps from 0 over the whole run, across attempts; a run that resumes after n finished
+      steps continues with step n (`resumed_from_step` = n).
+    - A float that was not measured is NaN, never 0.
+    - Texts have a fixed width (`S`), hold UTF-8 and are cut at that width.
+    - No row is all zeros, so the reader can recognise a row of zeros as a hole in a torn file.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ table is added."""
 
 _INT, _FLOAT = "<i8", "<f8"
 
-# (column, type, unit, meaning); the unit "1" is a plain number, "" a text.
-_COLUMNS: dict[str, list[tuple[str, str, str, str]]] = {
+COLUMNS: dict[str, list[tuple[str, str, str, str]]] = {
     "steps": [
         ("step", _INT, "step", "optimizer step, from 0"),
         ("round", _INT, "round", "averaging period that the step belongs to, from 0"),
@@ -81,8 +80,9 @@ _COLUMNS: dict[str, list[tuple[str, str, str, str]]] = {
         ("value", _FLOAT, "1", "its value"),
     ],
 }
+"""Name, NumPy type, unit and meaning of each column; the unit "1" is a plain number, "" a text."""
 
-TABLES: tuple[str, ...] = tuple(_COLUMNS)
+TABLES: tuple[str, ...] = tuple(COLUMNS)
 """Names of the tables; the order of the counters in a file's dataset `committed`."""
 
 TABLES_OF: dict[int, tuple[str, ...]] = {2: TABLES[: TABLES.index("metrics")], SCHEMA_VERSION: TABLES}
@@ -92,27 +92,15 @@ ALL = -1
 """In the column `client`: all clients together."""
 
 DTYPES: dict[str, np.dtype[Any]] = {
-    table: np.dtype([(name, kind) for name, kind, _, _ in columns]) for table, columns in _COLUMNS.items()
+    table: np.dtype([(name, kind) for name, kind, _, _ in columns]) for table, columns in COLUMNS.items()
 }
 """Row type of every table, columns in the file's order, packed."""
 
-INTEGER_COLUMNS: dict[str, tuple[str, ...]] = {
-    table: tuple(name for name, kind, _, _ in columns if kind == _INT) for table, columns in _COLUMNS.items()
-}
-"""Columns of whole numbers of every table."""
-
-UNITS: dict[str, dict[str, str]] = {
-    table: {name: unit for name, _, unit, _ in columns} for table, columns in _COLUMNS.items()
-}
-"""Unit of every column; "1" for a plain number, "" for a text."""
-
-MEANINGS: dict[str, dict[str, str]] = {
-    table: {name: meaning for name, _, _, meaning in columns} for table, columns in _COLUMNS.items()
-}
-"""What every column holds, in a few words."""
+UNITS = {table: {name: unit for name, _, unit, _ in columns} for table, columns in COLUMNS.items()}
+MEANINGS = {table: {name: meaning for name, _, _, meaning in columns} for table, columns in COLUMNS.items()}
 
 MAX_NUMBER = 2**53
-"""Above all whole numbers of a log: steps, samples, clients."""
+"""Larger than any whole number in a log: steps, samples, clients."""
 
 _LOWEST = {("evals", "step"): -1, ("metrics", "step"): -1, ("metrics", "client"): ALL}
 """Of a column; 0 of all others."""
@@ -120,7 +108,7 @@ _LOWEST = {("evals", "step"): -1, ("metrics", "step"): -1, ("metrics", "client")
 
 @dataclass(frozen=True)
 class LogAttributes:
-    """Numbers among a log's root attributes, besides `schema_version`; HDF5 keeps a checksum of them."""
+    """Numbers among a log's root attributes, besides `schema_version`; HDF5's own checksums protect them."""
 
     rank: int = 0
     attempt: int = 0
@@ -129,49 +117,48 @@ class LogAttributes:
 
 @dataclass(frozen=True)
 class LogTexts:
-    """Texts among a log's root attributes; beside them stands `texts_crc32`, their checksum."""
+    """Texts among a log's root attributes; the attribute `texts_crc32` is their checksum."""
 
     config: str = ""
     """The resolved job, YAML."""
     provenance: str = ""
-    """Of the attempt, JSON."""
+    """The attempt's provenance, JSON."""
 
     def checksum(self) -> int:
-        """Return the CRC-32 of both."""
+        """CRC-32 of both."""
         return zlib.crc32(f"{self.config}\0{self.provenance}".encode())
 
 
 def find_wrong_number(table: str, rows: NDArray[Any]) -> str:
-    """Say which whole number of a table cannot be, or whose steps do not rise; empty: none."""
+    """An impossible whole number, or steps out of order, in a table, as a message; empty if there are none."""
     if not len(rows):
         return ""
-    for name in INTEGER_COLUMNS[table]:
+    for name, kind, _, _ in COLUMNS[table]:
+        if kind != _INT:
+            continue
         low = _LOWEST.get((table, name), 0)
         values = rows[name] - low if low else rows[name]
-        # Read without its sign, a negative number is a huge one.
+        # Seen as unsigned, a negative number is a huge one.
         if values.view(np.uint64).max() >= MAX_NUMBER:
             wrong = next(int(value) for value in rows[name] if not low <= value < MAX_NUMBER + low)
-            return f"table '{table}' has {wrong} in column '{name}', {low} to {MAX_NUMBER + low - 1} are right"
+            return f"table '{table}' has {wrong} in column '{name}'; expected {low} to {MAX_NUMBER + low - 1}"
     if table == "steps" and (rows["step"][1:] < rows["step"][:-1]).any():
-        return "the steps of table 'steps' do not rise"
+        return "the steps of table 'steps' are not in ascending order"
     return ""
 
 
 def text_columns(table: str) -> dict[int, int]:
     """Width in bytes of each text column of a table, by its position."""
-    kinds = [np.dtype(kind) for _, kind, _, _ in _COLUMNS[table]]
-    return {place: kind.itemsize for place, kind in enumerate(kinds) if kind.kind == "S"}
+    return {place: int(kind[1:]) for place, (_, kind, _, _) in enumerate(COLUMNS[table]) if kind.startswith("S")}
 
 
 def defaults(table: str) -> dict[str, Any]:
-    """What a column holds when nobody gives it: NaN for floats, an empty text; integers have no default."""
-    values: dict[str, Any] = {"f": float("nan"), "S": b""}
-    dtype = DTYPES[table]
-    return {name: values[dtype[name].kind] for name in dtype.names or () if dtype[name].kind in values}
+    """Values of the columns that need not be given: NaN for floats, empty for texts; integers have no default."""
+    return {name: float("nan") if kind == _FLOAT else b"" for name, kind, _, _ in COLUMNS[table] if kind != _INT}
 
 
 def fit_text(text: str | bytes, width: int) -> bytes:
-    """UTF-8 of a text, cut to `width` bytes at a character's border, the cut shown by three dots."""
+    """A text as UTF-8, cut between characters to `width` bytes; a text that was cut ends with three dots."""
     raw = text.encode("utf-8", errors="replace") if isinstance(text, str) else bytes(text)
     raw = raw.replace(b"\0", b" ")
     if len(raw) <= width:

@@ -1,4 +1,4 @@
-"""Small HDF5 files of tables, plan.h5 and sharpness.h5: written whole, each column with its unit and its meaning.
+"""Small HDF5 files of tables (plan.h5, sharpness.h5), written atomically; each column has a unit and a meaning.
 
 The root attribute `checksum` is the SHA-256 of all tables and of the other root attributes.
 """
@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hpclbfl.core.files import explained_writes, write_bytes
+from hpclbfl.core.files import explained_writes
 from hpclbfl.core.h5file import H5File
 from hpclbfl.core.h5library import fixed_text, plain_text
+from hpclbfl.core.h5write import new_h5file
 
 Column = tuple[str, str, str, str]
-"""Name, NumPy type, unit, meaning; the unit "1" is a plain number, "" a text."""
+"""Name, NumPy type, unit and meaning; the unit "1" is a plain number, "" a text."""
 Attributes = dict[str, int | float | str]
 
 _SEAL = "checksum"
@@ -31,9 +31,9 @@ def row_type(columns: Sequence[Column]) -> np.dtype[Any]:
     return np.dtype([(name, kind) for name, kind, _, _ in columns])
 
 
-def describe(dataset: Any, columns: Iterable[tuple[str, str, str]]) -> None:
-    """Note (name, unit, meaning) of each column in a dataset's attributes."""
-    for name, unit, meaning in columns:
+def describe(dataset: Any, columns: Sequence[Column]) -> None:
+    """Write the unit and meaning of each column to a dataset's attributes."""
+    for name, _, unit, meaning in columns:
         dataset.attrs[f"unit.{name}"] = unit
         dataset.attrs[f"meaning.{name}"] = meaning
 
@@ -41,11 +41,12 @@ def describe(dataset: Any, columns: Iterable[tuple[str, str, str]]) -> None:
 def save_tables(
     path: Path, tables: Mapping[str, tuple[NDArray[Any], Sequence[Column]]], attributes: Attributes
 ) -> None:
-    """Write a file, whole or not at all.
+    """Write a file atomically; creates its folder.
 
     Args:
+        path: the file.
         tables: rows and columns, by name.
-        attributes: of the file.
+        attributes: root attributes of the file.
 
     Raises:
         EnvironmentFault: it cannot be written.
@@ -53,32 +54,27 @@ def save_tables(
     attributes = {key: plain_text(value) if isinstance(value, str) else value for key, value in attributes.items()}
     with explained_writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    # In memory, for HDF5 may crash over a full disk; in the earliest format whose metadata have checksums.
-    with h5py.File(path.name, "w", driver="core", backing_store=False, libver=("v108", "v110")) as file:
+    with new_h5file(path) as file:
         for name, (rows, columns) in tables.items():
-            dataset = file.create_dataset(name, data=rows)
-            describe(dataset, ((column, unit, meaning) for column, _, unit, meaning in columns))
+            describe(file.create_dataset(name, data=rows), columns)
         seal = _checksum({name: rows for name, (rows, _) in tables.items()}, attributes)
         for key, value in {**attributes, _SEAL: seal}.items():
             file.attrs[key] = fixed_text(value) if isinstance(value, str) else value
-        file.flush()
-        content = file.id.get_file_image()
-    write_bytes(path, content)
 
 
 def read_tables(path: Path, types: Mapping[str, np.dtype[Any]]) -> tuple[dict[str, NDArray[Any]], Attributes]:
-    """Read all of a file: its tables, of these types, and its root attributes.
+    """Read a file: its tables, which have these row types, and its root attributes.
 
     Raises:
-        DamagedFile: it is missing, cannot be read, has other tables, or does not have its checksum.
+        DamagedFile: it is missing, cannot be read, has other tables, or does not match its checksum.
     """
     with H5File(path) as file:
         attributes = file.attributes()
         seal = attributes.pop(_SEAL, None)
         tables = {name: file.dataset(name, dtype).read() for name, dtype in types.items()}
-        # Files of older versions have none.
+        # Files of older versions have no checksum.
         if seal is not None and seal != _checksum(tables, attributes):
-            raise file.fault("is damaged: its content does not have its checksum")
+            raise file.fault("is damaged: its content does not match its checksum")
     return tables, attributes
 
 

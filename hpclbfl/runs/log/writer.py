@@ -1,9 +1,9 @@
 """Writing a rank's log so that a kill at any moment loses no row whose flush returned.
 
-Every group, dataset and attribute exists before single-writer/multiple-reader mode begins; rows gather in blocks of
-100 and are flushed when a block is full or its oldest row is 2 s old; only then is the counter `committed` raised,
-and readers believe it alone; beside it stands the checksum of all rows so far. A log is never opened for writing
-again: the next attempt has a file of its own.
+All datasets and attributes are created before single-writer/multiple-reader mode begins. Rows are collected in blocks
+of 100, which are flushed when they are full or their oldest row is 2 s old. Only then is the counter `committed`
+increased, together with the checksum of all rows so far; readers rely on this counter only. A log is never opened for
+writing again: the next attempt writes a file of its own.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from hpclbfl.core.errors import RunFailed
 from hpclbfl.core.h5library import fault_of, fixed_text, plain_text
 from hpclbfl.core.h5write import abandon
 from hpclbfl.runs.log.schema import (
+    COLUMNS,
     DTYPES,
-    MEANINGS,
     SCHEMA_VERSION,
     TABLES,
-    UNITS,
     LogAttributes,
     LogTexts,
     defaults,
@@ -38,14 +37,14 @@ from hpclbfl.runs.log.schema import (
 from hpclbfl.runs.log.tables import describe
 
 BLOCK_ROWS = 100
-"""Rows of a table that gather before they are written."""
+"""Rows of a block, which are written together."""
 FLUSH_AFTER_S = 2.0
-"""Age at which unwritten rows are written though their block is not full, seconds."""
+"""Age at which rows are written although their block is not full, seconds."""
 _CHUNK_ROWS = 200
 
 
 class _Table:
-    """One table's dataset and its block of rows that are not written yet."""
+    """One table's dataset and its block of unwritten rows."""
 
     def __init__(self, name: str, dataset: Any) -> None:
         self.name = name
@@ -61,8 +60,8 @@ class _Table:
         self._type = h5t.py_create(DTYPES[name])
 
     def write(self, rows: np.ndarray[Any, np.dtype[Any]]) -> None:
-        """Append rows to the dataset and flush it; the counter is the caller's."""
-        # h5py's low-level calls: its slicing costs more than the write.
+        """Append rows to the dataset and flush it; the caller then writes the counter."""
+        # h5py's low-level calls, because its slicing takes longer than the write.
         total = self.rows + len(rows)
         self._dataset.set_extent((total,))
         space = self._dataset.get_space()
@@ -73,22 +72,22 @@ class _Table:
 
 
 class RunLog:
-    """One rank's log of one attempt. Not for several threads at once.
+    """One rank's log of one attempt. Not thread-safe.
 
     Args:
-        path: the file to make; its folder exists, the file does not.
-        attributes: those of `LogAttributes` and `LogTexts`; what is left out is 0 or empty.
+        path: the file, which does not exist yet; its folder does.
+        attributes: of `LogAttributes` and `LogTexts`; those left out are 0 or empty.
 
     Raises:
-        RunFailed: the file cannot be made or written; one line that names it. The log takes no more rows then.
+        RunFailed: the file cannot be created or written; one line that names it. It accepts no more rows then.
     """
 
     def __init__(self, path: str | Path, attributes: dict[str, str | int | float]) -> None:
         self.path = Path(path)
         self._error: str | None = None
         if self.path.exists():
-            raise RunFailed(f"{self.path}: is there already; a log is written once, start a new attempt")
-        # Under another name until readers may look: what has the right name can be read.
+            raise RunFailed(f"{self.path}: exists already; a log is written once, start a new attempt")
+        # It gets its name only when readers can open it.
         unready = self.path.with_name(self.path.name + ".new")
         try:
             self._file: Any = h5py.File(unready, "w", libver="latest", locking=False)
@@ -96,7 +95,7 @@ class RunLog:
             self._file.flush()
             self._file.swmr_mode = True
             unready.rename(self.path)
-            self._place = _place_of(self.path)
+            self._file_id = _file_id(self.path)
         except (OSError, RuntimeError) as error:
             failure = self._failed(error)
             with suppress(OSError):
@@ -114,7 +113,7 @@ class RunLog:
             dataset = self._file.create_dataset(
                 name, shape=(0,), maxshape=(None,), dtype=DTYPES[name], chunks=(_CHUNK_ROWS,)
             )
-            describe(dataset, ((column, unit, MEANINGS[name][column]) for column, unit in UNITS[name].items()))
+            describe(dataset, COLUMNS[name])
             self._tables[name] = _Table(name, dataset)
         self._committed = np.zeros((len(TABLES), 2), np.int64)
         self._counter: Any = self._file.create_dataset("committed", data=self._committed).id
@@ -122,10 +121,10 @@ class RunLog:
         self._file["committed"].attrs["columns"] = "rows,crc32"
 
     def append(self, table: str, **columns: Any) -> None:
-        """Add one row. Floats left out are NaN, texts empty; integers must be given.
+        """Add one row. Floats that are left out are NaN, texts empty; integers must be given.
 
         Raises:
-            ValueError: an unknown table or column, or an integer column is missing.
+            ValueError: an unknown table or column, or a missing integer.
             RunFailed: a block was due and could not be written.
         """
         target = self._table(table)
@@ -137,7 +136,7 @@ class RunLog:
         self.append_row(table, tuple(row[name] for name in target.names))
 
     def append_row(self, table: str, row: tuple[Any, ...]) -> None:
-        """Add one row, all columns in the schema's order: the fast way, a few microseconds.
+        """Add one row, all columns in the schema's order; takes a few microseconds.
 
         Raises:
             RunFailed: a block was due and could not be written.
@@ -157,7 +156,7 @@ class RunLog:
             self._write([target])
 
     def extend(self, table: str, rows: np.ndarray[Any, np.dtype[Any]]) -> None:
-        """Add many rows at once (an array of the table's row type) and write them.
+        """Add and write many rows at once, an array of the table's row type.
 
         Raises:
             ValueError: an unknown table, or rows of another type.
@@ -170,14 +169,14 @@ class RunLog:
             self._write([target], np.ascontiguousarray(rows))
 
     def tick(self) -> None:
-        """Write what is older than 2 s; for loops that may append nothing for a while."""
+        """Write rows older than 2 s; for a loop that may not append for a while."""
         limit = monotonic() - FLUSH_AFTER_S
         due = [t for t in self._tables.values() if t.used and t.oldest <= limit]
         if due:
             self._write(due)
 
     def flush(self, fsync: bool = False) -> None:
-        """Write all rows; they outlive this process, and with `fsync` the node's loss, too.
+        """Write all rows, so that they outlive this process, and with `fsync` a crash of the node.
 
         Raises:
             RunFailed: the disk is full or the file cannot be written.
@@ -192,9 +191,7 @@ class RunLog:
 
     def close(self) -> None:
         """Write all rows and close the file; a second call does nothing."""
-        if not self._file:
-            return
-        if self._error:
+        if not self._file or self._error:
             return
         self.flush()
         try:
@@ -215,9 +212,9 @@ class RunLog:
             raise ValueError(f"unknown log table '{name}'; the tables are {', '.join(TABLES)}") from None
 
     def _write(self, tables: list[_Table], more: np.ndarray[Any, np.dtype[Any]] | None = None) -> None:
-        """Write the tables' blocks (and `more` rows of the last), flush them, then raise and flush the counter."""
+        """Write the blocks of tables (and `more` rows of the last one), flush them, then update the counter."""
         if self._error or not self._file:
-            raise RunFailed(self._error or f"{self.path}: the log is closed, it takes no more rows")
+            raise RunFailed(self._error or f"{self.path}: the log is closed")
         try:
             for table in tables:
                 if table.used:
@@ -229,23 +226,23 @@ class RunLog:
                 self._committed[:] = [(t.rows, t.checksum) for t in self._tables.values()]
                 self._counter.write(h5s.ALL, h5s.ALL, self._committed)
                 self._counter.flush()
-            # Rows in a file that nobody can find are lost, however well they were written.
-            place = _place_of(self.path)
+            # Rows in a file that was removed or replaced are lost even though they were written.
+            file_id = _file_id(self.path)
         except FileNotFoundError as error:
             raise self._failed(RuntimeError("it was removed while it was written")) from error
         except (OSError, RuntimeError) as error:
             raise self._failed(error) from error
-        if place != self._place:
+        if file_id != self._file_id:
             raise self._failed(RuntimeError("it was replaced while it was written"))
 
     def _failed(self, error: Exception) -> RunFailed:
         self._error = f"{self.path}: the log cannot be written: {fault_of(error)}"
         if hasattr(self, "_file"):
-            # What is on disk stays readable up to its committed rows.
+            # The file on disk stays readable up to its committed rows.
             abandon(self._file)
         return RunFailed(self._error)
 
 
-def _place_of(path: Path) -> tuple[int, int]:
+def _file_id(path: Path) -> tuple[int, int]:
     about = path.stat()
     return about.st_dev, about.st_ino

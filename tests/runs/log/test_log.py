@@ -1,4 +1,4 @@
-"""The log of one rank: what is written is what is read, whatever becomes of the writer."""
+"""The log of one rank: what was written is read, also if the writer was killed."""
 
 import os
 import signal
@@ -250,7 +250,7 @@ def test_a_flipped_bit_is_never_read_as_data(tmp_path):
         try:
             found = read_file(path)
         except DataError as error:
-            reported += "do not have their checksum" in str(error)
+            reported += "do not match their checksum" in str(error)
             continue
         assert found.attributes == expected.attributes
         assert all(found.tables[name].tobytes() == expected.tables[name].tobytes() for name in TABLES)
@@ -306,7 +306,7 @@ READ = "import sys; from hpclbfl.runs.log.reader import read_file, read_last_row
 @pytest.mark.parametrize("count", [1000, 10**6])
 @pytest.mark.parametrize("call", ["read_file(path)", "read_last_rows(path, {'steps': 50})"])
 def test_counters_of_another_shape_overflow_no_buffer(tmp_path, count, call):
-    # Wherever the heap is, a process that lives on has not had it overwritten.
+    # A process that survives has not had its heap overwritten.
     path = tmp_path / "rank00000.h5"
     RunLog(path, ATTRIBUTES).close()
     with h5py.File(path, "r+") as file:
@@ -314,25 +314,25 @@ def test_counters_of_another_shape_overflow_no_buffer(tmp_path, count, call):
     program = READ + f"path = Path({str(path)!r})\ntry:\n    {call}\nexcept Exception as error:\n    print(error)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{path}: 'committed' has the shape ({count}), (6, 2) is right\n"
+    assert done.stdout == f"{path}: 'committed' has shape ({count}); expected (6, 2)\n"
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (replaced("committed", data=np.int64(1)), "'committed' has the shape (), (6, 2) is right"),
-        (replaced("committed", data=np.zeros((6, 2))), "'committed' holds 64-bit floats, 64-bit integers are right"),
+        (replaced("committed", data=np.int64(1)), "'committed' has shape (); expected (6, 2)"),
+        (replaced("committed", data=np.zeros((6, 2))), "'committed' holds 64-bit floats; expected 64-bit integers"),
         (
             replaced("committed", shape=(6, 2), dtype=h5py.string_dtype()),
-            "'committed' holds texts, 64-bit integers are right",
+            "'committed' holds texts; expected 64-bit integers",
         ),
         (lambda file: file.__delitem__("committed"), "has no 'committed'"),
-        (noted("rank", 2**40), "attribute 'rank' is 1099511627776, a whole number from 0 to 2147483647 is right"),
-        (noted("attempt", -1), "attribute 'attempt' is -1, a whole number from 0 to 2147483647 is right"),
-        (noted("resumed_from_step", [0] * 999), "attribute 'resumed_from_step' is no single value"),
+        (noted("rank", 2**40), "attribute 'rank' is 1099511627776; expected a whole number from 0 to 2147483647"),
+        (noted("attempt", -1), "attribute 'attempt' is -1; expected a whole number from 0 to 2147483647"),
+        (noted("resumed_from_step", [0] * 999), "attribute 'resumed_from_step' is not a single value"),
         (
             noted("schema_version", np.bytes_(b"two")),
-            "attribute 'schema_version' is 'two', a whole number from 0 to 2147483647 is right",
+            "attribute 'schema_version' is 'two'; expected a whole number from 0 to 2147483647",
         ),
     ],
 )
@@ -361,20 +361,20 @@ def test_rows_that_a_log_only_declares(tmp_path, rows):
 @pytest.mark.parametrize(
     ("table", "column", "value", "reason"),
     [
-        ("steps", "step", -1, "table 'steps' has -1 in column 'step', 0 to 9007199254740991 are right"),
-        ("steps", "client", -7, "table 'steps' has -7 in column 'client', 0 to 9007199254740991 are right"),
+        ("steps", "step", -1, "table 'steps' has -1 in column 'step'; expected 0 to 9007199254740991"),
+        ("steps", "client", -7, "table 'steps' has -7 in column 'client'; expected 0 to 9007199254740991"),
         (
             "steps",
             "num_samples",
             2**62,
-            f"table 'steps' has {2**62} in column 'num_samples', 0 to {2**53 - 1} are right",
+            f"table 'steps' has {2**62} in column 'num_samples'; expected 0 to {2**53 - 1}",
         ),
-        ("evals", "step", -2, f"table 'evals' has -2 in column 'step', -1 to {2**53 - 2} are right"),
-        ("evals", "step", 2**63 - 1, f"table 'evals' has {2**63 - 1} in column 'step', -1 to {2**53 - 2} are right"),
-        ("steps", "step", 10**6, "the steps of table 'steps' do not rise"),
+        ("evals", "step", -2, f"table 'evals' has -2 in column 'step'; expected -1 to {2**53 - 2}"),
+        ("evals", "step", 2**63 - 1, f"table 'evals' has {2**63 - 1} in column 'step'; expected -1 to {2**53 - 2}"),
+        ("steps", "step", 10**6, "the steps of table 'steps' are not in ascending order"),
     ],
 )
-def test_numbers_that_cannot_be(tmp_path, table, column, value, reason):
+def test_impossible_numbers(tmp_path, table, column, value, reason):
     rows = some_rows(table, 20)
     rows[column][7] = value
     with RunLog(tmp_path / "a.h5", ATTRIBUTES) as log:
@@ -384,7 +384,7 @@ def test_numbers_that_cannot_be(tmp_path, table, column, value, reason):
     assert caught.value.reason == f"is damaged: {reason}"
 
 
-def test_numbers_that_can_be(tmp_path):
+def test_extreme_numbers(tmp_path):
     with RunLog(tmp_path / "a.h5", ATTRIBUTES) as log:
         log.append("evals", step=-1, num_samples=0, split="test", loss=float("inf"))
         log.append("events", step=3, kind="a", text="later")
@@ -398,7 +398,7 @@ def test_texts_have_a_checksum_and_may_hold_anything(tmp_path):
     assert read_texts(path) == LogTexts("näme: ? x", "{}" * 40_000)
     content = path.read_bytes()
     path.write_bytes(content.replace(b"{}{}", b"{}{)", 1))
-    with pytest.raises(TornFile, match="is damaged: its texts do not have their checksum"):
+    with pytest.raises(TornFile, match="is damaged: its texts do not match their checksum"):
         read_texts(path)
     with h5py.File(path, "r+") as file:
         del file.attrs["texts_crc32"]
@@ -440,7 +440,7 @@ def test_missing_and_foreign_files(tmp_path):
 def test_a_log_is_written_once(tmp_path):
     path = tmp_path / "rank00000.h5"
     log = RunLog(path, ATTRIBUTES)
-    with pytest.raises(RunFailed, match=r"rank00000\.h5: is there already"):
+    with pytest.raises(RunFailed, match=r"rank00000\.h5: exists already"):
         RunLog(path, ATTRIBUTES)
     log.close()
     log.close()

@@ -148,6 +148,6 @@ def test_a_log_under_another_name_does_not_count_twice(tmp_path, name):
     run = read_run(tmp_path)
     assert run.tables["steps"]["step"].tolist() == [0, 1, 2, 3]
     assert {torn.path.name: torn.reason for torn in run.torn if "is the log of" in torn.reason} == {
-        name: "is the log of rank 0 in attempt 0, not that of its place",
-        "rank00000.h5": "is the log of rank 0 in attempt 0, not that of its place",
+        name: "is the log of rank 0 in attempt 0, which does not match its name",
+        "rank00000.h5": "is the log of rank 0 in attempt 0, which does not match its name",
     }

@@ -73,11 +73,11 @@ def test_another_number_is_refused_and_older_files_are_read(plan, sharpness):
             file[table][...] = rows
     with pytest.raises(DamagedFile) as caught:
         read_plan(plan)
-    assert caught.value.reason == "is damaged: its content does not have its checksum"
+    assert caught.value.reason == "is damaged: its content does not match its checksum"
     with pytest.raises(DataError) as told:
         read_sharpness(sharpness)
     again = "delete it and run 'hpclbfl sharpness' again"
-    assert str(told.value) == f"{sharpness}: is damaged: its content does not have its checksum; {again}"
+    assert str(told.value) == f"{sharpness}: is damaged: its content does not match its checksum; {again}"
     for path in (plan, sharpness):
         with h5py.File(path, "r+") as file:
             del file.attrs["checksum"]
@@ -90,7 +90,7 @@ def test_another_number_is_refused_and_older_files_are_read(plan, sharpness):
     [
         (
             lambda file: file.create_dataset("eigenvalues", data=np.zeros(9)),
-            "'eigenvalues' holds 64-bit floats, ",
+            "'eigenvalues' holds 64-bit floats; ",
         ),
         (
             lambda file: file.create_dataset("eigenvalues", (10**12,), DTYPES["eigenvalues"], chunks=(64,)),
@@ -100,7 +100,7 @@ def test_another_number_is_refused_and_older_files_are_read(plan, sharpness):
             lambda file: file.__setitem__("eigenvalues", h5py.ExternalLink("/etc/passwd", "x")),
             "'eigenvalues' is a link",
         ),
-        (lambda file: file.create_group("eigenvalues"), "'eigenvalues' is no dataset"),
+        (lambda file: file.create_group("eigenvalues"), "'eigenvalues' is not a dataset"),
         (lambda file: None, "has no 'eigenvalues'"),
     ],
 )
