@@ -72,6 +72,18 @@ def test_imports_run_downwards(folder: str) -> None:
     assert not upwards
 
 
+def test_the_analysis_reads_then_measures_then_shows() -> None:
+    order = ("read", "measure", "show", "paper")
+    stage = {module: order.index(module.split(".")[2]) for module in MODULES if module.startswith("hpclbfl.analysis.")}
+    upwards = [
+        f"{module} imports {other}"
+        for module in stage
+        for other in GRAPH[module]
+        if stage.get(other, 0) > stage[module]
+    ]
+    assert not upwards
+
+
 def test_no_files_import_each_other_in_a_circle() -> None:
     try:
         TopologicalSorter(GRAPH).prepare()

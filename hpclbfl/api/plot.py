@@ -7,13 +7,13 @@ from typing import Any
 
 import altair as alt
 
-from hpclbfl.analysis.arm_summary import ranked_arms, summarise_arms
-from hpclbfl.analysis.convert import converted
-from hpclbfl.analysis.figures import FIGURES
-from hpclbfl.analysis.frames import Frames
-from hpclbfl.analysis.render import FORMATS, VEGALITE, figure_rows, filled, max_arms
-from hpclbfl.analysis.report import summarise
-from hpclbfl.analysis.style import ROWS
+from hpclbfl.analysis.measure.arm_summary import ranked_arms, summarise_arms
+from hpclbfl.analysis.measure.report import summarise
+from hpclbfl.analysis.read.frames import Frames
+from hpclbfl.analysis.show.convert import converted
+from hpclbfl.analysis.show.figures import FIGURES
+from hpclbfl.analysis.show.render import FORMATS, VEGALITE, figure_rows, filled, max_arms
+from hpclbfl.analysis.show.style import ROWS
 from hpclbfl.api.runs import Result, load_runs
 from hpclbfl.config.validation import suggestion
 from hpclbfl.core.errors import ConfigError, DataError

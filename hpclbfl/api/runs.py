@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import polars as pl
 
-from hpclbfl.analysis.frames import Frames as Frames
-from hpclbfl.analysis.load import load
-from hpclbfl.analysis.report import load_some
-from hpclbfl.analysis.report import summarise as summarise
+from hpclbfl.analysis.measure.report import load_some
+from hpclbfl.analysis.measure.report import summarise as summarise
+from hpclbfl.analysis.read.frames import Frames as Frames
+from hpclbfl.analysis.read.load import load
 from hpclbfl.api.jobs import load_job, make_job
 from hpclbfl.config.job import JobConfig
 from hpclbfl.core.errors import ConfigError, DataError

@@ -44,10 +44,10 @@ def report(
 ) -> None:
     """Print tables of runs from their logs; write them as a page and figures."""
     if paper is not None:
-        from hpclbfl.analysis.paper_compare import compare_with_paper
-        from hpclbfl.analysis.paper_report import print_paper, print_paper_json
-        from hpclbfl.analysis.paper_rows import paper_table
-        from hpclbfl.analysis.report import load_some
+        from hpclbfl.analysis.measure.report import load_some
+        from hpclbfl.analysis.paper.compare import compare_with_paper
+        from hpclbfl.analysis.paper.report import print_paper, print_paper_json
+        from hpclbfl.analysis.paper.rows import paper_table
 
         others = {"--out": out, "--figures": figures, "--baseline": baseline, "--target": target}
         if given := [name for name, value in others.items() if value is not None]:
@@ -56,18 +56,18 @@ def report(
         compared = compare_with_paper(load_some(directory), paper)
         print_paper_json(compared) if as_json else print_paper(compared, form)
         return
-    from hpclbfl.analysis.printing import print_json, print_report
-    from hpclbfl.analysis.report import load_some, make_report
+    from hpclbfl.analysis.measure.report import load_some, make_report
+    from hpclbfl.analysis.show.printing import print_json, print_report
 
     found = make_report(load_some(directory), baseline, target)
     print_json(found) if as_json else print_report(found, form)
     if out is not None:
-        from hpclbfl.analysis.page import write_page
+        from hpclbfl.analysis.show.page import write_page
 
         write_page(out, found)
         logger.info(out)
     if figures is not None:
-        from hpclbfl.analysis.render import write_figures
+        from hpclbfl.analysis.show.render import write_figures
 
         for path, left_out in write_figures(found, figures):
             logger.info(f"{path}: {left_out}" if left_out else path)
@@ -80,7 +80,7 @@ def watch(
     verbose: Verbose = False,
 ) -> None:
     """Show the runs of a folder while they train; without a terminal: their table every 30 s."""
-    from hpclbfl.analysis.watch import watch as watch_runs
+    from hpclbfl.analysis.show.watch import watch as watch_runs
 
     watch_runs(directory, once)
 
@@ -93,8 +93,8 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Write the logs of runs as tidy tables: runs, steps, evals, layers, plans, events, metrics, problems."""
-    from hpclbfl.analysis.export import export as write_tables
-    from hpclbfl.analysis.report import load_some
+    from hpclbfl.analysis.measure.report import load_some
+    from hpclbfl.analysis.show.export import export as write_tables
     from hpclbfl.core.files import make_folder
 
     frames = load_some(directory)

@@ -49,6 +49,28 @@ class ImageModelConfig(ModelConfig):
         """The accepted sides, for messages."""
         return f"{cls.min_side} px and more"
 
+    def check(self, data: DataSpec) -> None:
+        """See `ModelConfig`."""
+        name = brief(self.name)
+        if len(data.input_shape) != 3 or data.input_shape[0] != 3 or data.input_dtype is not None:
+            kind = "floating point" if data.input_dtype is None else str(data.input_dtype).removeprefix("torch.")
+            raise ConfigError(
+                f"model.name: {name} takes images, floating point [3, height, width]; these samples are {kind} "
+                f"{list(data.input_shape)}: give a net of your own"
+            )
+        if not data.num_classes or data.target_shape:
+            has = f"targets of shape {list(data.target_shape)}" if data.num_classes else "no classes"
+            raise ConfigError(
+                f"model.name: {name} tells one class for each image; these data have {has}: give a net of your own"
+            )
+        _, height, width = data.input_shape
+        if height != width:
+            raise ConfigError(f"data.resize: images of {width} x {height} px are not square; give the side in px")
+        if not self.accepts(height):
+            raise ConfigError(
+                f"model.name: {name} takes images of {self.accepted_sides()}, these have {height} px; set data.resize"
+            )
+
 
 def make_model(config: ModelConfig, data: DataSpec) -> nn.Module:
     """A model with initial weights.
@@ -56,32 +78,8 @@ def make_model(config: ModelConfig, data: DataSpec) -> nn.Module:
     Raises:
         ConfigError: it does not take samples like these; says which it takes. Or it has nothing to train.
     """
-    if isinstance(config, ImageModelConfig):
-        _check_images(config, data)
-        _, height, width = data.input_shape
-        if height != width:
-            raise ConfigError(f"data.resize: images of {width} x {height} px are not square; give the side in px")
-        if not config.accepts(height):
-            raise ConfigError(
-                f"model.name: {brief(config.name)} takes images of {config.accepted_sides()}, these have {height} px; "
-                "set data.resize"
-            )
+    config.check(data)
     net: nn.Module = MODELS.make(config, data)
     if next(net.parameters(), None) is None:
         raise ConfigError(f"model.name: {brief(config.name)} has no parameters to train")
     return net
-
-
-def _check_images(config: ImageModelConfig, data: DataSpec) -> None:
-    if len(data.input_shape) != 3 or data.input_shape[0] != 3 or data.input_dtype is not None:
-        kind = "floating point" if data.input_dtype is None else str(data.input_dtype).removeprefix("torch.")
-        raise ConfigError(
-            f"model.name: {brief(config.name)} takes images, floating point [3, height, width]; these samples are "
-            f"{kind} {list(data.input_shape)}: give a net of your own"
-        )
-    if not data.num_classes or data.target_shape:
-        has = f"targets of shape {list(data.target_shape)}" if data.num_classes else "no classes"
-        raise ConfigError(
-            f"model.name: {brief(config.name)} tells one class for each image; these data have {has}: give a net of "
-            "your own"
-        )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hpclbfl.analysis.printing import Format, print_json, print_report
-from hpclbfl.analysis.report import load_some, make_report
+from hpclbfl.analysis.measure.report import load_some, make_report
+from hpclbfl.analysis.show.printing import Format, print_json, print_report
 from hpclbfl.runs.folder import Attempt, RunFolder
 from hpclbfl.runs.lock import acquire
 from hpclbfl.runs.log.writer import RunLog
@@ -78,7 +78,7 @@ def make_old(root: Path) -> None:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the logs that `load` reads from HDF5 (run and file), as they are read."""
-    from hpclbfl.analysis import load as module
+    from hpclbfl.analysis.read import load as module
 
     seen: list[str] = []
     original = module.read_attempt_log

@@ -138,7 +138,7 @@ def _step_rows(rng, factor, batch, num_steps, slowdown, dynamic):
 
 _MEASURE = """
 import resource, sys, time
-from hpclbfl.analysis.load import load
+from hpclbfl.analysis.read.load import load
 import polars as pl
 begin = time.perf_counter()
 frames = load(sys.argv[1])

@@ -238,5 +238,5 @@ def test_an_interrupt_has_its_code(monkeypatch, tmp_path, here):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hpclbfl.analysis.watch.watch", interrupted)
+    monkeypatch.setattr("hpclbfl.analysis.show.watch.watch", interrupted)
     assert here("watch", ".", cwd=tmp_path).returncode == 130

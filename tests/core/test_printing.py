@@ -25,8 +25,8 @@ CONSOLES = {"Console"}
 WITH_CONSOLE = {"Progress", "Live", "Bar"}
 """rich's: without a console of ours they make one of their own."""
 DOCUMENTS = {
-    "analysis/paper_report.py",
-    "analysis/printing.py",
+    "analysis/paper/report.py",
+    "analysis/show/printing.py",
     "bench/command.py",
     "cli/doctor.py",
     "cli/train.py",

@@ -13,15 +13,15 @@ import polars as pl
 import yaml
 from hypothesis import strategies as st
 
-from hpclbfl.analysis.export import export
-from hpclbfl.analysis.load import CACHE_FOLDER, load
-from hpclbfl.analysis.page import page
-from hpclbfl.analysis.paper_compare import compare_with_paper
-from hpclbfl.analysis.paper_report import print_paper
-from hpclbfl.analysis.printing import print_json, print_report
-from hpclbfl.analysis.render import figure_rows
-from hpclbfl.analysis.report import load_some, make_report
-from hpclbfl.analysis.watch import watch
+from hpclbfl.analysis.measure.report import load_some, make_report
+from hpclbfl.analysis.paper.compare import compare_with_paper
+from hpclbfl.analysis.paper.report import print_paper
+from hpclbfl.analysis.read.load import CACHE_FOLDER, load
+from hpclbfl.analysis.show.export import export
+from hpclbfl.analysis.show.page import page
+from hpclbfl.analysis.show.printing import print_json, print_report
+from hpclbfl.analysis.show.render import figure_rows
+from hpclbfl.analysis.show.watch import watch
 from hpclbfl.core.text import printable
 from hpclbfl.runs.log.schema import DTYPES
 from hpclbfl.runs.log.writer import RunLog

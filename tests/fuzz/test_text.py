@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from hpclbfl.analysis.markup import TextTable, to_html, to_latex, to_markdown, to_rich
+from hpclbfl.analysis.show.markup import TextTable, to_html, to_latex, to_markdown, to_rich
 from hpclbfl.core.console import make_console
 from hpclbfl.core.text import MAX_LINE, cell, printable, say, shown
 from tests.fuzz.budget import fuzz

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpclbfl.analysis.load import load
+from hpclbfl.analysis.read.load import load
 from hpclbfl.config.job import JobConfig, parse_job
 from hpclbfl.runs.log.reader import read_run
 from hpclbfl.training.session import run_job

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hpclbfl.analysis.configs import flatten
-from hpclbfl.analysis.paper_rows import paper_table, row_of
+from hpclbfl.analysis.paper.rows import paper_table, row_of
+from hpclbfl.analysis.read.configs import flatten
 from hpclbfl.config.job import load_job
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.slurm.expand import Run, expand

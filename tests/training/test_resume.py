@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from hpclbfl.algorithms.client import Client
-from hpclbfl.analysis.load import load
+from hpclbfl.analysis.read.load import load
 from hpclbfl.config.job import parse_job
 from hpclbfl.core.jsonfile import write_json
 from hpclbfl.runs.folder import RunFolder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hpclbfl.config.sections.base import Section
 
 
@@ -10,6 +12,9 @@ class ModelConfig(Section):
 
     name: str
     """Which net."""
+
+    def check(self, data: Any) -> None:
+        """Refuse data, a `hpclbfl.models.DataSpec`, that the net does not take. Raises ConfigError."""
 
 
 class LossConfig(Section):

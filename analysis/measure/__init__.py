@@ -1,0 +1,1 @@
+"""From frames to numbers: accuracies, times, statistics, summaries of arms, rows of figures."""

@@ -1,0 +1,1 @@
+"""From run folders to data frames: what lies there, the cache, the jobs and their arms."""
