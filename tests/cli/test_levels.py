@@ -76,6 +76,7 @@ def test_warnings_stay(job: Path, tmp_path: Path, toy_set: Path) -> None:
     assert line.startswith("toy FA, iid: warning: the clients trained alone and were never averaged: ")
 
 
+@pytest.mark.slow
 def test_the_error_is_the_last_line_at_every_level(tmp_path: Path) -> None:
     error = "hpclbfl: error: none.yaml: cannot be read: No such file or directory"
     for words in (["-q"], ["-v"], []):

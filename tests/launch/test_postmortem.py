@@ -6,9 +6,11 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import hpclbfl.launch.postmortem
 from hpclbfl.config.job import JobConfig, parse_job
 from hpclbfl.core.signals import signal_name
 from hpclbfl.launch.messages import Death, find_death
@@ -142,7 +144,9 @@ def test_a_run_without_a_given_folder_is_found_by_its_job(
     assert LaunchedRun(job, None).find() is None
 
 
-def test_the_status_is_written_for_those_who_could_not(tmp_path: Path, job: JobConfig) -> None:
+def test_the_status_is_written_for_those_who_could_not(
+    tmp_path: Path, job: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launched, unresumable = LaunchedRun(job, tmp_path), LaunchedRun(job, tmp_path, resumes=False)
     run = some_run(tmp_path)
     assert launched.record_end(137, KILLED) == (
@@ -160,10 +164,27 @@ def test_the_status_is_written_for_those_who_could_not(tmp_path: Path, job: JobC
     assert unresumable.record_end(137, KILLED) == f"{error}; the same command starts anew"
     # Somebody else has gone on with it: the status is theirs.
     run.write_status("running", step=30)
-    lease = acquire(tmp_path, {})
+    monkeypatch.setattr(hpclbfl.launch.postmortem, "LINGER_S", 0.2)
+    lock = acquire(tmp_path, {})
     assert launched.record_end(137, KILLED) == line
     assert run.status().state == "running"
-    lease.release()
+    lock.release()
+
+
+def test_a_rank_that_outlives_its_launcher_for_a_moment_is_nobody_else(
+    tmp_path: Path, job: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched, run = LaunchedRun(job, tmp_path), some_run(tmp_path)
+    run.write_status("running", step=30)
+    looks = iter([True, True, False])
+    monkeypatch.setattr(
+        hpclbfl.launch.postmortem,
+        "holder",
+        lambda folder: SimpleNamespace(processes=[SimpleNamespace(is_running=next(looks))]),
+    )
+    launched.record_end(137, KILLED)
+    status = run.status()
+    assert status is not None and status.state == "failed" and list(looks) == []
 
 
 def test_stderr_goes_on_to_ours_and_its_end_is_kept(

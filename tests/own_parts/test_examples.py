@@ -32,6 +32,7 @@ def losses(run: Path) -> np.ndarray:
     return found
 
 
+@pytest.mark.slow
 def test_without_the_proximal_term_it_is_federated_averaging(workplace: Workplace) -> None:
     words = ("train", "fedprox.yaml", *SHORT)
     workplace.run(*words, PROX.replace("0.1", "0"), "--run-dir", "prox")
@@ -41,6 +42,7 @@ def test_without_the_proximal_term_it_is_federated_averaging(workplace: Workplac
     assert not is_equal(workplace / "held", workplace / "fedavg")
 
 
+@pytest.mark.slow
 def test_a_strong_term_by_hand(workplace: Workplace) -> None:
     """One local step more than one: w2 = w1 - lr (g(w1) + mu (w1 - w0)), with w1 = w0 - lr g(w0)."""
     words = ("train", "fedprox.yaml", "precision=float64", "data.limit=400", "batching.local_batch_size=8", "clients=1")
@@ -61,6 +63,7 @@ def test_a_strong_term_by_hand(workplace: Workplace) -> None:
         torch.testing.assert_close(prox[key], expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_what_a_transform_measures_is_in_the_log(workplace: Workplace) -> None:
     """Of the shared gradient once a step, of each client's own in local training."""
     words = ("train", "fedprox.yaml", *SHORT, "stop={steps: 3}")

@@ -27,6 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Path]:
     return workplace, mark
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -46,6 +47,7 @@ def test_looking_at_a_run_does_not_import_its_parts(trained: tuple[Workplace, Pa
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_the_status_of_a_sweep_does_not_import_them(trained: tuple[Workplace, Path]) -> None:
     workplace, mark = trained
     sweep = "name: own\njob: job.yaml\ngrid: {seed: [0]}\n"
@@ -58,6 +60,7 @@ def test_the_status_of_a_sweep_does_not_import_them(trained: tuple[Workplace, Pa
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_the_report_names_them(trained: tuple[Workplace, Path]) -> None:
     workplace, _ = trained
     (copy,) = (workplace / "runs" / "own" / "parts").glob("*/nets.py")

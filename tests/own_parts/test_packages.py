@@ -42,6 +42,7 @@ def package(tmp_path: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatc
     return Package(tmp_path / "site")
 
 
+@pytest.mark.slow
 def test_it_trains_and_goes_on_and_is_not_copied(workplace: Workplace, package: Package) -> None:
     workplace.run(*WORDS)
     assert not list((workplace / "run" / "parts").glob("*/nets.py"))
@@ -56,6 +57,7 @@ def test_it_trains_and_goes_on_and_is_not_copied(workplace: Workplace, package: 
     workplace.run("sharpness", "run", "--samples", "8", "--iterations", "1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["version", "source"])
 def test_another_version_or_source_refuses_the_resume(workplace: Workplace, package: Package, change: str) -> None:
     workplace.run(*WORDS)

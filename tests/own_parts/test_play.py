@@ -22,6 +22,7 @@ def losses(workplace: Workplace, run: str) -> np.ndarray:
     return np.sort(table[["step", "client", "loss"]], order=["step", "client"])["loss"]
 
 
+@pytest.mark.slow
 def test_it_learns_and_tells_its_metrics(workplace: Workplace) -> None:
     said = workplace.run("train", "play.yaml", "--run-dir", "run")
     assert "play FA, natural: loss 2." in said and "top-1" not in said
@@ -39,6 +40,7 @@ def test_it_learns_and_tells_its_metrics(workplace: Workplace) -> None:
     assert "60 training samples" in said and (workplace / "run" / "parts").exists()
 
 
+@pytest.mark.slow
 def test_every_command_takes_samples_without_classes(workplace: Workplace) -> None:
     workplace.run("train", "play.yaml", *SHORT, "--run-dir", "run")
     said = workplace.call("data", "info", "play.yaml").stdout

@@ -81,6 +81,7 @@ def test_a_node_sees_no_edit_after_the_submission(workplace: Workplace, slurm: D
     assert untimed(read_run(row["path"])) == untimed(read_run(workplace / "whole"))
 
 
+@pytest.mark.slow
 def test_names_on_its_axes_are_relative_to_the_sweep_file(workplace: Workplace) -> None:
     (workplace / "below").mkdir()
     (workplace / "below" / "nets.py").write_text((workplace / "nets.py").read_text() + "# of the sweep's\n")
@@ -95,6 +96,7 @@ def test_names_on_its_axes_are_relative_to_the_sweep_file(workplace: Workplace) 
     assert "model={name: 'nets.py:Linear'}" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_part_that_is_wrong_names_the_run(workplace: Workplace) -> None:
     (workplace / "sweep.yaml").write_text("name: own\njob: job.yaml\ngrid: {model.name: ['nets.py:WideNett']}\n")
     done = workplace.call("sweep", "sweep.yaml", "--cluster", "local")

@@ -85,6 +85,7 @@ def test_two_ranks_do_what_one_does(workplace: Workplace, optimizer: str) -> Non
     np.testing.assert_allclose(rows[1]["loss"], rows[0]["loss"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_an_edit_is_another_experiment(workplace: Workplace) -> None:
     words = ("train", "job.yaml", *SHORT)
     workplace.run(*words)
@@ -99,6 +100,7 @@ def test_the_same_command_goes_on_and_an_edit_is_another_experiment(workplace: W
     assert f"{Path('runs') / first.name}: already done" in workplace.run(*words)
 
 
+@pytest.mark.slow
 def test_never_takes_the_edited_file_and_sets_the_copy_aside(workplace: Workplace) -> None:
     words = ("train", "job.yaml", *SHORT, "stop.seconds=1000000", "--run-dir", "run")
     workplace.run(*words)
@@ -113,6 +115,7 @@ def test_never_takes_the_edited_file_and_sets_the_copy_aside(workplace: Workplac
     assert "nn.Tanh()" not in aside.read_text() and aside.parent.name == before.parent.name
 
 
+@pytest.mark.slow
 def test_another_class_or_key_is_another_experiment_in_one_line(workplace: Workplace) -> None:
     words = ("train", "job.yaml", *SHORT, "--run-dir", "run")
     workplace.run(*words)
@@ -134,6 +137,7 @@ def test_another_class_or_key_is_another_experiment_in_one_line(workplace: Workp
         )
 
 
+@pytest.mark.slow
 def test_a_damaged_copy_is_not_run(workplace: Workplace) -> None:
     words = ("train", "job.yaml", *SHORT, "--run-dir", "run")
     workplace.run(*words)
@@ -155,6 +159,7 @@ def test_a_damaged_copy_is_not_run(workplace: Workplace) -> None:
         assert (done.returncode, done.stderr) == (2, f"hpclbfl: error: {source}: {line}\n")
 
 
+@pytest.mark.slow
 def test_the_run_folder_has_all_that_its_net_needs(workplace: Workplace) -> None:
     workplace.run("train", "job.yaml", *SHORT, "--run-dir", "run")
     (workplace / "run").rename(workplace / "moved")
@@ -165,6 +170,7 @@ def test_the_run_folder_has_all_that_its_net_needs(workplace: Workplace) -> None
     assert "resumes after step 24" in said and "note" not in said
 
 
+@pytest.mark.slow
 def test_provenance_names_file_hash_and_copy(workplace: Workplace) -> None:
     import hashlib
 
@@ -200,6 +206,7 @@ def test_what_lies_beside_a_part_is_not_found_by_accident(workplace: Workplace) 
     assert done.returncode == 2 and "nets.py:2: cannot be imported: FileNotFoundError: " in done.stderr
 
 
+@pytest.mark.slow
 def test_a_probe_of_the_planner_gets_the_net_from_its_request(workplace: Workplace) -> None:
     request = {"kind": "peak", "batch": 4, "num_steps": 1, "num_clients": 1, "limit_bytes": None}
     job = load_job(workplace / "job.yaml", ["clients=1"])

@@ -48,6 +48,7 @@ def answer(run: Path, *words: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_json_and_file_agree(run: Path) -> None:
     found = answer(run, "--top", "2", "--lanczos", "12", "--vectors", "4", "--density")
     assert (found["step"], found["num_samples"], found["vectors"]) == (10, 24, 4)
@@ -204,6 +205,7 @@ def test_the_table_as_printed(run: Path) -> None:
     assert str(run / "sharpness.h5") in done.stdout
 
 
+@pytest.mark.slow
 def test_no_checkpoint_is_one_line_and_exit_code_2(tmp_path: Path, toy_set: Path) -> None:
     (tmp_path / "config.yaml").write_text(make_job(toy_set).to_yaml())
     for words in ((), ("-np", "2")):

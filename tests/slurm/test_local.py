@@ -93,6 +93,7 @@ def test_some_done_some_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not any(is_live(swept.folder.run(id_).path) for id_ in ids)
 
 
+@pytest.mark.slow
 def test_so_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stamps = tmp_path / "stamps"
     stamps.mkdir()
