@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from hpclbfl.config.part_names import HASH_DIGITS, PartName, digits
 from hpclbfl.core.errors import ConfigError, DataError
@@ -145,7 +145,7 @@ def execute(source: Source, where: str) -> ModuleType:
     _executed[source.digits] = source.place
     linecache.cache[source.place] = (len(text), None, text.splitlines(keepends=True), source.place)
     try:
-        exec(compile(source.content, source.place, "exec", dont_inherit=True), vars(module))
+        exec(_compiled(source), vars(module))
     except KeyboardInterrupt:
         del sys.modules[name]
         raise
@@ -153,6 +153,14 @@ def execute(source: Source, where: str) -> ModuleType:
         del sys.modules[name]
         raise ConfigError(f"{where}: {_explain(error, source)}") from error
     return module
+
+
+def _compiled(source: Source) -> CodeType:
+    try:
+        return compile(source.content, source.place, "exec", dont_inherit=True)
+    except ValueError as error:
+        # So Pythons up to 3.11.3 refuse null bytes.
+        raise SyntaxError(str(error)) from error
 
 
 def import_module(name: str, where: str) -> tuple[Source, ModuleType]:

@@ -35,8 +35,8 @@ def rank(file):
 
 
 REASONS = {
-    counters: "'committed' has shape (1000000); expected (5, 2)",
-    scalar: "'committed' has shape (); expected (5, 2)",
+    counters: "'committed' has shape (1000000); expected (6, 2)",
+    scalar: "'committed' has shape (); expected (6, 2)",
     elsewhere: "'steps' is a link to another place, and such links are not followed",
     huge: "is torn: 'steps' declares 168,000,000,000,000 bytes, the file has ",
     rank: "attribute 'rank' is 1099511627776; expected a whole number from 0 to 2147483647",

@@ -305,7 +305,7 @@ def test_pictures_are_the_same_whoever_draws_them(rows, monkeypatch):
 def test_processes_that_draw_end_with_their_parent():
     code = (
         "import os; from concurrent.futures import ProcessPoolExecutor; from multiprocessing import get_context\n"
-        "from hpclbfl.analysis import convert\n"
+        "from hpclbfl.analysis.show import convert\n"
         "pool = ProcessPoolExecutor(1, get_context('spawn'), initializer=convert._start)\n"
         "print(pool.submit(os.getpid).result(), flush=True); os.kill(os.getpid(), 9)"
     )
