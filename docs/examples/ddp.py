@@ -37,4 +37,6 @@ for _ in range(STEPS):
 
 if rank == 0:
     print(f"loss {loss.item():.3f}; {num_scaled / STEPS:.1%} of {STEPS} steps at X on {dist.get_world_size()} ranks")
+# No rank leaves while another still talks.
+dist.barrier()
 dist.destroy_process_group()

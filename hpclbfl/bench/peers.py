@@ -53,6 +53,8 @@ def join(comm: Communicator, folder: str, device: torch.device) -> str:
 def leave(comm: Communicator) -> None:
     """End torch.distributed's group and the communicator on all ranks."""
     if torch.distributed.is_initialized():
+        # No rank leaves while another still talks.
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     # When the first rank leaves, Horovod ends MPI on all of them.
     comm.barrier()
