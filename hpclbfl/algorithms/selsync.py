@@ -14,7 +14,7 @@ from pydantic import model_validator
 
 from hpclbfl.algorithms.base import LocalTraining
 from hpclbfl.algorithms.flags import CHANGED, UNKNOWN
-from hpclbfl.config.component_configs import detector_config
+from hpclbfl.config.component_configs import with_threshold
 from hpclbfl.config.components import ALGORITHMS
 from hpclbfl.config.sections import DetectorConfig, DetectorName, LocalConfig
 from hpclbfl.config.sections.base import NonNegativeFloat
@@ -41,9 +41,7 @@ class SelSyncConfig(LocalConfig):
     @model_validator(mode="before")
     @classmethod
     def _default_threshold(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("threshold") is not None:
-            return values
-        return {**values, "threshold": detector_config(values.get("change", "selsync")).averaging_threshold}
+        return with_threshold(values, "selsync", "averaging_threshold")
 
     @property
     def title(self) -> str:

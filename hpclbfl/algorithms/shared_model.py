@@ -78,13 +78,14 @@ class SharedModel:
         self._counts = counts = rank.counts_now
         self._terms = terms = StepTerms(rank, record, counts)
         noise = rank.job.gradients.weight_noise
-        factors = 1.0 if noise is None else client_factors(counts, noise, rank.job.seed, rank.counters.step)
         # sum over samples / B, then a sum over clients: the mean over all B samples, whatever each client's share.
-        self._divisors = terms.total / (np.ones(len(counts)) * factors)
+        self._divisors = np.full(len(counts), float(terms.total))
+        if noise is not None:
+            self._divisors /= client_factors(counts, noise, rank.job.seed, rank.counters.step)
         scaler = self.stepper.loss_scaler
-        # By how much gradients are too large until they are unscaled; 0-d, on the device.
-        one = torch.ones((), dtype=torch.float64, device=rank.device)
-        self._loss_scale = scaler.scale(one) if scaler.is_enabled() else 1.0
+        if scaler.is_enabled():
+            # By how much gradients are too large until they are unscaled; 0-d, on the device.
+            self._loss_scale = scaler.scale(torch.ones((), dtype=torch.float64, device=rank.device))
         self.reducer.begin_step()
 
     def backward(self, rank: Rank, client: Client, record: StepRecord) -> None:

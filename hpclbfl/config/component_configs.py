@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
+from pydantic.fields import FieldInfo
+
 from hpclbfl.config.components import DETECTORS, NESTED, SECTIONS, TRANSFORMS
 from hpclbfl.config.own_parts import NOWHERE, Lookup, find_own, own_config
 from hpclbfl.config.sections.base import Nested, Section
@@ -47,7 +49,7 @@ def _with_nested(
     """A section's values with the components validated that stand within it."""
     found = dict(values)
     for key, field in fields_of(config).items():
-        mark = next((mark for mark in _marks(field) if isinstance(mark, Nested)), None)
+        mark = nested_mark(field)
         if mark is None or key not in found or (found[key] is None and field.default is None):
             continue
         registry, where = NESTED[mark.kind], f"{section}.{key}"
@@ -67,9 +69,10 @@ def _with_nested(
     return found
 
 
-def _marks(field: Any) -> tuple[Any, ...]:
-    """What a field is annotated with, itself or as one of the types that it takes."""
-    return (*field.metadata, *(mark for one in get_args(field.annotation) for mark in getattr(one, "__metadata__", ())))
+def nested_mark(field: FieldInfo) -> Nested | None:
+    """Tell that a key's value is a component; the key itself is marked, or one of the types that it takes."""
+    inner = (mark for one in get_args(field.annotation) for mark in getattr(one, "__metadata__", ()))
+    return next((mark for mark in (*field.metadata, *inner) if isinstance(mark, Nested)), None)
 
 
 def _nested(registry: Registry[Any], value: Any, source: str, where: str, lookup: Lookup) -> Any:
@@ -97,6 +100,19 @@ def detector_config(name: Any) -> DetectorConfig:
     if found is None:
         raise ValueError(f"{shown(name)} is no detector: known are {', '.join(DETECTORS.names())}")
     return found.config(name=name)
+
+
+def with_threshold(values: Any, change: str, threshold: str) -> Any:
+    """A section's values with the threshold of its detector, unless they state one.
+
+    Args:
+        values: as the file gives them.
+        change: the detector, where the values name none.
+        threshold: which of a detector's thresholds, see `DetectorConfig`.
+    """
+    if not isinstance(values, dict) or values.get("threshold") is not None:
+        return values
+    return {**values, "threshold": getattr(detector_config(values.get("change", change)), threshold)}
 
 
 def transform_configs(gradients: GradientsConfig) -> list[TransformConfig]:

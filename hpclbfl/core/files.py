@@ -64,18 +64,13 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes | memoryview, mode: int = 0o666) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically: a reader sees the old content or the new one, also after a crash.
-
-    Args:
-        path: the file.
-        content: all of it.
-        mode: permissions of the file, before the process's umask.
 
     Raises:
         EnvironmentFault: the file cannot be written; one line that names it.
     """
-    with replacing(path, mode) as file:
+    with replacing(path) as file:
         file.write(content)
 
 
@@ -111,7 +106,7 @@ def write_output(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a new file that replaces the path if the block ends without an error; otherwise nothing changes.
 
     A link of that name is replaced, not followed.
@@ -119,19 +114,19 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     Raises:
         EnvironmentFault: see `write_bytes`.
     """
-    with replacing_name(path, mode) as temporary, temporary.open("wb") as file:
+    with replacing_name(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
 @contextmanager
-def replacing_name(path: Path, mode: int = 0o666) -> Iterator[Path]:
+def replacing_name(path: Path) -> Iterator[Path]:
     """Like `replacing`, for libraries that open files by name: yield the name of a new, empty file."""
     # In the same folder, so that the rename is atomic.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     with explained_writes(path):
         _check_is_file(path)
         try:
-            create(temporary, mode).close()
+            create(temporary).close()
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())

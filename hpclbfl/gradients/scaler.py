@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from hpclbfl.config.component_configs import detector_config
+from hpclbfl.config.component_configs import detector_config, with_threshold
 from hpclbfl.config.components import DETECTORS, TRANSFORMS
 from hpclbfl.config.sections import DetectorConfig, DetectorName, GradientsConfig, TransformConfig
 from hpclbfl.config.sections.base import NonNegativeFloat, PositiveFloat, Share
@@ -72,9 +72,7 @@ class ScalerConfig(TransformConfig):
     @model_validator(mode="before")
     @classmethod
     def _default_threshold(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("threshold") is not None:
-            return values
-        return {**values, "threshold": detector_config(values.get("change", "squared_norm")).scaler_threshold}
+        return with_threshold(values, "squared_norm", "scaler_threshold")
 
     @model_validator(mode="after")
     def _own_keys(self) -> ScalerConfig:

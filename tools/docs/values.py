@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from hpclbfl.config.component_configs import nested_mark
 from hpclbfl.config.components import NESTED
-from hpclbfl.config.sections.base import Nested, PathText
+from hpclbfl.config.sections.base import PathText
 
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 SMALLEST, GREATEST = 1e-3, 1e6
@@ -20,7 +21,11 @@ SMALLEST, GREATEST = 1e-3, 1e6
 
 def values_of(field: FieldInfo) -> str:
     """The values that a field takes, as Markdown."""
-    return ", or ".join(_words(field.annotation, field.metadata))
+    mark = nested_mark(field)
+    if mark is None or mark.name is not None:
+        return ", or ".join(_words(field.annotation, field.metadata))
+    names = [f"`{name}`" for name in NESTED[mark.kind].names()]
+    return f"list of {' and '.join(names)} and your own" if mark.many else f"{', '.join(names)}, or your own"
 
 
 def defaults_of(config: type[BaseModel], given: dict[str, Any]) -> dict[str, str]:
@@ -49,35 +54,23 @@ def defaults_of(config: type[BaseModel], given: dict[str, Any]) -> dict[str, str
 
 def sections_of(field: FieldInfo) -> list[type[BaseModel]]:
     """The sections that a key holds; a component within it is one where the key alone says which."""
-    mark = _mark(field.metadata)
-    return sections_in(field.annotation) if mark is None else _nested_section(mark)
+    mark = nested_mark(field)
+    if mark is None:
+        return sections_in(field.annotation)
+    return [] if mark.name is None else [NESTED[mark.kind].config(mark.name)]
 
 
 def sections_in(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a type is made of, nested ones not included."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) is Annotated and (mark := _mark(annotation.__metadata__)) is not None:
-        return _nested_section(mark)
     return [found for inner in get_args(annotation) for found in sections_in(inner)]
-
-
-def _mark(metadata: Iterable[Any]) -> Nested | None:
-    return next((mark for mark in metadata if isinstance(mark, Nested)), None)
-
-
-def _nested_section(mark: Nested) -> list[type[BaseModel]]:
-    return [] if mark.name is None else [NESTED[mark.kind].config(mark.name)]
 
 
 def _words(annotation: Any, metadata: Iterable[Any] = (), plural: bool = False) -> list[str]:
     """Each kind of value that a type takes; null is left out, as it is the default where it is taken."""
     if annotation == PathText:
         return ["path"]
-    mark = _mark(metadata)
-    if mark is not None and mark.name is None:
-        names = [f"`{name}`" for name in NESTED[mark.kind].names()]
-        return [f"list of {' and '.join(names)} and your own" if mark.many else f"{', '.join(names)}, or your own"]
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _words(inner[0], [*inner[1:], *metadata], plural)
