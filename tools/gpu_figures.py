@@ -24,14 +24,15 @@ from torch import nn
 
 from hpclbfl.bench.statistics import paired_ratio
 from hpclbfl.bench.training import NUM_CLASSES, SCALER, Training, make_job, write_images
+from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.engines import communicator
 from hpclbfl.config.component_configs import component_config
 from hpclbfl.config.components import MODELS
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import CommConfig
 from hpclbfl.models import DataSpec, make_model
 from hpclbfl.planner.network import synchronize
-from hpclbfl.training import build
 
 Step = Callable[[], object]
 SIDE = 32
@@ -99,7 +100,7 @@ def measure(
     model: str, batch: int, clients: int, comm: Communicator, scratch: Path, rounds: int, dry: bool
 ) -> dict[str, Any]:
     """Medians (s a step) and ratios to the bare loop of one net, batch size and number of clients on the device."""
-    device = build.device(comm)
+    device = devices.choose(comm)
     images = write_images(scratch, model, batch * clients)
     parts: dict[str, tuple[dict[str, Any], bool]] = {
         "ours": ({"gradients": {"scaler": SCALER}}, False),
@@ -133,8 +134,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="blocks of each variant")
     parser.add_argument("--cases", default=CASES, help="MODEL:BATCH:CLIENTS,... [%(default)s]")
     given = parser.parse_args()
-    comm = build.communicator(CommConfig(engine=given.engine))
-    device = build.device(comm)
+    comm = communicator(CommConfig(engine=given.engine))
+    device = devices.choose(comm)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     found: dict[str, Any] = {"device": name, "torch": torch.__version__, "library": comm.library, "cases": []}
     for case in ("resnet8:4:2" if given.dry else given.cases).split(","):

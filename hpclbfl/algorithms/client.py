@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from hpclbfl.algorithms.rank import Rank
 from hpclbfl.algorithms.record import ClientRecord, StepRecord
 from hpclbfl.algorithms.terms import ClientBatch
 from hpclbfl.core.fitting import check_like
+from hpclbfl.core.seeding import seed_generators
 
 
 class Client:
@@ -56,13 +56,3 @@ class Client:
         """See `hpclbfl.core.state.Stateful`."""
         for name, buffer in self.replica.module.named_buffers():
             buffer.copy_(found["buffers"][name])
-
-
-def seed_generators(*key: int) -> None:
-    """Seed torch's generators from (seed, client, step), so that dropout does not depend on who runs beside whom."""
-    digest = hashlib.blake2b(b"".join(int(k).to_bytes(8, "little") for k in key), digest_size=8).digest()
-    seed = int.from_bytes(digest, "little") >> 1
-    torch.default_generator.manual_seed(seed)
-    # torch.manual_seed would note down where it was called from, for each GPU that may yet come: 0.1 ms each time.
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed(seed)

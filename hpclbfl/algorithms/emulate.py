@@ -12,6 +12,8 @@ import time
 import numpy as np
 import torch
 
+from hpclbfl.comm.base import Communicator
+from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import EmulateConfig
 from hpclbfl.core.errors import ConfigError
 
@@ -65,13 +67,29 @@ def emulated_limit(config: EmulateConfig | None) -> int | None:
 
 
 def emulated_slowdown(config: EmulateConfig | None, rank: int, num_ranks: int) -> float:
-    """The slow-down factor of this rank.
+    """The slow-down factor of this rank, where `slowdown` lists one for each rank.
 
     Raises:
-        ConfigError: `emulate` lists another number of ranks.
+        ConfigError: it lists another number of ranks.
     """
     if config is None or config.slowdown is None:
         return 1.0
     if len(config.slowdown) != num_ranks:
         raise ConfigError(f"emulate.slowdown lists {len(config.slowdown)} ranks, this job has {num_ranks}")
     return config.slowdown[rank]
+
+
+def make_emulation(job: JobConfig, comm: Communicator, device: torch.device) -> Emulation | None:
+    """What makes this rank slower than it is; None: nothing does.
+
+    Raises:
+        ConfigError: `emulate` names other ranks than there are.
+    """
+    config = job.emulate
+    if config is None:
+        return None
+    emulated_slowdown(config, comm.rank, comm.size)
+    beyond = [change.rank for change in config.at if change.rank >= comm.size]
+    if beyond:
+        raise ConfigError(f"emulate.at: rank {beyond[0]} is not among this job's {comm.size} ranks, 0 the first")
+    return Emulation(config, comm.rank, comm.size, job.seed, device)

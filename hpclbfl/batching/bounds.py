@@ -1,9 +1,10 @@
-"""Bounds on the clients' batches."""
+"""Bounds on the clients' batches, and the batches that a run begins with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hpclbfl.config.sections import BatchingConfig
 from hpclbfl.config.sections.batching import BoundedConfig
 from hpclbfl.core.errors import ConfigError
 
@@ -44,3 +45,32 @@ def check_one_client_per_rank(what: str, num_clients: int, num_ranks: int) -> No
     if num_clients != num_ranks:
         ranks = f"{num_ranks} rank{'s' * (num_ranks > 1)}"
         raise ConfigError(f"{what} needs one client per rank, not {num_clients} clients on {ranks}")
+
+
+def check_batches(config: BatchingConfig, sizes: Sequence[int], num_train: int) -> None:
+    """Refuse a batch that is larger than the training set.
+
+    Args:
+        config: the section of the job.
+        sizes: b_c of every client that it asks for.
+        num_train: N, size of the training set.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    total = config.global_batch_size
+    key, largest = ("local_batch_size", max(sizes)) if total is None else ("global_batch_size", total)
+    if largest > num_train:
+        raise ConfigError(f"batching.{key}: a batch of {largest} exceeds the {num_train} training samples")
+
+
+def held_sizes(sizes: Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
+    """b_c of every client as a run begins: what the job asks for, at most what a step can hold of the client.
+
+    A client whose shard is empty keeps the size that is asked for; it takes no samples all the same.
+
+    Args:
+        sizes: b_c of every client that the job asks for.
+        counts: samples of every client in a step of these sizes.
+    """
+    return tuple(count or size for count, size in zip(counts, sizes, strict=True))

@@ -10,6 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpclbfl.batching import FloatArray
+from hpclbfl.batching.bounds import check_one_client_per_rank
+
+
+def equal_steps(most: int | None, num_clients: int, num_ranks: int) -> NDArray[np.int64] | None:
+    """[C] local steps of every client before speeds are known.
+
+    Args:
+        most: H of the fastest client; None: local steps do not follow the speed.
+
+    Raises:
+        ConfigError: there is not one client per rank.
+    """
+    if most is None:
+        return None
+    check_one_client_per_rank("sync.local_steps proportional", num_clients, num_ranks)
+    return np.full(num_clients, most, np.int64)
 
 
 def steps_by_speed(step_seconds: FloatArray, max_local_steps: int) -> NDArray[np.int64]:

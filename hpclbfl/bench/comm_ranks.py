@@ -12,11 +12,12 @@ from torch import Tensor
 from hpclbfl.bench import peers
 from hpclbfl.bench.comm import Settings
 from hpclbfl.bench.ranks import Task, run, times_s
+from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.buffers import flat_zeros
+from hpclbfl.comm.engines import communicator
 from hpclbfl.config.sections import CommConfig
 from hpclbfl.core.errors import RunFailed
-from hpclbfl.training import build
 
 _WARMUP = 3
 _REPEATED_MB = 400.0
@@ -28,8 +29,8 @@ def measure(task: Task) -> dict[str, Any]:
     """Times of the sums, seconds, by size and repetition; the slowest rank's."""
     settings = Settings(**task.settings)
     is_copy, is_ours = task.variant == "memcpy", task.variant in ("mpi", "horovod")
-    comm: Communicator = build.communicator(CommConfig(engine="horovod" if "horovod" in task.variant else "mpi"))
-    device = build.device(comm)
+    comm: Communicator = communicator(CommConfig(engine="horovod" if "horovod" in task.variant else "mpi"))
+    device = devices.choose(comm)
     reduce, library = _reducer(task, comm, device)
     times = []
     for mb in settings.mb:

@@ -14,12 +14,12 @@ from hpclbfl.bench.hetero import POLICIES, SCENARIOS, SLEEP_S, Scenario, Setting
 from hpclbfl.bench.ranks import Task, run
 from hpclbfl.bench.training import IMAGES, make_job
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.engines import communicator
 from hpclbfl.config.components import POLICIES as POLICY_COMPONENTS
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import CommConfig
 from hpclbfl.planner.measure import take_step
 from hpclbfl.runs.log.writer import RunLog
-from hpclbfl.training import build
 from hpclbfl.training.rebalance import observe, rebalance
 from hpclbfl.training.setup import make_state
 
@@ -33,7 +33,7 @@ def measure(task: Task) -> dict[str, Any]:
     settings = Settings(**task.settings)
     name, _, variant = task.variant.partition(":")
     scenario = SCENARIOS[name]
-    comm = build.communicator(CommConfig(engine="mpi"))
+    comm = communicator(CommConfig(engine="mpi"))
     sections: dict[str, Any] = {"batching": {**POLICIES[variant], "global_batch_size": scenario.batch}}
     if scenario.computes:
         sections |= {"emulate": {"slowdown": scenario.slowdown}, "comm": {"engine": "mpi"}}

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
+from hpclbfl.core.precision import dtype_of
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loaders import data_spec, make_loaders
+from hpclbfl.models.initial import initial_net
 from hpclbfl.optim.optimizers import make_optimizer
-from hpclbfl.training import build
 
 _TIMEOUT = timedelta(seconds=120)
 Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim.Optimizer]]
@@ -89,10 +91,12 @@ class PlainTraining:
     """
 
     def __init__(self, job: JobConfig, comm: Communicator, wrap: Wrap) -> None:
-        self.device = build.device(comm)
+        self.device = devices.choose(comm)
         dataset = load_dataset(job.data)
-        self._images = make_loaders(dataset, job.data, job.seed, self.device, build.dtype(job)).train
-        net = build.net(job, data_spec(dataset, self._images), self.device).train()
+        dtype = dtype_of(job.precision)
+        self._images = make_loaders(dataset, job.data, job.seed, self.device, dtype).train
+        data = data_spec(dataset, self._images)
+        net = initial_net(job.model, data, job.seed, self.device, dtype).train()
         optimizer = make_optimizer(job.optimizer, net.parameters())
         self._net, self._optimizer = wrap(net, optimizer)
         self._batch = job.local_batch_sizes()[comm.rank]

@@ -15,11 +15,11 @@ from hpclbfl.bench.ranks import Task, run
 from hpclbfl.bench.scaler import Settings
 from hpclbfl.bench.training import IMAGES, SCALER, Training, make_job
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.engines import communicator
 from hpclbfl.config.sections import CommConfig
 from hpclbfl.gradients.apply import FactorOnStep
 from hpclbfl.gradients.norm import SquaredNorm
 from hpclbfl.planner.network import slowest
-from hpclbfl.training import build
 
 
 class Ours:
@@ -108,7 +108,7 @@ class Afterwards:
 def measure(task: Task) -> dict[str, Any]:
     """Times by variant, part and step, seconds, of the slowest rank, and each variant's error of the norm."""
     settings = Settings(**task.settings)
-    comm = build.communicator(CommConfig(engine="mpi"))
+    comm = communicator(CommConfig(engine="mpi"))
     library = comm.library
     variants = {name: _make(name, settings, comm, task) for name in settings.variants}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in variants}

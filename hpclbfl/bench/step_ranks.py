@@ -9,9 +9,10 @@ from hpclbfl.bench import peers
 from hpclbfl.bench.ranks import Task, run, times_s
 from hpclbfl.bench.step import LOCAL_STEPS, Settings
 from hpclbfl.bench.training import IMAGES, Training, make_job
+from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.engines import communicator
 from hpclbfl.config.sections import CommConfig
-from hpclbfl.training import build
 
 _AVERAGE_EVERY = 4
 """FA: local steps between two timed averagings."""
@@ -23,14 +24,14 @@ def measure(task: Task) -> dict[str, Any]:
     """Times of the steps, seconds, and of FA's averagings; the slowest rank's."""
     settings = Settings(**task.settings)
     engine = "horovod" if task.variant in _HOROVOD else "mpi"
-    comm: Communicator = build.communicator(CommConfig.model_validate({"engine": engine}))
+    comm: Communicator = communicator(CommConfig.model_validate({"engine": engine}))
     is_fa = task.variant.startswith("fa-")
     sync = {"kind": "fedavg", "local_steps": LOCAL_STEPS} if is_fa else {"kind": "bsp"}
     images = Path(task.scratch) / IMAGES
     job = make_job(images, settings.model, settings.batch, comm.size, sync=sync, comm={"engine": engine})
     library = comm.library
     if task.variant == "ddp":
-        library = f"torch.distributed, {peers.join(comm, task.folder, build.device(comm))}"
+        library = f"torch.distributed, {peers.join(comm, task.folder, devices.choose(comm))}"
     elif task.variant == "compute":
         library = "none"
     if task.variant in _WRAPS:

@@ -1,7 +1,8 @@
-"""The device that a rank computes on, and whether the ranks' devices are compatible."""
+"""The device and the cores that a rank computes on, and whether the ranks' devices are compatible."""
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -70,3 +71,17 @@ def check(seats: Sequence[Seat], shares_gpus: bool) -> None:
                 f"ranks {first} and {rank} share a GPU of {seat.host}, which NCCL cannot: start one rank for each GPU "
                 "(its clients take turns), or hide the GPUs (CUDA_VISIBLE_DEVICES=)"
             )
+
+
+def share_cores(comm: Communicator) -> None:
+    """Share a node's cores among its ranks, unless the user has said otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ and comm.local_size > 1:
+        usable = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, min(usable, (os.cpu_count() or 1) // comm.local_size)))
+
+
+def use_deterministic_kernels(device: torch.device) -> None:
+    """On a GPU, refuse kernels whose results differ from run to run."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)

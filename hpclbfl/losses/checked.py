@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hpclbfl.config.components import LOSSES
+from hpclbfl.config.job import JobConfig
 from hpclbfl.config.part_names import brief
 from hpclbfl.config.sections import LossConfig
 from hpclbfl.core.errors import ConfigError
@@ -85,6 +86,22 @@ class Loss:
             given = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else shown(found)
             raise ConfigError(f"{self._where}: {what} gives {given}, not one number, the sum over the batch")
         return found
+
+
+def make_loss(job: JobConfig, data: DataSpec) -> Loss:
+    """The job's loss.
+
+    Raises:
+        ConfigError: it does not go with the data, or with the job's other options.
+    """
+    made = Loss(job.loss, data)
+    per_sample = [key for key in ("noise_scale", "weight_noise") if getattr(job.gradients, key) is not None]
+    if made.counts_terms and per_sample:
+        raise ConfigError(
+            f"gradients.{per_sample[0]}: takes every sample for one term of the loss, which {brief(job.loss.name)} "
+            "counts otherwise: leave it out"
+        )
+    return made
 
 
 def _shape(value: Any) -> str:

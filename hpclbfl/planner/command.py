@@ -8,13 +8,16 @@ from pathlib import Path
 
 import torch
 
+from hpclbfl.batching.bounds import check_batches
 from hpclbfl.batching.plan_file import Plan, save_plan
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.engines import communicator
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.part_names import brief
 from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.files import prepare_output
+from hpclbfl.core.precision import autocast_of
 from hpclbfl.core.progress import result_console
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.planner.recommend import make_plan
@@ -22,7 +25,6 @@ from hpclbfl.planner.report import plan_json, print_plan
 from hpclbfl.planner.runner import Probe, run_probe
 from hpclbfl.planner.store import ProbeRow, save_probes
 from hpclbfl.planner.study import Options
-from hpclbfl.training import build
 from hpclbfl.training.failure import fail
 
 logger = Diagnostics(__name__, "plan")
@@ -49,7 +51,7 @@ def run_plan(
     """
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise ConfigError(f"{plot}: a plot is a .png or an .svg")
-    comm = build.communicator(job.comm)
+    comm = communicator(job.comm)
     try:
         if comm.rank == 0:
             # Fails now rather than after a minute of probing.
@@ -81,9 +83,10 @@ def _plan(
 
     if job.data.downloads:
         load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)
-    build.check_batches(job, len(load_dataset(job.data.without_download()).train))
+    num_train = len(load_dataset(job.data.without_download()).train)
+    check_batches(job.batching, job.local_batch_sizes(), num_train)
     is_gpu = torch.cuda.is_available()
-    build.autocast(job, torch.device("cuda" if is_gpu else "cpu"))
+    autocast_of(job.precision, torch.device("cuda" if is_gpu else "cpu"))
     plan, rows, first = make_plan(job, comm, is_gpu, probe, options, say)
     if comm.rank:
         return plan, rows, []

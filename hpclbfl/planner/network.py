@@ -15,15 +15,17 @@ from dataclasses import dataclass
 
 import torch
 
+from hpclbfl.algorithms.emulate import make_emulation
 from hpclbfl.algorithms.replicas import Replicas
 from hpclbfl.batching.cost_model import fit_bent_line, fit_line, medians
 from hpclbfl.batching.plan_file import NetworkPlan, Plan, RankPlan
+from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.component_configs import component_config
 from hpclbfl.config.components import PARTITIONS, POLICIES
 from hpclbfl.config.job import JobConfig
+from hpclbfl.core.precision import dtype_of
 from hpclbfl.planner.measure import IMAGES, take_step
-from hpclbfl.training import build
 from hpclbfl.training.setup import make_state
 
 FITTED = (0.5, 1.0, 1.5)
@@ -51,10 +53,10 @@ def message_bytes(job: JobConfig, parameter_bytes: int, buffer_bytes: int) -> in
 
 def time_reductions(job: JobConfig, comm: Communicator, num_bytes: int, repetitions: int) -> list[SyncRow]:
     """Time reductions of several sizes as in training: gradients in buckets, parameters in one piece; a collective."""
-    device = build.device(comm)
-    emulation = build.emulation(job, comm, device)
+    device = devices.choose(comm)
+    emulation = make_emulation(job, comm, device)
     is_shared = not job.sync.trains_alone
-    dtype = torch.float16 if is_shared and job.gradients.compression == "fp16" else build.dtype(job)
+    dtype = torch.float16 if is_shared and job.gradients.compression == "fp16" else dtype_of(job.precision)
     whole = num_bytes // dtype.itemsize
     flat = torch.zeros(int(max(FITTED) * whole), dtype=dtype, device=device)
     keys, own = [], []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -31,6 +32,29 @@ def fingerprint_of(job: JobConfig, data_fingerprint: str) -> Fingerprint:
     """What must agree for a job to continue in the run folder of another."""
     found: Fingerprint = _plain(job.scientific(data_fingerprint))
     return found
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which experiment a run is."""
+
+    digest: str
+    """See `JobConfig.digest`."""
+    former_digest: str
+    """That of version 0.1."""
+    fingerprint: Fingerprint
+
+
+def identity_of(job: JobConfig, given: JobConfig, data_fingerprint: str) -> Identity:
+    """Which experiment a job is.
+
+    Args:
+        job: the end of its schedule resolved.
+        given: as the user gave it.
+        data_fingerprint: of its data.
+    """
+    digest, former = job.digest(data_fingerprint), given.former_digest(data_fingerprint)
+    return Identity(digest, former, fingerprint_of(job, data_fingerprint))
 
 
 def read_job(folder: RunFolder) -> JobConfig:

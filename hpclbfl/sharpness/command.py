@@ -13,12 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.engines import communicator
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.part_names import brief
 from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import ConfigError, DataError, RunFailed
+from hpclbfl.core.precision import autocast_of, dtype_of
 from hpclbfl.data.datasets import load_dataset
+from hpclbfl.losses.checked import make_loss
 from hpclbfl.runs.fingerprint import read_job
 from hpclbfl.sharpness.eigenpairs import top_eigenpairs
 from hpclbfl.sharpness.lanczos import Product, random_vector
@@ -29,7 +33,6 @@ from hpclbfl.sharpness.report import Result, as_json, print_result
 from hpclbfl.sharpness.source import Source, find_source
 from hpclbfl.sharpness.spectrum import Spectrum, quadrature, resolution
 from hpclbfl.sharpness.store import FILE_NAME, save_sharpness
-from hpclbfl.training import build
 from hpclbfl.training.evaluate import share_of_rank
 from hpclbfl.training.failure import fail
 from hpclbfl.training.footprint import Footprint, measure
@@ -62,7 +65,7 @@ def run_sharpness(run: Path, options: Options, print_json: bool = False, debug: 
     """
     source = find_source(run)
     job = read_job(source.folder)
-    comm = build.communicator(job.comm)
+    comm = communicator(job.comm)
     try:
         result = _measure(source, job.resolved(comm.size), comm, options)
         if result is not None:
@@ -146,7 +149,7 @@ def _measure(source: Source, job: JobConfig, comm: Communicator, options: Option
 
 
 def _problem(source: Source, job: JobConfig, comm: Communicator, options: Options, say: Say) -> _Problem:
-    device = build.device(comm)
+    device = devices.choose(comm)
     dataset = load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)
     if source.data_fingerprint and source.data_fingerprint != dataset.fingerprint:
         raise DataError(f"{job.data.place}: no longer holds the data that {source.folder.path} was trained on")
@@ -154,8 +157,8 @@ def _problem(source: Source, job: JobConfig, comm: Communicator, options: Option
     net, loader = trained.net, trained.loader
     samples = choose_samples(len(dataset.train), options.samples, options.seed)
     share = samples[share_of_rank(len(samples), comm)]
-    footprint = replace(measure(net, loader, build.autocast(job, device)), local_size=comm.local_size)
-    like = torch.zeros(sum(p.numel() for p in parameters_of(net)), dtype=build.dtype(job), device=device)
+    footprint = replace(measure(net, loader, autocast_of(job.precision, device)), local_size=comm.local_size)
+    like = torch.zeros(sum(p.numel() for p in parameters_of(net)), dtype=dtype_of(job.precision), device=device)
     reserved = options.held_vectors(len(like)) * len(like) * like.element_size()
     batch = footprint.product_batch(min(options.batch, max(1, len(share))), reserved)
     batches = []
@@ -163,7 +166,7 @@ def _problem(source: Source, job: JobConfig, comm: Communicator, options: Option
         places = share[first : first + batch]
         batches.append(loader.batch(places, np.zeros_like(places), augment=False))
     loader.close()
-    loss = build.loss(job, trained.data)
+    loss = make_loss(job, trained.data)
     num_terms = sum(comm.allgather(sum(loss.count(targets) for _, targets in batches)))
     product = DistributedProduct(LossHessian(net, batches, max(1, num_terms), loss), comm, like)
     return _Problem(product, like, footprint, trained.step, len(samples), len(dataset.train))

@@ -18,14 +18,15 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.migrate import migrated
 from hpclbfl.core.errors import ConfigError, DataError
+from hpclbfl.core.precision import dtype_of
 from hpclbfl.data.datasets import Dataset
 from hpclbfl.data.loaders import BatchLoader, data_spec, make_loader
 from hpclbfl.data.sampling import make_sampler
 from hpclbfl.models import DataSpec
+from hpclbfl.models.initial import initial_net
 from hpclbfl.runs.checkpoint import CheckpointStore, Found
 from hpclbfl.runs.tensorfile import read_tensors
 from hpclbfl.sharpness.source import Source
-from hpclbfl.training import build
 from hpclbfl.training.snapshot import check_progress
 
 Warn = Callable[[str], None]
@@ -61,9 +62,10 @@ def trained_net(
     Raises:
         ConfigError, DataError: as `load_state`.
     """
-    loader = make_loader(dataset.train, job.data, job.seed, device, build.dtype(job))
+    dtype = dtype_of(job.precision)
+    loader = make_loader(dataset.train, job.data, job.seed, device, dtype)
     data = data_spec(dataset, loader)
-    net = build.net(job, data, device)
+    net = initial_net(job.model, data, job.seed, device, dtype)
     num_clients = len(job.local_batch_sizes())
     sampler = make_sampler(job.partition, dataset.train, num_clients, dataset.num_classes, job.seed)
     net, step, problems = load_state(net, source, job, sampler.capacity, comm)

@@ -65,7 +65,7 @@ def tell_start(state: TrainState, log: RunLog, progress: Progress, start: Start)
 
 def log_details(state: TrainState, folder: RunFolder, found: Found | None) -> None:
     """Log the parts of the run, for `--verbose`."""
-    logger.debug(f"run folder {folder.path}, experiment {state.job.digest(state.dataset.fingerprint)}")
+    logger.debug(f"run folder {folder.path}, experiment {state.identity.digest}")
     where = "held in memory" if state.train.in_memory else "decoded batch by batch"
     logger.debug(f"data {state.job.data.title}, fingerprint {state.dataset.fingerprint[:10]}; samples are {where}")
     num_parameters = sum(parameter.numel() for parameter in state.mean.parameters)

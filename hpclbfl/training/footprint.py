@@ -6,6 +6,7 @@ a batch is an error like others, and what counts here is the memory in which its
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -115,6 +116,14 @@ def measure(net: nn.Module, loader: BatchLoader, autocast: Callable[[], Abstract
     saved = max(0, more.saved - few.saved) // (_TINY[1] - _TINY[0])
     largest = more.largest // _TINY[1]
     return Footprint(gradients, sample + int(WORK * saved) + largest, sample + largest)
+
+
+def check_single_sample(net: nn.Module, loader: BatchLoader) -> None:
+    """Refuse a batch of one where BatchNorm would have one value per channel. Raises ConfigError."""
+    try:
+        copy.deepcopy(net).train()(loader.example(1))
+    except ValueError as error:
+        raise ConfigError("batching: this net's BatchNorm needs at least 2 samples per client and step") from error
 
 
 @dataclass

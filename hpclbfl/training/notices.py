@@ -15,16 +15,18 @@ _NAMED = 5
 """How many clients a note lists at most."""
 
 
-def notices_at_start(job: JobConfig, sampler: Sampler, global_batch_size: int, num_train: int) -> tuple[str, ...]:
+def notices_at_start(
+    job: JobConfig, asked: Sequence[int], sampler: Sampler, global_batch_size: int, num_train: int
+) -> tuple[str, ...]:
     """One line for each note.
 
     Args:
-        job: its clients resolved.
+        asked: b_c of every client that the job asks for.
         global_batch_size: B, samples per step.
         num_train: N, size of the training set.
     """
     lines = (
-        _capped_batches(job, sampler),
+        _capped_batches(asked, sampler),
         _empty_shards(sampler),
         job.sync.rounding(global_batch_size, num_train),
         *_short_intervals(job, global_batch_size / num_train),
@@ -49,8 +51,7 @@ def warning_at_end(state: TrainState) -> str:
     )
 
 
-def _capped_batches(job: JobConfig, sampler: Sampler) -> str:
-    asked = job.local_batch_sizes()
+def _capped_batches(asked: Sequence[int], sampler: Sampler) -> str:
     counts = sampler.counts(asked).tolist()
     cut = [count for count, size in zip(counts, asked, strict=True) if 0 < count < size]
     if not cut:

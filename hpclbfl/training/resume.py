@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from hpclbfl.config.job import JobConfig
 from hpclbfl.core.errors import ConfigError, DataError
 from hpclbfl.runs.checkpoint import CheckpointStore, Found
 from hpclbfl.runs.fingerprint import held_experiment
@@ -19,18 +18,10 @@ Resume = Literal["auto", "must", "never"]
 set aside what is there and start anew."""
 
 
-def default_folder(job: JobConfig, state: TrainState) -> Path:
-    """`runs/<slug>-<hash>`; where a run of an older version lies under its own hash, that.
-
-    Args:
-        job: as the user gave it.
-        state: of the run, whose job is resolved further.
-    """
-    fingerprint = state.dataset.fingerprint
-    path, former = (
-        Path("runs") / f"{job.slug()}-{digest}"
-        for digest in (state.job.digest(fingerprint), job.former_digest(fingerprint))
-    )
+def default_folder(state: TrainState) -> Path:
+    """`runs/<slug>-<hash>`; where a run of an older version lies under its own hash, that."""
+    identity, slug = state.identity, state.job.slug()
+    path, former = (Path("runs") / f"{slug}-{digest}" for digest in (identity.digest, identity.former_digest))
     return former if former.exists() and not path.exists() else path
 
 

@@ -6,7 +6,7 @@ import time
 
 from hpclbfl.core.errors import ConfigError, DataError
 from hpclbfl.runs.checkpoint import CheckpointStore, Found
-from hpclbfl.runs.fingerprint import Fingerprint, checked_fingerprint, differences, fingerprint_of
+from hpclbfl.runs.fingerprint import Fingerprint, checked_fingerprint, differences
 from hpclbfl.training.snapshot import load_state, state_of
 from hpclbfl.training.state import TrainState
 
@@ -21,7 +21,6 @@ class CheckpointManager:
 
     def __init__(self, state: TrainState, store: CheckpointStore) -> None:
         self._state, self._store = state, store
-        self._fingerprint = fingerprint_of(state.job, state.dataset.fingerprint)
         self._last = time.monotonic()
         self.count, self.seconds = 0, 0.0
         """Checkpoints saved, and the time that it took."""
@@ -39,7 +38,7 @@ class CheckpointManager:
     def save(self) -> None:
         """A collective. Raises EnvironmentFault where a rank cannot write."""
         begin = time.monotonic()
-        self._store.save(self._state.counters.step, self._fingerprint, *state_of(self._state))
+        self._store.save(self._state.counters.step, self._state.identity.fingerprint, *state_of(self._state))
         self._last = time.monotonic()
         self.seconds += self._last - begin
         self.count += 1
@@ -80,5 +79,4 @@ def resume(state: TrainState, store: CheckpointStore) -> tuple[Found | None, lis
 def differences_from(state: TrainState, other: Fingerprint) -> str:
     """The keys in which this experiment differs from another one; see `hpclbfl.runs.fingerprint.differences`."""
     other = checked_fingerprint(other)
-    own = fingerprint_of(state.job, state.dataset.fingerprint)
-    return differences(other, own, state.job, state.global_batch_size, state.num_train)
+    return differences(other, state.identity.fingerprint, state.job, state.global_batch_size, state.num_train)

@@ -13,25 +13,26 @@ from torch import nn
 
 from hpclbfl.algorithms.rank import clients_of_rank
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.engines import communicator
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import CommConfig
 from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.core.errors import HpclbflError, RunFailed
 from hpclbfl.core.files import write_bytes
+from hpclbfl.core.precision import dtype_of
 from hpclbfl.core.progress import Progress
 from hpclbfl.core.signals import StopRequest
 from hpclbfl.core.text import say_error
 from hpclbfl.data.loaders import data_spec
+from hpclbfl.models.initial import initial_net
 from hpclbfl.optim.schedule import planned_epochs
 from hpclbfl.runs.checkpoint import CheckpointStore
-from hpclbfl.runs.fingerprint import fingerprint_of
 from hpclbfl.runs.folder import Attempt, Done, RunFolder, checkpoint_steps
 from hpclbfl.runs.lock import RunLock, acquire
 from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.runs.parts import keep_parts, part_records
 from hpclbfl.runs.provenance import collect
 from hpclbfl.runs.tensorfile import checksum, to_bytes
-from hpclbfl.training import build
 from hpclbfl.training.announce import Start, closing_line, log_details, tell, tell_start, title
 from hpclbfl.training.failure import describe_failure, say_failure
 from hpclbfl.training.loop import STOPPED, NotFinite, Outcome, Services, train
@@ -73,9 +74,9 @@ def outcome_of(done: Done) -> Outcome:
 
 
 def join(config: CommConfig) -> Communicator:
-    """The MPI job that this process belongs to, or this process alone; see `build.communicator`."""
+    """The MPI job that this process belongs to, or this process alone; see `hpclbfl.comm.engines`."""
     with logger.timing("starting the engine"), start_limit(config.start_timeout_s):
-        return build.communicator(config)
+        return communicator(config)
 
 
 class Session:
@@ -120,7 +121,7 @@ class Session:
         with logger.timing("reading the data and building the net"):
             self._state = state = make_state(job, comm)
         # Only rank 0 looks: on a network file system other ranks may see an older state of the folder.
-        folder = RunFolder(comm.allgather(run_dir or default_folder(job, state))[0])
+        folder = RunFolder(comm.allgather(run_dir or default_folder(state))[0])
         self.path = folder.path
         done, damage = comm.allgather(find_done(folder, state, mode) if comm.rank == 0 else (None, ""))[0]
         if done is not None:
@@ -175,7 +176,8 @@ class Session:
         state = self._state
         if state is None or not self._is_trained:
             return None
-        net = build.net(state.job, data_spec(state.dataset, state.train), torch.device("cpu"))
+        job, data = state.job, data_spec(state.dataset, state.train)
+        net = initial_net(job.model, data, job.seed, torch.device("cpu"), dtype_of(job.precision))
         net.load_state_dict({key: value.cpu() for key, value in state.mean.module.state_dict().items()})
         return net.eval()
 
@@ -189,7 +191,7 @@ class Session:
         folder.mark_done(
             {
                 **asdict(outcome),
-                "hash": state.job.digest(state.dataset.fingerprint),
+                "hash": state.identity.digest,
                 "num_train": state.num_train,
                 "engine": self._comm.engine,
                 "num_ranks": self._comm.size,
@@ -227,8 +229,8 @@ class Session:
             keep_parts(folder.path, state.job)
             folder.write_config(state.job.to_yaml())
             extra = {
-                "hash": state.job.digest(state.dataset.fingerprint),
-                "identity": fingerprint_of(state.job, state.dataset.fingerprint),
+                "hash": state.identity.digest,
+                "identity": state.identity.fingerprint,
                 "mpi_library": comm.library,
                 "device": str(state.device),
                 "torch_threads": torch.get_num_threads(),

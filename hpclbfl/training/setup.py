@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,20 +9,27 @@ import torch
 from torch import Tensor
 
 from hpclbfl.algorithms.counters import Counters
+from hpclbfl.algorithms.emulate import make_emulation
 from hpclbfl.algorithms.times import TimeExchange
+from hpclbfl.batching.bounds import check_batches, held_sizes
+from hpclbfl.batching.local_steps import equal_steps
+from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.side_channel import SideChannel
 from hpclbfl.config.components import ALGORITHMS, POLICIES
 from hpclbfl.config.job import JobConfig
 from hpclbfl.core.clock import Clock
 from hpclbfl.core.errors import ConfigError, RunFailed
+from hpclbfl.core.precision import autocast_of, dtype_of
 from hpclbfl.data.datasets import load_dataset
-from hpclbfl.data.loaders import BatchLoader, data_spec, make_loaders
+from hpclbfl.data.loaders import data_spec, make_loaders
 from hpclbfl.data.sampling import make_sampler
 from hpclbfl.gradients.norm import arithmetic
+from hpclbfl.losses.checked import make_loss
+from hpclbfl.models.initial import initial_net
 from hpclbfl.optim.schedule import make_schedule, with_end
-from hpclbfl.training import build
-from hpclbfl.training.footprint import measure
+from hpclbfl.runs.fingerprint import identity_of
+from hpclbfl.training.footprint import check_single_sample, measure
 from hpclbfl.training.notices import notices_at_start
 from hpclbfl.training.state import TrainState
 
@@ -36,37 +41,47 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
         ConfigError: more ranks than clients, or parts of the job that do not fit each other.
         RunFailed: the ranks did not come to the same data and weights.
     """
-    num_clients = len(job.local_batch_sizes())
+    given, asked = job, job.local_batch_sizes()
+    num_clients = len(asked)
     if comm.size > num_clients:
         raise ConfigError(f"clients: {num_clients} for {comm.size} ranks leaves some without work; start fewer ranks")
-    _set_threads(comm)
-    device = build.device(comm)
-    if job.deterministic and device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    autocast = build.autocast(job, device)
+
+    # 1. Where it computes.
+    devices.share_cores(comm)
+    device = devices.choose(comm)
+    if job.deterministic:
+        devices.use_deterministic_kernels(device)
+
+    dtype, autocast = dtype_of(job.precision), autocast_of(job.precision, device)
+
+    # 2. The data, and the loss that goes with them.
     dataset = load_dataset(job.data, is_downloader=comm.local_rank == 0, wait=comm.barrier)
-    train, test = make_loaders(dataset, job.data, job.seed, device, build.dtype(job))
-    num_train = len(dataset.train)
+    train, test = make_loaders(dataset, job.data, job.seed, device, dtype)
+    data, num_train = data_spec(dataset, train), len(dataset.train)
     sampler = make_sampler(job.partition, dataset.train, num_clients, dataset.num_classes, job.seed)
-    build.check_batches(job, num_train)
-    start_sizes = build.start_sizes(job, sampler)
+    loss = make_loss(job, data)
+
+    # 3. The batches.
+    check_batches(job.batching, asked, num_train)
+    start_sizes = held_sizes(asked, sampler.counts(asked).tolist())
     policy = POLICIES.make(job.batching, job, comm.size, start_sizes, sampler.capacity.tolist())
     plan, policy_state = policy.init(start_sizes)
-    sizes = plan.sizes
-    global_batch_size = int(sampler.counts(sizes).sum())
+    global_batch_size = int(sampler.counts(plan.sizes).sum())
+    local_steps = equal_steps(job.sync.steps_of_fastest, num_clients, comm.size)
+
+    # 4. The algorithm, its schedule and the net.
     algorithm = ALGORITHMS.make(job.sync, global_batch_size, num_train)
     job = with_end(job, global_batch_size, num_train)
     schedule = make_schedule(job, global_batch_size, num_train)
+    template = initial_net(job.model, data, job.seed, device, dtype)
+    if min(plan.sizes) == 1:
+        check_single_sample(template, train)
+    footprint = replace(measure(template, train, autocast), local_size=comm.local_size)
 
-    data = data_spec(dataset, train)
-    loss = build.loss(job, data)
-    template = build.net(job, data, device)
-    if min(sizes) == 1:
-        _check_single_sample(template, train)
-    clock = Clock(device)
+    identity, clock = identity_of(job, given, dataset.fingerprint), Clock(device)
     state = TrainState(
         job=job,
+        identity=identity,
         comm=comm,
         side_channel=SideChannel(comm),
         device=device,
@@ -80,15 +95,15 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
         start_sizes=start_sizes,
         policy=policy,
         policy_state=policy_state,
-        local_steps=build.local_steps(job, comm.size),
+        local_steps=local_steps,
         algorithm=algorithm,
         schedule=schedule,
         autocast=autocast,
         agree=_agreeing(comm, device),
-        footprint=replace(measure(template, train, autocast), local_size=comm.local_size),
-        notes=notices_at_start(job, sampler, global_batch_size, num_train),
+        footprint=footprint,
+        notes=notices_at_start(job, asked, sampler, global_batch_size, num_train),
         times=TimeExchange(comm, clock),
-        emulation=build.emulation(job, comm, device),
+        emulation=make_emulation(job, comm, device),
         counters=Counters(num_clients),
     )
     state.model = state.make_shared_model(template) if algorithm.shares_model(1) else state.make_replicas(template)
@@ -110,21 +125,6 @@ def _agreeing(comm: Communicator, device: torch.device) -> Callable[[Tensor], Te
         return norm
 
     return take_first
-
-
-def _set_threads(comm: Communicator) -> None:
-    """Share a node's cores among its ranks, unless the user has said otherwise."""
-    if "OMP_NUM_THREADS" not in os.environ and comm.local_size > 1:
-        usable = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, min(usable, (os.cpu_count() or 1) // comm.local_size)))
-
-
-def _check_single_sample(template: torch.nn.Module, loader: BatchLoader) -> None:
-    """Refuse a batch of one where BatchNorm would have one value per channel."""
-    try:
-        copy.deepcopy(template).train()(loader.example(1))
-    except ValueError as error:
-        raise ConfigError("batching: this net's BatchNorm needs at least 2 samples per client and step") from error
 
 
 def check_alike(comm: Communicator, parts: list[str]) -> None:

@@ -11,6 +11,7 @@ from hpclbfl.batching import BatchPolicy
 from hpclbfl.data.datasets import Dataset
 from hpclbfl.data.loaders import BatchLoader
 from hpclbfl.optim.schedule import Schedule
+from hpclbfl.runs.fingerprint import Identity
 from hpclbfl.training.evaluate import Score
 from hpclbfl.training.footprint import Footprint
 
@@ -22,6 +23,7 @@ class TrainState(RankState):
     algorithm: Algorithm
     dataset: Dataset
     test: BatchLoader
+    identity: Identity
     start_sizes: tuple[int, ...]
     """b_c of every client as the run begins, before the policy has its say."""
     policy: BatchPolicy

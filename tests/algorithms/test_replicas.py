@@ -5,7 +5,7 @@ import traceback
 import pytest
 import torch
 
-from hpclbfl.algorithms.client import seed_generators
+from hpclbfl.core.seeding import seed_generators
 
 
 def test_keyed_draws_are_those_of_torchs_own_seeding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hpclbfl.comm.engines import communicator
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config.sections import CommConfig
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.launched import launched_rank, launched_size
-from hpclbfl.training import build
 
 
 class Doubling(LocalCommunicator):
@@ -90,9 +90,9 @@ def test_ranks_are_learnt_from_the_launchers_environment() -> None:
     # A lone process in an allocation is alone; tasks of one srun that do not know of each other are a mistake.
     assert launched_size({"SLURM_NTASKS": "8"}) == 1
     with pytest.raises(ConfigError, match="srun --mpi=pmix"):
-        build.communicator(CommConfig(), {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"})
+        communicator(CommConfig(), {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"})
     with pytest.raises(ConfigError, match=r"comm.engine: local is for one process, this job has 4 ranks"):
-        build.communicator(CommConfig(engine="local"), open_mpi)
+        communicator(CommConfig(engine="local"), open_mpi)
 
 
 def test_norms_of_the_sum_and_of_each_pass_are_taken_on_the_way() -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from hpclbfl.comm import devices
 from hpclbfl.data import loader
 from hpclbfl.data.datasets import load_dataset
 from hpclbfl.data.loaders import make_loaders
 from hpclbfl.runs.log.reader import read_run
-from hpclbfl.training import build
 from hpclbfl.training.session import run_job
 from tests.conftest import make_job
 from tests.gpu import needs_gpu
@@ -70,7 +70,7 @@ def test_precisions(tmp_path: Path, toy_set: Path, precision: str, sync: str) ->
 def test_a_gpu_and_a_cpu_agree(tmp_path: Path, toy_set: Path, sync: str, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(toy_set, sync=SYNCS[sync], gradients=scaler(sync), **FEW)
     on_gpu = run_job(job, tmp_path / "gpu")
-    monkeypatch.setattr(build, "device", lambda comm: torch.device("cpu"))
+    monkeypatch.setattr(devices, "choose", lambda comm: torch.device("cpu"))
     on_cpu = run_job(job, tmp_path / "cpu")
     assert on_gpu.loss == pytest.approx(on_cpu.loss, rel=1e-6)
     tables = [read_run(tmp_path / which).tables["steps"] for which in ("gpu", "cpu")]

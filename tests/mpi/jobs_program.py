@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 import hpclbfl.algorithms.terms
+from hpclbfl.comm.engines import communicator
 from hpclbfl.config.job import load_job
 from hpclbfl.config.sections import CommConfig
-from hpclbfl.training import build
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.session import Session
 from hpclbfl.training.setup import make_state
@@ -42,7 +42,7 @@ def recording(taken):  # type: ignore[no-untyped-def]
     return run
 
 
-comm = build.communicator(CommConfig(engine=sys.argv[2] if len(sys.argv) > 2 else "auto"))
+comm = communicator(CommConfig(engine=sys.argv[2] if len(sys.argv) > 2 else "auto"))
 for job_file, run_folder, what in json.loads(Path(sys.argv[1]).read_text()):
     job = load_job(Path(job_file))
     session = Session(comm)

@@ -16,12 +16,12 @@ from typing import Any
 
 import hpclbfl.runs.checkpoint
 from hpclbfl.algorithms.client import Client
+from hpclbfl.comm.engines import communicator
 from hpclbfl.config.job import load_job
 from hpclbfl.config.sections import CommConfig
-from hpclbfl.training import build
 from hpclbfl.training.session import Session
 
-comm = build.communicator(CommConfig())
+comm = communicator(CommConfig())
 forward_backward, write_files = Client.forward_backward, hpclbfl.runs.checkpoint._write_files
 asks: list[tuple[str, int, int, list[str]]] = []
 

@@ -14,10 +14,10 @@ from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.config.job import load_job
 from hpclbfl.core.errors import ConfigError, DataError
 from hpclbfl.models import DataSpec
+from hpclbfl.models.initial import initial_net
 from hpclbfl.runs.checkpoint import CheckpointStore
 from hpclbfl.sharpness.model import load_state
 from hpclbfl.sharpness.source import find_source
-from hpclbfl.training import build
 from hpclbfl.training.saving import resume
 from hpclbfl.training.session import run_job
 from hpclbfl.training.setup import make_state
@@ -41,7 +41,7 @@ def unfinished(run: Path) -> Path:
 def state_of(run: Path) -> tuple[dict[str, torch.Tensor], int, list[str]]:
     source, comm = find_source(run), LocalCommunicator()
     job = load_job(source.folder.config)
-    net = build.net(job, DataSpec((3, 8, 8), 4), torch.device("cpu"))
+    net = initial_net(job.model, DataSpec((3, 8, 8), 4), job.seed, torch.device("cpu"), torch.float32)
     shards = make_state(job, comm).sampler.capacity
     net, step, problems = load_state(net, source, job, shards, comm)
     return dict(net.state_dict()), step, problems

@@ -16,7 +16,7 @@ from hpclbfl.config.job import parse_job
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.gradients.weight_noise import client_factors
 from hpclbfl.runs.log.reader import read_run
-from hpclbfl.training import build
+from hpclbfl.training import setup
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.session import run_job
 from hpclbfl.training.setup import make_state
@@ -155,7 +155,7 @@ def test_loss_scaling_leaves_the_noise_scale_alone(
     for precision in ("float32", "fp16"):
         if precision == "fp16":
             # The scaling without the half precision, which a CPU does not have.
-            monkeypatch.setattr(build, "autocast", lambda job, on: nullcontext)
+            monkeypatch.setattr(setup, "autocast_of", lambda precision, on: nullcontext)
         job = make_job(toy_set, precision=precision, gradients={"noise_scale": {}}, stop={"steps": 4})
         run_job(job, tmp_path / precision)
         found[precision] = read_run(tmp_path / precision).tables["steps"]

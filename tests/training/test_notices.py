@@ -26,8 +26,9 @@ def shards(*sizes: int) -> ShardSampler:
 def told(toy_set: Path, sampler: Any = None, **sections: Any) -> list[str]:
     """On 1438 samples, in batches of 4 for each of four clients."""
     sampler = GlobalSampler(1438, 4, seed=0) if sampler is None else sampler
-    job = make_job(toy_set, evaluate={"every_steps": 10}, **sections) if "evaluate" not in sections else None
-    return list(notices_at_start(job or make_job(toy_set, **sections), sampler, 16, 1438))
+    sections.setdefault("evaluate", {"every_steps": 10})
+    job = make_job(toy_set, **sections)
+    return list(notices_at_start(job, job.local_batch_sizes(), sampler, 16, 1438))
 
 
 def test_nothing_to_tell(toy_set: Path) -> None:
