@@ -1,5 +1,6 @@
 """`python -m hpclbfl`, and the console script."""
 
+import gc
 import os
 import sys
 
@@ -17,6 +18,9 @@ def main() -> None:
         # All has been said and closed; Python's own end may crash over a module that was half loaded, such as torch.
         sys.stderr.flush()
         os._exit(128 + interrupted.signum)
+    finally:
+        # Python's last collections would walk through all of torch, for nearly a second.
+        gc.freeze()
 
 
 def _drop_working_folder() -> None:

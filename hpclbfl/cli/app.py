@@ -17,6 +17,7 @@ from hpclbfl.cli import data, machine, planning, reports, sweeps, train
 from hpclbfl.cli.options import LEVEL, Quiet, Verbose
 from hpclbfl.core.diagnostics import on_terminal
 from hpclbfl.core.errors import HpclbflError
+from hpclbfl.core.lean_torch import defer_compiler
 from hpclbfl.core.signals import Interrupted
 from hpclbfl.core.text import make_streams_safe, say, say_error, say_traceback
 
@@ -101,6 +102,7 @@ def main() -> None:
     from hpclbfl.core.launched import launched_rank
 
     make_streams_safe()
+    defer_compiler()
     try:
         code = app(prog_name="hpclbfl", standalone_mode=False)
     except HpclbflError as error:

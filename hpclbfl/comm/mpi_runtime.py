@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+_BTL = "OMPI_MCA_btl"
 _loaded: list[ctypes.CDLL] = []
 
 
@@ -28,7 +29,9 @@ def bundled_environment(environ: Mapping[str, str], prefix: str = sys.prefix) ->
         return {}
     folder = str(library.parent)
     others = [path for path in environ.get("LD_LIBRARY_PATH", "").split(":") if path and path != folder]
-    return {"OPAL_PREFIX": prefix, "LD_LIBRARY_PATH": ":".join([folder, *others])}
+    found = {"OPAL_PREFIX": prefix, "LD_LIBRARY_PATH": ":".join([folder, *others])}
+    # Its transport for one-sided communication, which nothing here uses, takes a second to be finalised.
+    return found if _BTL in environ else {**found, _BTL: "^ofi"}
 
 
 def prepare() -> None:

@@ -94,9 +94,10 @@ def test_bundled_mpi_comes_first(tmp_path: Path) -> None:
     assert bundled_environment({}, str(tmp_path)) == {}
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "libmpi.so.40").touch()
-    expected = {"OPAL_PREFIX": str(tmp_path), "LD_LIBRARY_PATH": f"{tmp_path}/lib:/other"}
+    expected = {"OPAL_PREFIX": str(tmp_path), "LD_LIBRARY_PATH": f"{tmp_path}/lib:/other", "OMPI_MCA_btl": "^ofi"}
     assert bundled_environment({"LD_LIBRARY_PATH": "/other"}, str(tmp_path)) == expected
     assert bundled_environment({"LD_LIBRARY_PATH": f"/other:{tmp_path}/lib"}, str(tmp_path)) == expected
+    assert "OMPI_MCA_btl" not in bundled_environment({"OMPI_MCA_btl": "self,vader"}, str(tmp_path))
 
 
 @pytest.mark.mpi
