@@ -1,8 +1,8 @@
 """torch without its compiler, until something asks for that.
 
 The first optimizer of a process imports `torch._dynamo`, and with it a symbolic algebra system: a third of the time
-from a rank's start to its first step. All that an optimizer calls there are two functions that keep the compiler away from
-it, and have nothing to do where nothing is compiled. Anything else that is asked of the module loads the real one.
+from a rank's start to its first step. All that an optimizer calls there are two functions that keep the compiler away
+from it, and have nothing to do where nothing is compiled. Anything else that is asked of the module loads the real one.
 """
 
 from __future__ import annotations
