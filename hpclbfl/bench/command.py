@@ -17,7 +17,7 @@ from hpclbfl.core.text import say
 
 logger = Diagnostics(__name__, title="")
 
-BENCHMARKS = ("comm", "step", "scaler", "input", "log", "hetero")
+BENCHMARKS = ("comm", "step", "federated", "scaler", "input", "log", "hetero")
 """Each is a module of this folder with `VARIANTS`, `Settings` and `measure`."""
 OPTIONS = {"num_ranks": "-np"}
 """Settings whose option is not `--` and their name."""

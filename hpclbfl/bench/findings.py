@@ -13,11 +13,14 @@ from hpclbfl.bench.statistics import Ratio, describe, paired_ratio, spread
 _WORDS = {
     "ms": ("faster", "slower"),
     "us": ("faster", "slower"),
+    "s": ("faster", "slower"),
     "images/s": ("faster", "slower"),
+    "samples/s": ("faster", "slower"),
+    "MB": ("less", "more"),
     "%": ("less", "more"),
 }
 """By unit: the words for a better and a worse ratio."""
-_HIGHER_IS_BETTER = ("images/s",)
+_HIGHER_IS_BETTER = ("images/s", "samples/s")
 
 
 @dataclass
@@ -30,7 +33,7 @@ class Series:
     title: str
     """The variant in words."""
     unit: str
-    """ms, us, images/s, % or 1."""
+    """s, ms, us, images/s, samples/s, MB, % or 1."""
     raw: list[list[float]] = field(default_factory=list)
     """[R][k] every value, by round."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 import tempfile
+import time
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -33,9 +35,21 @@ HOROVOD_DEFAULTS = {
 """Horovod's own defaults of the variables that a launch sets for it."""
 
 
-def runnable(variants: Iterable[str], host_only: Container[str]) -> tuple[str, ...]:
-    """The variants that this machine can run: where ranks compute on GPUs, not those that need host memory."""
-    return tuple(name for name in variants if not (has_gpu() and name in host_only))
+def peer_python(name: str) -> Path | None:
+    """The Python of the environment in which another framework lies (`tools/bench_peers.sh`); None: there is none."""
+    found = Path(sys.prefix, "peers", name, "bin", "python")
+    return found if found.exists() else None
+
+
+def runnable(variants: Iterable[str], host_only: Container[str], peers: Container[str] = ()) -> tuple[str, ...]:
+    """The variants that this machine can run.
+
+    Args:
+        host_only: need host memory, and cannot run where ranks compute on GPUs.
+        peers: frameworks that lie in environments of their own, and are left out where there is none.
+    """
+    found = (name for name in variants if name not in peers or peer_python(name) is not None)
+    return tuple(name for name in found if not (has_gpu() and name in host_only))
 
 
 class Launcher:
@@ -59,13 +73,21 @@ class Launcher:
         self._folder.cleanup()
 
     def run(
-        self, module: str, variant: str, settings: DataclassInstance, extra: Mapping[str, str] | None = None
+        self,
+        module: str,
+        variant: str,
+        settings: DataclassInstance,
+        extra: Mapping[str, str] | None = None,
+        num_ranks: int | None = None,
+        python: Path | None = None,
     ) -> dict[str, Any]:
         """Run one variant and return what rank 0 measured.
 
         Args:
             module: of `hpclbfl.bench`, run on every rank.
             extra: variables of this variant in addition to those of every launch.
+            num_ranks: other than the launcher's.
+            python: of another environment, see `peer_python`.
 
         Raises:
             EnvironmentFault: there is no mpirun, or it cannot start the ranks.
@@ -75,12 +97,15 @@ class Launcher:
         folder = self.scratch / f"launch{next(self._count):03d}"
         folder.mkdir()
         task, output, result = folder / "task.json", folder / "output", folder / RESULT
-        values = {"variant": variant, "settings": asdict(settings), "folder": str(folder), "scratch": str(self.scratch)}
-        task.write_text(json.dumps(values), encoding="utf-8")
+        given = {"variant": variant, "settings": asdict(settings), "folder": str(folder), "scratch": str(self.scratch)}
         # Without the user's HOROVOD_ variables, which would change what is measured.
         clean = {k: v for k, v in environment_without_job(os.environ).items() if not k.startswith("HOROVOD_")}
         environ = {"OMP_NUM_THREADS": "1", **clean, **(extra or {})}
-        argv, env = local_mpirun_command(self._num_ranks, module_command(f"hpclbfl.bench.{module}", str(task)), environ)
+        command = module_command(f"hpclbfl.bench.{module}", str(task))
+        if python is not None:
+            command[0] = str(python)
+        argv, env = local_mpirun_command(num_ranks or self._num_ranks, command, environ)
+        task.write_text(json.dumps({**given, "begun": time.time()}), encoding="utf-8")
         ended = run_forwarding_signals(["/bin/sh", "-c", 'exec "$@" >"$0" 2>&1', str(output), *argv], env)
         if ended.signum is not None:
             raise Interrupted(ended.signum)
@@ -100,8 +125,12 @@ def _reason(folder: Path, code: int, output: str) -> str:
     if errors:
         # The others fail because of the first one.
         return f"{errors[0].stem.replace('rank', 'rank ')}: {errors[0].read_text(encoding='utf-8')}"
-    lines = [line.strip() for line in output.splitlines()]
-    # mpirun's own notice follows the output of the ranks, between lines of dashes.
-    ranks = list(itertools.takewhile(lambda line: not line.startswith("-----"), lines))
-    last = next((line for line in reversed(ranks or lines) if line.strip(" -")), "no message")
-    return f"mpirun ended with exit code {code}: {last}"
+    last = {True: "no message", False: ""}
+    is_notice = False
+    for line in (line.strip() for line in output.splitlines()):
+        # mpirun's own notices stand between lines of dashes, before or after what the ranks have written.
+        if line.startswith("-----"):
+            is_notice = not is_notice
+        elif line:
+            last[is_notice] = line
+    return f"mpirun ended with exit code {code}: {last[False] or last[True]}"

@@ -98,17 +98,21 @@ class PlainTraining:
         data = data_spec(dataset, self._images)
         net = initial_net(job.model, data, job.seed, self.device, dtype).train()
         optimizer = make_optimizer(job.optimizer, net.parameters())
-        self._net, self._optimizer = wrap(net, optimizer)
+        self.net, self.optimizer = wrap(net, optimizer)
         self._batch = job.local_batch_sizes()[comm.rank]
         self._offset, self._stride = comm.rank * self._batch, comm.size * self._batch
         self._step = 0
 
-    def step(self) -> None:
-        """One optimizer step of all ranks."""
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Images and labels of this rank's next step."""
         places = self._step * self._stride + self._offset + np.arange(self._batch)
         passes, samples = np.divmod(places, len(self._images))
-        images, labels = self._images.batch(samples, passes)
-        nn.functional.cross_entropy(self._net(images), labels).backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad()
         self._step += 1
+        return self._images.batch(samples, passes)
+
+    def step(self) -> None:
+        """One optimizer step of all ranks."""
+        images, labels = self.next_batch()
+        nn.functional.cross_entropy(self.net(images), labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()

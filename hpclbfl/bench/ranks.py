@@ -32,6 +32,8 @@ class Task:
     """The launch's own."""
     scratch: str
     """Shared by all launches of the benchmark."""
+    begun: float
+    """When it was started, s since the epoch."""
 
     def log(self, comm: Communicator, prefix: str = "rank") -> Path:
         """A log file for this rank."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hpclbfl.bench.findings import Findings
-from hpclbfl.bench.launches import HOROVOD_DEFAULTS, Launcher, runnable
+from hpclbfl.bench.launches import HOROVOD_DEFAULTS, Launcher, peer_python, runnable
+from hpclbfl.bench.torchrun import master_port
 from hpclbfl.bench.training import StepSettings, write_images
 from hpclbfl.bench.turns import Turns
 
@@ -21,9 +22,13 @@ VARIANTS = {
     "horovod": "ours, engine horovod (as launched)",
     "distributed-optimizer": "hvd.DistributedOptimizer (defaults)",
     "ddp": "DistributedDataParallel",
+    "lightning": "Lightning, DDP",
+    "accelerate": "accelerate, DDP",
     "fa-mpi": "FA, engine mpi",
     "fa-horovod": "FA, engine horovod (as launched)",
 }
+FRAMEWORKS = ("lightning", "accelerate")
+"""In environments of their own, see `tools/bench_peers.sh`."""
 LOCAL_STEPS = 50
 """H, for the share of an averaging."""
 
@@ -32,7 +37,9 @@ LOCAL_STEPS = 50
 class Settings(StepSettings):
     """Settings of the benchmark."""
 
-    variants: tuple[str, ...] = field(default_factory=lambda: runnable(VARIANTS, host_only=("mpi", "fa-mpi")))
+    variants: tuple[str, ...] = field(
+        default_factory=lambda: runnable(VARIANTS, host_only=("mpi", "fa-mpi", *FRAMEWORKS), peers=FRAMEWORKS)
+    )
 
 
 def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
@@ -42,8 +49,11 @@ def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
     with Launcher(settings.num_ranks, debug) as launcher:
         write_images(launcher.scratch, settings.model, settings.num_ranks * settings.batch)
         for _, variant in turns(settings.variants, settings.rounds):
-            extra = HOROVOD_DEFAULTS if variant == "distributed-optimizer" else None
-            found = launcher.run("step_ranks", variant, settings, extra)
+            if variant in FRAMEWORKS:
+                found = launcher.run("framework_ranks", variant, settings, master_port(), python=peer_python(variant))
+            else:
+                extra = HOROVOD_DEFAULTS if variant == "distributed-optimizer" else None
+                found = launcher.run("step_ranks", variant, settings, extra)
             libraries[variant] = found["library"]
             steps, averagings = found["steps_s"], found.get("averagings_s")
             findings.add("FA, a local step" if averagings else "BSP step", variant, "ms", [1e3 * t for t in steps])
@@ -53,6 +63,6 @@ def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
                 findings.add(f"FA, averaging's share at H = {LOCAL_STEPS}", variant, "%", [100 * share])
     findings.sort(list(VARIANTS))
     for variant in ("mpi", "horovod"):
-        for against in ("compute", "distributed-optimizer", "ddp"):
+        for against in ("compute", "distributed-optimizer", "ddp", *FRAMEWORKS):
             findings.compare("BSP step", variant, against)
     return findings

@@ -44,9 +44,9 @@ def image_side(model: str) -> int:
     return next(side for side in _SIDES if found.config.accepts(side))
 
 
-def write_images(folder: Path, model: str, global_batch_size: int) -> Path:
-    """Write a packed set of random images of the net's size, for a few steps."""
-    side, count = image_side(model), _STEPS_PER_PASS * global_batch_size
+def write_images(folder: Path, model: str, global_batch_size: int, passes: int = _STEPS_PER_PASS) -> Path:
+    """Write a packed set of random images of the net's size, `passes` times as many as a step takes."""
+    side, count = image_side(model), passes * global_batch_size
     rng = np.random.default_rng(0)
 
     def images(number: int) -> Iterator[tuple[bytes, int]]:

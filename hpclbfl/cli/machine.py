@@ -18,11 +18,13 @@ def doctor(as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = Fal
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="comm, step, scaler, input, log or hetero.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="comm, step, federated, scaler, input, log or hetero.")],
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds; each runs every variant.")] = None,
     num_ranks: Annotated[int | None, typer.Option("-np", "-n", min=1, help="Number of ranks [2].")] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="NET", help="step, scaler: the net.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, help="step, scaler, input: samples per batch.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="NET", help="The net of steps.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="All but comm, log: samples per batch.")] = None,
+    clients: Annotated[int | None, typer.Option("--clients", min=1, help="federated: their number.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="federated: of each client.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=2, help="step, scaler: timed per launch.")] = None,
     mb: Annotated[list[float] | None, typer.Option("--mb", help="comm: a buffer's size, MB; may be repeated.")] = None,
     variants: Annotated[str | None, typer.Option("--variants", metavar="A,B", help="Only these variants.")] = None,
@@ -40,6 +42,8 @@ def bench(
         "num_ranks": num_ranks,
         "model": model,
         "batch": batch,
+        "clients": clients,
+        "samples": samples,
         "steps": steps,
         "mb": tuple(mb) if mb else None,
         "variants": tuple(variants.split(",")) if variants is not None else None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -28,8 +29,10 @@ GPU_SETTINGS = {"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"}
 """Waiting for a reduction then orders the GPU's stream behind it instead of holding the host."""
 CPU_SETTINGS = {"HOROVOD_CYCLE_TIME": "5"}
 """A longer cycle leaves the cores of a CPU node to the computation."""
-SHARED_CORE_SETTINGS = {"OMPI_MCA_mpi_yield_when_idle": "1"}
-"""In every cycle Horovod's thread waits for the other ranks inside MPI; Open MPI spins there unless told to yield."""
+SHARED_CORE_SETTINGS = {"OMPI_MCA_mpi_yield_when_idle": "1", "HOROVOD_CYCLE_TIME": "2"}
+"""In every cycle Horovod's thread waits for the other ranks inside MPI; Open MPI spins there unless told to yield. The
+thread has the lowest priority then (see `lower_priority`), so that a shorter cycle costs little."""
+_LOWEST_PRIORITY = 19
 
 
 class _Reduction:
@@ -76,6 +79,26 @@ def set_defaults(is_gpu: bool, is_crowded: bool) -> None:
         os.environ.setdefault(name, value)
 
 
+def threads() -> set[int]:
+    """The threads of this process; empty where the system does not list them."""
+    try:
+        return {int(name) for name in os.listdir("/proc/self/task")}  # noqa: PTH208, names alone
+    except OSError:
+        return set()
+
+
+def lower_priority(started: Iterable[int]) -> None:
+    """Let threads run where the computation leaves a core to them.
+
+    Horovod's thread wakes up in every cycle, whether or not there is something to reduce. At equal priority it takes a
+    core from the computation each time, and the other ranks' threads spin until it has been there.
+    """
+    for thread in started:
+        # It has ended.
+        with suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, thread, _LOWEST_PRIORITY)
+
+
 class HorovodCommunicator:
     """All ranks of the MPI job; see `hpclbfl.comm.base.Communicator`.
 
@@ -96,7 +119,10 @@ class HorovodCommunicator:
         local_size = launched_local_size(os.environ)
         is_crowded = shares_cores(local_size, torch.get_num_threads(), len(os.sched_getaffinity(0)))
         set_defaults(torch.cuda.is_available(), is_crowded)
+        before = threads()
         hvd.init()
+        if is_crowded and not torch.cuda.is_available():
+            lower_priority(threads() - before)
         if not hvd.mpi_enabled():
             raise EnvironmentFault("comm.engine horovod: this Horovod runs without MPI; run 'hpclbfl doctor'")
         self._hvd = hvd

@@ -51,7 +51,7 @@ def test_settings_are_there_however_a_rank_was_started(
     horovod.set_defaults(is_gpu, is_crowded)
     own = {"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"} if is_gpu else {"HOROVOD_CYCLE_TIME": "5"}
     if is_crowded and not is_gpu:
-        own["OMPI_MCA_mpi_yield_when_idle"] = "1"
+        own |= {"OMPI_MCA_mpi_yield_when_idle": "1", "HOROVOD_CYCLE_TIME": "2"}
     assert os.environ == {
         "HOROVOD_STALL_CHECK_TIME_SECONDS": "7",
         "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800",

@@ -41,7 +41,7 @@ def unfinished(run: Path) -> Path:
 def state_of(run: Path) -> tuple[dict[str, torch.Tensor], int, list[str]]:
     source, comm = find_source(run), LocalCommunicator()
     job = load_job(source.folder.config)
-    net = initial_net(job.model, DataSpec((3, 8, 8), 4), job.seed, torch.device("cpu"), torch.float32)
+    net = initial_net(job.model, DataSpec((3, 8, 8), 4), job.seed, torch.device("cpu"), torch.float64)
     shards = make_state(job, comm).sampler.capacity
     net, step, problems = load_state(net, source, job, shards, comm)
     return dict(net.state_dict()), step, problems
