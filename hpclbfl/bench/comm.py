@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hpclbfl.bench.findings import Findings
-from hpclbfl.bench.launches import HOROVOD_DEFAULTS, Launcher, runnable
+from hpclbfl.bench.launches import Launcher, runnable
 from hpclbfl.bench.turns import Turns
 
 VARIANTS = {
@@ -43,8 +43,7 @@ def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
     groups = [f"{mb:g} MB" for mb in settings.mb]
     with Launcher(settings.num_ranks, debug) as launcher:
         for _, variant in turns(settings.variants, settings.rounds):
-            extra = HOROVOD_DEFAULTS if variant == "horovod-default" else None
-            found = launcher.run("comm_ranks", variant, settings, extra)
+            found = launcher.run("comm_ranks", variant, settings)
             libraries[variant] = found["library"]
             for group, times in zip(groups, found["times_s"], strict=True):
                 findings.add(group, variant, "ms", [1e3 * t for t in times])

@@ -29,6 +29,8 @@ def measure(task: Task) -> dict[str, Any]:
     """Times of the sums, seconds, by size and repetition; the slowest rank's."""
     settings = Settings(**task.settings)
     is_copy, is_ours = task.variant == "memcpy", task.variant in ("mpi", "horovod")
+    if task.variant == "horovod-default":
+        peers.start_horovod()
     comm: Communicator = communicator(CommConfig(engine="horovod" if "horovod" in task.variant else "mpi"))
     device = devices.choose(comm)
     reduce, library = _reducer(task, comm, device)

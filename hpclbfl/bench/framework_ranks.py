@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hpclbfl.bench.memory import launch_pss
 from hpclbfl.bench.peers import PlainTraining, alone
 from hpclbfl.bench.ranks import Task, run
 from hpclbfl.bench.step import Settings
@@ -36,33 +37,34 @@ def measure(task: Task) -> dict[str, Any]:
     job = make_job(Path(task.scratch) / IMAGES, settings.model, settings.batch, place.size)
     work = PlainTraining(job, place, alone)
     count = settings.warmup + settings.steps
-    library, ended = (_lightning if task.variant == "lightning" else _accelerate)(work, count)
+    library, ended, first = (_lightning if task.variant == "lightning" else _accelerate)(work, count)
     own = torch.tensor(ended, dtype=torch.float64).diff()[-settings.steps :]
     torch.distributed.all_reduce(own, op=torch.distributed.ReduceOp.MAX)
+    memory = launch_pss() / 1e6
     torch.distributed.barrier()
-    return {"library": library, "steps_s": own.tolist()}
+    return {"library": library, "steps_s": own.tolist(), "start_s": first - task.begun, "memory_mb": memory}
 
 
-def _accelerate(work: PlainTraining, count: int) -> tuple[str, list[float]]:
+def _accelerate(work: PlainTraining, count: int) -> tuple[str, list[float], float]:
     import accelerate
 
     loop = accelerate.Accelerator(cpu=True)
     net, optimizer = loop.prepare(work.net, work.optimizer)
-    ended = [time.perf_counter()]
+    ended = [time.time()]
     for _ in range(count):
         images, labels = work.next_batch()
         loop.backward(nn.functional.cross_entropy(net(images), labels))
         optimizer.step()
         optimizer.zero_grad()
-        ended.append(time.perf_counter())
-    return f"accelerate {accelerate.__version__}, torch.distributed, gloo", ended
+        ended.append(time.time())
+    return f"accelerate {accelerate.__version__}, torch.distributed, gloo", ended, ended[1]
 
 
-def _lightning(work: PlainTraining, count: int) -> tuple[str, list[float]]:
+def _lightning(work: PlainTraining, count: int) -> tuple[str, list[float], float]:
     import lightning
     from torch.utils.data import DataLoader, IterableDataset
 
-    ended = [time.perf_counter()]
+    ended = [time.time()]
 
     class Batches(IterableDataset[tuple[Tensor, Tensor]]):
         """Whole batches, as they are loaded."""
@@ -87,7 +89,7 @@ def _lightning(work: PlainTraining, count: int) -> tuple[str, list[float]]:
         """Notes the ends of steps."""
 
         def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-            ended.append(time.perf_counter())
+            ended.append(time.time())
 
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -102,7 +104,7 @@ def _lightning(work: PlainTraining, count: int) -> tuple[str, list[float]]:
         enable_model_summary=False,
     )
     trainer.fit(Module(), DataLoader(Batches(), batch_size=None))
-    return f"Lightning {lightning.__version__}, torch.distributed, gloo", ended
+    return f"Lightning {lightning.__version__}, torch.distributed, gloo", ended, ended[1]
 
 
 if __name__ == "__main__":

@@ -27,13 +27,6 @@ if TYPE_CHECKING:
 
 logger = Diagnostics(__name__, title="")
 
-HOROVOD_DEFAULTS = {
-    "HOROVOD_CYCLE_TIME": "1",
-    "HOROVOD_ENABLE_ASYNC_COMPLETION": "0",
-    "HOROVOD_FUSION_THRESHOLD": str(128 << 20),
-}
-"""Horovod's own defaults of the variables that a launch sets for it."""
-
 
 def peer_python(name: str) -> Path | None:
     """The Python of the environment in which another framework lies (`tools/bench_peers.sh`); None: there is none."""

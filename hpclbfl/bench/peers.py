@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpclbfl.comm import devices
+from hpclbfl.comm import devices, mpi_runtime
 from hpclbfl.comm.base import Communicator
 from hpclbfl.config.job import JobConfig
 from hpclbfl.core.precision import dtype_of
@@ -22,6 +22,14 @@ from hpclbfl.optim.optimizers import make_optimizer
 
 _TIMEOUT = timedelta(seconds=120)
 Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim.Optimizer]]
+
+
+def start_horovod() -> None:
+    """Start it as a script of one's own would: our engine, which finds it started, changes none of its settings."""
+    mpi_runtime.prepare()
+    import horovod.torch as hvd
+
+    hvd.init()
 
 
 def horovod_sum(flat: Tensor) -> None:

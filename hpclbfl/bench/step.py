@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hpclbfl.bench.findings import Findings
-from hpclbfl.bench.launches import HOROVOD_DEFAULTS, Launcher, peer_python, runnable
+from hpclbfl.bench.launches import Launcher, peer_python, runnable
 from hpclbfl.bench.torchrun import master_port
 from hpclbfl.bench.training import StepSettings, write_images
 from hpclbfl.bench.turns import Turns
@@ -29,6 +29,7 @@ VARIANTS = {
 }
 FRAMEWORKS = ("lightning", "accelerate")
 """In environments of their own, see `tools/bench_peers.sh`."""
+_START, _MEMORY = "start to the end of the first step", "memory of all processes (PSS)"
 LOCAL_STEPS = 50
 """H, for the share of an averaging."""
 
@@ -52,11 +53,12 @@ def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
             if variant in FRAMEWORKS:
                 found = launcher.run("framework_ranks", variant, settings, master_port(), python=peer_python(variant))
             else:
-                extra = HOROVOD_DEFAULTS if variant == "distributed-optimizer" else None
-                found = launcher.run("step_ranks", variant, settings, extra)
+                found = launcher.run("step_ranks", variant, settings)
             libraries[variant] = found["library"]
             steps, averagings = found["steps_s"], found.get("averagings_s")
             findings.add("FA, a local step" if averagings else "BSP step", variant, "ms", [1e3 * t for t in steps])
+            findings.add(_START, variant, "s", [found["start_s"]])
+            findings.add(_MEMORY, variant, "MB", [found["memory_mb"]])
             if averagings:
                 findings.add("FA, an averaging", variant, "ms", [1e3 * t for t in averagings])
                 share = float(np.median(averagings)) / (LOCAL_STEPS * float(np.median(steps)))
@@ -64,5 +66,6 @@ def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
     findings.sort(list(VARIANTS))
     for variant in ("mpi", "horovod"):
         for against in ("compute", "distributed-optimizer", "ddp", *FRAMEWORKS):
-            findings.compare("BSP step", variant, against)
+            for group in ("BSP step", _START, _MEMORY):
+                findings.compare(group, variant, against)
     return findings

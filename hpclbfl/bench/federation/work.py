@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpclbfl.bench.memory import launch_pss
 from hpclbfl.bench.ranks import Task
 from hpclbfl.bench.training import IMAGES, make_job
 from hpclbfl.data.datasets import load_dataset
@@ -100,31 +100,5 @@ class Rounds:
             "library": library,
             "start_s": self._ended[0] - self.begun,
             "rounds_s": np.diff(self._ended).tolist(),
-            "memory_mb": tree_pss(os.getppid()) / 1e6,
+            "memory_mb": launch_pss() / 1e6,
         }
-
-
-def tree_pss(root: int) -> int:
-    """Proportional set size of a process and all below it, bytes: pages that several share are counted once."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                # The name before it may hold anything, also brackets.
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                # It has ended.
-                continue
-    found, todo = set(), [root]
-    while todo:
-        found.add(pid := todo.pop())
-        todo += [child for child, parent in parents.items() if parent == pid and child not in found]
-    return sum(_pss(pid) for pid in found)
-
-
-def _pss(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return 1024 * int(next((line.split()[1] for line in lines if line.startswith("Pss:")), 0))
