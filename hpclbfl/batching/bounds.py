@@ -26,7 +26,7 @@ def bounds_of_ranks(
     check_one_client_per_rank(f"batching.policy {config.policy}", len(sizes), num_ranks)
     low, high = config.min_local_batch_size or 1, config.max_local_batch_size or sum(sizes)
     # A capacity of 0 counts as 1: a rank without samples computes its steps as if it had one.
-    return [low] * len(sizes), [min(high, max(1, most)) for most in capacity]
+    return [low if most else 1 for most in capacity], [min(high, max(1, most)) for most in capacity]
 
 
 def check_bounds(low: Sequence[int], high: Sequence[int], sizes: Sequence[int]) -> None:

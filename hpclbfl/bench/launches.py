@@ -28,10 +28,24 @@ if TYPE_CHECKING:
 logger = Diagnostics(__name__, title="")
 
 
-def peer_python(name: str) -> Path | None:
-    """The Python of the environment in which another framework lies (`tools/bench_peers.sh`); None: there is none."""
-    found = Path(sys.prefix, "peers", name, "bin", "python")
-    return found if found.exists() else None
+def has_peer(name: str) -> bool:
+    """Whether a framework lies in an environment of its own; `tools/bench_peers.sh` makes one."""
+    return _peer_python(name).exists()
+
+
+def peer_python(name: str) -> Path:
+    """The Python of a framework's environment.
+
+    Raises:
+        EnvironmentFault: there is none.
+    """
+    if not has_peer(name):
+        raise EnvironmentFault(f"bench: {name} lies in no environment of its own; tools/bench_peers.sh {name} makes it")
+    return _peer_python(name)
+
+
+def _peer_python(name: str) -> Path:
+    return Path(sys.prefix, "peers", name, "bin", "python")
 
 
 def runnable(variants: Iterable[str], host_only: Container[str], peers: Container[str] = ()) -> tuple[str, ...]:
@@ -41,7 +55,7 @@ def runnable(variants: Iterable[str], host_only: Container[str], peers: Containe
         host_only: need host memory, and cannot run where ranks compute on GPUs.
         peers: frameworks that lie in environments of their own, and are left out where there is none.
     """
-    found = (name for name in variants if name not in peers or peer_python(name) is not None)
+    found = (name for name in variants if name not in peers or has_peer(name))
     return tuple(name for name in found if not (has_gpu() and name in host_only))
 
 

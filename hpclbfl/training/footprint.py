@@ -6,7 +6,6 @@ a batch is an error like others, and what counts here is the memory in which its
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -118,12 +117,17 @@ def measure(net: nn.Module, loader: BatchLoader, autocast: Callable[[], Abstract
     return Footprint(gradients, sample + int(WORK * saved) + largest, sample + largest)
 
 
-def check_single_sample(net: nn.Module, loader: BatchLoader) -> None:
-    """Refuse a batch of one where BatchNorm would have one value per channel. Raises ConfigError."""
+def smallest_batch(net: nn.Module, loader: BatchLoader) -> int:
+    """1, or 2 where BatchNorm would have one value per channel; changes neither the net nor random numbers."""
+    buffers, was_training = {name: buffer.clone() for name, buffer in net.named_buffers()}, net.training
     try:
-        copy.deepcopy(net).train()(loader.example(1))
-    except ValueError as error:
-        raise ConfigError("batching: this net's BatchNorm needs at least 2 samples per client and step") from error
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.func.functional_call(net.train(), buffers, (loader.example(1),))
+    except ValueError:
+        return 2
+    finally:
+        net.train(was_training)
+    return 1
 
 
 @dataclass

@@ -29,7 +29,7 @@ from hpclbfl.losses.checked import make_loss
 from hpclbfl.models.initial import initial_net
 from hpclbfl.optim.schedule import make_schedule, with_end
 from hpclbfl.runs.fingerprint import identity_of
-from hpclbfl.training.footprint import check_single_sample, measure
+from hpclbfl.training.footprint import measure, smallest_batch
 from hpclbfl.training.notices import notices_at_start
 from hpclbfl.training.state import TrainState
 
@@ -61,22 +61,27 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
     sampler = make_sampler(job.partition, dataset.train, num_clients, dataset.num_classes, job.seed)
     loss = make_loss(job, data)
 
-    # 3. The batches.
+    # 3. The net.
+    template = initial_net(job.model, data, job.seed, device, dtype)
+    footprint = replace(measure(template, train, autocast), local_size=comm.local_size)
+
+    # 4. The batches.
     check_batches(job.batching, asked, num_train)
     start_sizes = held_sizes(asked, sampler.counts(asked).tolist())
-    policy = POLICIES.make(job.batching, job, comm.size, start_sizes, sampler.capacity.tolist())
+    smallest = 1 if job.batching.is_fixed and min(start_sizes) > 1 else smallest_batch(template, train)
+    batching = job.batching.at_least(smallest)
+    capacity = sampler.capacity.tolist()
+    policy = POLICIES.make(batching, job, comm.size, start_sizes, capacity)
     plan, policy_state = policy.init(start_sizes)
+    if any(size < smallest for size, most in zip(plan.sizes, capacity, strict=True) if most):
+        raise ConfigError(f"batching: this net's BatchNorm needs at least {smallest} samples per client and step")
     global_batch_size = int(sampler.counts(plan.sizes).sum())
     local_steps = equal_steps(job.sync.steps_of_fastest, num_clients, comm.size)
 
-    # 4. The algorithm, its schedule and the net.
+    # 5. The algorithm and its schedule.
     algorithm = ALGORITHMS.make(job.sync, global_batch_size, num_train)
     job = with_end(job, global_batch_size, num_train)
     schedule = make_schedule(job, global_batch_size, num_train)
-    template = initial_net(job.model, data, job.seed, device, dtype)
-    if min(plan.sizes) == 1:
-        check_single_sample(template, train)
-    footprint = replace(measure(template, train, autocast), local_size=comm.local_size)
 
     identity, clock = identity_of(job, given, dataset.fingerprint), Clock(device)
     state = TrainState(

@@ -44,10 +44,11 @@ def test_input() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["apples"], "bench apples: unknown benchmark; there are comm, step, scaler, input, log"),
+        (["apples"], "bench apples: unknown benchmark; there are comm, step, federated, scaler, input, log"),
         (["input", "--model", "vgg11"], "--model does not go with it; it takes --rounds, --batch, --variants"),
         (["comm", "--variants", "mpi,pigeon"], "--variants: unknown 'pigeon'; there are mpi, horovod"),
         (["comm", "--mb", "0"], "--mb 0: a size is above 0"),
+        (["federated", "--samples", "100"], "--samples 100 are no whole batches of 32"),
         (["step", "--model", "resnet9"], "--model resnet9: unknown net; known: alexnet, "),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpclbfl.bench import comm, hetero, scaler, step
+from hpclbfl.bench import comm, federated, hetero, scaler, step
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.launches import Launcher
 from hpclbfl.bench.turns import Turns
@@ -37,15 +37,33 @@ def test_comm() -> None:
 def test_step() -> None:
     settings = step.Settings(**SMALL, variants=("mpi", "distributed-optimizer", "fa-mpi"))
     findings = step.measure(settings, Turns("step"))
-    assert raw_counts(findings) == {
+    counts = raw_counts(findings)
+    for group in ("start to the end of the first step", "memory of all processes (PSS)"):
+        assert {variant for name, variant in counts if name == group} == set(settings.variants)
+        assert all(counts.pop((group, variant)) == 1 for variant in settings.variants)
+    memory = findings.find("memory of all processes (PSS)", "mpi")
+    assert memory is not None and 100 < memory.raw[0][0] < 4000
+    assert counts == {
         ("BSP step", "mpi"): 4,
         ("BSP step", "distributed-optimizer"): 4,
         ("FA, a local step", "fa-mpi"): 4,
         ("FA, an averaging", "fa-mpi"): 1,
         ("FA, averaging's share at H = 50", "fa-mpi"): 1,
     }
-    assert [(c.variant, c.against) for c in findings.comparisons] == [("mpi", "distributed-optimizer")]
+    assert [(c.variant, c.against) for c in findings.comparisons] == [("mpi", "distributed-optimizer")] * 3
     assert "Horovod" in findings.extra["libraries"]["distributed-optimizer"]
+
+
+def test_federated() -> None:
+    settings = federated.Settings(
+        rounds=1, model="resnet8", batch=4, clients=4, samples=8, timed=2, variants=("loop", "mpi")
+    )
+    findings = federated.measure(settings, Turns("federated"))
+    groups = [s.group for s in findings.series if s.variant == "loop"]
+    assert groups == ["a warm round", "start to the end of the first round", "memory of all processes (PSS)"]
+    assert raw_counts(findings)["a warm round", "mpi"] == 2
+    assert [c.group for c in findings.comparisons] == groups
+    assert set(findings.extra["norms"]) == {"loop", "mpi"}
 
 
 def test_scaler() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import pytest
@@ -73,3 +74,20 @@ def test_what_the_user_has_set_of_mpi_stays(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_a_core_per_thread_and_one_for_horovod(local_size: int, threads: int, cores: int, crowded: bool) -> None:
     assert horovod.shares_cores(local_size, threads, cores) is crowded
+
+
+def test_threads_of_the_lowest_priority_leave_the_others_alone() -> None:
+    before, may_end, ids = horovod.threads(), threading.Event(), []
+    thread = threading.Thread(target=lambda: (ids.append(threading.get_native_id()), may_end.wait()))
+    thread.start()
+    try:
+        started = horovod.threads() - before
+        assert started == set(ids)
+        horovod.lower_priority(started)
+        assert os.getpriority(os.PRIO_PROCESS, ids[0]) == 19
+        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0
+    finally:
+        may_end.set()
+        thread.join()
+    # It has ended.
+    horovod.lower_priority(started)

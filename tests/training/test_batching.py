@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
+from hpclbfl.batching.bounds import bounds_of_ranks
 from hpclbfl.batching.plan_file import Plan, RankPlan, device_name, job_fingerprint, save_plan
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.config.job import load_job, parse_job
+from hpclbfl.config.sections.batching import BoundedConfig
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.runs.log.reader import read_run
+from hpclbfl.training.footprint import smallest_batch
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.session import run_job
 from hpclbfl.training.setup import make_state
@@ -214,3 +217,32 @@ def test_a_plan_with_a_negative_time_is_refused(tmp_path: Path, toy_set: Path) -
         make_state(job, LocalCommunicator())
     reason = "ranks.0.t_fixed_s: should be 0 or more (run hpclbfl plan again), not -1.7"
     assert str(caught.value) == f"{tmp_path / 'plan.yaml'}: {reason}"
+
+
+@pytest.mark.parametrize(("model", "given", "lowest"), [("resnet18", {}, 2), ("vit_cifar", {}, 1), ("resnet18", 3, 3)])
+def test_no_policy_leaves_batchnorm_with_a_single_sample(toy_set: Path, model: str, given: Any, lowest: int) -> None:
+    """At 8 px the last layers of resnet18 have one value per channel and sample."""
+    bounds = {"min_local_batch_size": given} if given else {}
+    batching = {"global_batch_size": 8, "policy": "dynamic", **bounds}
+    job = make_job(toy_set, model={"name": model}, batching=batching, clients=1)
+    state = make_state(job, LocalCommunicator())
+    assert state.policy._low == [lowest]  # type: ignore[attr-defined]
+    # The job is what the user gave.
+    assert state.job.batching == job.batching
+
+
+def test_a_rank_without_samples_needs_no_second_one() -> None:
+    batching = {"local_batch_size": 8, "policy": "dynamic"}
+    job = parse_job({"data": {"name": "digits"}, "model": {"name": "resnet8"}, "batching": batching}, "a test")
+    config = job.batching.at_least(2)
+    assert isinstance(config, BoundedConfig)
+    assert bounds_of_ranks(config, 3, [8, 8, 8], [100, 0, 5]) == ([2, 1, 2], [24, 1, 5])
+
+
+def test_trying_a_single_sample_leaves_the_net_as_it_was(toy_set: Path) -> None:
+    state = make_state(make_job(toy_set, model={"name": "resnet18"}), LocalCommunicator())
+    net = state.mean.module.eval()
+    before, generator = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
+    assert smallest_batch(net, state.train) == 2
+    assert not net.training and torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())

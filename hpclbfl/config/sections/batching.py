@@ -49,6 +49,10 @@ class BatchingConfig(Section):
         """Return the section with another path of the plan that it reads."""
         raise NotImplementedError
 
+    def at_least(self, smallest: int) -> BatchingConfig:
+        """Return the section with a lower bound of b_c, for policies that move it."""
+        return self
+
     @property
     def most(self) -> int:
         """Bound of B where it grows, samples; 0: none."""
@@ -78,6 +82,10 @@ class BoundedConfig(BatchingConfig):
         if low is not None and high is not None and low > high:
             raise ValueError("'min_local_batch_size' is above 'max_local_batch_size'")
         return self
+
+    def at_least(self, smallest: int) -> BoundedConfig:
+        """See `BatchingConfig`."""
+        return self.model_copy(update={"min_local_batch_size": max(smallest, self.min_local_batch_size or 1)})
 
 
 class EmulatedChange(Section):
