@@ -30,14 +30,15 @@ endef
 test-quick: install ## in two minutes: the tests that start no ranks and no Slurm, without the slow ones and without lint
 	@$(ACTIVATE) && HPCLBFL_FUZZ_S=0.3 pytest -q --numprocesses 2 --dist loadfile -m "not mpi and not slurm and not slow"
 
-test: install lint ## lint, then all tests: those that start ranks or a Slurm by themselves, the others two at a time
+test: install lint ## lint, then all tests: two at a time, but for those that measure times
 	@$(ACTIVATE) && set -e; \
 	pytest --numprocesses 2 --dist loadfile -m "not mpi and not slurm"; \
-	pytest -m "mpi or slurm"
+	pytest --numprocesses 2 --dist loadfile -m "(mpi or slurm) and not alone"; \
+	pytest -m "(mpi or slurm) and alone"
 
-BENCHMARKS := comm step scaler input log
+BENCHMARKS := comm step federated scaler input log
 
-bench: install ## side by side with its peers: communication, a step, the scaler, input, log; into runs/bench
+bench: install ## side by side with its peers: communication, a step, a round, the scaler, input, log; into runs/bench
 	@$(ACTIVATE) && set -e; $(foreach name,$(BENCHMARKS),hpclbfl bench $(name);)
 
 lint: install ## ruff and mypy

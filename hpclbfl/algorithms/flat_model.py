@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hpclbfl.comm.buffers import flat_zeros
+from hpclbfl.comm.buffers import flat_empty
 
 
 class FlatModel:
@@ -31,25 +32,25 @@ class FlatModel:
     """
 
     def __init__(self, template: nn.Module, parameters_of: FlatModel | None = None) -> None:
-        memo = {}
-        if parameters_of is not None:
-            shared = dict(parameters_of.module.named_parameters())
-            memo = {id(p): shared[name] for name, p in template.named_parameters()}
-        self.module: nn.Module = copy.deepcopy(template, memo)
+        shared = {} if parameters_of is None else dict(parameters_of.module.named_parameters())
+        # What the copy of the net has in place of the template's tensors: a net of 500 MB is copied once.
+        memo: dict[int, Any] = {id(p): shared[name] for name, p in template.named_parameters() if shared}
         like = next(template.parameters())
-        buffers = [b for b in self.module.buffers() if b.is_floating_point()]
-        own = [] if parameters_of is not None else list(self.module.parameters())
+        buffers = [b for b in template.buffers() if b.is_floating_point()]
+        own = [] if shared else list(template.parameters())
         num_parameters = sum(p.numel() for p in own)
         size = num_parameters + sum(b.numel() for b in buffers)
-        self.state = flat_zeros(size, like.dtype, like.device)
+        self.state = flat_empty(size, like.dtype, like.device)
         self.buffers = self.state[num_parameters:]
         begin = 0
         with torch.no_grad():
             for tensor in (*own, *buffers):
                 view = self.state[begin : begin + tensor.numel()].view_as(tensor)
                 view.copy_(tensor)
-                tensor.data = view
+                is_parameter = isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = type(tensor)(view, tensor.requires_grad) if is_parameter else view
                 begin += tensor.numel()
+        self.module: nn.Module = copy.deepcopy(template, memo)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -76,7 +77,7 @@ class FlatModel:
         """SHA-256 of the parameters' bytes, for comparing ranks."""
         sha = hashlib.sha256()
         for parameter in self.module.parameters():
-            sha.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+            sha.update(parameter.detach().cpu().contiguous().numpy().data)
         return sha.hexdigest()
 
 

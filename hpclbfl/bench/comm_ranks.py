@@ -14,7 +14,7 @@ from hpclbfl.bench.comm import Settings
 from hpclbfl.bench.ranks import Task, run, times_s
 from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator
-from hpclbfl.comm.buffers import flat_zeros
+from hpclbfl.comm.buffers import flat_empty
 from hpclbfl.comm.engines import communicator
 from hpclbfl.config.sections import CommConfig
 from hpclbfl.core.errors import RunFailed
@@ -38,7 +38,7 @@ def measure(task: Task) -> dict[str, Any]:
     for mb in settings.mb:
         size = max(1, int(mb * 1e6) // 4)
         # Our engines use our buffers, the others torch's.
-        flat = flat_zeros(size, torch.float32, device) if is_ours else torch.zeros(size, device=device)
+        flat = flat_empty(size, torch.float32, device) if is_ours else torch.zeros(size, device=device)
         if is_copy:
             reduce = torch.empty_like(flat).copy_
         count = int(min(_MOST, max(_LEAST, _REPEATED_MB / mb)))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hpclbfl.comm.base import Communicator, Handle
-from hpclbfl.comm.buffers import flat_zeros
+from hpclbfl.comm.buffers import flat_empty
 from hpclbfl.core.diagnostics import Diagnostics
 from hpclbfl.gradients.norm import SquaredNorm
 
@@ -60,7 +60,7 @@ class GradientReducer:
         self._parameters = [p for p in reversed(parameters) if p.requires_grad]
         like = self._parameters[0]
         self._gathers = like.is_cuda
-        self.flat = flat_zeros(sum(p.numel() for p in self._parameters), like.dtype, like.device)
+        self.flat = flat_empty(sum(p.numel() for p in self._parameters), like.dtype, like.device)
         """The gradient, flat [P], in reverse order of the parameters; after `finish` the sum over ranks."""
         self._wire = torch.empty_like(self.flat, dtype=wire_dtype) if wire_dtype is not None else self.flat
         self.sq_norm: Tensor | None = None

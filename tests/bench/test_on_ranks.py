@@ -104,6 +104,7 @@ def test_ranks_that_cannot_start_are_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.alone
 def test_hetero_takes_its_variants_and_says_what_was_planned() -> None:
     with Turns("hetero") as turns:
         settings = hetero.Settings(rounds=1, variants=("dynamic",), scenarios=("four",))

@@ -27,7 +27,7 @@ from hpclbfl.training.session import run_job
 from tests.conftest import make_job
 from tests.training.test_checkpoint import untimed
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.alone]
 
 HERE = Path(__file__).parent
 SYNCS: dict[str, Any] = {"bsp": {"kind": "bsp"}, "fedavg": {"kind": "fedavg", "local_steps": 4}}

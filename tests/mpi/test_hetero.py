@@ -14,7 +14,7 @@ from hpclbfl.launch.mpirun import run_mpirun
 from hpclbfl.runs.log.reader import read_run
 from tests.conftest import make_job
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.alone]
 
 # Sleeping dwarfs what two busy cores do to the timers.
 SLOW = {"emulate": {"slowdown": [2, 8]}, "clients": 2}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.alone]
 
 JOB = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
 START_S, END_S = 150.0, 40.0

@@ -278,6 +278,7 @@ def test_slips_of_the_pen_are_one_line(larger_set: Path, tmp_path: Path, words: 
 
 
 @pytest.mark.mpi
+@pytest.mark.alone
 def test_two_unlike_ranks(larger_set: Path, tmp_path: Path) -> None:
     job = planned_job(
         larger_set, clients=2, batching={"global_batch_size": 64}, emulate={"slowdown": [1.0, 3.0], "bandwidth": 5.0}
