@@ -41,7 +41,9 @@ class BulkSynchronous(Algorithm):
         for client in model.clients:
             model.backward(state, client, record)
         model.reduce(state, record)
+        begin = state.clock.mark()
         flags, record.gathered_times = state.side_channel.finish()
+        record.sync.append((begin, state.clock.mark()))
         return flags | model.update(state, record)
 
     def end_of_step(self, state: RankState, record: StepRecord, flags: int) -> bool:

@@ -32,7 +32,6 @@ from hpclbfl.optim.extrapolation import Extrapolation
 
 if TYPE_CHECKING:
     from hpclbfl.algorithms.record import StepRecord
-    from hpclbfl.core.clock import Mark
 
 
 class SharedModel:
@@ -66,7 +65,6 @@ class SharedModel:
         self._terms: StepTerms
         self._divisors: NDArray[np.float64] = np.empty(0)
         self._loss_scale: Tensor | float = 1.0
-        self._synced: tuple[Mark, float] = (0.0, 0.0)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -105,12 +103,11 @@ class SharedModel:
         self.reducer.finish()
         if rank.emulation is not None:
             rank.emulation.transfer(self.reducer.flat.nbytes)
-        self._synced = rank.clock.mark(), time.perf_counter()
-        record.sync.append((begin, self._synced[0]))
+        record.sync.append((begin, rank.clock.mark()))
 
     def update(self, rank: Rank, record: StepRecord) -> int:
         """Measure and transform the sum, and step; NONFINITE, which all ranks see in it, where it did not."""
-        synced, host_begin = self._synced
+        begin, host_begin = rank.clock.mark(), time.perf_counter()
         self.stepper.loss_scaler.unscale_(self.stepper.optimizer)
         gradient = self._measure(rank, record)
         flags = 0
@@ -123,7 +120,7 @@ class SharedModel:
         self.reducer.zero_grad()
         if rank.emulation is not None:
             rank.emulation.stretch(rank.counters.step, host_begin)
-        record.update.append((synced, rank.clock.mark()))
+        record.update.append((begin, rank.clock.mark()))
         return flags
 
     def _measure(self, rank: Rank, record: StepRecord) -> Gradient | None:

@@ -33,19 +33,31 @@ SHARED_CORE_SETTINGS = {"OMPI_MCA_mpi_yield_when_idle": "1", "HOROVOD_CYCLE_TIME
 """In every cycle Horovod's thread waits for the other ranks inside MPI; Open MPI spins there unless told to yield. The
 thread has the lowest priority then (see `lower_priority`), so that a shorter cycle costs little."""
 _LOWEST_PRIORITY = 19
+PIECE_BYTES = 1 << 21
+MOST_PIECES = 128
+"""Of a tensor on the host. Each is a tensor of its own to Horovod, which remembers 1024 of them."""
 
 
 class _Reduction:
-    """A Horovod handle; runs `on_chunk` when the result is there."""
+    """Horovod's handles of a tensor's pieces; runs `on_chunk` on each when its result is there."""
 
-    def __init__(self, hvd: Any, handle: int, flat: Tensor, on_chunk: Callable[[Tensor], None] | None) -> None:
-        self._hvd, self._handle, self._flat, self._on_chunk = hvd, handle, flat, on_chunk
+    def __init__(
+        self, hvd: Any, handles: Sequence[int], pieces: Sequence[Tensor], on_chunk: Callable[[Tensor], None] | None
+    ) -> None:
+        self._hvd, self._handles, self._pieces, self._on_chunk = hvd, handles, pieces, on_chunk
 
     def wait(self) -> None:
-        self._hvd.synchronize(self._handle)
-        _order_after(self._flat)
-        if self._on_chunk is not None:
-            self._on_chunk(self._flat)
+        for handle, piece in zip(self._handles, self._pieces, strict=True):
+            self._hvd.synchronize(handle)
+            _order_after(piece)
+            if self._on_chunk is not None:
+                self._on_chunk(piece)
+
+
+def pieces_of(flat: Tensor) -> tuple[Tensor, ...]:
+    """A tensor on the host in pieces that stay in a processor's cache while they are summed; not too many of them."""
+    size = max(PIECE_BYTES // flat.element_size(), -(-flat.numel() // MOST_PIECES))
+    return flat.split(size) if flat.numel() > size else (flat,)
 
 
 def _order_after(result: Tensor) -> None:
@@ -135,8 +147,11 @@ class HorovodCommunicator:
 
     def reduce_(self, flat: Tensor, name: str, on_chunk: Callable[[Tensor], None] | None = None) -> _Reduction:
         """Start an in-place sum; Horovod's thread carries it out while this one goes on."""
-        handle = self._hvd.allreduce_async_(flat, name=name, op=self._hvd.Sum)
-        return _Reduction(self._hvd, handle, flat, on_chunk)
+        pieces = (flat,) if flat.is_cuda else pieces_of(flat)
+        handles = [
+            self._hvd.allreduce_async_(piece, name=f"{name}.{k}", op=self._hvd.Sum) for k, piece in enumerate(pieces)
+        ]
+        return _Reduction(self._hvd, handles, pieces, on_chunk)
 
     def vote(self, bits: int) -> int:
         """Bitwise or, as a sum of FLAG_BITS counters."""

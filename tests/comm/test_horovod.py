@@ -38,7 +38,7 @@ def test_a_result_is_read_after_the_stream_that_horovod_put_it_on(
             calls.append(f"synchronize {handle}")
 
     flat: Any = _OnGpu() if is_cuda else torch.zeros(1)
-    horovod._Reduction(Hvd, 7, flat, lambda piece: calls.append("read")).wait()
+    horovod._Reduction(Hvd, [7], [flat], lambda piece: calls.append("read")).wait()
     waits = ["ours waits for the default one"] if is_cuda else []
     assert calls == ["synchronize 7", *waits, "read"]
 
@@ -91,3 +91,37 @@ def test_threads_of_the_lowest_priority_leave_the_others_alone() -> None:
         thread.join()
     # It has ended.
     horovod.lower_priority(started)
+
+
+@pytest.mark.parametrize(
+    ("numel", "dtype", "sizes"),
+    [
+        (0, torch.float32, [0]),
+        (1 << 19, torch.float32, [1 << 19]),
+        ((1 << 19) + 5, torch.float32, [1 << 19, 5]),
+        (1 << 19, torch.float64, [1 << 18] * 2),
+    ],
+)
+def test_a_tensor_on_the_host_travels_in_pieces(numel: int, dtype: torch.dtype, sizes: list[int]) -> None:
+    flat = torch.zeros(numel, dtype=dtype)
+    pieces = horovod.pieces_of(flat)
+    assert [piece.numel() for piece in pieces] == sizes
+    assert pieces[0].data_ptr() == flat.data_ptr()
+
+
+def test_pieces_are_not_too_many() -> None:
+    pieces = horovod.pieces_of(torch.empty(200 * (1 << 19)))
+    assert len(pieces) == 128 and sum(piece.numel() for piece in pieces) == 200 * (1 << 19)
+
+
+def test_every_piece_is_read_when_it_is_there() -> None:
+    calls: list[str] = []
+
+    class Hvd:
+        @staticmethod
+        def synchronize(handle: int) -> None:
+            calls.append(f"synchronize {handle}")
+
+    pieces = torch.arange(5.0).split(2)
+    horovod._Reduction(Hvd, [3, 4, 5], pieces, lambda piece: calls.append(f"{piece.tolist()}")).wait()
+    assert calls == ["synchronize 3", "[0.0, 1.0]", "synchronize 4", "[2.0, 3.0]", "synchronize 5", "[4.0]"]

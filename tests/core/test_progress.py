@@ -55,6 +55,7 @@ def test_a_bar_where_the_launcher_has_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(TERMINAL_COLUMNS, "90")
+    monkeypatch.setenv("TERM", "xterm")
     with Progress("toy", None, True) as bar:
         bar.step(7, 0.5, 1.25)
         bar.say("a line above the bar")
