@@ -1,8 +1,9 @@
 """`hpclbfl bench federated`: rounds of federated averaging of this package, of a plain loop, and of other frameworks.
 
-Every client trains one epoch on its own samples from the common net on, then all are averaged: the same images, net,
-batches and optimizer, on as many workers of one thread each. One launch per variant and turn; its first round is told
-apart. The others, where installed (`tools/bench_peers.sh`), lie in environments of their own.
+Every client trains one epoch on its own samples, starting from the common net, then all are averaged: the same images,
+net, batches and optimizer, on as many workers of one thread each. Each variant has a launch of its own in every turn,
+whose first round is not among the warm ones. Frameworks, where installed (`tools/bench_peers.sh`), lie in environments
+of their own.
 """
 
 from __future__ import annotations

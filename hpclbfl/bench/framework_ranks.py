@@ -37,15 +37,15 @@ def measure(task: Task) -> dict[str, Any]:
     job = make_job(Path(task.scratch) / IMAGES, settings.model, settings.batch, place.size)
     work = PlainTraining(job, place, alone)
     count = settings.warmup + settings.steps
-    library, ended, first = (_lightning if task.variant == "lightning" else _accelerate)(work, count)
+    library, ended = (_lightning if task.variant == "lightning" else _accelerate)(work, count)
     own = torch.tensor(ended, dtype=torch.float64).diff()[-settings.steps :]
     torch.distributed.all_reduce(own, op=torch.distributed.ReduceOp.MAX)
     memory = launch_pss() / 1e6
     torch.distributed.barrier()
-    return {"library": library, "steps_s": own.tolist(), "start_s": first - task.begun, "memory_mb": memory}
+    return {"library": library, "steps_s": own.tolist(), "start_s": ended[1] - task.begun, "memory_mb": memory}
 
 
-def _accelerate(work: PlainTraining, count: int) -> tuple[str, list[float], float]:
+def _accelerate(work: PlainTraining, count: int) -> tuple[str, list[float]]:
     import accelerate
 
     loop = accelerate.Accelerator(cpu=True)
@@ -57,10 +57,10 @@ def _accelerate(work: PlainTraining, count: int) -> tuple[str, list[float], floa
         optimizer.step()
         optimizer.zero_grad()
         ended.append(time.time())
-    return f"accelerate {accelerate.__version__}, torch.distributed, gloo", ended, ended[1]
+    return f"accelerate {accelerate.__version__}, torch.distributed, gloo", ended
 
 
-def _lightning(work: PlainTraining, count: int) -> tuple[str, list[float], float]:
+def _lightning(work: PlainTraining, count: int) -> tuple[str, list[float]]:
     import lightning
     from torch.utils.data import DataLoader, IterableDataset
 
@@ -104,7 +104,7 @@ def _lightning(work: PlainTraining, count: int) -> tuple[str, list[float], float
         enable_model_summary=False,
     )
     trainer.fit(Module(), DataLoader(Batches(), batch_size=None))
-    return f"Lightning {lightning.__version__}, torch.distributed, gloo", ended, ended[1]
+    return f"Lightning {lightning.__version__}, torch.distributed, gloo", ended
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ def test_a_plain_round_is_the_mean_of_the_clients(task: Task) -> None:
     torch.testing.assert_close(_flat(net), mean)
     found = rounds.found("none", net)
     assert found["start_s"] > 0 and len(found["rounds_s"]) == 1
-    assert found["norm"] == pytest.approx(sum(float(p.square().sum()) for p in net.parameters()) ** 0.5, rel=1e-5)
+    assert found["norm"] == pytest.approx(
+        sum(float(p.detach().square().sum()) for p in net.parameters()) ** 0.5, rel=1e-5
+    )
 
 
 def test_a_clients_first_step_by_hand(task: Task) -> None:

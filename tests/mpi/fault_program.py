@@ -71,14 +71,14 @@ def second(action):  # type: ignore[no-untyped-def]
 if is_hit:
     if fault == "kill-early":
         # The other rank waits in MPI's start.
-        wrap(hpclbfl.training.session.build, "communicator", before=lambda *_: die())
+        wrap(hpclbfl.training.session, "communicator", before=lambda *_: die())
     elif fault == "absent":
         # Before it waits itself: its own limit would be over at the same moment.
         note()
         time.sleep(300)
     elif fault == "leaves":
         # What is said depends on whether the other rank has come to MPI's start before.
-        wrap(hpclbfl.training.session.build, "communicator", before=lambda *_: (note(), os._exit(0)))
+        wrap(hpclbfl.training.session, "communicator", before=lambda *_: (note(), os._exit(0)))
     elif fault == "kill":
         in_step(die)
     elif fault == "kill-saving":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from hpclbfl.bench.federation.work import Rounds, Work, work_of
@@ -49,15 +49,15 @@ def measure(task: Task) -> dict[str, Any]:
         found.update(rounds.found(library, last.arrays.to_torch_state_dict()))
 
     found: dict[str, Any] = {}
-    # A path of a socket may have 107 characters.
-    place = f"/tmp/{Path(task.folder).name}"
-    init = {"num_cpus": task.settings["num_ranks"], "include_dashboard": False, "_temp_dir": place}
-    run_simulation(
-        server_app,
-        client_app,
-        work.num_clients,
-        backend_config={"init_args": init, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
-    )
+    # The path of a socket may have 107 characters: Ray's lie directly below /tmp.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as place:
+        init = {"num_cpus": task.settings["num_ranks"], "include_dashboard": False, "_temp_dir": place}
+        run_simulation(
+            server_app,
+            client_app,
+            work.num_clients,
+            backend_config={"init_args": init, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+        )
     return found
 
 

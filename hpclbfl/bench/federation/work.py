@@ -1,4 +1,4 @@
-"""The work of a round, the same for all: every client trains one epoch on its own samples, on from a common net."""
+"""The work of a round, the same for all: every client trains one epoch on its own samples, from the common net on."""
 
 from __future__ import annotations
 
