@@ -2,7 +2,8 @@
 
 The first optimizer of a process imports `torch._dynamo`, and with it a symbolic algebra system: a third of the time
 from a rank's start to its first step. All that an optimizer calls there are two functions that keep the compiler away
-from it, and have nothing to do where nothing is compiled. Anything else that is asked of the module loads the real one.
+from it, and have nothing to do where nothing is compiled. torchvision imports it, too, for one function. Anything else
+that is asked of the module loads the real one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 NAME = "torch._dynamo"
+_UTILS = f"{NAME}.utils"
 
 
 class _Deferred(ModuleType):
@@ -35,12 +37,29 @@ class _Deferred(ModuleType):
         return getattr(_load(), name)
 
 
+class _DeferredUtils(ModuleType):
+    """Takes the place of `torch._dynamo.utils`, of which torchvision imports one function, which it rarely calls."""
+
+    @staticmethod
+    def is_compile_supported(device_type: str) -> Any:
+        """See the real one."""
+        return _load().utils.is_compile_supported(device_type)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(_load().utils, name)
+
+
 def _load() -> Any:
-    if isinstance(sys.modules.get(NAME), _Deferred):
-        del sys.modules[NAME]
+    for name in (NAME, _UTILS):
+        if isinstance(sys.modules.get(name), _Deferred | _DeferredUtils):
+            del sys.modules[name]
     return importlib.import_module(NAME)
 
 
 def defer_compiler() -> None:
     """Call it before the process's first optimizer is made; nothing happens where the compiler is loaded already."""
-    sys.modules.setdefault(NAME, _Deferred(NAME))
+    if NAME not in sys.modules:
+        sys.modules[NAME] = _Deferred(NAME)
+        sys.modules[_UTILS] = _DeferredUtils(_UTILS)

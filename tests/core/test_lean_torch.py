@@ -77,3 +77,19 @@ def test_a_compiler_that_is_there_stays() -> None:
         "import torch._dynamo\nreal = sys.modules['torch._dynamo']\ndefer_compiler()\n"
         "assert sys.modules['torch._dynamo'] is real"
     )
+
+
+def test_torchvisions_nets_do_without_the_compiler() -> None:
+    run(
+        """
+from hpclbfl.core.vision import torchvision
+net = torchvision.models.resnet18(num_classes=3)
+torch.optim.SGD(net.parameters(), lr=0.1)
+assert COMPILER not in sys.modules
+from torchvision.ops.roi_align import is_compile_supported
+assert is_compile_supported("cpu") in (True, False)
+assert COMPILER in sys.modules
+import torch._dynamo.utils as utils
+assert utils.is_compile_supported is not is_compile_supported and utils.__file__
+"""
+    )
