@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.launches import Launcher, peer_python, runnable
+from hpclbfl.bench.memory import MEMORY
 from hpclbfl.bench.torchrun import master_port
 from hpclbfl.bench.training import image_side, write_images
 from hpclbfl.bench.turns import Turns
@@ -28,7 +29,7 @@ VARIANTS = {
     "appfl": "APPFL, MPI (one rank more, which serves)",
 }
 PEERS = ("flower", "pfl", "appfl")
-_ROUND, _START, _MEMORY = "a warm round", "start to the end of the first round", "memory of all processes (PSS)"
+_ROUND, _START = "a warm round", "start to the end of the first round"
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
             _check_work(norms)
             findings.add(_ROUND, variant, "samples/s", [count / seconds for seconds in found["rounds_s"]])
             findings.add(_START, variant, "s", [found["start_s"]])
-            findings.add(_MEMORY, variant, "MB", [found["memory_mb"]])
+            findings.add(MEMORY, variant, "MB", [found["memory_mb"]])
     findings.sort(list(VARIANTS))
-    for group in (_ROUND, _START, _MEMORY):
+    for group in (_ROUND, _START, MEMORY):
         for variant in ("mpi", "horovod"):
             for against in ("loop", *PEERS):
                 findings.compare(group, variant, against)

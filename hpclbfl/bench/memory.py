@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+MEMORY = "memory of all processes (PSS)"
+"""What it is called in tables."""
+
 
 def launch_pss() -> int:
     """Proportional set size of mpirun and all that it has started, bytes; called by one of its ranks."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.launches import Launcher, peer_python, runnable
+from hpclbfl.bench.memory import MEMORY
 from hpclbfl.bench.torchrun import master_port
 from hpclbfl.bench.training import StepSettings, write_images
 from hpclbfl.bench.turns import Turns
@@ -29,7 +30,7 @@ VARIANTS = {
 }
 FRAMEWORKS = ("lightning", "accelerate")
 """In environments of their own, see `tools/bench_peers.sh`."""
-_START, _MEMORY = "start to the end of the first step", "memory of all processes (PSS)"
+_START = "start to the end of the first step"
 LOCAL_STEPS = 50
 """H, for the share of an averaging."""
 
@@ -58,7 +59,7 @@ def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
             steps, averagings = found["steps_s"], found.get("averagings_s")
             findings.add("FA, a local step" if averagings else "BSP step", variant, "ms", [1e3 * t for t in steps])
             findings.add(_START, variant, "s", [found["start_s"]])
-            findings.add(_MEMORY, variant, "MB", [found["memory_mb"]])
+            findings.add(MEMORY, variant, "MB", [found["memory_mb"]])
             if averagings:
                 findings.add("FA, an averaging", variant, "ms", [1e3 * t for t in averagings])
                 share = float(np.median(averagings)) / (LOCAL_STEPS * float(np.median(steps)))
@@ -66,6 +67,6 @@ def measure(settings: Settings, turns: Turns, debug: bool = False) -> Findings:
     findings.sort(list(VARIANTS))
     for variant in ("mpi", "horovod"):
         for against in ("compute", "distributed-optimizer", "ddp", *FRAMEWORKS):
-            for group in ("BSP step", _START, _MEMORY):
+            for group in ("BSP step", _START, MEMORY):
                 findings.compare(group, variant, against)
     return findings

@@ -7,8 +7,8 @@ a batch is an error like others, and what counts here is the memory in which its
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,15 +119,24 @@ def measure(net: nn.Module, loader: BatchLoader, autocast: Callable[[], Abstract
 
 def smallest_batch(net: nn.Module, loader: BatchLoader) -> int:
     """1, or 2 where BatchNorm would have one value per channel; changes neither the net nor random numbers."""
-    buffers, was_training = {name: buffer.clone() for name, buffer in net.named_buffers()}, net.training
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.func.functional_call(net.train(), buffers, (loader.example(1),))
+        with _tried(net) as buffers, torch.no_grad():
+            torch.func.functional_call(net, buffers, (loader.example(1),))
     except ValueError:
         return 2
+    return 1
+
+
+@contextmanager
+def _tried(net: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """A net in training mode, with buffers to take in place of its own, whose statistics a pass would move."""
+    was_training = net.training
+    try:
+        with torch.random.fork_rng(devices=[]):
+            net.train()
+            yield {name: buffer.clone() for name, buffer in net.named_buffers()}
     finally:
         net.train(was_training)
-    return 1
 
 
 @dataclass
@@ -141,10 +150,8 @@ class _Counted:
 
 
 def _forward(net: nn.Module, inputs: Tensor, autocast: Callable[[], AbstractContextManager[object]]) -> _Counted:
-    counted, was_training = _Counted(), net.training
-    # A pass in training mode would move BatchNorm's statistics.
-    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    known = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *buffers.values(), inputs)}
+    counted = _Counted()
+    known = {t.untyped_storage().data_ptr() for t in (*net.parameters(), inputs)}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -159,14 +166,13 @@ def _forward(net: nn.Module, inputs: Tensor, autocast: Callable[[], AbstractCont
 
     handles = [module.register_forward_hook(note) for module in net.modules() if not list(module.children())]
     try:
-        with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            net.train()
+        with _tried(net) as buffers, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            known |= {buffer.untyped_storage().data_ptr() for buffer in buffers.values()}
             with autocast():
                 scores = torch.func.functional_call(net, buffers, (inputs,))
             # Until here all that was saved is alive, and no storage is counted for another.
             del scores
     finally:
-        net.train(was_training)
         for handle in handles:
             handle.remove()
     return counted

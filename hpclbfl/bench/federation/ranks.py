@@ -36,6 +36,7 @@ def measure(task: Task) -> dict[str, Any]:
 def _ours(task: Task, comm: Communicator, engine: str, rounds: Rounds) -> nn.Module:
     settings = task.settings
     sections: dict[str, Any] = {
+        # Not augmented, as for the others.
         "data": {"name": "packed", "path": str(Path(task.scratch) / IMAGES), "in_memory": True},
         "sync": {"kind": "fedavg", "local_epochs": 1},
         "partition": {"kind": "iid"},
