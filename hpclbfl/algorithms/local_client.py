@@ -57,7 +57,8 @@ class LocalClient(Client):
         own, gradient = record.clients[-1], None
         if self.chain is not None:
             found = [p.grad for p in self.replica.parameters if p.requires_grad]
-            gradient, columns = self.chain.update(Gradient(found, self.chain.layout), rank.counters.step)
+            context = self.chain.context(rank.counters.step, record.epoch, record.lr)
+            gradient, columns = self.chain.update(Gradient(found, self.chain.layout), context)
             own.columns |= columns
         if rank.is_broken_by(own.columns.get("local_grad_sq_norm")):
             record.events.append(("nonfinite", rank.nonfinite_text(f"client {self.id}'s gradient")))

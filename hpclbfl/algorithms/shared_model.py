@@ -133,16 +133,22 @@ class SharedModel:
             record.layer_sq_norms = layers
         if chain is None:
             return None
-        measured = Gradient(reducer.flat, chain.layout, reducer.sq_norm, layers)
-        gradient, record.columns = chain.update(measured, rank.counters.step)
-        num_clients = int((self._counts > 0).sum())
-        if num_clients > 1 and self.noise_scale is not None:
-            # The clients' own norms were taken before the loss scaling was undone.
-            local = reducer.noise / self._loss_scale**2
-            record.columns |= self.noise_scale.observe(
-                local, record.columns["grad_sq_norm"], num_clients, int(self._counts.sum())
-            )
+        measured = chain.agreed(Gradient(reducer.flat, chain.layout, reducer.sq_norm, layers))
+        noise = self._noise(measured.sq_norm)
+        averages = self.noise_scale.averages if noise and self.noise_scale is not None else None
+        context = chain.context(rank.counters.step, record.epoch, record.lr, averages)
+        gradient, columns = chain.update(measured, context)
+        record.columns = columns | noise
         return gradient
+
+    def _noise(self, sq_norm: Tensor) -> dict[str, Tensor]:
+        """The log's columns of the noise scale; none where it cannot be told."""
+        num_clients = int((self._counts > 0).sum())
+        if num_clients < 2 or self.noise_scale is None:
+            return {}
+        # The clients' own norms were taken before the loss scaling was undone.
+        local = self.reducer.noise / self._loss_scale**2
+        return self.noise_scale.observe(local, sq_norm, num_clients, int(self._counts.sum()))
 
     def average(self, rank: Rank) -> NDArray[np.float64]:
         """Fill the buffers of `mean` with the clients' average, weighted by all samples so far: [C] the weights."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from hpclbfl.algorithms.stepping import Stepper
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config.component_configs import transform_configs
 from hpclbfl.config.components import TRANSFORMS
+from hpclbfl.gradients import GradientTransform
 from hpclbfl.gradients.chain import SHARED, Chain
 from hpclbfl.gradients.gradient import Layout
 from hpclbfl.gradients.noise_scale import NoiseScale
@@ -93,16 +96,21 @@ class RankState(Rank):
 
     def make_chain(self, client: int, model: FlatModel) -> Chain | None:
         """What measures and transforms a client's gradients, or those of the shared model; None: nothing does."""
-        gradients = self.job.gradients
-        if not gradients.measure:
+        if not self.job.gradients.measure:
             return None
-        transforms = [TRANSFORMS.make(config) for config in transform_configs(gradients)]
+        layout = Layout.of(model.module.named_parameters())
+        return Chain(self.transforms, self.job.seed, client, layout, self.agree if client == SHARED else None)
+
+    @cached_property
+    def transforms(self) -> list[GradientTransform[Any]]:
+        """Of the job's gradients, in their order; all of this rank's chains use the same."""
+        gradients = self.job.gradients
+        made: list[GradientTransform[Any]] = [TRANSFORMS.make(config) for config in transform_configs(gradients)]
         if gradients.scaler is None:
             # It measures, and tells the change that the algorithm watches.
             watched = self.job.sync.watched_change or "squared_norm"
-            transforms.insert(0, StepUpScale(factor=1.0, when="never", change=watched))
-        layout = Layout.of(model.module.named_parameters())
-        return Chain(transforms, self.job.seed, client, layout, self.agree if client == SHARED else None)
+            made.insert(0, StepUpScale(factor=1.0, when="never", change=watched))
+        return made
 
     def start_local_training(self) -> None:
         """From now on every client trains a copy of the shared model, where there still is one."""

@@ -9,6 +9,7 @@ The order is fixed: undo loss scaling, measure, transform (`gradients.chain`), s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
@@ -23,6 +24,16 @@ Metrics: TypeAlias = "dict[str, Tensor]"
 
 
 @dataclass(frozen=True)
+class NoiseAverages:
+    """Of the gradient noise scale, over steps; 0-d, float64."""
+
+    tr_sigma: Tensor
+    """Trace of the covariance of one sample's gradient."""
+    b_simple: Tensor
+    """Samples."""
+
+
+@dataclass(frozen=True)
 class Context:
     """What a transform may know besides the gradient; equal on all ranks."""
 
@@ -30,6 +41,12 @@ class Context:
     step: int
     client: int = -1
     """-1 while the model is shared."""
+    epoch: float = 0.0
+    """Passes over the training set before this step."""
+    lr: float = math.nan
+    """Learning rate of this step."""
+    noise: NoiseAverages | None = None
+    """What is known of the gradient's noise up to this step; None: it is not measured."""
 
 
 class GradientTransform(Protocol[State]):

@@ -246,7 +246,7 @@ class GradientScaler:
             sq_norms = sq_norms / loss_scale.square()
         self._scaler_state = _moved(self._scaler_state, sq_norms.device)
         measured_gradient = Gradient(gradients, sq_norm=sq_norms[0], layer_sq_norms=sq_norms[1:])
-        gradient, _ = self._chain.update(measured_gradient, self._steps)
+        gradient, _ = self._chain.update(measured_gradient, self._chain.context(self._steps))
         self._grad_sq_norm = sq_norms[0]
         self._steps += 1
         if not self._chain.is_identity and gradient.factor is not None:

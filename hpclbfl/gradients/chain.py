@@ -5,6 +5,7 @@ It is what the trainer and `hpclbfl.GradientScaler` have in common.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.fitting import check_like, placed_like
 from hpclbfl.core.text import shown
-from hpclbfl.gradients import Context, GradientTransform, Metrics
+from hpclbfl.gradients import Context, GradientTransform, Metrics, NoiseAverages
 from hpclbfl.gradients.gradient import Gradient, Layout
 
 SHARED = -1
@@ -48,16 +49,26 @@ class Chain:
         self.needs_layers = any(getattr(t, "needs_layers", False) for t in self.transforms)
         self.is_identity = all(getattr(t, "is_identity", False) for t in self.transforms)
 
-    def update(self, gradient: Gradient, step: int) -> tuple[Gradient, Metrics]:
-        """Measure a step's unscaled gradient and transform it.
+    def agreed(self, gradient: Gradient) -> Gradient:
+        """A step's unscaled gradient with norms that are equal on all ranks."""
+        if self._agree is None:
+            return gradient
+        layers = self._agree(gradient.layer_sq_norms) if self.needs_layers else None
+        return Gradient(gradient.values, gradient.layout, self._agree(gradient.sq_norm), layers)
+
+    def context(
+        self, step: int, epoch: float = 0.0, lr: float = math.nan, noise: NoiseAverages | None = None
+    ) -> Context:
+        """What transforms may know besides a step's gradient."""
+        return Context(self.seed, step, self.client, epoch, lr, noise)
+
+    def update(self, gradient: Gradient, context: Context) -> tuple[Gradient, Metrics]:
+        """Transform a step's `agreed` gradient.
 
         Returns:
             The gradient to step with, and numbers for the log: its squared norm as it came, and the transforms'.
         """
-        if self._agree is not None:
-            layers = self._agree(gradient.layer_sq_norms) if self.needs_layers else None
-            gradient = Gradient(gradient.values, gradient.layout, self._agree(gradient.sq_norm), layers)
-        context, measured = Context(self.seed, step, self.client), gradient
+        measured = gradient
         metrics = {"grad_sq_norm" if self.client == SHARED else "local_grad_sq_norm": gradient.sq_norm}
         states = []
         for transform, before in zip(self.transforms, self.current(), strict=True):

@@ -17,6 +17,9 @@ from hpclbfl.core.state import checkpointed
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from hpclbfl.gradients import Context
+    from hpclbfl.gradients.gradient import Gradient, Layout
 else:
     from hpclbfl.core.lazy import lazy
 
@@ -53,11 +56,11 @@ class Detector(Protocol):
     needs_layers: bool
     """Whether it reads the layers' norms."""
 
-    def init(self) -> ChangeState:
-        """Before the first step."""
+    def init(self, layout: Layout | None) -> ChangeState:
+        """Before the first step; `layout`: of the parameters, where it is known."""
 
-    def observe(self, grad_sq_norm: Tensor, layer_sq_norms: Tensor | None, state: ChangeState) -> ChangeState:
-        """Take a step's squared norms, 0-d and [L]; a gradient that is not finite does not become the predecessor."""
+    def observe(self, gradient: Gradient, state: ChangeState, ctx: Context) -> ChangeState:
+        """Take a step's unscaled gradient; one that is not finite does not become the predecessor."""
 
 
 def relative(now: Tensor, previous: Tensor, resolution: float) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hpclbfl.core.fitting import check_like
 from hpclbfl.core.state import checkpointed
+from hpclbfl.gradients import NoiseAverages
 
 _ZERO = torch.zeros((), dtype=torch.float64)
 
@@ -90,6 +91,12 @@ class NoiseScale:
         )
         # The mass, by which each average would be divided, cancels.
         return NoiseEstimate(tr_sigma, truth, after.tr_sigma / after.true_grad_sq_norm), after
+
+    @property
+    def averages(self) -> NoiseAverages:
+        """Up to the newest step."""
+        state = self.state
+        return NoiseAverages(state.tr_sigma / state.mass, state.tr_sigma / state.true_grad_sq_norm)
 
     def state_dict(self) -> dict[str, Any]:
         """See `hpclbfl.core.state.Stateful`."""

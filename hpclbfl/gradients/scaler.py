@@ -131,12 +131,11 @@ class StepUpScale:
 
     def init(self, layout: Layout | None = None) -> ScalerState:
         """No predecessor yet."""
-        return ScalerState(self.detector.init())
+        return ScalerState(self.detector.init(layout))
 
     def update(self, gradient: Gradient, state: ScalerState, ctx: Context) -> tuple[Gradient, ScalerState, Metrics]:
         """X or 1 becomes part of the factor; the metrics are `grad_change` and `scale`."""
-        layers = gradient.layer_sq_norms if self.needs_layers else None
-        seen = self.detector.observe(gradient.sq_norm, layers, state.detector)
+        seen = self.detector.observe(gradient, state.detector, ctx)
         factor = torch.full_like(seen.change, self.factor)
         scale = torch.where(self._fires(seen.change, ctx), factor, 1.0)
         return gradient.scaled(scale), ScalerState(seen, scale), {"grad_change": seen.change, "scale": scale}

@@ -51,7 +51,7 @@ def test_both_measure_what_was_not_scaled_whatever_their_order(reverse: bool) ->
     transforms = [StepUpScale(factor=4.0, threshold=2.0), Clip(max_norm=2.0)]
     chain, factors = Chain(transforms[::-1] if reverse else transforms, seed=0), []
     for step, value in enumerate((16.0, 64.0)):
-        gradient, metrics = chain.update(of(value), step)
+        gradient, metrics = chain.update(chain.agreed(of(value)), chain.context(step))
         assert gradient.factor is not None and not gradient.is_replaced
         factors.append(gradient.factor.item())
     assert factors == [0.5, 4 * 0.25]
@@ -65,7 +65,7 @@ def test_both_measure_what_was_not_scaled_whatever_their_order(reverse: bool) ->
 
 def test_a_chain_that_only_measures_leaves_no_factor() -> None:
     chain = Chain([StepUpScale(factor=1.0, when="never")], seed=0, client=3)
-    gradient, metrics = chain.update(of(9.0), 0)
+    gradient, metrics = chain.update(chain.agreed(of(9.0)), chain.context(0))
     assert gradient.factor is None and list(metrics) == ["local_grad_sq_norm", "grad_change", "scale"]
 
 
@@ -95,7 +95,8 @@ def test_values_of_another_shape_are_refused() -> None:
 def test_replaced_values_are_measured_anew_and_keep_the_factor() -> None:
     layout = Layout.of(net().named_parameters())
     chain = Chain([Clip(max_norm=1.0), Centred(), StepUpScale(factor=2.0, when="always")], 0, layout=layout)
-    gradient, metrics = chain.update(Gradient(torch.tensor([3.0] * 4 + [1.0] * 4), layout), 0)
+    measured = Gradient(torch.tensor([3.0] * 4 + [1.0] * 4), layout)
+    gradient, metrics = chain.update(chain.agreed(measured), chain.context(0))
     assert gradient.is_replaced and gradient.flat.tolist() == [1.0] * 4 + [-1.0] * 4
     assert gradient.sq_norm.item() == 8 and metrics["grad_sq_norm"].item() == 40 and metrics["mean"].item() == 2
     assert gradient.factor is not None and gradient.factor.item() == pytest.approx(2 / 40**0.5)
@@ -104,7 +105,7 @@ def test_replaced_values_are_measured_anew_and_keep_the_factor() -> None:
 
 def test_a_state_goes_on_and_one_of_another_chain_is_refused() -> None:
     chain = Chain([StepUpScale(factor=4.0, threshold=2.0)], seed=0)
-    chain.update(of(16.0), 0)
+    chain.update(chain.agreed(of(16.0)), chain.context(0))
     other = Chain([StepUpScale(factor=4.0, threshold=2.0)], seed=0)
     other.check_state(chain.state_dict())
     other.load_state_dict(chain.state_dict())

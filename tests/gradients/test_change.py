@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpclbfl.gradients import Context
-from hpclbfl.gradients.change import ChangeState
+from hpclbfl.gradients.change import ChangeState, Detector
 from hpclbfl.gradients.detectors.selsync import DECAY, WINDOW, SmoothedChange
 from hpclbfl.gradients.detectors.squared_norm import SquaredNormChange
 from hpclbfl.gradients.gradient import Gradient
@@ -17,11 +17,15 @@ def of(*values: float) -> torch.Tensor:
     return torch.tensor(values[0] if len(values) == 1 else values, dtype=torch.float64)
 
 
+def observe(detector: Detector, sq_norm: torch.Tensor, layers: torch.Tensor | None, state: ChangeState) -> ChangeState:
+    return detector.observe(Gradient([], None, sq_norm, layers), state, Context(0, 0))
+
+
 def test_change_by_hand() -> None:
     """Eq. 8 on squared norms 4, 6, 3: |6 - 4| / 4 and |3 - 6| / 6."""
     state, changes = ChangeState(), []
     for value in (4.0, 6.0, 3.0):
-        state = SquaredNormChange().observe(of(value), None, state)
+        state = observe(SquaredNormChange(), of(value), None, state)
         changes.append(state.change.item())
     assert math.isnan(changes[0])
     assert changes[1:] == [0.5, 0.5]
@@ -29,11 +33,11 @@ def test_change_by_hand() -> None:
 
 def test_a_gradient_that_is_not_finite_has_no_change_and_is_no_predecessor() -> None:
     metric = SquaredNormChange()
-    state = metric.observe(of(4.0), None, ChangeState())
+    state = observe(metric, of(4.0), None, ChangeState())
     for value in (math.inf, math.nan):
-        state = metric.observe(of(value), None, state)
+        state = observe(metric, of(value), None, state)
         assert math.isnan(state.change.item())
-    assert metric.observe(of(5.0), None, state).change.item() == 0.25
+    assert observe(metric, of(5.0), None, state).change.item() == 0.25
 
 
 def smoothed(sums: list[float]) -> float:
@@ -47,7 +51,7 @@ def test_selsync_smooths_sums_of_norms_once() -> None:
     metric = SmoothedChange()
     state, changes, sums = metric.init(), [], []
     for k in range(1, WINDOW + 4):
-        state = metric.observe(of(0.0), of(k, 2 * k).square(), state)
+        state = observe(metric, of(0.0), of(k, 2 * k).square(), state)
         changes.append(state.change.item())
         sums.append(3.0 * k)
     assert all(math.isnan(change) for change in changes[:WINDOW])
@@ -60,21 +64,21 @@ def test_selsync_sees_a_jump_at_once() -> None:
     metric = SmoothedChange()
     state = metric.init()
     for norm in (1.0,) * WINDOW + (10.0,):
-        state = metric.observe(of(0.0), of(norm * norm), state)
+        state = observe(metric, of(0.0), of(norm * norm), state)
     assert state.change.item() == pytest.approx(9 * (1 - DECAY) / (1 - DECAY**WINDOW), rel=1e-12)
     assert 0.40 < state.change.item() < 0.41
 
 
 def test_selsync_forgets_after_its_window_and_skips_what_is_not_finite() -> None:
     metric = SmoothedChange()
-    state = metric.observe(of(0.0), of(1e12), metric.init())
+    state = observe(metric, of(0.0), of(1e12), metric.init())
     for _ in range(WINDOW + 1):
-        state = metric.observe(of(0.0), of(4.0), state)
+        state = observe(metric, of(0.0), of(4.0), state)
     assert state.previous.item() == pytest.approx(2.0, rel=1e-12)
-    assert metric.observe(of(0.0), of(4.0), state).change.item() == pytest.approx(0.0, abs=1e-12)
-    broken = metric.observe(of(0.0), of(math.inf), state)
+    assert observe(metric, of(0.0), of(4.0), state).change.item() == pytest.approx(0.0, abs=1e-12)
+    broken = observe(metric, of(0.0), of(math.inf), state)
     assert math.isnan(broken.change.item())
-    after, without = (metric.observe(of(0.0), of(9.0), s) for s in (broken, state))
+    after, without = (observe(metric, of(0.0), of(9.0), s) for s in (broken, state))
     assert after.change == without.change and after.previous == without.previous
 
 
@@ -83,14 +87,14 @@ def test_a_gradient_that_is_not_finite_does_not_fill_the_window() -> None:
     state = metric.init()
     for step in range(WINDOW + 3):
         # Two of the steps are lost, so the change is known two steps later.
-        state = metric.observe(of(0.0), of(math.nan if step in (0, 7) else 4.0), state)
+        state = observe(metric, of(0.0), of(math.nan if step in (0, 7) else 4.0), state)
         assert math.isnan(state.change.item()) == (step < WINDOW + 2), step
 
 
 def test_a_window_from_a_checkpoint_follows_the_gradients_device() -> None:
     """`meta` stands for a GPU: a device that is not the checkpoint's."""
     norms = torch.ones(3, dtype=torch.float64, device="meta")
-    after = SmoothedChange().observe(norms.sum(), norms, SmoothedChange().init())
+    after = observe(SmoothedChange(), norms.sum(), norms, SmoothedChange().init())
     assert after.window is not None
     assert {t.device.type for t in (after.window, after.previous, after.change)} == {"meta"}
 
@@ -98,7 +102,7 @@ def test_a_window_from_a_checkpoint_follows_the_gradients_device() -> None:
 def changes_of(metric: SquaredNormChange | SmoothedChange, *norms: float) -> list[float]:
     state, found = metric.init(), []
     for norm in norms:
-        state = metric.observe(of(norm**2), of(norm**2).reshape(1), state)
+        state = observe(metric, of(norm**2), of(norm**2).reshape(1), state)
         found.append(state.change.item())
     return found
 

@@ -78,11 +78,11 @@ class EveryThird:
     def __init__(self, config):
         self.high = config.high
 
-    def init(self):
+    def init(self, layout):
         return Seen(torch.zeros((), dtype=torch.float64), 0)
 
-    def observe(self, grad_sq_norm, layer_sq_norms, state):
-        change = torch.full_like(grad_sq_norm, self.high if state.steps % 3 == 2 else 0.0)
+    def observe(self, gradient, state, ctx):
+        change = torch.full_like(gradient.sq_norm, self.high if state.steps % 3 == 2 else 0.0)
         return Seen(change, state.steps + 1)
 """
 

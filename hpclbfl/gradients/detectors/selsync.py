@@ -18,6 +18,9 @@ from hpclbfl.gradients.change import RESOLUTION, ChangeState, relative
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from hpclbfl.gradients import Context
+    from hpclbfl.gradients.gradient import Gradient, Layout
 else:
     from hpclbfl.core.lazy import lazy
 
@@ -52,15 +55,15 @@ class SmoothedChange:
     def __init__(self, config: DetectorConfig | None = None) -> None:
         pass
 
-    def init(self) -> ChangeState:
+    def init(self, layout: Layout | None = None) -> ChangeState:
         """An empty window."""
         return ChangeState(window=torch.full((WINDOW,), torch.nan, dtype=torch.float64))
 
-    def observe(self, grad_sq_norm: Tensor, layer_sq_norms: Tensor | None, state: ChangeState) -> ChangeState:
-        """Needs the layers' squared norms, [L]."""
-        if layer_sq_norms is None or state.window is None:
-            raise ValueError("SelSync's change needs the layers' norms and a window")
-        now = layer_sq_norms.double().sqrt().sum()
+    def observe(self, gradient: Gradient, state: ChangeState, ctx: Context) -> ChangeState:
+        """Takes the layers' squared norms."""
+        if state.window is None:
+            raise ValueError("SelSync's change needs a window")
+        now = gradient.layer_sq_norms.double().sqrt().sum()
         is_finite = torch.isfinite(now)
         # A checkpoint's lie on the host.
         before, previous = state.window.to(now.device), state.previous.to(now.device)

@@ -15,7 +15,9 @@ from hpclbfl.gradients.change import RESOLUTION, ChangeState, relative
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+
+    from hpclbfl.gradients import Context
+    from hpclbfl.gradients.gradient import Gradient, Layout
 else:
     from hpclbfl.core.lazy import lazy
 
@@ -42,13 +44,13 @@ class SquaredNormChange:
     def __init__(self, config: DetectorConfig | None = None) -> None:
         pass
 
-    def init(self) -> ChangeState:
+    def init(self, layout: Layout | None = None) -> ChangeState:
         """No predecessor."""
         return ChangeState()
 
-    def observe(self, grad_sq_norm: Tensor, layer_sq_norms: Tensor | None, state: ChangeState) -> ChangeState:
-        """Needs the squared norm alone, 0-d."""
-        now = grad_sq_norm.double()
+    def observe(self, gradient: Gradient, state: ChangeState, ctx: Context) -> ChangeState:
+        """Takes the squared norm alone."""
+        now = gradient.sq_norm.double()
         previous = state.previous.to(now.device)
         is_finite = torch.isfinite(now)
         change = torch.where(is_finite, relative(now, previous, RESOLUTION**2), torch.nan)
