@@ -27,8 +27,8 @@ MAX_BYTES = 1 << 20
 MAX_KEYS = 1000
 """Of a job, over all sections."""
 SECTIONS = (
-    *("data", "partition", "model", "sync", "gradients", "optimizer", "schedule", "loss", "batching", "emulate"),
-    *("stop", "evaluate", "checkpoint", "comm"),
+    *("data", "partition", "model", "sync", "gradients", "compression", "optimizer", "schedule", "loss", "batching"),
+    *("emulate", "stop", "evaluate", "checkpoint", "comm"),
 )
 """Keys of a job whose value is a section."""
 _WHOLE_NUMBERS = {"seed": 0, "clients": 1}

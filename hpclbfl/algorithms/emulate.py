@@ -25,13 +25,13 @@ class Emulation:
 
     Args:
         config: of the job.
-        rank, size: of the communicator.
+        rank: of the communicator.
         seed: of the job; keys the jitter.
         device: of the rank.
     """
 
-    def __init__(self, config: EmulateConfig, rank: int, size: int, seed: int, device: torch.device) -> None:
-        self._config, self._rank, self._size, self._seed, self._device = config, rank, size, seed, device
+    def __init__(self, config: EmulateConfig, rank: int, seed: int, device: torch.device) -> None:
+        self._config, self._rank, self._seed, self._device = config, rank, seed, device
 
     def factor(self, step: int) -> float:
         """The slow-down in a step, at least 1."""
@@ -53,10 +53,10 @@ class Emulation:
                 torch.cuda.synchronize(self._device)
             time.sleep((factor - 1.0) * (time.perf_counter() - begin))
 
-    def transfer(self, num_bytes: int) -> None:
-        """Take the time of a ring allreduce of so many bytes over the emulated links."""
-        if self._config.bandwidth is not None and self._size > 1:
-            time.sleep(2 * (self._size - 1) / self._size * num_bytes / (1e6 * self._config.bandwidth))
+    def transfer(self, sent_bytes: float) -> None:
+        """Take the time in which this rank sends so many bytes over the emulated links."""
+        if self._config.bandwidth is not None:
+            time.sleep(sent_bytes / (1e6 * self._config.bandwidth))
 
 
 def emulated_limit(config: EmulateConfig | None) -> int | None:
@@ -92,4 +92,4 @@ def make_emulation(job: JobConfig, comm: Communicator, device: torch.device) -> 
     beyond = [change.rank for change in config.at if change.rank >= comm.size]
     if beyond:
         raise ConfigError(f"emulate.at: rank {beyond[0]} is not among this job's {comm.size} ranks, 0 the first")
-    return Emulation(config, comm.rank, comm.size, job.seed, device)
+    return Emulation(config, comm.rank, job.seed, device)

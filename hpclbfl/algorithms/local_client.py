@@ -17,6 +17,7 @@ from hpclbfl.algorithms.record import StepRecord
 from hpclbfl.algorithms.stepping import Stepper
 from hpclbfl.core.clock import Mark
 from hpclbfl.core.fitting import check_like
+from hpclbfl.gradients import Context
 from hpclbfl.gradients.chain import Chain
 from hpclbfl.gradients.gradient import Gradient
 
@@ -57,7 +58,7 @@ class LocalClient(Client):
         own, gradient = record.clients[-1], None
         if self.chain is not None:
             found = [p.grad for p in self.replica.parameters if p.requires_grad]
-            context = self.chain.context(rank.counters.step, record.epoch, record.lr)
+            context = Context(rank.job.seed, rank.counters.step, self.id, record.epoch, record.lr)
             gradient, columns = self.chain.update(Gradient(found, self.chain.layout), context)
             own.columns |= columns
         if rank.is_broken_by(own.columns.get("local_grad_sq_norm")):

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hpclbfl.algorithms.averaging import average, average_optimizer_states, averaging_weights, begin_counts
+from hpclbfl.algorithms.changes import Changes
 from hpclbfl.algorithms.flat_model import FlatModel
 from hpclbfl.algorithms.local_client import LocalClient
 from hpclbfl.algorithms.rank import Rank
+from hpclbfl.comm.wire import ring
 from hpclbfl.core.errors import DataError
 from hpclbfl.core.state import Stateful
 from hpclbfl.optim.slots import reset_slots
@@ -30,19 +32,25 @@ class Replicas:
     Args:
         mean: a net for the clients' (virtual) average, which is what is evaluated.
         clients: of this rank.
+        changes: averages what they have changed, compressed; None: their models are averaged.
     """
 
-    def __init__(self, mean: FlatModel, clients: list[LocalClient]) -> None:
-        self.mean, self.clients = mean, clients
+    def __init__(self, mean: FlatModel, clients: list[LocalClient], changes: Changes | None = None) -> None:
+        self.mean, self.clients, self.changes = mean, clients, changes
 
     @classmethod
-    def of_shared(cls, shared: SharedModel, make_client: Callable[[int, nn.Module], LocalClient]) -> Replicas:
+    def of_shared(
+        cls,
+        shared: SharedModel,
+        make_client: Callable[[int, nn.Module], LocalClient],
+        make_changes: Callable[[FlatModel], Changes | None],
+    ) -> Replicas:
         """A copy of a shared model, of its optimizer and of its loss scaling for every client."""
         clients = [make_client(client.id, client.replica.module) for client in shared.clients]
         for client in clients:
             # torch would share the tensors of the state that it loads.
             client.stepper.load_state_dict(copy.deepcopy(shared.stepper.state_dict()))
-        return cls(shared.mean, clients)
+        return cls(shared.mean, clients, make_changes(shared.mean))
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -55,10 +63,9 @@ class Replicas:
         The weights are zeros where there was nothing to average.
         """
         finish_counts = begin_counts(self.clients, self.mean, rank.comm)
-        since = rank.counters.since_averaging
-        weights = averaging_weights(since, rank.job.sync.averaged_by, rank.sampler.capacity)
+        weights = self._weights(rank)
         states = [client.replica.state for client in self.clients]
-        if since.any():
+        if weights.any():
             average(states, [weights[c.id] for c in self.clients], rank.comm, "state", self.mean.state)
         else:
             # Just averaged: all clients hold the same model.
@@ -69,9 +76,9 @@ class Replicas:
     def average_clients(self, rank: Rank, record: StepRecord) -> None:
         """Give every client the weighted mean of all; what becomes of momentum is the job's choice."""
         begin = rank.clock.mark()
-        weights = self.average(rank)
+        weights, sent_bytes = self._exchange(rank, record)
         if rank.emulation is not None:
-            rank.emulation.transfer(self.mean.state.nbytes)
+            rank.emulation.transfer(sent_bytes)
         counts = self.mean.counts
         for client in self.clients:
             client.replica.state.copy_(self.mean.state)
@@ -85,21 +92,39 @@ class Replicas:
         rank.counters.averaged_at = rank.counters.positions.copy()
         record.sync.append((begin, rank.clock.mark()))
 
+    def _exchange(self, rank: Rank, record: StepRecord) -> tuple[NDArray[np.float64], float]:
+        """Fill `mean` at an averaging: [C] the weights, and the bytes that this rank has sent."""
+        if self.changes is None:
+            return self.average(rank), ring(self.mean.state.nbytes, rank.comm.size)
+        finish_counts = begin_counts(self.clients, self.mean, rank.comm)
+        weights = self._weights(rank)
+        self.changes.average(rank, record, self.clients, weights, self.mean)
+        finish_counts()
+        return weights, self.changes.sent_bytes
+
+    def _weights(self, rank: Rank) -> NDArray[np.float64]:
+        """[C] of the clients in an averaging, as the job says."""
+        return averaging_weights(rank.counters.since_averaging, rank.job.sync.averaged_by, rank.sampler.capacity)
+
     def parts_of(self, client: LocalClient) -> list[Stateful]:
         """What is to be remembered of a client of this rank."""
-        return [client]
+        return [client] if self.changes is None else [client, self.changes.compression.client_state(client.id)]
 
     def close(self) -> None:
         """Nothing to leave."""
 
     def state_dict(self) -> dict[str, Any]:
         """That there is no shared model; see `hpclbfl.core.state.Stateful`."""
-        return {"model": None}
+        return {"model": None} | (self.changes.state_dict() if self.changes is not None else {})
 
     def check_state(self, found: Mapping[str, Any]) -> None:
         """See `hpclbfl.core.state.Stateful`."""
         if found.get("model") is not None:
             raise DataError("model is there, but this job's clients train alone")
+        if self.changes is not None:
+            self.changes.check_state(found)
 
     def load_state_dict(self, found: Mapping[str, Any]) -> None:
         """See `hpclbfl.core.state.Stateful`."""
+        if self.changes is not None:
+            self.changes.load_state_dict(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from hpclbfl.algorithms.flat_model import FlatModel
 from hpclbfl.algorithms.rank import Rank
 from hpclbfl.algorithms.stepping import Stepper
 from hpclbfl.algorithms.terms import StepTerms
+from hpclbfl.comm.compression.build import Compression
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.core.errors import DataError
 from hpclbfl.core.fitting import check_like
 from hpclbfl.core.state import Stateful
-from hpclbfl.gradients.chain import Chain
-from hpclbfl.gradients.gradient import Gradient
+from hpclbfl.gradients import Context
+from hpclbfl.gradients.chain import SHARED, Chain
+from hpclbfl.gradients.gradient import Gradient, Layout
 from hpclbfl.gradients.noise_scale import NoiseScale
 from hpclbfl.gradients.norm import layer_squared_norms
 from hpclbfl.gradients.weight_noise import client_factors
@@ -47,6 +50,7 @@ class SharedModel:
         chain: of its gradient; None: nothing is measured.
         noise_scale: None where it is not asked for.
         extrapolation: of the points at which clients take their gradients; None: at the model itself.
+        compression: of its gradients; None: they travel as they are.
     """
 
     def __init__(
@@ -58,9 +62,14 @@ class SharedModel:
         chain: Chain | None,
         noise_scale: NoiseScale | None,
         extrapolation: Extrapolation | None,
+        compression: Compression | None = None,
     ) -> None:
         self.mean, self.clients, self.stepper, self.reducer = mean, clients, stepper, reducer
         self.chain, self.noise_scale, self.extrapolation = chain, noise_scale, extrapolation
+        self.compression = compression
+        self._layout = Layout.of(mean.module.named_parameters())
+        if compression is not None:
+            reducer.reduction = compression.reduction
         self._counts: NDArray[np.int64] = np.empty(0, np.int64)
         self._terms: StepTerms
         self._divisors: NDArray[np.float64] = np.empty(0)
@@ -84,6 +93,8 @@ class SharedModel:
         if scaler.is_enabled():
             # By how much gradients are too large until they are unscaled; 0-d, on the device.
             self._loss_scale = scaler.scale(torch.ones((), dtype=torch.float64, device=rank.device))
+        if self.compression is not None:
+            self.compression.begin(rank.counters.step)
         self.reducer.begin_step()
 
     def backward(self, rank: Rank, client: Client, record: StepRecord) -> None:
@@ -91,7 +102,7 @@ class SharedModel:
         divisor = float(self._divisors[client.id])
         share = self._terms.of(client.id) / divisor
         with self.extrapolation.ahead(client.id, share) if self.extrapolation else nullcontext() as keep:
-            self.reducer.begin_pass(client is self.clients[-1], 1.0 / share, keep)
+            self.reducer.begin_pass(client is self.clients[-1], 1.0 / share, keep, client.id)
             client.forward_backward(rank, record, divisor, self._terms.batch(client.id))
             own = self.reducer.end_pass()
         if own is not None and self._counts[client.id]:
@@ -102,7 +113,7 @@ class SharedModel:
         begin = rank.clock.mark()
         self.reducer.finish()
         if rank.emulation is not None:
-            rank.emulation.transfer(self.reducer.flat.nbytes)
+            rank.emulation.transfer(self.reducer.sent_bytes)
         record.sync.append((begin, rank.clock.mark()))
 
     def update(self, rank: Rank, record: StepRecord) -> int:
@@ -131,14 +142,18 @@ class SharedModel:
             layers = layer_squared_norms(reducer.by_layer())
         if logs_layers and rank.comm.rank == 0:
             record.layer_sq_norms = layers
+        measured = Gradient(reducer.flat, self._layout, reducer.sq_norm, layers)
+        if chain is not None:
+            measured = chain.agreed(measured)
+        context = Context(rank.job.seed, rank.counters.step, SHARED, record.epoch, record.lr)
+        if self.compression is not None:
+            record.columns |= self.compression.observe(measured, context, int(self._counts.sum()), reducer.norms)
         if chain is None:
             return None
-        measured = chain.agreed(Gradient(reducer.flat, chain.layout, reducer.sq_norm, layers))
         noise = self._noise(measured.sq_norm)
         averages = self.noise_scale.averages if noise and self.noise_scale is not None else None
-        context = chain.context(rank.counters.step, record.epoch, record.lr, averages)
-        gradient, columns = chain.update(measured, context)
-        record.columns = columns | noise
+        gradient, columns = chain.update(measured, replace(context, noise=averages))
+        record.columns |= columns | noise
         return gradient
 
     def _noise(self, sq_norm: Tensor) -> dict[str, Tensor]:
@@ -165,6 +180,8 @@ class SharedModel:
         parts: list[Stateful] = [client]
         if self.extrapolation is not None:
             parts.append(self.extrapolation.client_state(client.id, self.mean.parameters))
+        if self.compression is not None:
+            parts.append(self.compression.client_state(client.id))
         return parts
 
     def close(self) -> None:
@@ -174,7 +191,7 @@ class SharedModel:
     def state_dict(self) -> dict[str, Any]:
         """See `hpclbfl.core.state.Stateful`."""
         own: dict[str, Any] = {"model": self.mean.state, **self.stepper.state_dict()}
-        for part in (self.chain, self.noise_scale):
+        for part in (self.chain, self.noise_scale, self.compression):
             own |= part.state_dict() if part is not None else {}
         return own
 
@@ -183,13 +200,13 @@ class SharedModel:
         if found.get("model") is None:
             raise DataError("model is missing")
         check_like(self.mean.state, found["model"], "model")
-        for part in (self.stepper, self.chain, self.noise_scale):
+        for part in (self.stepper, self.chain, self.noise_scale, self.compression):
             if part is not None:
                 part.check_state(found)
 
     def load_state_dict(self, found: Mapping[str, Any]) -> None:
         """See `hpclbfl.core.state.Stateful`."""
         self.mean.state.copy_(found["model"])
-        for part in (self.stepper, self.chain, self.noise_scale):
+        for part in (self.stepper, self.chain, self.noise_scale, self.compression):
             if part is not None:
                 part.load_state_dict(found)

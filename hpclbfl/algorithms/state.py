@@ -7,19 +7,21 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hpclbfl.algorithms.changes import Changes
 from hpclbfl.algorithms.client import Client
 from hpclbfl.algorithms.flags import NONFINITE
 from hpclbfl.algorithms.flat_model import FlatModel
 from hpclbfl.algorithms.local_client import LocalClient
-from hpclbfl.algorithms.rank import Rank
+from hpclbfl.algorithms.rank import Rank, clients_of_rank
 from hpclbfl.algorithms.record import StepRecord
 from hpclbfl.algorithms.replicas import Replicas
 from hpclbfl.algorithms.shared_model import SharedModel
 from hpclbfl.algorithms.stepping import Stepper
+from hpclbfl.comm.compression import Setup
+from hpclbfl.comm.compression.build import Compression
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config.component_configs import transform_configs
 from hpclbfl.config.components import TRANSFORMS
@@ -76,17 +78,33 @@ class RankState(Rank):
             # Under loss scaling the norm is known only after the sum has been unscaled.
             measure=config.measure and job.precision != "fp16",
             measure_clients=config.noise_scale is not None,
-            wire_dtype=torch.float16 if config.compression == "fp16" else None,
         )
         clients = [Client(i, FlatModel(template, parameters_of=mean), stepper.loss_scaler) for i in self.client_ids]
         noise_scale = NoiseScale(config.noise_scale.decay) if config.noise_scale is not None else None
         rate = config.extrapolation_lr
         extrapolation = Extrapolation(rate) if rate is not None else None
-        return SharedModel(mean, clients, stepper, reducer, self.make_chain(SHARED, mean), noise_scale, extrapolation)
+        chain, compression = self.make_chain(SHARED, mean), self._gradient_compression(mean, reducer)
+        return SharedModel(mean, clients, stepper, reducer, chain, noise_scale, extrapolation, compression)
+
+    def _gradient_compression(self, mean: FlatModel, reducer: GradientReducer) -> Compression | None:
+        if self.job.compression is None:
+            return None
+        blocks = [clients_of_rank(len(self.sizes), rank, self.comm.size) for rank in range(self.comm.size)]
+        setup = Setup(self.comm, reducer.flat, reducer.pieces, blocks, self.job.seed, self.agree is None)
+        return Compression(self.job.compression, setup, Layout.of(mean.module.named_parameters()))
+
+    def make_changes(self, mean: FlatModel) -> Changes | None:
+        """What averages compressed changes of models; None: models are averaged."""
+        return None if self.job.compression is None else Changes(self.job.compression, self, mean)
 
     def make_replicas(self, template: nn.Module) -> Replicas:
         """A model of each of this rank's clients."""
-        return Replicas(FlatModel(template), [self.make_local_client(i, template) for i in self.client_ids])
+        mean = FlatModel(template)
+        return Replicas(mean, [self.make_local_client(i, template) for i in self.client_ids], self.make_changes(mean))
+
+    def replicas_of(self, shared: SharedModel) -> Replicas:
+        """A model of each of this rank's clients, all copies of a shared one."""
+        return Replicas.of_shared(shared, self.make_local_client, self.make_changes)
 
     def make_local_client(self, client_id: int, template: nn.Module) -> LocalClient:
         """A client with a copy of a net and an optimizer of its own."""
@@ -115,7 +133,7 @@ class RankState(Rank):
     def start_local_training(self) -> None:
         """From now on every client trains a copy of the shared model, where there still is one."""
         if isinstance(self.model, SharedModel):
-            self.use_model(Replicas.of_shared(self.model, self.make_local_client))
+            self.use_model(self.replicas_of(self.model))
             self.counters.averaged_at = self.counters.positions.copy()
 
     def use_model(self, model: SharedModel | Replicas) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, StringConstraints
 
 from hpclbfl.batching.cost_model import BentLine, Line
+from hpclbfl.comm.compression.volume import Volume
 from hpclbfl.config.job import MAX_PLAN_BYTES, JobConfig
 from hpclbfl.config.sections import Section
 from hpclbfl.config.sections.base import LARGEST, NonNegativeFloat, NonNegativeInt, Number, PositiveFloat, PositiveInt
@@ -123,10 +124,12 @@ class NetworkPlan(Section):
     bandwidth_bytes_per_s: PositiveFloat
     num_bytes: PositiveInt
     """Size of the job's reductions: gradients, or the parameters and buffers that are averaged."""
+    gathered_bytes: NonNegativeFloat = 0.0
+    """Of each client's payload, where a compressor gathers them if that sends less; 0: it does not."""
 
     def seconds(self, num_ranks: int, num_bytes: float | None = None) -> float:
         """Time of a reduction of `num_bytes` (None: the job's) over this number of ranks, s."""
-        size = self.num_bytes if num_bytes is None else num_bytes
+        size = Volume(self.num_bytes, self.gathered_bytes).on(num_ranks) if num_bytes is None else num_bytes
         hops = 2 * (num_ranks - 1)
         return hops * (self.hop_s + size / (num_ranks * self.bandwidth_bytes_per_s))
 

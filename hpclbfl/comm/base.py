@@ -20,6 +20,13 @@ class Handle(Protocol):
         """Return once the tensor holds the result; on a GPU: once the current stream is ordered behind it."""
 
 
+class Receiving(Protocol):
+    """An exchange of bytes under way."""
+
+    def wait(self) -> Tensor:
+        """What this rank receives, by sender."""
+
+
 class Communicator(Protocol):
     """Collectives over all ranks. Every rank makes the same calls in the same order."""
 
@@ -38,6 +45,18 @@ class Communicator(Protocol):
         """Sum `flat` (1-d, contiguous) over ranks, in place; `on_chunk(view)` once a piece is reduced.
 
         `name` is equal on all ranks and unique among the reductions under way.
+        """
+
+    def gather(self, flat: Tensor, sizes: Sequence[int], name: str) -> Receiving:
+        """Send `flat` (1-d bytes, uint8) to all ranks, and receive theirs behind each other.
+
+        `sizes`: bytes of every rank, known to all; `name` as in `reduce_`.
+        """
+
+    def exchange(self, flat: Tensor, sent: Sequence[int], received: Sequence[int], name: str) -> Receiving:
+        """Send each rank its part of `flat` (1-d bytes, uint8), and receive from each the part for this rank.
+
+        `sent`, `received`: bytes to and from every rank; `name` as in `reduce_`.
         """
 
     def vote(self, bits: int) -> int:

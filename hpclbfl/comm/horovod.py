@@ -54,6 +54,20 @@ class _Reduction:
                 self._on_chunk(piece)
 
 
+class _Exchange:
+    """Horovod's handle of bytes under way."""
+
+    def __init__(self, hvd: Any, handle: int) -> None:
+        self._hvd, self._handle = hvd, handle
+
+    def wait(self) -> Tensor:
+        arrived = self._hvd.synchronize(self._handle)
+        # An exchange also tells how much came from whom.
+        flat: Tensor = arrived[0] if isinstance(arrived, tuple) else arrived
+        _order_after(flat)
+        return flat
+
+
 def pieces_of(flat: Tensor) -> tuple[Tensor, ...]:
     """A tensor on the host in pieces that stay in a processor's cache while they are summed; not too many of them."""
     size = max(PIECE_BYTES // flat.element_size(), -(-flat.numel() // MOST_PIECES))
@@ -152,6 +166,15 @@ class HorovodCommunicator:
             self._hvd.allreduce_async_(piece, name=f"{name}.{k}", op=self._hvd.Sum) for k, piece in enumerate(pieces)
         ]
         return _Reduction(self._hvd, handles, pieces, on_chunk)
+
+    def gather(self, flat: Tensor, sizes: Sequence[int], name: str) -> _Exchange:
+        """Start it; Horovod finds out the sizes by itself."""
+        return _Exchange(self._hvd, self._hvd.allgather_async(flat, name=name))
+
+    def exchange(self, flat: Tensor, sent: Sequence[int], received: Sequence[int], name: str) -> _Exchange:
+        """Start it."""
+        splits = torch.tensor(list(sent), dtype=torch.int32)
+        return _Exchange(self._hvd, self._hvd.alltoall_async(flat, splits=splits, name=name))
 
     def vote(self, bits: int) -> int:
         """Bitwise or, as a sum of FLAG_BITS counters."""

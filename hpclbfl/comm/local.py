@@ -13,6 +13,14 @@ class _Done:
         pass
 
 
+class _Own:
+    def __init__(self, flat: Tensor) -> None:
+        self._flat = flat
+
+    def wait(self) -> Tensor:
+        return self._flat
+
+
 class LocalCommunicator:
     """The only rank; see `hpclbfl.comm.base.Communicator`."""
 
@@ -29,6 +37,14 @@ class LocalCommunicator:
         if on_chunk is not None:
             on_chunk(flat)
         return _Done()
+
+    def gather(self, flat: Tensor, sizes: Sequence[int], name: str) -> _Own:
+        """What the only rank sends is what it receives."""
+        return _Own(flat)
+
+    def exchange(self, flat: Tensor, sent: Sequence[int], received: Sequence[int], name: str) -> _Own:
+        """The same."""
+        return _Own(flat)
 
     def vote(self, bits: int) -> int:
         """The only vote decides."""

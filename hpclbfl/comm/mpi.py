@@ -33,6 +33,19 @@ class _Deferred:
                 self._on_chunk(self._flat[begin : begin + self._chunk])
 
 
+class _DeferredExchange:
+    """Bytes that are exchanged when they are waited for."""
+
+    def __init__(self, call: Callable[[Any, Any], None], flat: Tensor, sent: Any, received: Sequence[int]) -> None:
+        self._call, self._flat, self._sent, self._received = call, flat, sent, received
+
+    def wait(self) -> Tensor:
+        arrived = torch.empty(sum(self._received), dtype=torch.uint8)
+        values = self._flat.numpy()
+        self._call(values if self._sent is None else [values, self._sent], [arrived.numpy(), self._received])
+        return arrived
+
+
 class MpiCommunicator:
     """All ranks of the MPI job; see `hpclbfl.comm.base.Communicator`.
 
@@ -82,6 +95,14 @@ class MpiCommunicator:
         # Whole megabytes would cut the cache lines that torch's kernels like whole.
         chunk = max(1, self._chunk_bytes // flat.element_size() // 1024) * 1024
         return _Deferred(self._comm, self._mpi.IN_PLACE, flat, chunk, on_chunk)
+
+    def gather(self, flat: Tensor, sizes: Sequence[int], name: str) -> _DeferredExchange:
+        """When it is waited for."""
+        return _DeferredExchange(self._comm.Allgatherv, flat, None, sizes)
+
+    def exchange(self, flat: Tensor, sent: Sequence[int], received: Sequence[int], name: str) -> _DeferredExchange:
+        """When it is waited for."""
+        return _DeferredExchange(self._comm.Alltoallv, flat, sent, received)
 
     def vote(self, bits: int) -> int:
         """Bitwise or."""

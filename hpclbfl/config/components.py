@@ -17,7 +17,9 @@ What a class of the user's own must be to join a kind stands with the kind, see 
   what `hpclbfl.core.state` lets through;
 - an optimizer is a `torch.optim.Optimizer`, made with its config and torch's parameter groups; one that is not derived
   from torch's SGD, Adam or AdamW has a method `reset_state`, see `hpclbfl.optim.slots`;
-- a schedule is made with its config, and called with an epoch; it returns what the rate is multiplied with.
+- a schedule is made with its config, and called with an epoch; it returns what the rate is multiplied with;
+- a compressor is made with its config, and is a `hpclbfl.comm.compression.Codec`;
+- a rule of compression is made with its config, and is a `hpclbfl.comm.compression.adapt.Adapter`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Any
 
 from hpclbfl.config.sections.algorithm import AlgorithmConfig
 from hpclbfl.config.sections.batching import BatchingConfig
+from hpclbfl.config.sections.compression import AdaptConfig, CompressionConfig
 from hpclbfl.config.sections.data import DataConfig
 from hpclbfl.config.sections.gradients import DetectorConfig, TransformConfig
 from hpclbfl.config.sections.model import LossConfig, ModelConfig
@@ -102,6 +105,18 @@ SCHEDULES = Registry[ScheduleConfig](
     default="constant",
     interface=Interface(ScheduleConfig, ("config",), ("__call__",)),
 )
+COMPRESSORS = Registry[CompressionConfig](
+    "compressor",
+    "kind",
+    "hpclbfl.comm.compression",
+    interface=Interface(CompressionConfig, ("config",), ("size", "encode", "decode_")),
+)
+ADAPTERS = Registry[AdaptConfig](
+    "rule of compression",
+    "by",
+    "hpclbfl.comm.compression.adapt",
+    interface=Interface(AdaptConfig, ("config",), ("init", "level", "update")),
+)
 
 SECTIONS: Mapping[str, Registry[Any]] = {
     "data": DATASETS,
@@ -112,7 +127,12 @@ SECTIONS: Mapping[str, Registry[Any]] = {
     "schedule": SCHEDULES,
     "loss": LOSSES,
     "batching": POLICIES,
+    "compression": COMPRESSORS,
 }
 """Sections of a job that are a component each."""
-NESTED: Mapping[str, Registry[Any]] = {"transform": TRANSFORMS, "detector": DETECTORS}
+NESTED: Mapping[str, Registry[Any]] = {
+    "transform": TRANSFORMS,
+    "detector": DETECTORS,
+    "adapter": ADAPTERS,
+}
 """Components that stand within a section, by the kind that `Nested` names."""

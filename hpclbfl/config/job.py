@@ -14,10 +14,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, SerializeAsAny, StrictBool, ValidationInfo, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    StrictBool,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 from hpclbfl.config.component_configs import transform_configs, with_components
-from hpclbfl.config.migrate import as_former, with_unnamed_loss
+from hpclbfl.config.migrate import as_former, with_compression, with_uncompressed, with_unnamed_loss
 from hpclbfl.config.own_parts import NOWHERE, Lookup, as_written, pinned
 from hpclbfl.config.own_sources import PARTS
 from hpclbfl.config.part_names import anchored
@@ -26,6 +35,7 @@ from hpclbfl.config.sections import (
     BatchingConfig,
     CheckpointConfig,
     CommConfig,
+    CompressionConfig,
     DataConfig,
     EmulateConfig,
     EvaluateConfig,
@@ -72,6 +82,8 @@ class JobConfig(Section):
     model: SerializeAsAny[ModelConfig]
     sync: SerializeAsAny[AlgorithmConfig]
     gradients: GradientsConfig = GradientsConfig()
+    compression: SerializeAsAny[CompressionConfig] | None = None
+    """What clients send instead of their gradients or, where they train alone, of what they have changed."""
     optimizer: SerializeAsAny[OptimizerConfig]
     schedule: SerializeAsAny[ScheduleConfig]
     loss: SerializeAsAny[LossConfig]
@@ -92,6 +104,7 @@ class JobConfig(Section):
         if not isinstance(values, dict):
             return values
         context = info.context or {}
+        values = with_compression(values)
         return with_components(values, str(context.get("source", "a job")), context.get("lookup", NOWHERE))
 
     @model_validator(mode="after")
@@ -103,9 +116,30 @@ class JobConfig(Section):
             raise ValueError("gradients.extrapolation_lr does not go with precision fp16")
         if self.on_nonfinite in ("skip", "restore") and not gradients.measure:
             raise ValueError(f"on_nonfinite: {self.on_nonfinite} needs 'gradients.measure: true'")
-        if gradients.compression != "none" and self.comm.engine == "mpi":
-            raise ValueError("gradients.compression: MPI cannot sum fp16; comm.engine horovod can")
+        self._compression_fits()
         return self
+
+    def _compression_fits(self) -> None:
+        compression, gradients = self.compression, self.gradients
+        if compression is None:
+            return
+        if gradients.noise_scale is not None:
+            raise ValueError("gradients.noise_scale: needs exact sums of gradients, without 'compression'")
+        if compression.keeps_residual and self.precision == "fp16" and self.sync.sums_gradients:
+            raise ValueError(
+                "compression.feedback: what is not sent lies in units of the loss scale, which changes under precision "
+                "fp16; use bf16, or 'feedback: false'"
+            )
+        if compression.adapter is not None and not gradients.measure:
+            raise ValueError("compression.adapt: needs 'gradients.measure: true'")
+
+    @model_serializer(mode="wrap")
+    def _without_default_compression(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Older versions had none, and their runs are found by what they wrote.
+        values: dict[str, Any] = handler(self)
+        if self.compression is None:
+            values.pop("compression", None)
+        return values
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -159,7 +193,7 @@ class JobConfig(Section):
 
     def digest(self, data_fingerprint: str) -> str:
         """Ten hexadecimal digits that identify this experiment."""
-        return _hash(with_unnamed_loss(self.scientific(data_fingerprint)))
+        return _hash(with_uncompressed(with_unnamed_loss(self.scientific(data_fingerprint))))
 
     def former_digest(self, data_fingerprint: str) -> str:
         """The digest of version 0.1, which covered `stop`: run folders of that time are named after it.

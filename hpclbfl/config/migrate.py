@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpclbfl.config.part_names import parse_name
+from hpclbfl.core.text import shown
 
 _MOMENTUM, _MOMENTS, _TVLARS = ("sgd", "lars"), ("adam", "adamw", "lamb"), ("tvlars",)
 _WITH_DROPOUT = ("vgg11", "vgg11_bn", "alexnet", "vit_b_16", "vit_cifar", "vgg_small", "alexnet_small")
 _BY_SPEED = ("proportional", "dynamic")
 _UNNAMED_LOSS = "cross_entropy"
+_NONE = "none"
 _FORMER: Mapping[str, tuple[str, Mapping[str, tuple[tuple[str, ...], Any]]]] = {
     "model": ("name", {"stem": (("resnet18", "resnet50"), "imagenet"), "dropout": (_WITH_DROPOUT, None)}),
     "partition": ("kind", {"labels": (("labels_per_client",), None), "alpha": (("dirichlet", "quantity"), None)}),
@@ -56,13 +58,13 @@ read them, and what stood there for the others."""
 def migrated(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections of a job that a run folder holds as this version writes them.
 
-    Versions without `partition.reshuffle` dealt all samples anew over all clients under `kind: iid`, and they had one
-    loss, without a name.
+    Versions without `partition.reshuffle` dealt all samples anew over all clients under `kind: iid`; they had one loss,
+    without a name, and compression to fp16 was a key of `gradients`.
 
     Args:
         job: from config.yaml, a log or a provenance; whatever its values are.
     """
-    found = dict(job)
+    found = _with_section(dict(job))
     partition = job.get("partition")
     if isinstance(partition, Mapping) and partition.get("kind") == "iid" and "reshuffle" not in partition:
         found["partition"] = {**partition, "reshuffle": True}
@@ -78,6 +80,44 @@ def migrated(job: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def with_compression(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections of a job with what `gradients.compression` said, none or fp16, as a section of its own.
+
+    Raises:
+        ValueError: it says something else, or there is a section, too.
+    """
+    section, gradients = job.get("compression"), job.get("gradients")
+    if isinstance(section, Mapping) and section.get("kind") == _NONE and len(section) > 1:
+        others = ", ".join(shown(key) for key in section if key != "kind")
+        raise ValueError(f"compression: kind none goes without {others}")
+    found = dict(job)
+    if section is None or (isinstance(section, Mapping) and section.get("kind") == _NONE):
+        found.pop("compression", None)
+    if isinstance(gradients, Mapping) and "compression" in gradients:
+        former = gradients["compression"]
+        if former not in (_NONE, "fp16"):
+            raise ValueError(f"gradients.compression: should be none or fp16, not {shown(former)}; see 'compression'")
+        if former == "fp16" and "compression" in found:
+            raise ValueError("gradients.compression: goes without a section 'compression', which it stands for")
+        found = _with_section(found)
+    return found
+
+
+def _with_section(job: dict[str, Any]) -> dict[str, Any]:
+    """The same without complaints: what cannot be understood stays."""
+    gradients = job.get("gradients")
+    if not isinstance(gradients, Mapping) or gradients.get("compression") not in (_NONE, "fp16"):
+        return job
+    rest = {key: value for key, value in gradients.items() if key != "compression"}
+    section = {"compression": {"kind": "fp16"}} if gradients["compression"] == "fp16" else {}
+    return {**section, **job, "gradients": rest}
+
+
+def with_uncompressed(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job with the key `gradients.compression` that versions up to 0.1 had: hashes cover it."""
+    return {**job, "gradients": {**job["gradients"], "compression": _NONE}}
+
+
 def with_unnamed_loss(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return a job without the name of the one loss that versions up to 0.1 had: hashes do not cover it."""
     found = dict(job)
@@ -88,7 +128,7 @@ def with_unnamed_loss(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_former(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections of a job as version 0.1 wrote them; the reverse of `migrated`."""
-    found = with_unnamed_loss(job)
+    found = with_uncompressed(with_unnamed_loss(job))
     for section, (_, keys) in _FORMER.items():
         found[section] = {key: default for key, (_, default) in keys.items()} | dict(found[section])
     # What it called i.i.d. was reshuffled; fixed shards it did not have.

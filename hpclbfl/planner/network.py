@@ -21,6 +21,8 @@ from hpclbfl.batching.cost_model import fit_bent_line, fit_line, medians
 from hpclbfl.batching.plan_file import NetworkPlan, Plan, RankPlan
 from hpclbfl.comm import devices
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.compression.volume import Volume, volume_of
+from hpclbfl.comm.wire import ring
 from hpclbfl.config.component_configs import component_config
 from hpclbfl.config.components import PARTITIONS, POLICIES
 from hpclbfl.config.job import JobConfig
@@ -44,11 +46,20 @@ class SyncRow:
     """Of the slowest rank."""
 
 
-def message_bytes(job: JobConfig, parameter_bytes: int, buffer_bytes: int) -> int:
-    """What a job reduces at once: gradients in their type on the wire, or parameters and buffers."""
-    if job.sync.trains_alone:
-        return parameter_bytes + buffer_bytes
-    return parameter_bytes // 2 if job.gradients.compression == "fp16" else parameter_bytes
+def message_volume(
+    job: JobConfig, shapes: Sequence[tuple[int, ...]], itemsize: int, buffer_bytes: int, num_ranks: int
+) -> Volume:
+    """What a job reduces at once: gradients, or parameters and buffers, as its compressor sends them.
+
+    Args:
+        shapes: of the parameters.
+        itemsize: bytes of one of their numbers.
+        buffer_bytes: of BatchNorm's running statistics, which are averaged as they are.
+        num_ranks: each with one client.
+    """
+    whole = buffer_bytes if job.sync.trains_alone else 0
+    found = volume_of(job.compression, shapes, itemsize, num_ranks)
+    return Volume(found.ring_bytes + whole, found.gathered_bytes and found.gathered_bytes + whole)
 
 
 def time_reductions(job: JobConfig, comm: Communicator, num_bytes: int, repetitions: int) -> list[SyncRow]:
@@ -56,7 +67,7 @@ def time_reductions(job: JobConfig, comm: Communicator, num_bytes: int, repetiti
     device = devices.choose(comm)
     emulation = make_emulation(job, comm, device)
     is_shared = not job.sync.trains_alone
-    dtype = torch.float16 if is_shared and job.gradients.compression == "fp16" else dtype_of(job.precision)
+    dtype = dtype_of(job.precision)
     whole = num_bytes // dtype.itemsize
     flat = torch.zeros(int(max(FITTED) * whole), dtype=dtype, device=device)
     keys, own = [], []
@@ -71,7 +82,7 @@ def time_reductions(job: JobConfig, comm: Communicator, num_bytes: int, repetiti
             for handle in handles:
                 handle.wait()
             if emulation is not None:
-                emulation.transfer(message.nbytes)
+                emulation.transfer(ring(message.nbytes, comm.size))
             synchronize(device)
             if repetition >= 0:
                 own.append(time.perf_counter() - begin)
@@ -79,13 +90,13 @@ def time_reductions(job: JobConfig, comm: Communicator, num_bytes: int, repetiti
     return [SyncRow(*key, seconds) for key, seconds in zip(keys, slowest(comm, own), strict=True)]
 
 
-def fit_ring(rows: Sequence[SyncRow], num_ranks: int, engine: str, num_bytes: int) -> NetworkPlan:
+def fit_ring(rows: Sequence[SyncRow], num_ranks: int, engine: str, volume: Volume) -> NetworkPlan:
     """Fit the ring's parameters to timed reductions.
 
     Args:
         rows: of the sizes to fit.
         num_ranks, engine: of the measurement.
-        num_bytes: what the job reduces at once.
+        volume: what the job reduces at once.
     """
     found = medians((row.size_bytes, row.seconds) for row in rows)
     # At least the two largest sizes, between which the job's own lies.
@@ -98,7 +109,8 @@ def fit_ring(rows: Sequence[SyncRow], num_ranks: int, engine: str, num_bytes: in
         hop_s=line.fixed / hops,
         # Where the size does not change the time, the bandwidth is practically unlimited.
         bandwidth_bytes_per_s=hops / (num_ranks * max(line.per_sample, 1e-15)),
-        num_bytes=num_bytes,
+        num_bytes=max(1, round(volume.ring_bytes)),
+        gathered_bytes=volume.gathered_bytes,
     )
 
 

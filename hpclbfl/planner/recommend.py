@@ -12,9 +12,10 @@ from hpclbfl.algorithms.rank import clients_of_rank
 from hpclbfl.batching.plan_file import TOLERATED, NetworkPlan, Plan, RankPlan, job_fingerprint
 from hpclbfl.batching.share import balance
 from hpclbfl.comm.base import Communicator
+from hpclbfl.comm.compression.volume import Volume
 from hpclbfl.comm.devices import seat_of
 from hpclbfl.config.job import JobConfig
-from hpclbfl.planner.network import FITTED, fit_ring, message_bytes, step_seconds, time_reductions, time_steps
+from hpclbfl.planner.network import FITTED, fit_ring, message_volume, step_seconds, time_reductions, time_steps
 from hpclbfl.planner.runner import Gathered, Probe
 from hpclbfl.planner.store import ProbeRow, Role, errors_above, prediction_errors
 from hpclbfl.planner.study import DeviceProfiler, Options, Place, Study
@@ -62,8 +63,8 @@ def make_plan(
     )
     if comm.size > 1:
         say("timing reductions")
-        num_bytes = message_bytes(job, first.parameter_bytes, first.buffer_bytes)
-        network, sync_rows = _network(job, comm, num_bytes)
+        volume = message_volume(job, first.shapes, first.itemsize, first.buffer_bytes, comm.size)
+        network, sync_rows = _network(job, comm, volume)
         plan = plan.model_copy(update={"network": network})
         rows += sync_rows
         if sizes is not None and has_one_each:
@@ -88,10 +89,10 @@ def shares(total: int, ranks: Sequence[RankPlan], low: int = 1) -> tuple[int, ..
     return balance(total, fixed_s, per_sample_s, lows, highs)
 
 
-def _network(job: JobConfig, comm: Communicator, num_bytes: int) -> tuple[NetworkPlan, list[ProbeRow]]:
-    timed = time_reductions(job, comm, num_bytes, REDUCTIONS)
+def _network(job: JobConfig, comm: Communicator, volume: Volume) -> tuple[NetworkPlan, list[ProbeRow]]:
+    timed = time_reductions(job, comm, round(volume.on(comm.size)), REDUCTIONS)
     held_out = list(dict.fromkeys(row.size_bytes for row in timed))[len(FITTED) :]
-    network = fit_ring([row for row in timed if row.size_bytes not in held_out], comm.size, comm.engine, num_bytes)
+    network = fit_ring([row for row in timed if row.size_bytes not in held_out], comm.size, comm.engine, volume)
     rows = []
     for row in timed:
         role: Role = "held_out" if row.size_bytes in held_out else "fit"

@@ -65,7 +65,10 @@ class Gathered:
     """Resident memory of the process before its first step."""
     start_bytes: int
     """The part of it that counts against the device's limit: all on a CPU, 0 on a GPU."""
-    parameter_bytes: int
+    shapes: Sequence[tuple[int, ...]]
+    """Of the parameters that are trained."""
+    itemsize: int
+    """Bytes of one of their numbers."""
     buffer_bytes: int
     rows: Sequence[tuple[int, int, float, float]]
     """Batch size, repetition, t_mov and t_c, s."""

@@ -39,7 +39,7 @@ def load_state(state: TrainState, step: int, shared: Any, clients: Mapping[int, 
     with _named("the shared part"):
         model = state.model
         if isinstance(model, SharedModel) and not state.algorithm.shares_model(step):
-            model = Replicas.of_shared(model, state.make_local_client)
+            model = state.replicas_of(model)
         parts = _shared_parts(state, model)
         for part in parts:
             part.check_state(shared)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hpclbfl.comm.base import Communicator, Handle
+from hpclbfl.comm.base import Communicator, Handle, Receiving
 from hpclbfl.training.watchdog import Watchdog
 
 
@@ -19,6 +19,15 @@ class _WatchedHandle:
     def wait(self) -> None:
         with self._comm.waiting():
             self._handle.wait()
+
+
+class _WatchedReceiving:
+    def __init__(self, receiving: Receiving, comm: WatchedCommunicator) -> None:
+        self._receiving, self._comm = receiving, comm
+
+    def wait(self) -> Tensor:
+        with self._comm.waiting():
+            return self._receiving.wait()
 
 
 class WatchedCommunicator:
@@ -49,6 +58,16 @@ class WatchedCommunicator:
         """Both the start and the wait are watched."""
         with self.waiting():
             return _WatchedHandle(self._comm.reduce_(flat, name, on_chunk), self)
+
+    def gather(self, flat: Tensor, sizes: Sequence[int], name: str) -> Receiving:
+        """Both the start and the wait are watched."""
+        with self.waiting():
+            return _WatchedReceiving(self._comm.gather(flat, sizes, name), self)
+
+    def exchange(self, flat: Tensor, sent: Sequence[int], received: Sequence[int], name: str) -> Receiving:
+        """Both the start and the wait are watched."""
+        with self.waiting():
+            return _WatchedReceiving(self._comm.exchange(flat, sent, received, name), self)
 
     def vote(self, bits: int) -> int:
         """Watched."""

@@ -118,24 +118,6 @@ def test_norms_of_the_sum_and_of_each_pass_are_taken_on_the_way() -> None:
         reducer.zero_grad()
 
 
-def test_half_precision_travels_and_float32_arrives() -> None:
-    module = net()
-    batch = torch.randn(3, 4)
-    expected = reference(module, [batch])
-    reducer = GradientReducer(list(module.parameters()), Doubling(), 1e-4, measure=True, wire_dtype=torch.float16)
-    reducer.begin_step()
-    reducer.begin_pass(is_last=True)
-    module(batch).square().sum().backward()
-    reducer.end_pass()
-    reducer.finish()
-    for parameter, gradient in zip(module.parameters(), expected, strict=True):
-        assert torch.equal(parameter.grad, 2 * gradient.half().float())
-    assert reducer.sq_norm is not None
-    assert reducer.sq_norm.item() == pytest.approx(
-        sum(p.grad.square().sum().item() for p in module.parameters()), rel=1e-6
-    )
-
-
 def test_after_close_gradients_stay_with_their_parameters() -> None:
     module = net()
     reducer = GradientReducer(list(module.parameters()), Doubling(), 25.0)

@@ -32,6 +32,21 @@ JOBS: dict[str, dict[str, Any]] = {
     "fedavg": {"sync": {"kind": "fedavg", "local_steps": 4, "optimizer_state": "average"}},
     "selsync": {"sync": {"kind": "selsync", "threshold": 0.025}, "stop": {"steps": 34}},
     "post-local": {"sync": {"kind": "post_local", "switch_step": 4, "local_steps": 3}, "gradients": {"scaler": SCALER}},
+    "sparse": {
+        **UNEQUAL,
+        "compression": {
+            "kind": "topk",
+            "ratio": 0.1,
+            "adapt": {"by": "gain", "to": 0.01, "threshold": 0.2, "window": 3},
+        },
+    },
+    "low-rank": {
+        "compression": {"kind": "powersgd", "rank": 2},
+        "sync": {"kind": "fedavg", "local_steps": 3},
+        "gradients": {"scaler": SCALER},
+    },
+    "quantised": {**UNEQUAL, "compression": {"kind": "qsgd", "bits": 4}},
+    "half": {"compression": {"kind": "fp16"}, "sync": {"kind": "post_local", "switch_step": 4, "local_steps": 3}},
     "lars": {"optimizer": {"name": "lars", "lr": 1.0, "momentum": 0.9, "weight_decay": 5e-4}},
 }
 ENGINES = [("mpi", 2), ("mpi", 4), ("horovod", 2)]

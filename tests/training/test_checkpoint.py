@@ -37,6 +37,16 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "selsync": {"sync": {"kind": "selsync", "threshold": 0.1}},
     "post-local": {"sync": {"kind": "post_local", "switch_step": 6, "local_steps": 3}},
+    "sparse": {
+        "compression": {"kind": "topk", "ratio": 0.1, "adapt": {"by": "phase", "to": 0.02, "threshold": 0.3}},
+        "precision": "float32",
+    },
+    "low-rank": {
+        "compression": {"kind": "powersgd", "rank": 2},
+        "sync": {"kind": "post_local", "switch_step": 6, "local_steps": 3},
+    },
+    "quantised": {"compression": {"kind": "qsgd", "bits": 4}, "sync": {"kind": "fedavg", "local_steps": 4}},
+    "signs": {"compression": {"kind": "signsgd"}, "sync": {"kind": "selsync", "threshold": 0.1}},
     "growing": {
         "batching": {"global_batch_size": 8, "policy": "noise_scale", "max_global_batch_size": 40, "lr_rule": "linear"},
         "gradients": {"noise_scale": {}},

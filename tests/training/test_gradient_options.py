@@ -138,7 +138,6 @@ def test_half_precision_reduction_trains(tmp_path: Path, toy_set: Path) -> None:
         ),
         ({"gradients": {"noise_scale": {}, "weight_noise": 0.1}}, "cannot be measured under 'weight_noise'"),
         ({"gradients": {"measure": False, "clip_norm": 1.0}}, "'measure: false' leaves"),
-        ({"gradients": {"compression": "fp16"}, "comm": {"engine": "mpi"}}, "MPI cannot sum fp16"),
         ({"gradients": {"extrapolation_lr": 0.1}, "precision": "fp16"}, "does not go with precision fp16"),
     ],
 )

@@ -3,6 +3,7 @@
 from hpclbfl.config.sections.algorithm import AlgorithmConfig, LocalConfig
 from hpclbfl.config.sections.base import Section
 from hpclbfl.config.sections.batching import BatchingConfig, EmulateConfig
+from hpclbfl.config.sections.compression import CompressionConfig
 from hpclbfl.config.sections.data import DataConfig, ImageDataConfig
 from hpclbfl.config.sections.gradients import (
     DetectorConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "BatchingConfig",
     "CheckpointConfig",
     "CommConfig",
+    "CompressionConfig",
     "DataConfig",
     "DetectorConfig",
     "DetectorName",

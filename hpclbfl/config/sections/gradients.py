@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     Field,
@@ -69,8 +69,6 @@ class GradientsConfig(Section):
     B / (1 + s^2) has it."""
     extrapolation_lr: PositiveFloat | None = None
     """Each client takes its gradient at a point extrapolated by this rate along its last one (extrapolated SGD)."""
-    compression: Literal["none", "fp16"] = "none"
-    """fp16: gradients travel, and are summed, in half precision."""
     measure: StrictBool = True
     """Log the squared norm and its relative change also where nothing is scaled."""
     noise_scale: NoiseScaleConfig | None = None
@@ -85,8 +83,6 @@ class GradientsConfig(Section):
             )
         if self.noise_scale is not None and self.weight_noise is not None:
             raise ValueError("'noise_scale' cannot be measured under 'weight_noise'")
-        if self.noise_scale is not None and self.compression != "none":
-            raise ValueError("'noise_scale' needs 'compression: none'")
         return self
 
     @model_serializer(mode="wrap")
@@ -101,5 +97,4 @@ class GradientsConfig(Section):
     def shared_only(self) -> list[str]:
         """Keys in use that need gradients which are summed over the clients."""
         keys = ("weight_noise", "extrapolation_lr", "noise_scale", "layers_every")
-        used = [key for key in keys if getattr(self, key) is not None]
-        return used + (["compression"] if self.compression != "none" else [])
+        return [key for key in keys if getattr(self, key) is not None]

@@ -1,0 +1,164 @@
+"""The sum of matrices of low rank; see `hpclbfl.comm.compression.powersgd`.
+
+Two rings per bucket: the products P = M Q, with the parameters that are sent whole behind them, start with the
+backward pass; Q = M^T P follows once P is summed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpclbfl.comm.base import Handle
+from hpclbfl.comm.compression import Key, Layer, Piece, Setup
+from hpclbfl.comm.compression.draws import ALL, generator
+from hpclbfl.comm.compression.linear import LinearReduction
+from hpclbfl.comm.wire import ring
+
+
+class Matrix:
+    """A layer that is sent as two thin matrices.
+
+    Args:
+        rank: at most.
+        seed: of the first Q.
+        like: tells type and device.
+    """
+
+    def __init__(self, layer: Layer, rank: int, seed: int, like: Tensor) -> None:
+        self.layer = layer
+        self.rows, self.cols = layer.shape[0], layer.size // layer.shape[0]
+        self.most = min(rank, self.rows, self.cols)
+        drawn = generator(Key(seed, 0, ALL, layer.number)).standard_normal((self.cols, self.most))
+        self._start = torch.from_numpy(drawn.astype(np.float64)).to(like.device, like.dtype)
+        self.right = self._start.clone()
+        """Q [cols, rank] of the last step, with which the next one starts."""
+        self.left = like.new_empty(0)
+        """P [rows, rank] of this step, orthonormal once it is summed."""
+
+    def of(self, flat: Tensor) -> Tensor:
+        """[rows, cols] its part of a flat tensor."""
+        return self.layer.of(flat).view(self.rows, self.cols)
+
+    def start(self, rank: int) -> Tensor:
+        """Q for a step. A column of zeros would stay one for good: the first step's takes its place."""
+        right = self.right[:, :rank]
+        return torch.where((right != 0).any(0), right, self._start[:, :rank])
+
+    def keep(self, right: Tensor) -> None:
+        """Start the next step with it, unless a gradient was not finite."""
+        rank = right.shape[1]
+        self.right[:, :rank] = torch.where(right.isfinite().all(), right, self.right[:, :rank])
+
+
+class LowRank(LinearReduction):
+    """A `hpclbfl.comm.compression.Reduction`.
+
+    Args:
+        rank: of the approximation, at most.
+        feedback, setup: see `LinearReduction`.
+    """
+
+    def __init__(self, rank: int, feedback: bool, setup: Setup) -> None:
+        super().__init__(feedback, setup)
+        self._matrices = {
+            layer.number: Matrix(layer, rank, setup.seed, setup.flat)
+            for layer in setup.layers
+            if num_sent(layer, rank) < layer.size
+        }
+        self._first: dict[int, tuple[Tensor, Handle]] = {}
+
+    @property
+    def matrices(self) -> list[Matrix]:
+        """Layers that are sent as two thin matrices."""
+        return list(self._matrices.values())
+
+    def start(self, piece: Piece) -> None:
+        """P of every matrix, and the rest whole."""
+        parts = []
+        for layer in piece.layers:
+            matrix = self._matrices.get(layer.number)
+            own = layer.of(self._sum)
+            parts.append(own if matrix is None else (matrix.of(self._sum) @ matrix.start(self._rank(matrix))).view(-1))
+        self._first[piece.number] = self._reduce(torch.cat(parts), f"compressed.left.{piece.number}")
+
+    def finish(self) -> None:
+        """P Q^T, and the rank's own part of it taken from the rank's sum."""
+        second = {piece.number: self._take_left(piece) for piece in self._setup.pieces}
+        for piece in self._setup.pieces:
+            self._take_right(piece, *second[piece.number])
+        self._settle()
+
+    def _take_left(self, piece: Piece) -> tuple[Tensor, Handle | None]:
+        flat, handle = self._first.pop(piece.number)
+        handle.wait()
+        begin, parts = 0, []
+        for layer in piece.layers:
+            matrix = self._matrices.get(layer.number)
+            if matrix is None:
+                layer.of(self._setup.flat).copy_(flat[begin : begin + layer.size])
+                layer.of(self._sum).zero_()
+                begin += layer.size
+                continue
+            size = matrix.rows * self._rank(matrix)
+            matrix.left = self._orthonormal(flat[begin : begin + size].view(matrix.rows, -1))
+            begin += size
+            right = matrix.of(self._sum).T @ matrix.left
+            # The rank's own part leaves its sum; of this the ranks' parts are the whole.
+            matrix.of(self._sum).addmm_(matrix.left, right.T, alpha=-1.0)
+            parts.append(right.reshape(-1))
+        if not parts:
+            return flat, None
+        return self._reduce(torch.cat(parts), f"compressed.right.{piece.number}")
+
+    def _take_right(self, piece: Piece, flat: Tensor, handle: Handle | None) -> None:
+        if handle is not None:
+            handle.wait()
+        begin = 0
+        for layer in piece.layers:
+            matrix = self._matrices.get(layer.number)
+            if matrix is None:
+                continue
+            size = matrix.cols * self._rank(matrix)
+            right = flat[begin : begin + size].view(matrix.cols, -1)
+            begin += size
+            torch.mm(matrix.left, right.T, out=matrix.of(self._setup.flat))
+            matrix.keep(right)
+
+    def _orthonormal(self, left: Tensor) -> Tensor:
+        # A gradient that is not finite has no basis, and must be seen by all ranks.
+        if not left.is_cuda and not math.isfinite(left.sum().item()):
+            return torch.full_like(left, math.nan)
+        basis: Tensor = torch.linalg.qr(left).Q.contiguous()
+        if not self._setup.is_alike:
+            # Unlike machines round differently, and their models would part.
+            self._setup.comm.broadcast_([basis])
+        return basis
+
+    def _rank(self, matrix: Matrix) -> int:
+        return min(int(self._level), matrix.most)
+
+    def _reduce(self, flat: Tensor, name: str) -> tuple[Tensor, Handle]:
+        self.sent_bytes += ring(flat.nbytes, self._setup.comm.size)
+        return flat, self._setup.comm.reduce_(flat, name)
+
+    def shared_state(self) -> dict[str, Any]:
+        """Q of every matrix."""
+        return {"right": [matrix.right for matrix in self._matrices.values()]}
+
+    def load_shared_state(self, found: dict[str, Any]) -> None:
+        """See `Reduction`."""
+        for matrix, saved in zip(self._matrices.values(), found["right"], strict=True):
+            matrix.right.copy_(saved)
+
+
+def num_sent(layer: Layer, rank: int) -> int:
+    """Values of a layer that are sent: of two thin matrices, or all where these would be no fewer."""
+    if len(layer.shape) < 2 or not layer.size:
+        return layer.size
+    rows, cols = layer.shape[0], layer.size // layer.shape[0]
+    return min(layer.size, (rows + cols) * min(rank, rows, cols))

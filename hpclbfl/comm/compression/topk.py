@@ -1,0 +1,95 @@
+"""The largest values of each layer, by magnitude, with their places.
+
+D. Alistarh et al., "The Convergence of Sparsified Gradient Methods", NeurIPS 2018; Y. Lin et al., "Deep Gradient
+Compression", ICLR 2018. A contraction: |v - C(v)|^2 <= (1 - k / n) |v|^2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from hpclbfl.comm.compression import Key, align, kept
+from hpclbfl.config.components import COMPRESSORS
+from hpclbfl.config.sections.compression import SparseConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    from hpclbfl.core.lazy import lazy
+
+    torch = lazy("torch")
+
+_SAMPLE = 1 << 13
+"""Values of a layer whose order tells roughly from which magnitude on it has k."""
+_MARGIN = 1.25
+"""So many more values than k are looked at, and a constant number."""
+_PLACE_BYTES = 4
+
+
+class TopKConfig(SparseConfig):
+    """The largest values of each parameter, and their places."""
+
+
+@COMPRESSORS.register("topk", TopKConfig)
+def make_topk(config: TopKConfig) -> TopK:
+    """See the module."""
+    return TopK(config.ratio)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A `hpclbfl.comm.compression.Codec`: places (int32), then values.
+
+    Among equal magnitudes at the limit the first ones are taken.
+    """
+
+    ratio: float
+
+    def at(self, level: float) -> TopK:
+        """The same with another ratio."""
+        return replace(self, ratio=level)
+
+    def size(self, num_values: int, itemsize: int) -> int:
+        """See `Codec`."""
+        count = kept(num_values, self.ratio)
+        return align(count * _PLACE_BYTES) + count * itemsize
+
+    def encode(self, values: Tensor, key: Key) -> Tensor:
+        """See `Codec`."""
+        count = kept(values.numel(), self.ratio)
+        chosen = largest(values, count)
+        payload = torch.zeros(self.size(values.numel(), values.element_size()), dtype=torch.uint8, device=values.device)
+        payload[: count * _PLACE_BYTES].view(torch.int32).copy_(chosen)
+        payload[align(count * _PLACE_BYTES) :].view(values.dtype).copy_(values[chosen])
+        return payload
+
+    def decode_(self, payload: Tensor, out: Tensor, key: Key, alpha: float = 1.0) -> None:
+        """See `Codec`."""
+        count = kept(out.numel(), self.ratio)
+        chosen = payload[: count * _PLACE_BYTES].view(torch.int32)
+        out.index_add_(0, chosen, payload[align(count * _PLACE_BYTES) :].view(out.dtype), alpha=alpha)
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """[count] places of the largest magnitudes, int64, ascending; among equal ones at the limit the first.
+
+    torch.topk goes through all values several times. On a host a sample tells first from where on to look.
+    """
+    magnitudes = values.abs()
+    candidates = None
+    if not values.is_cuda and values.numel() > 4 * _SAMPLE and count * 4 < values.numel():
+        sample = magnitudes[:: values.numel() // _SAMPLE]
+        wanted = min(sample.numel(), int(_MARGIN * count / values.numel() * sample.numel()) + 16)
+        candidates = (magnitudes >= sample.topk(wanted).values[-1]).nonzero().view(-1)
+    if candidates is None or candidates.numel() < count:
+        limit = magnitudes.topk(count).values[-1]
+        above, equal = (magnitudes > limit).nonzero().view(-1), (magnitudes == limit).nonzero().view(-1)
+    else:
+        among = magnitudes[candidates]
+        limit = among.topk(count).values[-1]
+        above, equal = candidates[among > limit], candidates[among == limit]
+    if limit.isnan():
+        return torch.arange(count, device=values.device)
+    return torch.cat([above, equal[: count - above.numel()]]).sort().values
