@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +17,8 @@ from hpclbfl.comm.compression import Key, Layer, Piece, Setup
 from hpclbfl.comm.compression.draws import ALL, generator
 from hpclbfl.comm.compression.linear import LinearReduction
 from hpclbfl.comm.wire import ring
+
+_FEW = 4
 
 
 class Matrix:
@@ -33,26 +34,26 @@ class Matrix:
         self.layer = layer
         self.rows, self.cols = layer.shape[0], layer.size // layer.shape[0]
         self.most = min(rank, self.rows, self.cols)
-        drawn = generator(Key(seed, 0, ALL, layer.number)).standard_normal((self.cols, self.most))
-        self._start = torch.from_numpy(drawn.astype(np.float64)).to(like.device, like.dtype)
+        drawn = generator(Key(seed, 0, ALL, layer.number)).standard_normal((self.most, self.cols))
+        self._start = torch.from_numpy(drawn).to(like.device, like.dtype)
         self.right = self._start.clone()
-        """Q [cols, rank] of the last step, with which the next one starts."""
+        """Q^T [rank, cols] of the last step, with which the next one starts."""
         self.left = like.new_empty(0)
-        """P [rows, rank] of this step, orthonormal once it is summed."""
+        """P^T [rank, rows] of this step, orthonormal once it is summed."""
 
     def of(self, flat: Tensor) -> Tensor:
         """[rows, cols] its part of a flat tensor."""
         return self.layer.of(flat).view(self.rows, self.cols)
 
     def start(self, rank: int) -> Tensor:
-        """Q for a step. A column of zeros would stay one for good: the first step's takes its place."""
-        right = self.right[:, :rank]
-        return torch.where((right != 0).any(0), right, self._start[:, :rank])
+        """Q^T for a step. A row of zeros would stay one for good: the first step's takes its place."""
+        right = self.right[:rank]
+        return torch.where((right != 0).any(1, keepdim=True), right, self._start[:rank])
 
     def keep(self, right: Tensor) -> None:
         """Start the next step with it, unless a gradient was not finite."""
-        rank = right.shape[1]
-        self.right[:, :rank] = torch.where(right.isfinite().all(), right, self.right[:, :rank])
+        rank = len(right)
+        self.right[:rank] = torch.where(right.isfinite().all(), right, self.right[:rank])
 
 
 class LowRank(LinearReduction):
@@ -83,7 +84,9 @@ class LowRank(LinearReduction):
         for layer in piece.layers:
             matrix = self._matrices.get(layer.number)
             own = layer.of(self._sum)
-            parts.append(own if matrix is None else (matrix.of(self._sum) @ matrix.start(self._rank(matrix))).view(-1))
+            parts.append(
+                own if matrix is None else (matrix.start(self._rank(matrix)) @ matrix.of(self._sum).T).view(-1)
+            )
         self._first[piece.number] = self._reduce(torch.cat(parts), f"compressed.left.{piece.number}")
 
     def finish(self) -> None:
@@ -105,12 +108,12 @@ class LowRank(LinearReduction):
                 begin += layer.size
                 continue
             size = matrix.rows * self._rank(matrix)
-            matrix.left = self._orthonormal(flat[begin : begin + size].view(matrix.rows, -1))
+            matrix.left = self._orthonormal(flat[begin : begin + size].view(-1, matrix.rows))
             begin += size
-            right = matrix.of(self._sum).T @ matrix.left
+            right = matrix.left @ matrix.of(self._sum)
             # The rank's own part leaves its sum; of this the ranks' parts are the whole.
-            matrix.of(self._sum).addmm_(matrix.left, right.T, alpha=-1.0)
-            parts.append(right.reshape(-1))
+            add_product_(matrix.of(self._sum), matrix.left, right, -1.0)
+            parts.append(right.view(-1))
         if not parts:
             return flat, None
         return self._reduce(torch.cat(parts), f"compressed.right.{piece.number}")
@@ -124,16 +127,16 @@ class LowRank(LinearReduction):
             if matrix is None:
                 continue
             size = matrix.cols * self._rank(matrix)
-            right = flat[begin : begin + size].view(matrix.cols, -1)
+            right = flat[begin : begin + size].view(-1, matrix.cols)
             begin += size
-            torch.mm(matrix.left, right.T, out=matrix.of(self._setup.flat))
+            add_product_(matrix.of(self._setup.flat).zero_(), matrix.left, right)
             matrix.keep(right)
 
     def _orthonormal(self, left: Tensor) -> Tensor:
         # A gradient that is not finite has no basis, and must be seen by all ranks.
         if not left.is_cuda and not math.isfinite(left.sum().item()):
             return torch.full_like(left, math.nan)
-        basis: Tensor = torch.linalg.qr(left).Q.contiguous()
+        basis: Tensor = torch.linalg.qr(left.T).Q.T.contiguous()
         if not self._setup.is_alike:
             # Unlike machines round differently, and their models would part.
             self._setup.comm.broadcast_([basis])
@@ -154,6 +157,16 @@ class LowRank(LinearReduction):
         """See `Reduction`."""
         for matrix, saved in zip(self._matrices.values(), found["right"], strict=True):
             matrix.right.copy_(saved)
+
+
+def add_product_(out: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) -> None:
+    """Add alpha times the product of [rank, rows]^T and [rank, cols] to `out`."""
+    if out.is_cuda or len(left) > _FEW:
+        out.addmm_(left.T, right, alpha=alpha)
+        return
+    # A host's matrix product takes three times as long as so few outer products.
+    for row, col in zip(left, right, strict=True):
+        out.addr_(row, col, alpha=alpha)
 
 
 def num_sent(layer: Layer, rank: int) -> int:

@@ -44,7 +44,8 @@ class Signs:
     def decode_(self, payload: Tensor, out: Tensor, key: Key, alpha: float = 1.0) -> None:
         """See `Codec`."""
         scale = payload[:_SCALE_BYTES].view(torch.float64).to(out.dtype) * alpha
-        out.add_(torch.where(unpack(payload[_SCALE_BYTES:], out.numel()), scale, -scale))
+        # 0 and 1 to -scale and scale; torch.where takes twenty times as long.
+        out.add_(unpack(payload[_SCALE_BYTES:], out.numel()).to(out.dtype).mul_(2.0).sub_(1.0).mul_(scale))
 
 
 @COMPRESSORS.register("signsgd", SignSgdConfig)
@@ -65,12 +66,12 @@ def pack(bits: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, count: int) -> Tensor:
-    """The reverse of `pack`."""
+    """The reverse of `pack`: [count] zeros and ones, uint8."""
     if not packed.is_cuda:
         import numpy as np
 
-        return torch.from_numpy(np.unpackbits(packed.numpy(), count=count)).bool()
-    return ((packed.view(-1, 1) >> _shifts(packed.device)) & 1).view(-1)[:count].bool()
+        return torch.from_numpy(np.unpackbits(packed.numpy(), count=count))
+    return ((packed.view(-1, 1) >> _shifts(packed.device)) & 1).view(-1)[:count]
 
 
 def _shifts(device: torch.device) -> Tensor:

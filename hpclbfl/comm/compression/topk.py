@@ -73,23 +73,42 @@ class TopK:
 
 
 def largest(values: Tensor, count: int) -> Tensor:
-    """[count] places of the largest magnitudes, int64, ascending; among equal ones at the limit the first.
+    """[count] places of the largest magnitudes, int64; among equal ones at the limit the first.
 
-    torch.topk goes through all values several times. On a host a sample tells first from where on to look.
+    On a host a sample tells first from where on to look.
     """
     magnitudes = values.abs()
     candidates = None
     if not values.is_cuda and values.numel() > 4 * _SAMPLE and count * 4 < values.numel():
         sample = magnitudes[:: values.numel() // _SAMPLE]
         wanted = min(sample.numel(), int(_MARGIN * count / values.numel() * sample.numel()) + 16)
-        candidates = (magnitudes >= sample.topk(wanted).values[-1]).nonzero().view(-1)
+        candidates = _where(magnitudes >= nth_largest(sample, wanted))
     if candidates is None or candidates.numel() < count:
-        limit = magnitudes.topk(count).values[-1]
-        above, equal = (magnitudes > limit).nonzero().view(-1), (magnitudes == limit).nonzero().view(-1)
+        limit = nth_largest(magnitudes, count)
+        above, equal = _where(magnitudes > limit), _where(magnitudes == limit)
     else:
         among = magnitudes[candidates]
-        limit = among.topk(count).values[-1]
+        limit = nth_largest(among, count)
         above, equal = candidates[among > limit], candidates[among == limit]
     if limit.isnan():
         return torch.arange(count, device=values.device)
-    return torch.cat([above, equal[: count - above.numel()]]).sort().values
+    return torch.cat([above, equal[: count - above.numel()]])
+
+
+def nth_largest(values: Tensor, count: int) -> Tensor:
+    """The smallest of so many largest values, 0-d; NaN counts as the largest."""
+    if values.is_cuda:
+        return values.topk(count).values[-1]
+    import numpy as np
+
+    # torch.topk sorts, which takes tens of times as long.
+    return torch.from_numpy(np.partition(values.numpy(), len(values) - count))[len(values) - count]
+
+
+def _where(chosen: Tensor) -> Tensor:
+    """[k] places of what is true, ascending."""
+    if chosen.is_cuda:
+        return chosen.nonzero().view(-1)
+    import numpy as np
+
+    return torch.from_numpy(np.flatnonzero(chosen.numpy()))

@@ -17,7 +17,7 @@ SHAPES = ((6, 5), (4,), (3, 2, 2, 2))
 STEPS, FIRST = 6, 2
 """torch sends the first two steps uncompressed."""
 PROGRAM = """
-import sys, torch
+import os, sys, torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from tests.comm.compression.test_powersgd import FIRST, SHAPES, STEPS, gradients
@@ -44,7 +44,9 @@ for step in range(STEPS):
     found.append(torch.cat([part.grad.reshape(-1) for part in net.parts]))
 if rank == 0:
     torch.save(found, f"{folder}/found.pt")
-dist.destroy_process_group()
+dist.barrier()
+# gloo's threads do not always survive the interpreter's end.
+os._exit(0)
 """
 
 
@@ -73,7 +75,7 @@ def test_the_same_as_torchs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     reduction = run.reduction
     assert isinstance(reduction, low_rank.LowRank)
     for matrix in reversed(reduction.matrices):
-        matrix.right.copy_(torch.randn(matrix.cols, 1, dtype=torch.float64))
+        matrix.right.copy_(torch.randn(1, matrix.cols, dtype=torch.float64))
     for step in range(STEPS):
         own = [torch.cat([part.reshape(-1) for part in gradients(step, rank)]) / 2 for rank in range(2)]
         if step < FIRST:
