@@ -17,8 +17,8 @@ from hpclbfl.core.text import say
 
 logger = Diagnostics(__name__, title="")
 
-BENCHMARKS = ("comm", "step", "federated", "scaler", "input", "log", "hetero")
-"""Each is a module of this folder with `VARIANTS`, `Settings` and `measure`."""
+BENCHMARKS = ("comm", "step", "federated", "scaler", "input", "log", "hetero", "compression")
+"""Each is a module of this folder with `VARIANTS`, `Settings` and `measure`, and `draw` where there is a figure."""
 OPTIONS = {"num_ranks": "-np"}
 """Settings whose option is not `--` and their name."""
 
@@ -59,6 +59,8 @@ def run(name: str, options: dict[str, Any], out: Path | None, as_json: bool, deb
         findings = module.measure(settings, turns, debug)
     text = report.as_text(report.document(name, asdict(settings), findings))
     write_output(path, text.encode())
+    if (draw := getattr(module, "draw", None)) is not None:
+        draw(findings, path.with_suffix(".png"))
     if as_json:
         # Standard output is the document alone.
         sys.stdout.write(text)
@@ -66,3 +68,5 @@ def run(name: str, options: dict[str, Any], out: Path | None, as_json: bool, deb
     else:
         report.print_tables(findings)
         say(path, sys.stdout)
+        if draw is not None:
+            say(path.with_suffix(".png"), sys.stdout)

@@ -18,14 +18,21 @@ def doctor(as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = Fal
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="comm, step, federated, scaler, input, log or hetero.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="comm, step, federated, scaler, input, log, hetero or compression.")
+    ],
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds; each runs every variant.")] = None,
     num_ranks: Annotated[int | None, typer.Option("-np", "-n", min=1, help="Number of ranks [2].")] = None,
     model: Annotated[str | None, typer.Option("--model", metavar="NET", help="The net of steps.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="All but comm, log: samples per batch.")] = None,
     clients: Annotated[int | None, typer.Option("--clients", min=1, help="federated: their number.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="federated: of each client.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=2, help="step, scaler: timed per launch.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=2, help="step, scaler: timed; compression: trained.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="FILE", help="compression: a packed set [digits].")
+    ] = None,
     mb: Annotated[list[float] | None, typer.Option("--mb", help="comm: a buffer's size, MB; may be repeated.")] = None,
     variants: Annotated[str | None, typer.Option("--variants", metavar="A,B", help="Only these variants.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="[runs/bench/NAME-TIME.json]")] = None,
@@ -45,6 +52,7 @@ def bench(
         "clients": clients,
         "samples": samples,
         "steps": steps,
+        "data": data,
         "mb": tuple(mb) if mb else None,
         "variants": tuple(variants.split(",")) if variants is not None else None,
     }
