@@ -24,6 +24,7 @@ RUN_COLUMNS: dict[str, str] = {
     "num_attempts": "how often it was started",
     "num_ranks": "MPI processes of the last attempt",
     "num_test": "samples of the test split; null in runs of older versions",
+    "message_bytes": "of a reduction, bytes, without compression; null in runs of older versions",
     "engine": "communication backend: horovod, mpi, local",
     "elapsed_s": "training time, seconds; null while it is not done",
     "time": "start of the last attempt, UTC",

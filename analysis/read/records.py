@@ -109,6 +109,7 @@ class Provenance:
     hash: Text | None = None
     num_ranks: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     num_test: Count | None = None
+    message_bytes: Count | None = None
     resumed_from_step: Count | None = None
     git: Git | None = None
     cpu: Cpu | None = None

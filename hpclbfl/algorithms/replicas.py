@@ -57,6 +57,11 @@ class Replicas:
         """One of each client."""
         return [client.optimizer for client in self.clients]
 
+    @property
+    def message_bytes(self) -> int:
+        """Of an averaging, without compression."""
+        return self.mean.state.nbytes
+
     def average(self, rank: Rank) -> NDArray[np.float64]:
         """Fill `mean` with the clients' average, parameters and buffers, weighted as the job says: [C] the weights.
 

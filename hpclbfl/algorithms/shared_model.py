@@ -80,6 +80,11 @@ class SharedModel:
         """The only one."""
         return [self.stepper.optimizer]
 
+    @property
+    def message_bytes(self) -> int:
+        """Of a reduction, without compression."""
+        return self.reducer.flat.nbytes
+
     def begin_step(self, rank: Rank, record: StepRecord) -> None:
         """Settle every client's share of the step."""
         self._counts = counts = rank.counts_now

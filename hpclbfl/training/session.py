@@ -238,6 +238,7 @@ class Session:
                 "own_parts": part_records(state.job),
                 "resumed_from_step": state.counters.step,
                 "num_test": len(state.dataset.test),
+                "message_bytes": state.model.message_bytes,
                 "clients_per_rank": [len(clients_of_rank(len(state.sizes), r, comm.size)) for r in range(comm.size)],
             }
             attempt.write_provenance(collect(comm.engine, comm.size, extra))

@@ -92,6 +92,21 @@ def test_skip_leaves_the_state_as_it_was(
     assert np.isfinite(run.tables["evals"]["loss"]).all()
 
 
+@pytest.mark.parametrize("kind", ["topk", "randomk"])
+def test_a_skipped_gradient_leaves_nothing_in_a_residual(
+    tmp_path: Path, toy_set: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All clients see it, although a compressor may have left the NaN out; the next steps are as finite as ever."""
+    poison(monkeypatch, times=1)
+    compression = {"kind": kind, "ratio": 0.05}
+    run_job(make_job(toy_set, compression=compression, on_nonfinite="skip", **FEW), tmp_path)
+    run = read_run(tmp_path)
+    assert b"the step is skipped" in run.tables["events"]["text"][0]
+    steps = run.tables["steps"]
+    assert set(steps["step"][~np.isfinite(steps["grad_sq_norm"])]) == {4}
+    assert np.isfinite(run.tables["evals"]["loss"]).all()
+
+
 @pytest.mark.parametrize("sync", SYNCS, ids=["bsp", "fedavg"])
 def test_restore_goes_back_once(
     tmp_path: Path, toy_set: Path, sync: dict[str, Any], monkeypatch: pytest.MonkeyPatch
