@@ -58,7 +58,9 @@ class LocalClient(Client):
         own, gradient = record.clients[-1], None
         if self.chain is not None:
             found = [p.grad for p in self.replica.parameters if p.requires_grad]
-            context = Context(rank.job.seed, rank.counters.step, self.id, record.epoch, record.lr)
+            context = Context(
+                rank.job.seed, rank.counters.step, self.id, record.epoch, record.lr, epoch_after=record.epoch_after
+            )
             gradient, columns = self.chain.update(Gradient(found, self.chain.layout), context)
             own.columns |= columns
         if rank.is_broken_by(own.columns.get("local_grad_sq_norm")):

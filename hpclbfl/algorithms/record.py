@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -35,6 +36,8 @@ class StepRecord:
     epoch: float
     num_samples: int
     lr: float
+    epoch_after: float = math.nan
+    """Passes over the training set after this step."""
     columns: dict[str, Tensor] = field(default_factory=dict)
     """What was measured of the reduced gradient, by the log's columns: 0-d tensors on the device."""
     layer_sq_norms: Tensor | None = None

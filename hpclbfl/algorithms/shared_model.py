@@ -150,7 +150,10 @@ class SharedModel:
         measured = Gradient(reducer.flat, self._layout, reducer.sq_norm, layers)
         if chain is not None:
             measured = chain.agreed(measured)
-        context = Context(rank.job.seed, rank.counters.step, SHARED, record.epoch, record.lr)
+        step, after = rank.counters.step, record.epoch_after
+        context = Context(
+            rank.job.seed, step, SHARED, record.epoch, record.lr, epoch_after=after, agree=rank.agree
+        )
         if self.compression is not None:
             record.columns |= self.compression.observe(measured, context, int(self._counts.sum()), reducer.norms)
         if chain is None:

@@ -25,11 +25,13 @@ from hpclbfl.comm.compression.build import Compression
 from hpclbfl.comm.reducer import GradientReducer
 from hpclbfl.config.component_configs import transform_configs
 from hpclbfl.config.components import TRANSFORMS
+from hpclbfl.config.detectors import watched_detectors
 from hpclbfl.gradients import GradientTransform
 from hpclbfl.gradients.chain import SHARED, Chain
 from hpclbfl.gradients.gradient import Layout
 from hpclbfl.gradients.noise_scale import NoiseScale
 from hpclbfl.gradients.scaler import StepUpScale
+from hpclbfl.gradients.watch import Watch
 from hpclbfl.optim.extrapolation import Extrapolation
 
 _LOOK_EVERY = 50
@@ -128,6 +130,9 @@ class RankState(Rank):
             # It measures, and tells the change that the algorithm watches.
             watched = self.job.sync.watched_change or "squared_norm"
             made.insert(0, StepUpScale(factor=1.0, when="never", change=watched))
+        if detectors := watched_detectors(self.job):
+            # First: they see the gradient as it was reduced.
+            made.insert(0, Watch(detectors))
         return made
 
     def start_local_training(self) -> None:

@@ -1,7 +1,8 @@
 """Batch policies: how many samples each client processes in a step.
 
 A policy is a pure function: its input is the same on every rank, so every rank computes the same plan, and its state is
-explicit and checkpointed. All policies keep the global batch B exactly, except `noise_scale`, which changes it.
+explicit and checkpointed. All policies keep the global batch B exactly, except `noise_scale` and `critical_phase`,
+which change it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Observation:
     """The noise scale, samples; NaN if it is not measured."""
     ends_epoch: bool = False
     """Whether this step completed an epoch."""
+    change: float = float("nan")
+    """That `BatchingConfig.watched_change` sees; NaN if it is not known, or nothing is watched."""
 
 
 class BatchPolicy(Protocol):

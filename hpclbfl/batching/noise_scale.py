@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from hpclbfl.batching import Observation, Plan
 from hpclbfl.batching.share import even
 from hpclbfl.config.components import POLICIES
 from hpclbfl.config.job import JobConfig
-from hpclbfl.config.sections import BatchingConfig
 from hpclbfl.config.sections.base import PositiveInt
+from hpclbfl.config.sections.batching import ResizedConfig
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.state import checkpointed
 
@@ -25,28 +24,16 @@ HYSTERESIS = 1.5
 """Smallest factor by which B grows."""
 
 
-class NoiseScaleConfig(BatchingConfig):
+class NoiseScaleConfig(ResizedConfig):
     """B grows with the gradient noise scale."""
 
-    max_local_batch_size: PositiveInt | None = None
-    """Upper bound of b_c."""
     max_global_batch_size: PositiveInt
     """Bound of B."""
-    lr_rule: Literal["none", "linear", "sqrt"] | None = None
-    """How the learning rate follows B; null: none."""
-
-    keeps_global_batch: ClassVar[bool] = False
 
     @property
     def most(self) -> int:
         """See `BatchingConfig`."""
         return self.max_global_batch_size
-
-    def lr_factor(self, growth: float) -> float:
-        """See `BatchingConfig`."""
-        if self.lr_rule in (None, "none"):
-            return 1.0
-        return growth if self.lr_rule == "linear" else growth**0.5
 
 
 @checkpointed

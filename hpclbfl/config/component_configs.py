@@ -108,11 +108,23 @@ def with_threshold(values: Any, change: str, threshold: str) -> Any:
     Args:
         values: as the file gives them.
         change: the detector, where the values name none.
-        threshold: which of a detector's thresholds, see `DetectorConfig`.
+        threshold: which of a detector's thresholds, see `DetectorConfig`, where the detector's keys state none.
+
+    Raises:
+        ValueError: the section and the detector's keys state two.
     """
-    if not isinstance(values, dict) or values.get("threshold") is not None:
+    if not isinstance(values, dict):
         return values
-    return {**values, "threshold": getattr(detector_config(values.get("change", change)), threshold)}
+    stated = values.get("threshold")
+    if stated is not None and "change" not in values:
+        return values
+    detector = detector_config(values.get("change", change))
+    if stated is None:
+        own = detector.threshold
+        return {**values, "threshold": getattr(detector, threshold) if own is None else own}
+    if detector.threshold not in (None, stated):
+        raise ValueError(f"'threshold' is {shown(stated)} here and {shown(detector.threshold)} within 'change'")
+    return values
 
 
 def transform_configs(gradients: GradientsConfig) -> list[TransformConfig]:

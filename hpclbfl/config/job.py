@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from hpclbfl.config.component_configs import transform_configs, with_components
+from hpclbfl.config.detectors import check_detectors
 from hpclbfl.config.migrate import as_former, with_compression, with_uncompressed, with_unnamed_loss
 from hpclbfl.config.own_parts import NOWHERE, Lookup, as_written, pinned
 from hpclbfl.config.own_sources import PARTS
@@ -111,7 +112,9 @@ class JobConfig(Section):
     def _sections_fit(self) -> JobConfig:
         gradients = self.gradients
         self.sync.check(self)
+        self.batching.check(self)
         transform_configs(gradients)
+        check_detectors(self)
         if gradients.extrapolation_lr is not None and self.precision == "fp16":
             raise ValueError("gradients.extrapolation_lr does not go with precision fp16")
         if self.on_nonfinite in ("skip", "restore") and not gradients.measure:

@@ -10,6 +10,7 @@ The order is fixed: undo loss scaling, measure, transform (`gradients.chain`), s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
@@ -47,6 +48,15 @@ class Context:
     """Learning rate of this step."""
     noise: NoiseAverages | None = None
     """What is known of the gradient's noise up to this step; None: it is not measured."""
+    epoch_after: float = math.nan
+    """Passes over the training set after this step; NaN: not known."""
+    agree: Callable[[Tensor], Tensor] | None = None
+    """Makes a number equal on ranks whose arithmetic rounds differently; None: it is."""
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether this step completes a pass over the training set."""
+        return math.floor(self.epoch_after) > math.floor(self.epoch) if math.isfinite(self.epoch_after) else False
 
 
 class GradientTransform(Protocol[State]):

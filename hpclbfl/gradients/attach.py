@@ -44,7 +44,8 @@ class GradientScaler:
         factor: X, above 0.
         threshold: of the change | |G_i|^2 - |G_(i-1)|^2 | / |G_(i-1)|^2; None: 0.5, under change="selsync" 0.02.
         when: delta_ge, delta_lt, always, never or random; see `hpclbfl.gradients.scaler`.
-        change: squared_norm (Eq. 8), or selsync (of the layers' norms, smoothed over 25 steps and not known before).
+        change: squared_norm (Eq. 8), log_ratio (the same, symmetric), or selsync (of the layers' norms, smoothed over
+            25 steps and not known before).
         duty: share of the steps that are scaled, from 0 to 1; with when="random", and only with it.
         max_norm: the gradient is clipped to this norm before X, from the norm that is measured anyway.
         seed: of when="random"; the same on all ranks.
@@ -70,7 +71,8 @@ class GradientScaler:
     ) -> None:
         _check("factor", factor, _is_number(factor) and factor > 0, "a number above 0")
         _check("when", when, when in get_args(When), f"one of {', '.join(get_args(When))}")
-        _check("change", change, change in DETECTORS.names(), f"one of {', '.join(DETECTORS.names())}")
+        known = [name for name in DETECTORS.names() if DETECTORS.config(name).takes_norms_only]
+        _check("change", change, change in known, f"one of {', '.join(known)}")
         threshold = detector_config(change).scaler_threshold if threshold is None else threshold
         _check("threshold", threshold, _is_number(threshold) and threshold >= 0, "a number of at least 0")
         if when == "random":

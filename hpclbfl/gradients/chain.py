@@ -11,11 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
+from hpclbfl.config.sections import DetectorConfig
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.fitting import check_like, placed_like
 from hpclbfl.core.text import shown
 from hpclbfl.gradients import Context, GradientTransform, Metrics, NoiseAverages
 from hpclbfl.gradients.gradient import Gradient, Layout
+from hpclbfl.gradients.watch import Watch
 
 SHARED = -1
 """Stands for a client where the model is shared."""
@@ -57,10 +59,15 @@ class Chain:
         return Gradient(gradient.values, gradient.layout, self._agree(gradient.sq_norm), layers)
 
     def context(
-        self, step: int, epoch: float = 0.0, lr: float = math.nan, noise: NoiseAverages | None = None
+        self,
+        step: int,
+        epoch: float = 0.0,
+        lr: float = math.nan,
+        noise: NoiseAverages | None = None,
+        epoch_after: float = math.nan,
     ) -> Context:
         """What transforms may know besides a step's gradient."""
-        return Context(self.seed, step, self.client, epoch, lr, noise)
+        return Context(self.seed, step, self.client, epoch, lr, noise, epoch_after, self._agree)
 
     def update(self, gradient: Gradient, context: Context) -> tuple[Gradient, Metrics]:
         """Transform a step's `agreed` gradient.
@@ -80,6 +87,19 @@ class Chain:
         self.states = tuple(states)
         # Whatever only measures leaves a factor of 1, which need not be multiplied with.
         return measured if self.is_identity else gradient, metrics
+
+    def change_of(self, detector: str | DetectorConfig) -> Tensor:
+        """The newest change, 0-d, that a detector of the job sees: one that a key of type `WatchedDetector` names.
+
+        It is part of the state, so that a resumed run knows it before its first step. NaN: not known.
+
+        Raises:
+            LookupError: the detector is not watched.
+        """
+        for transform, state in zip(self.transforms, self.current(), strict=True):
+            if isinstance(transform, Watch):
+                return transform.change_of(detector, state)
+        raise LookupError("no detector is watched")
 
     def current(self) -> tuple[Any, ...]:
         """The states that the next step begins with."""

@@ -144,8 +144,9 @@ def _loop(state: TrainState, services: Services, steps: StepLog) -> Outcome:
 def begin_record(state: TrainState) -> StepRecord:
     """A record of the step about to be taken."""
     counters = state.counters
-    lr = state.lr_factor * state.schedule.lr(state.epoch)
-    return StepRecord(counters.step, counters.round, state.epoch, counters.num_samples, lr, sizes=state.sizes_now)
+    lr, sizes = state.lr_factor * state.schedule.lr(state.epoch), state.sizes_now
+    after = (counters.num_samples + int(state.sampler.counts(sizes).sum())) / state.num_train
+    return StepRecord(counters.step, counters.round, state.epoch, counters.num_samples, lr, after, sizes=sizes)
 
 
 def evaluate_all(state: TrainState, log: RunLog, progress: Progress) -> Score:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from hpclbfl.algorithms.record import StepRecord
 from hpclbfl.algorithms.times import StepTimes
 from hpclbfl.batching import Observation
 from hpclbfl.batching.local_steps import steps_by_speed
+from hpclbfl.config.sections import DetectorConfig
 from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.training.state import TrainState
 
@@ -33,8 +36,10 @@ def rebalance(state: TrainState, log: RunLog, gathered: list[StepTimes], record:
         _share_local_steps(state, log, gathered)
     unknown = np.full(state.comm.size, np.nan)
     seen = [Observation(times.sizes, times.compute) for times in gathered] if state.policy.needs_seconds else []
-    if ends_epoch and "b_simple" in record.columns:
-        seen.append(Observation(record.sizes, unknown, float(record.columns["b_simple"]), ends_epoch=True))
+    watched = state.job.batching.watched_change
+    if ends_epoch and ("b_simple" in record.columns or watched is not None):
+        b_simple, change = float(record.columns.get("b_simple", math.nan)), _change(state, watched)
+        seen.append(Observation(record.sizes, unknown, b_simple, ends_epoch=True, change=change))
     for observation in seen:
         plan, state.policy_state = state.policy.update(observation, state.policy_state)
         if plan is not None:
@@ -49,6 +54,12 @@ def log_plan(state: TrainState, log: RunLog) -> None:
             log.append(
                 "plans", step=state.counters.step, client=client, local_batch_size=size, reason=state.plan.reason
             )
+
+
+def _change(state: TrainState, watched: str | DetectorConfig | None) -> float:
+    """The change that the policy decides by, equal on all ranks; NaN: there is none."""
+    chain = state.shared_model.chain if watched is not None else None
+    return math.nan if watched is None or chain is None else float(chain.change_of(watched))
 
 
 def _share_local_steps(state: TrainState, log: RunLog, gathered: list[StepTimes]) -> None:

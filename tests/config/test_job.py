@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -345,6 +346,8 @@ def test_a_folder_that_yaml_cannot_hold_is_refused(tmp_path: Path) -> None:
         ({"sync": {"kind": "selsync", "threshold": 0}}, 0.0),
         ({"gradients": {"scaler": {"factor": 2}}}, 0.5),
         ({"gradients": {"scaler": {"factor": 2, "change": "selsync"}}}, 0.02),
+        ({"gradients": {"scaler": {"factor": 2, "change": "log_ratio"}}}, math.log(1.5)),
+        ({"gradients": {"scaler": {"factor": 2, "change": {"name": "selsync", "threshold": 0.3}}}}, 0.3),
         ({"gradients": {"scaler": {"factor": 2, "change": "selsync", "when": "always"}}}, 0.02),
         # As older versions wrote it.
         ({"gradients": {"scaler": {"factor": 2, "change": "selsync", "when": "always", "threshold": 0.5}}}, 0.5),
@@ -361,10 +364,11 @@ def test_the_threshold_goes_with_the_metric(sections: dict[str, Any], threshold:
 @pytest.mark.parametrize("change", ["norm", ["selsync"], 3, None])
 def test_a_metric_that_is_none_is_named(change: Any) -> None:
     told = refused(sync={"kind": "selsync", "change": change})
+    known = "accordion, log_ratio, noise_scale, selsync, squared_norm"
     if change == "norm":
-        assert told.endswith("sync.change: 'norm' is not known: known are selsync, squared_norm")
+        assert told.endswith(f"sync.change: 'norm' is not known: known are {known}")
     else:
-        assert "sync.change: should be the name of a detector (selsync, squared_norm), not " in told
+        assert f"sync.change: should be the name of a detector ({known}), not " in told
 
 
 @pytest.mark.parametrize(

@@ -398,7 +398,10 @@ def test_parameters_without_a_gradient_are_left_out() -> None:
         ({"threshold": -0.1}, "threshold=-0.1: expected a number of at least 0"),
         ({"threshold": math.nan}, "threshold=nan: "),
         ({"when": "sometimes"}, "when='sometimes': expected one of delta_ge, delta_lt, always, never, random"),
-        ({"change": "norm"}, "change='norm': expected one of selsync, squared_norm"),
+        ({"change": "norm"}, "change='norm': expected one of log_ratio, selsync, squared_norm"),
+        # They need more than norms: the epoch, and the noise scale.
+        ({"change": "accordion"}, "change='accordion': expected one of log_ratio, selsync, squared_norm"),
+        ({"change": "noise_scale"}, "change='noise_scale': expected one of log_ratio, selsync, squared_norm"),
         ({"when": "random"}, "duty=None: expected a share from 0 to 1 with when='random'"),
         ({"when": "random", "duty": 1.5}, "duty=1.5: "),
         ({"duty": 0.5}, "duty=0.5: expected none without when='random'"),

@@ -11,6 +11,7 @@ from hpclbfl.config.sections.gradients import (
     GradientsConfig,
     NoiseScaleConfig,
     TransformConfig,
+    WatchedDetector,
 )
 from hpclbfl.config.sections.model import LossConfig, ModelConfig
 from hpclbfl.config.sections.optimizer import OptimizerConfig
@@ -41,4 +42,5 @@ __all__ = [
     "Section",
     "StopConfig",
     "TransformConfig",
+    "WatchedDetector",
 ]

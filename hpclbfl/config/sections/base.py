@@ -30,6 +30,8 @@ class Nested:
     """Of the component, where the key alone says which; None: the value names it."""
     many: bool = False
     """Whether the value is a list."""
+    watched: bool = False
+    """Of a detector: whether it is measured in every step for whoever names it; see `hpclbfl.gradients.watch`."""
 
 
 def _is_number(value: Any) -> bool:

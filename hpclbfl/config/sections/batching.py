@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from hpclbfl.config.sections.base import NonNegativeInt, Number, PositiveInt, Section
+from hpclbfl.config.sections.gradients import DetectorConfig
 
 Slowdown = Annotated[Number, Field(ge=1.0, le=1000.0)]
 
@@ -54,6 +55,11 @@ class BatchingConfig(Section):
         return self
 
     @property
+    def watched_change(self) -> str | DetectorConfig | None:
+        """What tells the change of the gradient that it decides by, a key of type `WatchedDetector`; None: nothing."""
+        return None
+
+    @property
     def most(self) -> int:
         """Bound of B where it grows, samples; 0: none."""
         return 0
@@ -66,6 +72,26 @@ class BatchingConfig(Section):
     def lr_factor(self, growth: float) -> float:
         """What the learning rate is multiplied with once B is so many times as large as at first."""
         return 1.0
+
+    def check(self, job: Any) -> None:
+        """Refuse a job, a `JobConfig`, that this policy does not fit. Raises ValueError."""
+
+
+class ResizedConfig(BatchingConfig):
+    """What policies share under which B does not stay what the job says."""
+
+    max_local_batch_size: PositiveInt | None = None
+    """Upper bound of b_c."""
+    lr_rule: Literal["none", "linear", "sqrt"] | None = None
+    """How the learning rate follows B; null: none."""
+
+    keeps_global_batch: ClassVar[bool] = False
+
+    def lr_factor(self, growth: float) -> float:
+        """See `BatchingConfig`."""
+        if self.lr_rule in (None, "none"):
+            return 1.0
+        return growth if self.lr_rule == "linear" else growth**0.5
 
 
 class BoundedConfig(BatchingConfig):

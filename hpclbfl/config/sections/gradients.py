@@ -13,7 +13,15 @@ from pydantic import (
     model_validator,
 )
 
-from hpclbfl.config.sections.base import Fraction, Nested, Number, PositiveFloat, PositiveInt, Section
+from hpclbfl.config.sections.base import (
+    Fraction,
+    Nested,
+    NonNegativeFloat,
+    Number,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 
 class TransformConfig(Section):
@@ -36,15 +44,32 @@ class DetectorConfig(Section):
 
     name: str
     """Which one."""
+    threshold: NonNegativeFloat | None = None
+    """Of its change, from which it fires; null: that of the section that names it, or else its own."""
 
     scaler_threshold: ClassVar[float] = 0.5
     """Of the change, from which a scaler acts whose job states none."""
     averaging_threshold: ClassVar[float] = 0.5
     """Of the change of a client's own gradient, from which SelSync averages where the job states none."""
+    takes_norms_only: ClassVar[bool] = True
+    """Whether it looks at the norms of the gradient alone, as any script has them."""
+
+    def check(self, key: str, job: Any) -> None:
+        """Refuse a job, a `JobConfig`, that names it under `key` and does not fit it. Raises ValueError."""
+
+    @model_serializer(mode="wrap")
+    def _without_default_threshold(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Older versions had none, and their runs are found by what they wrote.
+        values: dict[str, Any] = handler(self)
+        if self.threshold is None:
+            values.pop("threshold", None)
+        return values
 
 
 DetectorName = Annotated[str | SerializeAsAny[DetectorConfig], Nested("detector")]
-"""One that comes with the package, by its name, or one of the user's own."""
+"""One that comes with the package, by its name or with its keys, or one of the user's own."""
+WatchedDetector = Annotated[str | SerializeAsAny[DetectorConfig], Nested("detector", watched=True)]
+"""The same; it is measured in every step, and its change can be asked for with `hpclbfl.gradients.chain.Chain`."""
 
 
 class NoiseScaleConfig(Section):
@@ -71,6 +96,12 @@ class GradientsConfig(Section):
     """Each client takes its gradient at a point extrapolated by this rate along its last one (extrapolated SGD)."""
     measure: StrictBool = True
     """Log the squared norm and its relative change also where nothing is scaled."""
+    watch: Annotated[
+        tuple[str | SerializeAsAny[DetectorConfig], ...] | None, Nested("detector", many=True, watched=True)
+    ] = None
+    """Detectors of critical phases that are measured in every step and change nothing, such as
+    `[squared_norm, {name: accordion, interval_epochs: 1}]`: the log has the change that each sees, and whether it
+    fires, and a report compares them."""
     noise_scale: NoiseScaleConfig | None = None
     layers_every: PositiveInt | None = None
     """Log each parameter's squared norm every so many steps."""
@@ -86,11 +117,12 @@ class GradientsConfig(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_default_chain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Older versions had none, and their runs are found by what they wrote.
         values: dict[str, Any] = handler(self)
-        if self.chain is None:
-            values.pop("chain", None)
+        for key in ("chain", "watch"):
+            if getattr(self, key) is None:
+                values.pop(key, None)
         return values
 
     @property
