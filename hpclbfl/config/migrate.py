@@ -11,6 +11,7 @@ from hpclbfl.core.text import shown
 _MOMENTUM, _MOMENTS, _TVLARS = ("sgd", "lars"), ("adam", "adamw", "lamb"), ("tvlars",)
 _WITH_DROPOUT = ("vgg11", "vgg11_bn", "alexnet", "vit_b_16", "vit_cifar", "vgg_small", "alexnet_small")
 _BY_SPEED = ("proportional", "dynamic")
+_RESIZED = ("noise_scale", "critical_phase")
 _UNNAMED_LOSS = "cross_entropy"
 _NONE = "none"
 _FORMER: Mapping[str, tuple[str, Mapping[str, tuple[tuple[str, ...], Any]]]] = {
@@ -33,9 +34,9 @@ _FORMER: Mapping[str, tuple[str, Mapping[str, tuple[tuple[str, ...], Any]]]] = {
             "window": (_BY_SPEED, None),
             "min_gain": (("dynamic",), None),
             "min_local_batch_size": (_BY_SPEED, None),
-            "max_local_batch_size": ((*_BY_SPEED, "noise_scale"), None),
+            "max_local_batch_size": ((*_BY_SPEED, *_RESIZED), None),
             "max_global_batch_size": (("noise_scale",), None),
-            "lr_rule": (("noise_scale",), None),
+            "lr_rule": (_RESIZED, None),
         },
     ),
     "schedule": (

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpclbfl.batching import Observation
+from hpclbfl.batching.critical_phase import CriticalPhase, make_critical_phase
 from hpclbfl.batching.dynamic import ControllerState, Dynamic, _lines
 from hpclbfl.batching.fixed import Fixed
 from hpclbfl.batching.noise_scale import NoiseScalePolicy
 from hpclbfl.batching.proportional import Proportional
 from hpclbfl.batching.share import even
+from hpclbfl.config.job import parse_job
 
 
 @dataclass
@@ -162,6 +164,66 @@ def test_batch_grows_with_the_noise_scale_at_the_ends_of_epochs() -> None:
         37,
         37,
     )
+
+
+def test_the_batch_is_large_outside_critical_phases() -> None:
+    policy = CriticalPhase((4, 6), (16, 20), threshold=0.5)
+    plan, state = policy.init((4, 6))
+    assert plan.sizes == (4, 6)
+    found = []
+    for change, ends_epoch in (
+        (0.1, False),
+        (np.nan, True),
+        (0.5, True),
+        (0.49, True),
+        (0.2, True),
+        (np.nan, True),
+        (0.1, True),
+        (np.inf, True),
+    ):
+        seen = Observation(plan.sizes, np.full(2, np.nan), ends_epoch=ends_epoch, change=change)
+        new, state = policy.update(seen, state)
+        found.append(None if new is None else (new.sizes, new.reason))
+    assert found == [
+        *(None, None, None),
+        ((16, 20), "no critical phase: change 0.49"),
+        None,
+        ((4, 6), "critical phase: change is not known"),
+        ((16, 20), "no critical phase: change 0.1"),
+        ((4, 6), "critical phase: change inf"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "sizes", "capacity", "expected"),
+    [
+        ({}, [4, 6], [50, 50], (16, 24)),
+        ({}, [4, 6], [10, 50], (10, 24)),
+        ({"max_local_batch_size": 20}, [4, 6], [50, 50], (16, 20)),
+        # A client without samples keeps what it has.
+        ({}, [4, 6], [0, 50], (4, 24)),
+        # Dealt anew, 30 samples are those of all clients together.
+        ({"reshuffle": True}, [4, 6], [30, 30], (12, 18)),
+    ],
+)
+def test_a_large_batch_keeps_within_its_bounds(
+    keys: dict[str, Any], sizes: list[int], capacity: list[int], expected: tuple[int, ...]
+) -> None:
+    keys = dict(keys)
+    job = parse_job(
+        {
+            "data": {"name": "digits"},
+            "model": {"name": "resnet8"},
+            "partition": {"kind": "iid", "reshuffle": keys.pop("reshuffle", False)},
+            "batching": {"policy": "critical_phase", "factor": 4, "local_batch_size": 5, **keys},
+        },
+        "a test",
+    )
+    policy = make_critical_phase(job.batching, job, 1, sizes, capacity)
+    plan, _ = policy.update(
+        Observation(tuple(sizes), np.full(1, np.nan), ends_epoch=True, change=0.0), policy.init(())[1]
+    )
+    assert plan is not None and plan.sizes == expected
 
 
 @given(

@@ -26,6 +26,9 @@ FEW = {"stop": {"steps": 6}, "evaluate": {"every_steps": 6}}
 ONE_LABEL = {"kind": "labels_per_client", "labels": 1}
 ANEW = {"kind": "iid", "reshuffle": True}
 """All clients' batches of a step together are one batch of the whole set."""
+ACCORDION = {"name": "accordion", "interval_epochs": 1}
+PHASES = {"policy": "critical_phase", "factor": 2, "local_batch_size": 4, "change": ACCORDION, "threshold": 0.6}
+WATCHED = ["squared_norm", "log_ratio", ACCORDION, "selsync", {"name": "noise_scale", "lag": 2}]
 
 
 def jobs(toy_set: Path) -> dict[str, JobConfig]:
@@ -43,6 +46,9 @@ def jobs(toy_set: Path) -> dict[str, JobConfig]:
         "bsp-plain": make_job(toy_set, optimizer=PLAIN_SGD, **FEW),
         "h1-plain": make_job(toy_set, optimizer=PLAIN_SGD, sync={"kind": "fedavg", "local_steps": 1}, **FEW),
         "unequal": make_job(toy_set, model=VIT, partition=ANEW, batching={"local_batch_size": [1, 7, 2, 22]}, **FEW),
+        "phases": make_job(
+            toy_set, batching=PHASES, gradients={"watch": WATCHED, "noise_scale": {}}, stop={"steps": 28}
+        ),
         "equal": make_job(toy_set, model=VIT, partition=ANEW, batching={"local_batch_size": 8}, **FEW),
     }
 
@@ -90,6 +96,18 @@ def test_losses_do_not_depend_on_the_number_of_ranks(runs: dict[int, Path], name
     assert losses(one)[-5:].mean() < losses(one)[:5].mean()
     for split in ("loss", "top1", "top5"):
         np.testing.assert_allclose(many.tables["evals"][split], one.tables["evals"][split], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_detectors_see_the_same_on_every_number_of_ranks(runs: dict[int, Path], size: int) -> None:
+    """And so does the batch policy that decides by one of them."""
+    one, many = (read_run(runs[n] / "phases").tables for n in (1, size))
+    assert one["metrics"]["name"].tolist() == many["metrics"]["name"].tolist()
+    np.testing.assert_allclose(many["metrics"]["value"], one["metrics"]["value"], rtol=1e-6)
+    for name in ("squared_norm", "log_ratio", "accordion", "selsync", "noise_scale"):
+        changes = one["metrics"]["value"][one["metrics"]["name"] == f"{name} change".encode()]
+        assert len(changes) == 28 and np.isfinite(changes[-1]), name
+    assert one["plans"].tolist() == many["plans"].tolist() and len(one["plans"]) > 4
 
 
 @pytest.mark.parametrize("size", [2, 4])

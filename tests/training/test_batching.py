@@ -108,6 +108,17 @@ def test_batches_of_1_7_and_24_are_one_of_32(toy_set: Path) -> None:
             "give gradients.noise_scale",
         ),
         (
+            {
+                "batching": {
+                    "local_batch_size": [4, 6, 4, 4],
+                    "policy": "critical_phase",
+                    "factor": 2,
+                    "max_local_batch_size": 5,
+                }
+            },
+            "batching.max_local_batch_size: 5 is less than the 6 samples of a client",
+        ),
+        (
             {"batching": {"local_batch_size": 10**6}},
             "batching.local_batch_size: a batch of 1000000 exceeds the 96 training samples",
         ),
@@ -150,7 +161,7 @@ def test_policies_that_do_not_fit_the_job(toy_set: Path, sections: dict[str, Any
         ({"local_batch_size": 4, "window": 3}, "'window' goes with policy dynamic"),
         (
             {"local_batch_size": 4, "max_local_batch_size": 9},
-            "goes with policy dynamic or noise_scale or",
+            "goes with policy critical_phase or dynamic or noise_scale or",
         ),
         (
             {"local_batch_size": 4, "form": "warmup"},
