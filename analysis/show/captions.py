@@ -32,6 +32,12 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         "an axis: a norm below 10⁻⁷, which is zero up to rounding; a change outside of "
         f"{CHANGE_RANGE[0]:g} to {CHANGE_RANGE[1]:g}.",
     ),
+    "critical_phases": (
+        "When detectors of critical phases fire",
+        "One run per arm. First: norm of the reduced gradient (in local training: mean over the clients' own "
+        "gradients). Second: steps in which each detector that 'gradients.watch' lists, or that the job decides by, "
+        "fires; pale bars stand for several steps, or clients, of which some do. Grey: its change is not known.",
+    ),
     "scale_factor": (
         "Scale factor",
         "Distribution of the scale factor over the steps: kernel density on a logarithmic axis, mean over n seeds. "

@@ -13,6 +13,7 @@ from typing import Any
 import altair as alt
 
 from hpclbfl.analysis.measure.metrics import AXES, Axis
+from hpclbfl.analysis.show.phase_figure import critical_phases
 from hpclbfl.analysis.show.style import (
     PARTS,
     ROWS,
@@ -229,6 +230,7 @@ _CHARTS: dict[str, Callable[..., Chart]] = {
     "final_accuracy": final_accuracy,
     "sharpness": accuracy_by_sharpness,
     "gradient_norm": gradient_norm,
+    "critical_phases": critical_phases,
     "scale_factor": scale_factor,
     "time_shares": time_shares,
     "batches_and_waits": batches_and_waits,

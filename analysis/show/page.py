@@ -28,6 +28,7 @@ from hpclbfl.analysis.read.configs import as_text
 from hpclbfl.analysis.read.frames import Frames
 from hpclbfl.analysis.read.scan import unstarted
 from hpclbfl.analysis.show.captions import CAPTIONS
+from hpclbfl.analysis.show.detector_table import detectors_table
 from hpclbfl.analysis.show.figures import definition
 from hpclbfl.analysis.show.markup import TextTable, to_html
 from hpclbfl.analysis.show.render import VEGALITE, figure_rows, max_arms, parts_of
@@ -42,7 +43,7 @@ MAX_TROUBLES = 30
 DIGITS = 5
 """Significant digits of numbers in figures."""
 _HASH_DIGITS = 12
-_EVERY_SEED = ("batches_and_waits",)
+_EVERY_SEED = ("batches_and_waits", "critical_phases")
 """Figures of one example run per arm, whichever seed is chosen."""
 
 _PROVENANCE = (
@@ -101,6 +102,11 @@ def page(report: Report) -> str:
         arms_html=[_html(_placed(arms_table(task), task, places), "arms", nth) for nth, task in enumerate(tasks)],
         comparison_html=[
             _html(_placed(comparison_table(task), task, places), "comparisons", nth) for nth, task in enumerate(tasks)
+        ],
+        detectors_html=[
+            _html(_placed(table, task, places), "detectors", nth) if table.rows else ""
+            for nth, task in enumerate(tasks)
+            for table in (detectors_table(frames, task),)
         ],
         figures=_shown_figures(figures),
         num_runs=len(runs),

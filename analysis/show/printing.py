@@ -13,6 +13,7 @@ import polars as pl
 from hpclbfl.analysis.measure.arm_summary import ArmSummary
 from hpclbfl.analysis.measure.report import Report, problem_lines, summary_rows
 from hpclbfl.analysis.read.scan import unstarted
+from hpclbfl.analysis.show.detector_table import detectors_table
 from hpclbfl.analysis.show.markup import TextTable, to_latex, to_markdown, to_rich
 from hpclbfl.analysis.show.tables import arms_table, comparison_table, is_same, runs_table
 from hpclbfl.core.console import make_console
@@ -29,7 +30,8 @@ def print_report(report: Report, form: Format = "text") -> None:
     if form == "text":
         _print_text(report)
     else:
-        print_tables([table for task in report.arms for table in (arms_table(task), comparison_table(task))], form)
+        tables = [table for task in report.arms for table in (arms_table(task), comparison_table(task))]
+        print_tables([*tables, *_detectors(report)], form)
 
 
 def print_json(report: Report) -> None:
@@ -63,6 +65,7 @@ def _print_text(report: Report) -> None:
     root = frames.root
     if len(listed):
         console.print(to_rich(runs_table(listed, f"Runs in {root}")))
+    print_tables(_detectors(report))
     if len(listed) < len(runs):
         console.print(f"{len(runs) - len(listed)} complete runs are not listed; --json lists all")
     is_one_run = (root / "config.yaml").exists()
@@ -77,6 +80,11 @@ def _print_text(report: Report) -> None:
     for name, lines in problem_lines(frames).items():
         for line in lines:
             console.print(f"{name}: {line}", soft_wrap=True)
+
+
+def _detectors(report: Report) -> list[TextTable]:
+    """Tables of the watched detectors, of tasks whose runs watch any."""
+    return [table for task in report.arms if (table := detectors_table(report.frames, task)).rows]
 
 
 def _says_more(task: ArmSummary) -> bool:

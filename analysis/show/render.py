@@ -11,7 +11,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from hpclbfl.analysis.measure import plot_data
+from hpclbfl.analysis.measure import detectors, plot_data
 from hpclbfl.analysis.measure.arm_summary import ranked_arms
 from hpclbfl.analysis.measure.metrics import AXES
 from hpclbfl.analysis.measure.report import Report
@@ -38,6 +38,7 @@ def figure_rows(frames: Frames) -> dict[str, pl.DataFrame]:
         "final_accuracy": plot_data.final_accuracy(frames, runs),
         "sharpness": plot_data.sharpness_points(frames, runs),
         "gradient_norm": plot_data.gradients(frames, runs),
+        "critical_phases": detectors.raster(frames, runs),
         "scale_factor": plot_data.scale_factor(frames, runs),
         "time_shares": plot_data.time_shares(frames, runs),
         "batches_and_waits": pl.concat(

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -29,9 +31,19 @@ def print_folder(
 
 
 def two_client_run(
-    path: Path, sync: str = "{kind: bsp}", partition: str = "", state: str = "done", num_steps: int = 20, seed: int = 0
+    path: Path,
+    sync: str = "{kind: bsp}",
+    partition: str = "",
+    state: str = "done",
+    num_steps: int = 20,
+    seed: int = 0,
+    metrics: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> Attempt:
-    """Two ranks, one client each with 30 and 10 samples per step; client c's loss in step s is 10 * c + s."""
+    """Two ranks, one client each with 30 and 10 samples per step; client c's loss in step s is 10 * c + s.
+
+    Args:
+        metrics: of all clients together: by name, a value of each step.
+    """
     folder = RunFolder(path)
     attempt = folder.next_attempt()
     folder.write_config(f"name: a\nseed: {seed}\nclients: 2\nsync: {sync}\n{partition}")
@@ -54,6 +66,9 @@ def two_client_run(
                     t_step_s=1.0,
                 )
             if rank == 0:
+                for name, values in metrics.items():
+                    for step, value in enumerate(values):
+                        log.append("metrics", step=step, client=-1, name=name, value=value)
                 for step, top1 in ((9, 0.75), (19, 0.71234)):
                     common = {"step": step, "num_samples": (step + 1) * 40, "elapsed_s": step + 1.5}
                     log.append("evals", **common, split="test", loss=1.0, top1=top1, top5=0.9)

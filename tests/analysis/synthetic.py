@@ -57,6 +57,7 @@ def make_run(
     dynamic: bool = False,
     state: str = "done",
     evaluate_every: int = 25,
+    watched: bool = False,
 ) -> None:
     """One run of four clients on one rank, a row per client and step, that looks like training.
 
@@ -65,6 +66,7 @@ def make_run(
         batch: local batch size.
         slowdown: of each client.
         dynamic: whether batches follow the clients' speed after a fifth of the run.
+        watched: whether the run watches two detectors, one of which knows no change in the first half.
     """
     rng = np.random.default_rng((seed, int(factor * 10), batch))
     clients = len(slowdown)
@@ -79,6 +81,8 @@ def make_run(
     ceiling = 0.9 - 0.04 * abs(np.log2(factor) - 2) - 0.03 * np.log2(batch / 32) + rng.normal(0, 0.008)
     with RunLog(attempt.rank_log(0), {"rank": 0, "attempt": 0, "resumed_from_step": 0}) as log:
         log.extend("steps", rows)
+        if watched:
+            log.extend("metrics", _watched_rows(rows["grad_change"][::clients]))
         for step in range(evaluate_every - 1, num_steps, evaluate_every):
             grown = 1 - np.exp(-4 * (step + 1) / num_steps)
             common = {"step": step, "num_samples": int(num_samples[step]), "elapsed_s": float(elapsed[step])}
@@ -91,6 +95,17 @@ def make_run(
     folder.write_status(state, **({"error": "step 70: CUDA out of memory"} if state == "failed" else {}))
     if state == "done":
         folder.mark_done({"reason": "steps", "elapsed_s": float(elapsed[-1])})
+
+
+def _watched_rows(change):
+    late = np.where(np.arange(len(change)) < len(change) // 2, np.nan, np.arange(len(change)) % 10 / 10)
+    rows = np.zeros((len(change), 4), DTYPES["metrics"])
+    rows["step"], rows["client"] = np.arange(len(change))[:, None], -1
+    for place, (name, seen) in enumerate((("accordion", late), ("squared_norm", change))):
+        rows["name"][:, 2 * place], rows["value"][:, 2 * place] = f"{name} change".encode(), seen
+        fires = np.where(np.isnan(seen), np.nan, seen >= 0.5)
+        rows["name"][:, 2 * place + 1], rows["value"][:, 2 * place + 1] = f"{name} fires".encode(), fires
+    return rows.reshape(-1)
 
 
 def _step_rows(rng, factor, batch, num_steps, slowdown, dynamic):
