@@ -33,10 +33,11 @@ class SelSyncConfig(LocalConfig):
     """
 
     threshold: NonNegativeFloat = 0.0
-    """Of the change of a client's own gradient, from which on all average; default 0.05, under squared_norm 1 (see
-    `hpclbfl.gradients.detectors`)."""
+    """Of the change of a client's own gradient, from which on all average; default: the detector's, 0.05 for selsync, 1
+    for squared_norm."""
     change: DetectorName = "selsync"
-    """selsync: of the layers' norms, smoothed over 25 steps; squared_norm: Eq. 8; or a detector of your own."""
+    """selsync: of the layers' norms, smoothed over 25 steps; squared_norm: Eq. 8; another detector, see below; or one
+    of your own."""
 
     @model_validator(mode="before")
     @classmethod

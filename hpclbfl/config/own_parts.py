@@ -201,7 +201,8 @@ def pinned(values: dict[str, Any], held: Mapping[str, Any], folder: Path) -> tup
     before = dict(find_names(held))
     names, notes = {}, []
     for path, part in find_names(values):
-        old = before.get(path)
+        # One that a job names without keys is written with a key `name`.
+        old = before.get(path, before.get((*path, "name")))
         if not part.is_file or part.sha256 is not None or old is None or old.sha256 is None or old.brief != part.brief:
             continue
         names[path] = old

@@ -17,6 +17,8 @@ from typing import Any
 HASH_DIGITS = 12
 KEYS = ("name", "kind", "policy", "change")
 """Under which a section names its component."""
+LISTS = ("chain", "watch")
+"""Under which a section lists components, by name or with their keys."""
 _SOURCE = re.compile(rf"(?P<source>.+?)(?:@(?P<sha256>[0-9a-f]{{{HASH_DIGITS}}}))?", re.DOTALL)
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -79,6 +81,9 @@ def find_names(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
                 yield here, part
             else:
                 yield from find_names(value, here)
+            for index, entry in enumerate(value if key in LISTS and isinstance(value, list | tuple) else ()):
+                if (part := parse_name(entry)) is not None:
+                    yield (*here, str(index)), part
     elif isinstance(values, list | tuple):
         for index, value in enumerate(values):
             yield from find_names(value, (*path, str(index)))

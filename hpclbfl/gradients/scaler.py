@@ -52,15 +52,15 @@ class ScalerConfig(TransformConfig):
     factor: PositiveFloat
     """X; 1 changes nothing."""
     threshold: NonNegativeFloat = 0.5
-    """Of the relative change of the squared gradient norm (Eq. 8); default 0.5, under change selsync 0.02."""
+    """Of the relative change of the squared gradient norm (Eq. 8); default: the detector's, 0.5 for squared_norm."""
     when: When = "delta_ge"
     """delta_ge: where the change reaches the threshold, as the paper evaluated it; delta_lt: where it stays below, as
     its Eq. 6 reads (the two contradict each other); always, never, random: controls."""
     duty: Share | None = None
     """random: share of the steps that are scaled."""
     change: DetectorName = "squared_norm"
-    """squared_norm: Eq. 8; selsync: of the layers' norms, smoothed over 25 steps, in which it is not known; or a
-    detector of your own."""
+    """squared_norm: Eq. 8; selsync: of the layers' norms, smoothed over 25 steps, in which it is not known; another
+    detector, see below; or one of your own."""
 
     place: ClassVar[int] = 2
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from hpclbfl.algorithms.record import StepRecord
+from hpclbfl.algorithms.shared_model import SharedModel
 from hpclbfl.algorithms.times import StepTimes
 from hpclbfl.batching import Observation
 from hpclbfl.batching.local_steps import steps_by_speed
@@ -58,8 +59,9 @@ def log_plan(state: TrainState, log: RunLog) -> None:
 
 def _change(state: TrainState, watched: str | DetectorConfig | None) -> float:
     """The change that the policy decides by, equal on all ranks; NaN: there is none."""
-    chain = state.shared_model.chain if watched is not None else None
-    return math.nan if watched is None or chain is None else float(chain.change_of(watched))
+    if watched is None or not isinstance(state.model, SharedModel) or state.model.chain is None:
+        return math.nan
+    return float(state.model.chain.change_of(watched))
 
 
 def _share_local_steps(state: TrainState, log: RunLog, gathered: list[StepTimes]) -> None:

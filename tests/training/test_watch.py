@@ -166,6 +166,16 @@ def test_a_detector_of_ones_own_is_watched(tmp_path: Path, toy_set: Path) -> Non
     expected = 3.0 * np.arange(15) / 6 + 0.2
     np.testing.assert_allclose(watched(run, "mine.py:Epochs change"), expected, rtol=1e-12)
     np.testing.assert_array_equal(watched(run, "mine.py:Epochs fires"), expected >= 1.2)
+    # By its name alone, too, beside the job file, in a run that goes on from the folder's copy.
+    text = (
+        (tmp_path / "job.yaml").read_text().replace("  measure: true", "  measure: true\n  watch: ['mine.py:Epochs']")
+    )
+    (tmp_path / "job.yaml").write_text(text)
+    run_job(load_job(tmp_path / "job.yaml"), tmp_path / "named")
+    (tmp_path / "mine.py").unlink()
+    run_job(load_job(tmp_path / "job.yaml", ["stop.steps=17"], tmp_path / "named"), tmp_path / "named")
+    found = watched(read_run(tmp_path / "named"), "mine.py:Epochs change")
+    np.testing.assert_allclose(found, 2.0 * np.arange(17) / 6 + 0.2, rtol=1e-12)
 
 
 def parsed(toy_set: Path, **sections: Any) -> JobConfig:

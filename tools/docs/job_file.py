@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from hpclbfl.config.components import SECTIONS
+from hpclbfl.config.components import DETECTORS, SECTIONS
 from hpclbfl.config.job import JobConfig
+from hpclbfl.config.sections import DetectorConfig
 from hpclbfl.core.registry import Component, Registry, fields_of
 from tools.docs.docstrings import docstring
 from tools.docs.keys import Config, Key, keys_of, keys_table
@@ -26,6 +27,7 @@ def job_file() -> str:
             parts += _union(name, field)
         else:
             parts += [part for config in _inner(field) for part in _section(name, config, 3)]
+    parts += _detectors()
     return "\n\n".join(parts)
 
 
@@ -77,6 +79,26 @@ def _components(section: str, registry: Registry[Any], shared: Config) -> Iterat
             if key not in fields_of(shared):
                 for inner in _inner(field):
                     yield from _section(f"{section}.{key}", inner, 5)
+
+
+def _detectors() -> Iterator[str]:
+    """The detectors, which stand within other sections, with what all have and what each has."""
+    yield "### Detectors of critical phases"
+    yield (
+        "Where a key takes a detector, it is named, `log_ratio`, or given with its keys, "
+        "`{name: accordion, interval_epochs: 1}`. All have:"
+    )
+    shared = [key for key in keys_of(DetectorConfig, "") if key.name != DETECTORS.key]
+    yield keys_table(shared)
+    for name in DETECTORS.names():
+        config = DETECTORS.config(name)
+        yield f"#### `{name}`"
+        yield text(docstring(config))
+        averaging = f"of an averaging under SelSync {config.averaging_threshold:.3g}"
+        yield f"Thresholds: {config.scaler_threshold:.3g}; {averaging}."
+        own = [key for key in keys_of(config, "", {DETECTORS.key: name}) if key.name not in fields_of(DetectorConfig)]
+        if own:
+            yield keys_table(own)
 
 
 def _choice(key: str, names: list[str], default: str | None) -> str:

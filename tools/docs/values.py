@@ -25,7 +25,7 @@ def values_of(field: FieldInfo) -> str:
     if mark is None or mark.name is not None:
         return ", or ".join(_words(field.annotation, field.metadata))
     names = [f"`{name}`" for name in NESTED[mark.kind].names()]
-    return f"list of {' and '.join(names)} and your own" if mark.many else f"{', '.join(names)}, or your own"
+    return f"list of {', '.join(names)} and your own" if mark.many else f"{', '.join(names)}, or your own"
 
 
 def defaults_of(config: type[BaseModel], given: dict[str, Any]) -> dict[str, str]:

@@ -40,12 +40,12 @@ class TransformConfig(Section):
 
 
 class DetectorConfig(Section):
-    """A detector of a change of the gradient; see `hpclbfl.gradients.change.Detector`."""
+    """A detector of critical phases, by a change of the gradient; see `hpclbfl.gradients.change.Detector`."""
 
     name: str
     """Which one."""
     threshold: NonNegativeFloat | None = None
-    """Of its change, from which it fires; null: that of the section that names it, or else its own."""
+    """Of its change, from which it fires; null: that of the section that names it, or else the usual one."""
 
     scaler_threshold: ClassVar[float] = 0.5
     """Of the change, from which a scaler acts whose job states none."""

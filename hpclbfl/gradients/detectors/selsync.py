@@ -33,7 +33,7 @@ DECAY = 0.99
 
 
 class SelSyncChangeConfig(DetectorConfig):
-    """See the module. Nothing to be set.
+    """SelSync: the relative change of the sum of the layers' norms, smoothed over 25 steps.
 
     Measured with ten clients, resnet8 and b_c = 16, as shares of the steps whose change is known. The threshold of an
     averaging, 0.05, is reached in 6 % of the steps on CIFAR-10, i.i.d. (2000 images of 8 px, 200 steps; 9 % with 4000

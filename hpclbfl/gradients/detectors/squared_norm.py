@@ -25,7 +25,7 @@ else:
 
 
 class SquaredNormConfig(DetectorConfig):
-    """See the module. Nothing to be set.
+    """Eq. 8: the relative change of the squared norm of the whole gradient against the step before.
 
     The threshold of an averaging, 1.0, is reached in 28 % of the steps on CIFAR-10 and in 85 % on the digits (ten
     clients, resnet8, b_c = 16; 2000 images of 8 px, 200 steps; 72 steps). That of the scaler is the paper's.
