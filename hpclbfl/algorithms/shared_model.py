@@ -151,9 +151,7 @@ class SharedModel:
         if chain is not None:
             measured = chain.agreed(measured)
         step, after = rank.counters.step, record.epoch_after
-        context = Context(
-            rank.job.seed, step, SHARED, record.epoch, record.lr, epoch_after=after, agree=rank.agree
-        )
+        context = Context(rank.job.seed, step, SHARED, record.epoch, record.lr, epoch_after=after, agree=rank.agree)
         if self.compression is not None:
             record.columns |= self.compression.observe(measured, context, int(self._counts.sum()), reducer.norms)
         if chain is None:

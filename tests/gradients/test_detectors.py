@@ -10,6 +10,7 @@ import torch
 
 from hpclbfl.config.components import DETECTORS
 from hpclbfl.config.detectors import Watched
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.gradients import Context, NoiseAverages
 from hpclbfl.gradients.chain import Chain
 from hpclbfl.gradients.gradient import Gradient, Layout
@@ -110,6 +111,8 @@ def test_accordion_takes_no_other_schedule_as_a_decay(rates: list[float]) -> Non
 def test_accordion_needs_the_parameters() -> None:
     with pytest.raises(ValueError, match=r"^accordion adds up gradients: it needs the layout of the parameters$"):
         detector("accordion").init(None)
+    with pytest.raises(ConfigError, match=r"^detector accordion needs to know where epochs end"):
+        changes("accordion", [of(3, 4)])
 
 
 def test_an_infinite_change_reaches_any_threshold() -> None:

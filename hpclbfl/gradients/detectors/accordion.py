@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, ClassVar
 from hpclbfl.config.components import DETECTORS
 from hpclbfl.config.sections import DetectorConfig
 from hpclbfl.config.sections.base import PositiveInt
+from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.state import checkpointed
 from hpclbfl.gradients.change import RESOLUTION, relative, unknown
 from hpclbfl.gradients.norm import squared_norm
@@ -105,7 +106,9 @@ class Accordion:
         return EpochState(torch.zeros(layout.size, dtype=layout.dtype, device=layout.device))
 
     def observe(self, gradient: Gradient, state: EpochState, ctx: Context) -> EpochState:
-        """Takes the whole gradient, without its factor."""
+        """Takes the whole gradient, without its factor. Raises ConfigError: it is not told where epochs end."""
+        if math.isnan(ctx.epoch_after):
+            raise ConfigError("detector accordion needs to know where epochs end, which it is not told here")
         device, share = state.total.device, ctx.epoch_after - ctx.epoch
         is_finite = torch.isfinite(gradient.sq_norm).to(device)
         total = torch.where(is_finite, torch.add(state.total, gradient.flat, alpha=share), state.total)
