@@ -36,8 +36,6 @@ class StepRecord:
     epoch: float
     num_samples: int
     lr: float
-    epoch_after: float = math.nan
-    """Passes over the training set after this step."""
     columns: dict[str, Tensor] = field(default_factory=dict)
     """What was measured of the reduced gradient, by the log's columns: 0-d tensors on the device."""
     layer_sq_norms: Tensor | None = None
@@ -51,6 +49,8 @@ class StepRecord:
     """b_c of every client of the job in this step."""
     gathered_times: FloatArray | None = None
     """[R, 2] the times that came back with the step's flags, of an earlier step; None: none did."""
+    epoch_after: float = math.nan
+    """Passes over the training set after this step."""
     transfer: float | None = None
     """Part of the synchronisation that was not waiting for slower ranks, s; None while that is not known, infinite
     where all of it is."""

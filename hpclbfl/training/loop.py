@@ -146,7 +146,9 @@ def begin_record(state: TrainState) -> StepRecord:
     counters = state.counters
     lr, sizes = state.lr_factor * state.schedule.lr(state.epoch), state.sizes_now
     after = (counters.num_samples + int(state.sampler.counts(sizes).sum())) / state.num_train
-    return StepRecord(counters.step, counters.round, state.epoch, counters.num_samples, lr, after, sizes=sizes)
+    return StepRecord(
+        counters.step, counters.round, state.epoch, counters.num_samples, lr, sizes=sizes, epoch_after=after
+    )
 
 
 def evaluate_all(state: TrainState, log: RunLog, progress: Progress) -> Score:
