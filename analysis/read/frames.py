@@ -49,7 +49,7 @@ RUN_COLUMNS: dict[str, str] = {
 
 RUN_TYPES: dict[str, pl.DataType] = {
     **dict.fromkeys(("complete", "dirty"), pl.Boolean()),
-    **dict.fromkeys(("num_attempts", "num_ranks", "num_test"), pl.Int64()),
+    **dict.fromkeys(("num_attempts", "num_ranks", "num_test", "message_bytes"), pl.Int64()),
     "elapsed_s": pl.Float64(),
 }
 """Types of those that are not texts."""

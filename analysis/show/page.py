@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,7 @@ from hpclbfl.analysis.show.markup import TextTable, to_html
 from hpclbfl.analysis.show.render import VEGALITE, figure_rows, max_arms, parts_of
 from hpclbfl.analysis.show.style import SPREAD, SPREAD_RATIO
 from hpclbfl.analysis.show.tables import all_runs_table, arms_table, comparison_table, differences_table
+from hpclbfl.analysis.show.traffic_table import traffic_table
 from hpclbfl.core.files import write_output
 from hpclbfl.core.text import printable
 from hpclbfl.runs.folder import utc_now
@@ -103,11 +104,8 @@ def page(report: Report) -> str:
         comparison_html=[
             _html(_placed(comparison_table(task), task, places), "comparisons", nth) for nth, task in enumerate(tasks)
         ],
-        detectors_html=[
-            _html(_placed(table, task, places), "detectors", nth) if table.rows else ""
-            for nth, task in enumerate(tasks)
-            for table in (detectors_table(frames, task),)
-        ],
+        traffic_html=_extra(traffic_table, "traffic", frames, tasks, places),
+        detectors_html=_extra(detectors_table, "detectors", frames, tasks, places),
         figures=_shown_figures(figures),
         num_runs=len(runs),
         runs_html=_html(all_runs_table(runs, labels), "runs"),
@@ -142,6 +140,21 @@ def _html(table: TextTable, name: str, nth: int = 0) -> Markup:
     if not table.rows:
         return Markup("<p>{}</p>").format(table.notes[0] if table.notes else "Nothing to show yet.")
     return Markup(to_html(table, f"{name}-{nth + 1}" if nth else name))
+
+
+def _extra(
+    make: Callable[[Frames, ArmSummary], TextTable],
+    name: str,
+    frames: Frames,
+    tasks: Sequence[ArmSummary],
+    places: Mapping[str, int],
+) -> list[Markup | str]:
+    """A further table of each task; empty where it has no rows."""
+    tables = [make(frames, task) for task in tasks]
+    return [
+        _html(_placed(table, task, places), name, nth) if table.rows else ""
+        for nth, (table, task) in enumerate(zip(tables, tasks, strict=True))
+    ]
 
 
 def _placed(table: TextTable, task: ArmSummary, places: Mapping[str, int]) -> TextTable:

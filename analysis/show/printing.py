@@ -16,6 +16,7 @@ from hpclbfl.analysis.read.scan import unstarted
 from hpclbfl.analysis.show.detector_table import detectors_table
 from hpclbfl.analysis.show.markup import TextTable, to_latex, to_markdown, to_rich
 from hpclbfl.analysis.show.tables import arms_table, comparison_table, is_same, runs_table
+from hpclbfl.analysis.show.traffic_table import traffic_table
 from hpclbfl.core.console import make_console
 
 WIDTH = 100
@@ -31,7 +32,7 @@ def print_report(report: Report, form: Format = "text") -> None:
         _print_text(report)
     else:
         tables = [table for task in report.arms for table in (arms_table(task), comparison_table(task))]
-        print_tables([*tables, *_detectors(report)], form)
+        print_tables([*tables, *_extra(report)], form)
 
 
 def print_json(report: Report) -> None:
@@ -65,7 +66,7 @@ def _print_text(report: Report) -> None:
     root = frames.root
     if len(listed):
         console.print(to_rich(runs_table(listed, f"Runs in {root}")))
-    print_tables(_detectors(report))
+    print_tables(_extra(report))
     if len(listed) < len(runs):
         console.print(f"{len(runs) - len(listed)} complete runs are not listed; --json lists all")
     is_one_run = (root / "config.yaml").exists()
@@ -82,9 +83,10 @@ def _print_text(report: Report) -> None:
             console.print(f"{name}: {line}", soft_wrap=True)
 
 
-def _detectors(report: Report) -> list[TextTable]:
-    """Tables of the watched detectors, of tasks whose runs watch any."""
-    return [table for task in report.arms if (table := detectors_table(report.frames, task)).rows]
+def _extra(report: Report) -> list[TextTable]:
+    """What clients send, of tasks whose runs compress it, and the watched detectors, of those that watch any."""
+    tables = [make(report.frames, task) for make in (traffic_table, detectors_table) for task in report.arms]
+    return [table for table in tables if table.rows]
 
 
 def _says_more(task: ArmSummary) -> bool:

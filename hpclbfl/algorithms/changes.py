@@ -77,8 +77,11 @@ class Changes:
             average([client.replica.buffers for client in clients], local, rank.comm, "buffers", mean.buffers)
         self._reference.copy_(mean.state[:size])
         self.sent_bytes = reduction.sent_bytes + ring(mean.buffers.nbytes, rank.comm.size)
-        context = Context(rank.job.seed, rank.counters.step, SHARED, record.epoch, record.lr)
-        samples = int(rank.counters.since_averaging.sum())
+        samples, after = int(rank.counters.since_averaging.sum()), record.epoch_after
+        # What has changed belongs to all steps since the last averaging.
+        before = after * (1 - samples / max(1, rank.counters.num_samples))
+        step, seed = rank.counters.step, rank.job.seed
+        context = Context(seed, step, SHARED, before, record.lr, epoch_after=after, agree=rank.agree)
         record.columns |= self.compression.observe(self._change(rank), context, samples, norms)
 
     def _change(self, rank: Rank) -> Gradient:
