@@ -38,16 +38,18 @@ def two_client_run(
     num_steps: int = 20,
     seed: int = 0,
     metrics: Mapping[str, Sequence[float]] = MappingProxyType({}),
+    message_bytes: int | None = None,
 ) -> Attempt:
     """Two ranks, one client each with 30 and 10 samples per step; client c's loss in step s is 10 * c + s.
 
     Args:
         metrics: of all clients together: by name, a value of each step.
+        message_bytes: of a reduction.
     """
     folder = RunFolder(path)
     attempt = folder.next_attempt()
     folder.write_config(f"name: a\nseed: {seed}\nclients: 2\nsync: {sync}\n{partition}")
-    attempt.write_provenance({"engine": "horovod", "num_ranks": 2})
+    attempt.write_provenance({"engine": "horovod", "num_ranks": 2, "message_bytes": message_bytes})
     for rank, size in enumerate((30, 10)):
         with RunLog(attempt.rank_log(rank), {"rank": rank, "attempt": 0, "resumed_from_step": 0}) as log:
             for step in range(num_steps):

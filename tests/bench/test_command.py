@@ -30,6 +30,23 @@ def test_log(tmp_path: Path) -> None:
     assert all(value > 0 for series in found["series"] for values in series["raw"] for value in values)
 
 
+def test_compression(tmp_path: Path) -> None:
+    """The more values are kept, the less is lost."""
+    path = tmp_path / "found.json"
+    words = ["bench", "compression", "--rounds", "2", "--steps", "4", "--batch", "16", "--variants", "32,64"]
+    done = CliRunner().invoke(app, [*words, "--json", "--out", str(path)])
+    assert done.exit_code == 0
+    found = json.loads(path.read_text())
+    lost = {(s["group"], s["variant"]): s["median"] for s in found["series"]}
+    for step in ("step 0", "step 1", "step 4"):
+        for size in ("32", "64"):
+            some = [lost[f"topk {share} %, {step}", size] for share in ("10", "1", "0.1")]
+            assert 0 < some[0] < some[1] < some[2] < 100
+            assert 0 < lost[f"signsgd, {step}", size] < 100
+    assert len(found["comparisons"]) == 15
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_log_of_columns() -> None:
     findings = log.measure(log.Settings(rounds=1, rows=100, variants=("columns",)), Turns("log"))
     assert raw_counts(findings.plain()) == {"columns": 1}
@@ -49,6 +66,7 @@ def test_input() -> None:
         (["comm", "--variants", "mpi,pigeon"], "--variants: unknown 'pigeon'; there are mpi, horovod"),
         (["comm", "--mb", "0"], "--mb 0: a size is above 0"),
         (["federated", "--samples", "100"], "--samples 100 are no whole batches of 32"),
+        (["compression", "--variants", "48"], "--variants: unknown '48'; there are 32, 64, 128"),
         (["step", "--model", "resnet9"], "--model resnet9: unknown net; known: alexnet, "),
     ],
 )
