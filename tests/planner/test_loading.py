@@ -40,9 +40,9 @@ def batch_memory(tmp_path: Path, limit: int, sizes: dict[int, int]) -> tuple[Dev
 
     job = planned_job(tmp_path / "x.h5").resolved(1)
     study = DeviceProfiler(job, Place(), probe, Options(limit, repetitions=2), said.append)
-    counts = dict.fromkeys(("threads", "num_train", "parameter_bytes", "buffer_bytes"), 1)
+    counts = dict.fromkeys(("threads", "num_train", "itemsize", "buffer_bytes"), 1)
     sizes_bytes = dict.fromkeys(("free_bytes", "missing_bytes", "start_bytes", "model", "gradient", "optimizer"), 0)
-    lists: dict[str, Any] = {name: [] for name in ("rows", "fitted", "held_out", "activation")}
+    lists: dict[str, Any] = {name: [] for name in ("rows", "fitted", "held_out", "activation", "shapes")}
     gathered = Gathered(
         device="CPU",
         fingerprint="",

@@ -46,6 +46,16 @@ JOBS: dict[str, dict[str, Any]] = {
         "sync": {"kind": "post_local", "switch_step": 6, "local_steps": 3},
     },
     "quantised": {"compression": {"kind": "qsgd", "bits": 4}, "sync": {"kind": "fedavg", "local_steps": 4}},
+    "accordion": {
+        "compression": {
+            "kind": "randomk",
+            "ratio": 0.2,
+            "draw": "own",
+            "adapt": {"by": "phase", "to": 0.05, "change": {"name": "accordion", "interval_epochs": 1}},
+        },
+        "sync": {"kind": "fedavg", "local_steps": 2},
+        "stop": {"steps": 20},
+    },
     "signs": {"compression": {"kind": "signsgd"}, "sync": {"kind": "selsync", "threshold": 0.1}},
     "growing": {
         "batching": {"global_batch_size": 8, "policy": "noise_scale", "max_global_batch_size": 40, "lr_rule": "linear"},
@@ -106,7 +116,7 @@ def test_cut_and_resumed_twice_is_bit_identical(
     weights = [torch.load(tmp_path / which / "model.pt") for which in ("whole", "cut")]
     assert all(torch.equal(weights[1][key], value) for key, value in weights[0].items())
     steps = sorted(int(p.name.removeprefix("step-")) for p in (tmp_path / "cut" / "checkpoints").iterdir())
-    assert steps == ([18, 20] if name == "growing" else [9, 12])
+    assert steps == ([18, 20] if name in ("growing", "accordion") else [9, 12])
 
 
 @pytest.mark.slow
