@@ -63,7 +63,9 @@ class Summing:
     def exchanged(self) -> None:
         """Wait for this rank's share, sum it, and begin to gather."""
         arrived = self._exchange.wait()
-        rows = [part.view(self._dtype) for part in arrived.split(self._own)] if self._own else []
+        # A piece may have fewer elements than there are ranks.
+        parts = arrived.split(self._own) if self._own else [arrived] * self._comm.size
+        rows = [part.view(self._dtype) for part in parts]
         summed = self._total(rows)
         self._summed = summed.dtype
         flat = as_bytes(summed)

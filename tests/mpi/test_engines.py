@@ -45,8 +45,13 @@ JOBS: dict[str, dict[str, Any]] = {
         "sync": {"kind": "fedavg", "local_steps": 3},
         "gradients": {"scaler": SCALER},
     },
-    "quantised": {**UNEQUAL, "compression": {"kind": "qsgd", "bits": 4}},
-    "half": {"compression": {"kind": "fp16"}, "sync": {"kind": "post_local", "switch_step": 4, "local_steps": 3}},
+    # Buckets of a parameter each, some of which have fewer values than there are ranks.
+    "quantised": {**UNEQUAL, "compression": {"kind": "qsgd", "bits": 4}, "comm": {"bucket_mb": 1e-4}},
+    "half": {
+        "compression": {"kind": "fp16"},
+        "comm": {"bucket_mb": 1e-4},
+        "sync": {"kind": "post_local", "switch_step": 4, "local_steps": 3},
+    },
     "lars": {"optimizer": {"name": "lars", "lr": 1.0, "momentum": 0.9, "weight_decay": 5e-4}},
 }
 ENGINES = [("mpi", 2), ("mpi", 4), ("horovod", 2)]

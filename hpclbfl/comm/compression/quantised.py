@@ -69,7 +69,7 @@ class Quantised:
             total = summing.wait() if isinstance(summing, Summing) else summing
             piece.of(flat).copy_(total)
             for layer in piece.layers:
-                layer.of(flat).mul_(scales[self._place(layer)] / self._levels)
+                layer.of(flat).mul_(scales[layer.number] / self._levels)
             self.sent_bytes += summing.sent_bytes if isinstance(summing, Summing) else 0.0
         if comm.size > 1:
             self.sent_bytes += ring(by_rank.nbytes, comm.size)
@@ -84,7 +84,7 @@ class Quantised:
             for layer in piece.layers:
                 at = layer.begin - piece.begin
                 part = total[at : at + layer.size]
-                part += self._round(layer.of(own), scales[self._place(layer)], client, layer)
+                part += self._round(layer.of(own), scales[layer.number], client, layer)
             norms[1] += squared_norm([piece.of(own)])
         if comm.size == 1:
             return total
@@ -108,13 +108,10 @@ class Quantised:
         return rounded.nan_to_num_().to(self._sent)
 
     def _sum(self, rows: list[Tensor]) -> Tensor:
-        total = torch.zeros(rows[0].shape if rows else 0, dtype=self._summed, device=self._setup.flat.device)
-        for row in rows:
+        total = rows[0].to(self._summed)
+        for row in rows[1:]:
             total += row
         return total
-
-    def _place(self, layer: Layer) -> int:
-        return self._setup.layers.index(layer)
 
     def residual(self, client: int) -> Tensor | None:
         """None: it has no bias."""
@@ -148,7 +145,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
     count = _BYTE // bits
     missing = -values.numel() % count
     codes = (values + 2 ** (bits - 1)).to(torch.uint8)
-    codes = torch.cat([codes, codes.new_zeros(missing)]).view(-1, count)
+    codes = torch.cat([codes, codes.new_zeros(missing)]).view((len(values) + missing) // count, count)
     packed = codes[:, 0].clone()
     for k in range(1, count):
         packed |= codes[:, k] << (bits * k)
@@ -160,6 +157,6 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     if bits == _BYTE:
         return packed
     mask, columns = 2**bits - 1, range(_BYTE // bits)
-    codes = torch.stack([(packed >> (bits * k)) & mask for k in columns], 1).view(-1)[:count]
+    codes = torch.stack([(packed >> (bits * k)) & mask for k in columns], 1).flatten()[:count]
     values: Tensor = codes.to(torch.int8) - 2 ** (bits - 1)
     return values
