@@ -46,11 +46,17 @@ JOBS: dict[str, dict[str, Any]] = {
         "gradients": {"scaler": SCALER},
     },
     # Buckets of a parameter each, some of which have fewer values than there are ranks.
-    "quantised": {**UNEQUAL, "compression": {"kind": "qsgd", "bits": 4}, "comm": {"bucket_mb": 1e-4}},
+    "quantised": {
+        **UNEQUAL,
+        "compression": {"kind": "qsgd", "bits": 4},
+        "comm": {"bucket_mb": 1e-4},
+        "stop": {"steps": 3},
+    },
     "half": {
         "compression": {"kind": "fp16"},
         "comm": {"bucket_mb": 1e-4},
-        "sync": {"kind": "post_local", "switch_step": 4, "local_steps": 3},
+        "sync": {"kind": "post_local", "switch_step": 2, "local_steps": 2},
+        "stop": {"steps": 4},
     },
     "lars": {"optimizer": {"name": "lars", "lr": 1.0, "momentum": 0.9, "weight_decay": 5e-4}},
 }
