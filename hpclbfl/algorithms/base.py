@@ -78,14 +78,30 @@ class LocalTraining(Algorithm):
         raise NotImplementedError
 
     def step(self, state: RankState, record: StepRecord, flags: int) -> int:
-        """Client after client: backward pass, measure, transform, step; then the flags, where they are exchanged."""
-        for client in state.replicas.clients:
+        """Client after client: backward pass, measure, transform, step; then the flags, where they are exchanged.
+
+        In a step in which transforms learn from the clients' gradients, all backward passes come first.
+        """
+        replicas = state.replicas
+        asking = replicas.asking(state, record)
+        for client in replicas.clients:
             client.backward(state, record)
-            if client.has_gradient:
-                self.adjust_gradient(state, client)
-                flags |= client.update(state, record) | self.ask(client, record)
-            client.end_step(state, record)
+            if not asking:
+                flags |= self._finish(state, client, record)
+        if asking:
+            replicas.teach(state, record, asking)
+            for client in replicas.clients:
+                client.begin_update(state)
+                flags |= self._finish(state, client, record)
         return state.exchange_flags(record, flags, now=self.exchanges_flags(state.counters.step + 1))
+
+    def _finish(self, state: RankState, client: LocalClient, record: StepRecord) -> int:
+        flags = 0
+        if client.has_gradient:
+            self.adjust_gradient(state, client)
+            flags = client.update(state, record) | self.ask(client, record)
+        client.end_step(state, record)
+        return flags
 
     def adjust_gradient(self, state: RankState, client: LocalClient) -> None:
         """Change the gradient of a client's own loss, which lies in its parameters, unscaled; before it is measured."""

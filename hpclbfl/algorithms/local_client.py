@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hpclbfl.algorithms import terms
 from hpclbfl.algorithms.client import Client
 from hpclbfl.algorithms.flags import NONFINITE
 from hpclbfl.algorithms.flat_model import FlatModel
 from hpclbfl.algorithms.rank import Rank
-from hpclbfl.algorithms.record import StepRecord
+from hpclbfl.algorithms.record import ClientRecord, StepRecord
 from hpclbfl.algorithms.stepping import Stepper
 from hpclbfl.core.clock import Mark
 from hpclbfl.core.fitting import check_like
@@ -38,32 +39,50 @@ class LocalClient(Client):
         self.has_gradient = False
         """Whether the last pass had samples."""
         self._begin: tuple[Mark, float] = (0.0, 0.0)
+        self._own: ClientRecord
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """Its own."""
         return self.stepper.optimizer
 
+    @property
+    def gradients(self) -> list[Tensor | None]:
+        """[L] of its trained parameters, in the order of the net; unscaled after `backward`."""
+        return [p.grad for p in self.replica.parameters if p.requires_grad]
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """What was measured of its newest step, by the log's columns."""
+        return self._own.columns
+
     def backward(self, rank: Rank, record: StepRecord) -> None:
         """Put the unscaled gradient of its mean loss into the parameters, where it has samples."""
         batch = terms.load_batch(rank, self.id)
         self.forward_backward(rank, record, 1 if batch is None else max(1, batch.num_terms), batch)
-        self._begin = rank.clock.mark(), time.perf_counter()
+        self._own = record.clients[-1]
+        self.begin_update(rank)
         self.has_gradient = batch is not None
         if self.has_gradient:
             self.loss_scaler.unscale_(self.optimizer)
 
+    def begin_update(self, rank: Rank) -> None:
+        """Note the time from which on the step is an update."""
+        self._begin = rank.clock.mark(), time.perf_counter()
+
     def update(self, rank: Rank, record: StepRecord) -> int:
         """Measure and transform its gradient, and step; NONFINITE where it did not."""
-        own, gradient = record.clients[-1], None
+        gradient = None
         if self.chain is not None:
-            found = [p.grad for p in self.replica.parameters if p.requires_grad]
             context = Context(
-                rank.job.seed, rank.counters.step, self.id, record.epoch, record.lr, epoch_after=record.epoch_after
+                *(rank.job.seed, rank.counters.step, self.id, record.epoch, record.lr),
+                epoch_after=record.epoch_after,
+                batch_size=self._own.num_samples,
             )
-            gradient, columns = self.chain.update(Gradient(found, self.chain.layout), context)
-            own.columns |= columns
-        if rank.is_broken_by(own.columns.get("local_grad_sq_norm")):
+            found = Gradient(self.gradients, self.chain.layout, is_owned=True)
+            gradient, columns = self.chain.update(found, context)
+            self.columns.update(columns)
+        if rank.is_broken_by(self.columns.get("local_grad_sq_norm")):
             record.events.append(("nonfinite", rank.nonfinite_text(f"client {self.id}'s gradient")))
             return NONFINITE
         self.stepper.step(record.lr, gradient)

@@ -14,11 +14,15 @@ from torch import nn
 from hpclbfl.algorithms.averaging import average, average_optimizer_states, averaging_weights, begin_counts
 from hpclbfl.algorithms.changes import Changes
 from hpclbfl.algorithms.flat_model import FlatModel
+from hpclbfl.algorithms.lessons import asking, teach
 from hpclbfl.algorithms.local_client import LocalClient
 from hpclbfl.algorithms.rank import Rank
 from hpclbfl.comm.wire import ring
 from hpclbfl.core.errors import DataError
 from hpclbfl.core.state import Stateful
+from hpclbfl.gradients import Context
+from hpclbfl.gradients.chain import SHARED
+from hpclbfl.gradients.gradient import Gradient
 from hpclbfl.optim.slots import reset_slots
 
 if TYPE_CHECKING:
@@ -61,6 +65,38 @@ class Replicas:
     def message_bytes(self) -> int:
         """Of an averaging, without compression."""
         return self.mean.state.nbytes
+
+    def asking(self, rank: Rank, record: StepRecord) -> list[int]:
+        """Transforms that learn from the coming step, see `lessons`; only where all clients are at the same weights."""
+        chains = [client.chain for client in self.clients if client.chain is not None]
+        if not chains or rank.counters.since_averaging.any():
+            return []
+        begin = rank.clock.mark()
+        found = asking(chains, rank.counters.step, rank.comm.vote)
+        record.sync.append((begin, rank.clock.mark()))
+        return found
+
+    def teach(self, rank: Rank, record: StepRecord, places: list[int]) -> None:
+        """Let transforms learn from the gradients that all clients hold; a collective."""
+        begin = rank.clock.mark()
+        chains = [client.chain for client in self.clients if client.chain is not None]
+        counts, layout = rank.counts_now, chains[0].layout
+        if layout is None:
+            raise RuntimeError("a client's chain does not know its parameters")
+        own = {client.id: client.gradients for client in self.clients if client.has_gradient}
+        mean = torch.zeros(layout.size, dtype=layout.dtype, device=layout.device)
+        for client, gradients in own.items():
+            for at, gradient in zip(layout.slices, gradients, strict=True):
+                if gradient is not None:
+                    mean[at].add_(gradient.reshape(-1), alpha=float(counts[client] / counts.sum()))
+        rank.comm.reduce_(mean, "lesson.mean").wait()
+        context = Context(
+            *(rank.job.seed, rank.counters.step, SHARED, record.epoch, record.lr),
+            epoch_after=record.epoch_after,
+            batch_size=int(counts.sum()),
+        )
+        record.columns |= teach(places, chains, rank.comm, own, counts, Gradient(mean, layout), context)
+        record.sync.append((begin, rank.clock.mark()))
 
     def average(self, rank: Rank) -> NDArray[np.float64]:
         """Fill `mean` with the clients' average, parameters and buffers, weighted as the job says: [C] the weights.

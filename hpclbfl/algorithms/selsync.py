@@ -81,7 +81,7 @@ class SelectiveSynchronisation(LocalTraining):
 
     def ask(self, client: LocalClient, record: StepRecord) -> int:
         """CHANGED where the client's gradient did, UNKNOWN where there is nothing to compare it with yet."""
-        columns = record.clients[-1].columns
+        columns = client.columns
         change, sq_norm = columns["grad_change"], columns["local_grad_sq_norm"]
         if has_changed(change, self.threshold):
             return CHANGED

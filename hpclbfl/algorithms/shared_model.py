@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpclbfl.algorithms.averaging import average, averaging_weights, begin_counts
 from hpclbfl.algorithms.client import Client
 from hpclbfl.algorithms.flags import NONFINITE
 from hpclbfl.algorithms.flat_model import FlatModel
+from hpclbfl.algorithms.lessons import asking, teach
 from hpclbfl.algorithms.rank import Rank
 from hpclbfl.algorithms.stepping import Stepper
 from hpclbfl.algorithms.terms import StepTerms
@@ -28,6 +29,7 @@ from hpclbfl.core.state import Stateful
 from hpclbfl.gradients import Context
 from hpclbfl.gradients.chain import SHARED, Chain
 from hpclbfl.gradients.gradient import Gradient, Layout
+from hpclbfl.gradients.learning import OwnGradient
 from hpclbfl.gradients.noise_scale import NoiseScale
 from hpclbfl.gradients.norm import layer_squared_norms
 from hpclbfl.gradients.weight_noise import client_factors
@@ -74,6 +76,9 @@ class SharedModel:
         self._terms: StepTerms
         self._divisors: NDArray[np.float64] = np.empty(0)
         self._loss_scale: Tensor | float = 1.0
+        self._asking: list[int] = []
+        """Transforms that learn from this step."""
+        self._own: dict[int, OwnGradient] = {}
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -101,17 +106,24 @@ class SharedModel:
         if self.compression is not None:
             self.compression.begin(rank.counters.step)
         self.reducer.begin_step()
+        self._own = {}
+        self._asking = [] if self.chain is None else asking([self.chain], rank.counters.step)
 
     def backward(self, rank: Rank, client: Client, record: StepRecord) -> None:
         """Add a client's gradient to the sum; the rank's last client starts the reductions."""
         divisor = float(self._divisors[client.id])
         share = self._terms.of(client.id) / divisor
-        with self.extrapolation.ahead(client.id, share) if self.extrapolation else nullcontext() as keep:
+        kept: dict[nn.Parameter, Tensor] | None = {} if self._asking else None
+        with self.extrapolation.ahead(client.id, share) if self.extrapolation else nullcontext(kept) as keep:
             self.reducer.begin_pass(client is self.clients[-1], 1.0 / share, keep, client.id)
             client.forward_backward(rank, record, divisor, self._terms.batch(client.id))
             own = self.reducer.end_pass()
         if own is not None and self._counts[client.id]:
             record.clients[-1].columns["local_grad_sq_norm"] = own / (share * self._loss_scale) ** 2
+        if kept:
+            # What passed through the hooks is this client's part of the sum, before the loss scaling is undone.
+            torch._foreach_mul_(list(kept.values()), 1.0 / (share * self._loss_scale))
+            self._own[client.id] = [kept.get(p) for p in self.mean.parameters if p.requires_grad]
 
     def reduce(self, rank: Rank, record: StepRecord) -> None:
         """Wait for the sum over all ranks."""
@@ -147,18 +159,29 @@ class SharedModel:
             layers = layer_squared_norms(reducer.by_layer())
         if logs_layers and rank.comm.rank == 0:
             record.layer_sq_norms = layers
-        measured = Gradient(reducer.flat, self._layout, reducer.sq_norm, layers)
+        # Transforms may change the sum where it lies: nothing else reads it before the next step.
+        measured = Gradient(reducer.flat, self._layout, reducer.sq_norm, layers, is_owned=True)
         if chain is not None:
             measured = chain.agreed(measured)
         step, after = rank.counters.step, record.epoch_after
-        context = Context(rank.job.seed, step, SHARED, record.epoch, record.lr, epoch_after=after, agree=rank.agree)
+        total = int(self._counts.sum())
+        context = Context(
+            *(rank.job.seed, step, SHARED, record.epoch, record.lr),
+            epoch_after=after,
+            agree=rank.agree,
+            batch_size=total,
+        )
         if self.compression is not None:
-            record.columns |= self.compression.observe(measured, context, int(self._counts.sum()), reducer.norms)
+            record.columns |= self.compression.observe(measured, context, total, reducer.norms)
         if chain is None:
             return None
         noise = self._noise(measured.sq_norm)
         averages = self.noise_scale.averages if noise and self.noise_scale is not None else None
-        gradient, columns = chain.update(measured, replace(context, noise=averages))
+        context = replace(context, noise=averages)
+        if self._asking:
+            own, self._own = self._own, {}
+            noise |= teach(self._asking, [chain], rank.comm, own, self._counts, measured, context)
+        gradient, columns = chain.update(measured, context)
         record.columns |= columns | noise
         return gradient
 

@@ -29,6 +29,7 @@ from hpclbfl.config.detectors import watched_detectors
 from hpclbfl.gradients import GradientTransform
 from hpclbfl.gradients.chain import SHARED, Chain
 from hpclbfl.gradients.gradient import Layout
+from hpclbfl.gradients.learning import Learner
 from hpclbfl.gradients.noise_scale import NoiseScale
 from hpclbfl.gradients.scaler import StepUpScale
 from hpclbfl.gradients.watch import Watch
@@ -79,10 +80,10 @@ class RankState(Rank):
             job.comm.bucket_mb,
             # Under loss scaling the norm is known only after the sum has been unscaled.
             measure=config.measure and job.precision != "fp16",
-            measure_clients=config.noise_scale is not None,
+            measure_clients=config.noise_decay is not None,
         )
         clients = [Client(i, FlatModel(template, parameters_of=mean), stepper.loss_scaler) for i in self.client_ids]
-        noise_scale = NoiseScale(config.noise_scale.decay) if config.noise_scale is not None else None
+        noise_scale = NoiseScale(config.noise_decay) if config.noise_decay is not None else None
         rate = config.extrapolation_lr
         extrapolation = Extrapolation(rate) if rate is not None else None
         chain, compression = self.make_chain(SHARED, mean), self._gradient_compression(mean, reducer)
@@ -119,6 +120,8 @@ class RankState(Rank):
         if not self.job.gradients.measure:
             return None
         layout = Layout.of(model.module.named_parameters())
+        for learner in self.learners:
+            learner.begin(layout, len(self.sizes), self.job.seed)
         return Chain(self.transforms, self.job.seed, client, layout, self.agree if client == SHARED else None)
 
     @cached_property
@@ -134,6 +137,11 @@ class RankState(Rank):
             # First: they see the gradient as it was reduced.
             made.insert(0, Watch(detectors))
         return made
+
+    @property
+    def learners(self) -> list[Learner]:
+        """The transforms that learn from the clients' gradients."""
+        return [transform for transform in self.transforms if isinstance(transform, Learner)]
 
     def start_local_training(self) -> None:
         """From now on every client trains a copy of the shared model, where there still is one."""

@@ -64,8 +64,8 @@ def _with_nested(
             if isinstance(found[key], list | tuple):
                 places = enumerate(found[key])
                 found[key] = [_nested(registry, value, source, f"{where}.{place}", lookup) for place, value in places]
-        else:
-            found[key] = _nested(registry, found[key], source, where, lookup)
+        elif found[key] not in mark.words:
+            found[key] = _nested(registry, found[key], source, where, lookup, mark.words)
     return found
 
 
@@ -75,18 +75,20 @@ def nested_mark(field: FieldInfo) -> Nested | None:
     return next((mark for mark in (*field.metadata, *inner) if isinstance(mark, Nested)), None)
 
 
-def _nested(registry: Registry[Any], value: Any, source: str, where: str, lookup: Lookup) -> Any:
+def _nested(
+    registry: Registry[Any], value: Any, source: str, where: str, lookup: Lookup, words: tuple[str, ...] = ()
+) -> Any:
     """One that comes with the package stays a name, any other becomes its config."""
     if isinstance(value, Section):
         return value
     if isinstance(value, str) and ":" not in value:
         # Refuses one that is not known; its own keys stand elsewhere, or it has none.
-        find_component(registry, value, source, where)
+        find_component(registry, value, source, where, words)
         return value
     if isinstance(value, str):
         value = {registry.key: value}
     if not isinstance(value, Mapping):
-        known = ", ".join(registry.names())
+        known = ", ".join((*words, *registry.names()))
         given = "null" if value is None else shown(value)
         raise ConfigError(f"{source}: {where}: should be the name of a {registry.what} ({known}), not {given}")
     return component_config(registry, value, source, where, lookup)
@@ -188,12 +190,22 @@ def component_config(
     return validated(component.config, own, source, section.split("."))
 
 
-def find_component(registry: Registry[Config], name: Any, source: str, key: str) -> Component[Config]:
-    """One that comes with the package, or is entered already. Raises ConfigError: it is not known."""
+def find_component(
+    registry: Registry[Config], name: Any, source: str, key: str, words: tuple[str, ...] = ()
+) -> Component[Config]:
+    """One that comes with the package, or is entered already.
+
+    Args:
+        words: what the key takes besides.
+
+    Raises:
+        ConfigError: it is not known.
+    """
     found = registry.find(name) if isinstance(name, str) else None
     if found is None:
-        hint = suggestion(name, registry.names()) if isinstance(name, str) else ""
-        known = ", ".join(registry.names())
+        names = [*words, *registry.names()]
+        hint = suggestion(name, names) if isinstance(name, str) else ""
+        known = ", ".join(names)
         raise ConfigError(f"{source}: {key}: {shown(name)} is not known: {hint}known are {known}")
     return found
 

@@ -11,6 +11,7 @@ What a class of the user's own must be to join a kind stands with the kind, see 
 - an algorithm is made with its config, the global batch size and the size of the training set, and is derived from
   `hpclbfl.algorithms.base.Algorithm`, or has its methods;
 - a gradient transform is made with its config, and is a `hpclbfl.gradients.GradientTransform`;
+- a teacher is made with its config, and is a `hpclbfl.gradients.teacher.kind.Kind`;
 - a detector is made with its config, and is a `hpclbfl.gradients.change.Detector`;
 - a batch policy is made with its config, the job, the number of ranks, the batch sizes at the start and what each
   client can hold at most; it is a `hpclbfl.batching.BatchPolicy`, and its state holds
@@ -31,7 +32,7 @@ from hpclbfl.config.sections.algorithm import AlgorithmConfig
 from hpclbfl.config.sections.batching import BatchingConfig
 from hpclbfl.config.sections.compression import AdaptConfig, CompressionConfig
 from hpclbfl.config.sections.data import DataConfig
-from hpclbfl.config.sections.gradients import DetectorConfig, TransformConfig
+from hpclbfl.config.sections.gradients import DetectorConfig, TeacherConfig, TransformConfig
 from hpclbfl.config.sections.model import LossConfig, ModelConfig
 from hpclbfl.config.sections.optimizer import OptimizerConfig
 from hpclbfl.config.sections.partition import PartitionConfig
@@ -59,8 +60,14 @@ ALGORITHMS = Registry[AlgorithmConfig](
 TRANSFORMS = Registry[TransformConfig](
     "gradient transform",
     "name",
-    "hpclbfl.gradients",
+    ("hpclbfl.gradients", "hpclbfl.gradients.teacher"),
     interface=Interface(TransformConfig, ("config",), ("init", "update")),
+)
+TEACHERS = Registry[TeacherConfig](
+    "teacher",
+    "kind",
+    "hpclbfl.gradients.teacher",
+    interface=Interface(TeacherConfig, ("config",), ("init", "collect", "test", "learn", "has_drifted", "apply")),
 )
 DETECTORS = Registry[DetectorConfig](
     "detector",
@@ -134,5 +141,6 @@ NESTED: Mapping[str, Registry[Any]] = {
     "transform": TRANSFORMS,
     "detector": DETECTORS,
     "adapter": ADAPTERS,
+    "teacher": TEACHERS,
 }
 """Components that stand within a section, by the kind that `Nested` names."""

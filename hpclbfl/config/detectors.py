@@ -56,7 +56,7 @@ def named_detectors(section: Section, prefix: str = "") -> Iterator[NamedDetecto
         many = isinstance(value, tuple)
         for place, entry in enumerate(value if many else (value,)):
             where_it = f"{where}.{place}" if many else where
-            if mark is not None and mark.kind == "detector" and entry is not None:
+            if mark is not None and mark.kind == "detector" and entry is not None and entry not in mark.words:
                 yield _named(section, where_it, entry, mark.watched)
             elif isinstance(entry, Section):
                 yield from named_detectors(entry, f"{where_it}.")

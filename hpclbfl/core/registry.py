@@ -70,7 +70,7 @@ class Registry(Generic[Config]):
     Args:
         what: the kind in messages: `optimizer`.
         key: the key by which a job names a component: `name`, `kind` or `policy`.
-        package: whose modules define the components.
+        package: whose modules define the components; or several.
         default: name of the component of a job that names none; None: a job must name one.
         interface: for classes of the user's own; None: there can be none.
     """
@@ -79,12 +79,12 @@ class Registry(Generic[Config]):
         self,
         what: str,
         key: str,
-        package: str,
+        package: str | tuple[str, ...],
         default: str | None = None,
         interface: Interface[Config] | None = None,
     ) -> None:
         self.what, self.key, self.default, self.interface = what, key, default, interface
-        self._package = package
+        self._packages = (package,) if isinstance(package, str) else package
         self._own: dict[str, Component[Config]] = {}
         self._found: dict[str, Component[Config]] = {}
         self._is_loaded = False
@@ -137,11 +137,12 @@ class Registry(Generic[Config]):
     def _loaded(self) -> dict[str, Component[Config]]:
         if not self._is_loaded:
             self._is_loaded = True
-            for folder in importlib.import_module(self._package).__path__:
-                # Only files with components: those beside them may need torch.
-                for path in sorted(Path(folder).glob("*.py")):
-                    if ".register(" in path.read_text(encoding="utf-8"):
-                        importlib.import_module(f"{self._package}.{path.stem}")
+            for package in self._packages:
+                for folder in importlib.import_module(package).__path__:
+                    # Only files with components: those beside them may need torch.
+                    for path in sorted(Path(folder).glob("*.py")):
+                        if ".register(" in path.read_text(encoding="utf-8"):
+                            importlib.import_module(f"{package}.{path.stem}")
         return self._found
 
 

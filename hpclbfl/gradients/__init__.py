@@ -52,6 +52,8 @@ class Context:
     """Passes over the training set after this step; NaN: not known."""
     agree: Callable[[Tensor], Tensor] | None = None
     """Makes a number equal on ranks whose arithmetic rounds differently; None: it is."""
+    batch_size: int = 0
+    """Samples of which this gradient is the mean: B, or b_c of a client that trains alone; 0: not known."""
 
     @property
     def ends_epoch(self) -> bool:

@@ -56,7 +56,7 @@ class Chain:
         if self._agree is None:
             return gradient
         layers = self._agree(gradient.layer_sq_norms) if self.needs_layers else None
-        return Gradient(gradient.values, gradient.layout, self._agree(gradient.sq_norm), layers)
+        return gradient.with_norms(self._agree(gradient.sq_norm), layers)
 
     def context(
         self,
@@ -65,9 +65,10 @@ class Chain:
         lr: float = math.nan,
         noise: NoiseAverages | None = None,
         epoch_after: float = math.nan,
+        batch_size: int = 0,
     ) -> Context:
         """What transforms may know besides a step's gradient."""
-        return Context(self.seed, step, self.client, epoch, lr, noise, epoch_after, self._agree)
+        return Context(self.seed, step, self.client, epoch, lr, noise, epoch_after, self._agree, batch_size)
 
     def update(self, gradient: Gradient, context: Context) -> tuple[Gradient, Metrics]:
         """Transform a step's `agreed` gradient.
@@ -76,12 +77,22 @@ class Chain:
             The gradient to step with, and numbers for the log: its squared norm as it came, and the transforms'.
         """
         measured = gradient
+        if self.needs_layers:
+            # Before a transform changes the values that they are measured of.
+            measured.layer_sq_norms  # noqa: B018
         metrics = {"grad_sq_norm" if self.client == SHARED else "local_grad_sq_norm": gradient.sq_norm}
         states = []
         for transform, before in zip(self.transforms, self.current(), strict=True):
-            gradient, after, found = transform.update(gradient, before, context)
+            came = gradient
+            gradient, after, found = transform.update(came, before, context)
             if not isinstance(gradient, Gradient):
                 raise ConfigError(f"{type(transform).__name__}.update gives no Gradient first, but {shown(gradient)}")
+            if self._agree is not None and gradient.changes != came.changes:
+                # Products round differently there, too.
+                values = gradient.values
+                for tensor in (values,) if isinstance(values, Tensor) else gradient.tensors:
+                    tensor.copy_(self._agree(tensor))
+                gradient = self.agreed(gradient)
             metrics |= found
             states.append(after)
         self.states = tuple(states)

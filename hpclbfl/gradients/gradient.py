@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpclbfl.gradients.norm import layer_squared_norms, squared_norm
 
@@ -62,6 +62,10 @@ class Gradient:
         sq_norm: float64 0-d; None: it is measured when it is asked for.
         layer_sq_norms: [L], the same.
         factor: 0-d; None: 1.
+        is_replaced: the values lie elsewhere than where the optimizer finds its gradient.
+        is_owned: a transform may change the values in place, by `edited`.
+        measured: see the property.
+        changes: how often transforms have changed the values.
     """
 
     def __init__(
@@ -72,10 +76,13 @@ class Gradient:
         layer_sq_norms: Tensor | None = None,
         factor: Tensor | None = None,
         is_replaced: bool = False,
+        is_owned: bool = False,
+        measured: Gradient | None = None,
+        changes: int = 0,
     ) -> None:
         self.values, self.layout, self.factor = values, layout, factor
-        self.is_replaced = is_replaced
-        """Whether the values are others than those that were measured first."""
+        self.is_replaced, self.is_owned, self.changes = is_replaced, is_owned, changes
+        self._measured = measured
         self._flat: Tensor | None = None
         self._sq_norm, self._layer_sq_norms = sq_norm, layer_sq_norms
 
@@ -117,10 +124,58 @@ class Gradient:
             for value, shape in zip(values, layout.shapes, strict=True)
         ]
 
+    @property
+    def measured(self) -> Gradient:
+        """What a change of the gradient is told from: without the noise that a transform has added since.
+
+        Of a gradient that has been `edited` the norms alone can be asked for, those by layer where they were known.
+        """
+        return self if self._measured is None else self._measured
+
     def scaled(self, factor: Tensor) -> Gradient:
         """The same values with a further factor, 0-d."""
-        product = factor if self.factor is None else self.factor * factor
-        return Gradient(self.values, self.layout, self._sq_norm, self._layer_sq_norms, product, self.is_replaced)
+        return self._with(factor=factor if self.factor is None else self.factor * factor)
+
+    def with_norms(self, sq_norm: Tensor, layer_sq_norms: Tensor | None) -> Gradient:
+        """The same values with these norms."""
+        return self._with(sq_norm=sq_norm, layer_sq_norms=layer_sq_norms)
+
+    def edited(self) -> Gradient:
+        """The same values, which may be changed in place: its own where their owner allows that, else a copy.
+
+        This gradient must not be used any more; the new one's norms are measured when they are asked for, after the
+        change. Its `measured` has the norms from before.
+        """
+        before = self.measured
+        norms = Gradient((), self.layout, before.sq_norm, before._layer_sq_norms)
+        changed = {"sq_norm": None, "layer_sq_norms": None, "measured": norms, "changes": self.changes + 1}
+        if self.is_owned and self._is_dense:
+            return self._with(**changed)
+        if isinstance(self.values, torch.Tensor):
+            values: Any = self.values.clone()
+        else:
+            values = [tensor.clone(memory_format=torch.contiguous_format) for tensor in self.tensors]
+        return self._with(**changed, values=values, is_replaced=True, is_owned=True)
+
+    def _with(self, **changed: Any) -> Gradient:
+        own = {
+            "values": self.values,
+            "layout": self.layout,
+            "sq_norm": self._sq_norm,
+            "layer_sq_norms": self._layer_sq_norms,
+            "factor": self.factor,
+            "is_replaced": self.is_replaced,
+            "is_owned": self.is_owned,
+            "measured": self._measured,
+            "changes": self.changes,
+        }
+        return Gradient(**own | changed)
+
+    @property
+    def _is_dense(self) -> bool:
+        """Whether every parameter has its part, in one piece."""
+        values = [self.values] if isinstance(self.values, torch.Tensor) else self.values
+        return all(value is not None and value.is_contiguous() for value in values)
 
     def replaced(self, values: Tensor | Sequence[Tensor]) -> Gradient:
         """Other values under the same factor: [P] flat, or one tensor for each parameter in the order of the net.
@@ -136,7 +191,9 @@ class Gradient:
             shapes = tuple(tuple(value.shape) for value in values)
             if shapes != layout.shapes:
                 raise ValueError("the tensors of a gradient do not have the shapes of the parameters")
-        return Gradient(values, layout, factor=self.factor, is_replaced=True)
+        return Gradient(
+            values, layout, factor=self.factor, is_replaced=True, measured=self._measured, changes=self.changes + 1
+        )
 
     def _there(self) -> list[Tensor]:
         values = [self.values] if isinstance(self.values, torch.Tensor) else self.values

@@ -135,7 +135,7 @@ class StepUpScale:
 
     def update(self, gradient: Gradient, state: ScalerState, ctx: Context) -> tuple[Gradient, ScalerState, Metrics]:
         """X or 1 becomes part of the factor; the metrics are `grad_change` and `scale`."""
-        seen = self.detector.observe(gradient, state.detector, ctx)
+        seen = self.detector.observe(gradient.measured, state.detector, ctx)
         factor = torch.full_like(seen.change, self.factor)
         scale = torch.where(self._fires(seen.change, ctx), factor, 1.0)
         return gradient.scaled(scale), ScalerState(seen, scale), {"grad_change": seen.change, "scale": scale}

@@ -80,7 +80,8 @@ def check_progress(shared: Any, step: int, num_clients: int) -> None:
 
 
 def _shared_parts(state: TrainState, model: SharedModel | Replicas) -> list[Stateful]:
-    return [state.counters, BatchSizes(state), NewestScore(state), AlgorithmMemory(state), model]
+    learnt = [learner.memory for learner in state.learners]
+    return [state.counters, BatchSizes(state), NewestScore(state), AlgorithmMemory(state), *learnt, model]
 
 
 def _parts_of(model: Any, client: Any) -> list[Stateful]:

@@ -10,6 +10,7 @@ from hpclbfl.config.sections.gradients import (
     DetectorName,
     GradientsConfig,
     NoiseScaleConfig,
+    TeacherConfig,
     TransformConfig,
     WatchedDetector,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "ScheduleConfig",
     "Section",
     "StopConfig",
+    "TeacherConfig",
     "TransformConfig",
     "WatchedDetector",
 ]

@@ -32,6 +32,8 @@ class Nested:
     """Whether the value is a list."""
     watched: bool = False
     """Of a detector: whether it is measured in every step for whoever names it; see `hpclbfl.gradients.watch`."""
+    words: tuple[str, ...] = ()
+    """Values that are no component."""
 
 
 def _is_number(value: Any) -> bool:

@@ -17,11 +17,15 @@ from hpclbfl.config.sections.base import (
     Fraction,
     Nested,
     NonNegativeFloat,
+    NonNegativeInt,
     Number,
     PositiveFloat,
     PositiveInt,
     Section,
 )
+
+NOISE_DECAY = 0.95
+"""Of the noise scale where a job asks for it without saying so."""
 
 
 class TransformConfig(Section):
@@ -75,8 +79,54 @@ WatchedDetector = Annotated[str | SerializeAsAny[DetectorConfig], Nested("detect
 class NoiseScaleConfig(Section):
     """The gradient noise scale, estimated in every step of a shared model."""
 
-    decay: Fraction = 0.95
+    decay: Fraction = NOISE_DECAY
     """Weight of the averages over steps, of which b_simple is the ratio, against the newest step."""
+
+
+Refresh = Annotated[str | SerializeAsAny[DetectorConfig], Nested("detector", words=("every", "drift"))]
+
+
+class TeacherConfig(Section):
+    """The teacher A(.) of Eq. 5, which maps the gradient of a large batch to one of a small batch.
+
+    It is trained from the clients' own gradients, at first in the steps from `start_step` on.
+    """
+
+    kind: str
+    """Which teacher."""
+    train_steps: PositiveInt = 2
+    """Steps of a training, in which the clients' own gradients are kept; while clients train alone, first steps of as
+    many rounds."""
+    start_step: NonNegativeInt = 0
+    """First step that may train it; until then it leaves gradients as they are."""
+    refresh: Refresh = "every"
+    """When it is trained again. every: after so many steps; drift: when its prediction of fresh gradients has become
+    twice as bad since the training; or a detector, which fires where the change reaches `threshold`."""
+    every: PositiveInt = 25
+    """Steps between two trainings; under drift or a detector between two looks, and 5 by default."""
+    threshold: NonNegativeFloat | None = None
+    """Of the detector; null: its own for a scaler."""
+
+    needs_noise: ClassVar[bool] = False
+    """Whether it takes the running estimate of the gradient's noise, which is then measured."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_interval(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("every") is not None or "refresh" not in values:
+            return values
+        return {**values, "every": 25 if values["refresh"] == "every" else 5}
+
+    @model_validator(mode="after")
+    def _threshold_of_detector(self) -> TeacherConfig:
+        if self.threshold is not None and self.refresh in ("every", "drift"):
+            raise ValueError(f"'threshold' goes with a detector as 'refresh', not with {self.refresh}")
+        return self
+
+    @property
+    def imitated_batch(self) -> int | None:
+        """b_small, samples; None: it imitates no batch of a certain size."""
+        return None
 
 
 class GradientsConfig(Section):
@@ -84,14 +134,19 @@ class GradientsConfig(Section):
 
     scaler: Annotated[SerializeAsAny[TransformConfig], Nested("transform", "scaler")] | None = None
     """The step-up function of Eq. 6; its keys are `factor`, `threshold`, `when`, `duty` and `change`."""
+    teacher: Annotated[SerializeAsAny[TeacherConfig], Nested("teacher")] | None = None
+    """The teacher of Eq. 5: a mapping with `kind` and its keys, see below."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the gradient, before the scaler's factor."""
     chain: Annotated[tuple[str | SerializeAsAny[TransformConfig], ...], Nested("transform", many=True)] | None = None
-    """The transforms of the gradient in their order: `scaler` and `clip`, which have their settings above, and your
-    own, such as `{name: mine.py:Centralise, strength: 2}`; null: the clip, then the scaler."""
+    """The transforms of the gradient in their order: `teacher`, `scaler` and `clip`, which have their settings above,
+    and your own, such as `{name: mine.py:Centralise, strength: 2}`; null: the teacher, the clip, then the scaler."""
     weight_noise: Annotated[Number, Field(gt=0.0, le=1e6)] | None = None
     """s: noise in the clients' weights that makes the gradient's covariance 1 + s^2 times as large, as a batch of
     B / (1 + s^2) has it."""
+    sample_noise: Annotated[Number, Field(gt=0.0, le=1e6)] | None = None
+    """s: noise in the weights of each batch's samples that makes the gradient's covariance 1 + s^2 times as large, as a
+    batch of 1 / (1 + s^2) of its size has it; also for one client, and for clients that train alone."""
     extrapolation_lr: PositiveFloat | None = None
     """Each client takes its gradient at a point extrapolated by this rate along its last one (extrapolated SGD)."""
     measure: StrictBool = True
@@ -108,10 +163,16 @@ class GradientsConfig(Section):
 
     @model_validator(mode="after")
     def _fit(self) -> GradientsConfig:
-        if not self.measure and (self.scaler or self.clip_norm or self.noise_scale or self.chain):
+        if not self.measure and (self.scaler or self.teacher or self.clip_norm or self.noise_scale or self.chain):
             raise ValueError(
-                "'measure: false' leaves 'scaler', 'clip_norm', 'noise_scale' and 'chain' without their norm"
+                "'measure: false' leaves 'scaler', 'teacher', 'clip_norm', 'noise_scale' and 'chain' without their norm"
             )
+        for key in ("weight_noise", "extrapolation_lr", "sample_noise"):
+            if self.teacher is not None and getattr(self, key) is not None:
+                raise ValueError(f"'teacher' does not go with '{key}', which changes the gradients that it learns from")
+        for key in ("weight_noise", "noise_scale"):
+            if self.sample_noise is not None and getattr(self, key) is not None:
+                raise ValueError(f"'{key}' does not go with 'sample_noise'")
         if self.noise_scale is not None and self.weight_noise is not None:
             raise ValueError("'noise_scale' cannot be measured under 'weight_noise'")
         return self
@@ -120,10 +181,17 @@ class GradientsConfig(Section):
     def _without_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Older versions had none, and their runs are found by what they wrote.
         values: dict[str, Any] = handler(self)
-        for key in ("chain", "watch"):
+        for key in ("chain", "watch", "teacher", "sample_noise"):
             if getattr(self, key) is None:
                 values.pop(key, None)
         return values
+
+    @property
+    def noise_decay(self) -> float | None:
+        """Of the noise scale's averages; None: it is not measured."""
+        if self.noise_scale is not None:
+            return self.noise_scale.decay
+        return NOISE_DECAY if self.teacher is not None and self.teacher.needs_noise else None
 
     @property
     def shared_only(self) -> list[str]:
