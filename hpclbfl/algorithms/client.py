@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hpclbfl.algorithms.flat_model import FlatModel
 from hpclbfl.algorithms.rank import Rank
@@ -14,6 +15,7 @@ from hpclbfl.algorithms.record import ClientRecord, StepRecord
 from hpclbfl.algorithms.terms import ClientBatch
 from hpclbfl.core.fitting import check_like
 from hpclbfl.core.seeding import seed_generators
+from hpclbfl.gradients.sample_noise import sample_factors
 
 
 class Client:
@@ -37,12 +39,22 @@ class Client:
             return
         seed_generators(rank.job.seed, self.id, step)
         with rank.autocast():
-            losses = rank.loss(self.replica.module(batch.inputs), batch.targets)
+            losses, told = self._losses(rank, batch)
         self.loss_scaler.scale(losses / divisor).backward()
         if rank.emulation is not None:
             rank.emulation.stretch(step, host_begin - batch.host_s)
-        columns = {"loss": losses.detach() / max(1, batch.num_terms)}
+        columns = {"loss": told.detach() / max(1, batch.num_terms)}
         record.clients.append(ClientRecord(self.id, batch.num_samples, batch.loaded, (begin, clock.mark()), columns))
+
+    def _losses(self, rank: Rank, batch: ClientBatch) -> tuple[Tensor, Tensor]:
+        """The sum over the batch that is trained, and the one that is logged."""
+        outputs, std = self.replica.module(batch.inputs), rank.job.gradients.sample_noise
+        if std is None:
+            losses = rank.loss(outputs, batch.targets)
+            return losses, losses
+        each = rank.loss.per_sample(outputs, batch.targets)
+        factors = sample_factors(len(each), std, rank.job.seed, rank.counters.step, self.id)
+        return (torch.from_numpy(factors).to(each) * each).sum(), each.sum()
 
     def state_dict(self) -> dict[str, Any]:
         """The buffers of its net."""

@@ -11,5 +11,7 @@ the sum of its terms over the batch, a 0-d tensor. What it may have besides:
   count; the same names for every batch.
 - `summary(loss, metrics) -> dict[str, float]`: what is reported of these means, in place of `metrics`: a perplexity,
   say.
+- `per_sample(outputs, targets) -> Tensor`: [b] the terms of each sample, of which the loss is the sum; without it there
+  is no `gradients.sample_noise`.
 - `evaluate(outputs, targets) -> Tensor`: the sum that an evaluation reports as its loss, where it is another one.
 """

@@ -35,6 +35,8 @@ class Loss:
         """Whether a sample may be any number of terms."""
         self.has_metrics = callable(getattr(self._made, "metrics", None))
         """Whether an evaluation reports more than the loss."""
+        self.has_samples = callable(getattr(self._made, "per_sample", None))
+        """Whether it tells the samples' own losses."""
 
     def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
         """The sum over a batch, 0-d, to be trained."""
@@ -47,6 +49,14 @@ class Loss:
                 f"{self._where}: fails on outputs {_shape(outputs)} and targets {_shape(targets)}: {told}"
             ) from error
         return self._sum(found, "it")
+
+    def per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
+        """[b], of each sample, to be trained; only where `has_samples`."""
+        found = self._made.per_sample(outputs, targets)
+        if not isinstance(found, Tensor) or found.shape != (len(targets),) or found.is_complex():
+            given = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else shown(found)
+            raise ConfigError(f"{self._where}: per_sample gives {given}, not one number for each of {len(targets)}")
+        return found
 
     def evaluate(self, outputs: Any, targets: Tensor) -> Tensor:
         """The sum over a batch, 0-d, that an evaluation reports."""
@@ -95,11 +105,17 @@ def make_loss(job: JobConfig, data: DataSpec) -> Loss:
         ConfigError: it does not go with the data, or with the job's other options.
     """
     made = Loss(job.loss, data)
-    per_sample = [key for key in ("noise_scale", "weight_noise") if getattr(job.gradients, key) is not None]
+    keys = ("noise_scale", "weight_noise", "sample_noise", "teacher")
+    per_sample = [key for key in keys if getattr(job.gradients, key) is not None]
     if made.counts_terms and per_sample:
         raise ConfigError(
             f"gradients.{per_sample[0]}: takes every sample for one term of the loss, which {brief(job.loss.name)} "
             "counts otherwise: leave it out"
+        )
+    if job.gradients.sample_noise is not None and not made.has_samples:
+        raise ConfigError(
+            f"gradients.sample_noise: weighs the samples' losses, and {brief(job.loss.name)} has no method per_sample "
+            "that tells them"
         )
     return made
 

@@ -39,6 +39,13 @@ class CrossEntropy:
 
         return cross_entropy(outputs, targets, reduction="sum", label_smoothing=self._smoothing)
 
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """[b], of each sample."""
+        from torch.nn.functional import cross_entropy
+
+        each = cross_entropy(outputs, targets, reduction="none", label_smoothing=self._smoothing)
+        return each.reshape(len(each), -1).sum(1)
+
     def evaluate(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The same without smoothing."""
         from torch.nn.functional import cross_entropy

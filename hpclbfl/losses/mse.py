@@ -27,10 +27,14 @@ class MeanSquaredError:
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The sum over the batch."""
+        return self.per_sample(outputs, targets).sum()
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """[b], of each sample."""
         if outputs.shape != targets.shape:
             # They would be broadcast, and the loss be another one.
             raise ConfigError(
                 f"loss.name: mse: outputs have the shape {list(outputs.shape)}, targets {list(targets.shape)}: let the "
                 "net give the targets' shape"
             )
-        return (outputs - targets).square().reshape(len(outputs), -1).mean(dim=1).sum()
+        return (outputs - targets).square().reshape(len(outputs), -1).mean(dim=1)

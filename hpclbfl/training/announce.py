@@ -16,7 +16,7 @@ from hpclbfl.runs.checkpoint import Found
 from hpclbfl.runs.folder import RunFolder
 from hpclbfl.runs.log.writer import RunLog
 from hpclbfl.training.loop import STOPPED, Outcome
-from hpclbfl.training.notices import factor_is_lost
+from hpclbfl.training.notices import chain_of, gradient_warnings
 from hpclbfl.training.state import TrainState
 
 logger = Diagnostics(__name__)
@@ -59,8 +59,12 @@ def tell_start(state: TrainState, log: RunLog, progress: Progress, start: Start)
         progress.say(f"resumes after step {start.found.step}, epoch {state.epoch:.2f}")
     for line in state.policy.warnings:
         tell(state, log, progress, "plan", line)
-    if state.job.gradients.scaler is not None and not state.job.optimizer.keeps_scale:
-        tell(state, log, progress, "warning", factor_is_lost(state.job.optimizer))
+    for warning in gradient_warnings(state.job):
+        tell(state, log, progress, "warning", warning)
+    chain = chain_of(state.job)
+    if chain and state.comm.rank == 0:
+        text = f"the gradient passes through {', '.join(chain)}, in this order"
+        log.append("events", step=state.counters.step, kind="chain", text=text)
 
 
 def log_details(state: TrainState, folder: RunFolder, found: Found | None) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hpclbfl.algorithms.shared_model import SharedModel
+from hpclbfl.config.component_configs import transform_configs
 from hpclbfl.config.job import JobConfig
-from hpclbfl.config.part_names import parse_name
+from hpclbfl.config.part_names import brief, parse_name
 from hpclbfl.config.sections import OptimizerConfig
 from hpclbfl.data.sampling import Sampler
 from hpclbfl.training.state import TrainState
@@ -89,6 +90,30 @@ def _short_intervals(job: JobConfig, step_epochs: float) -> list[str]:
         lines.append(f"evaluate.every_epochs {every:g}: {step}, after each of which the net is evaluated")
     if 0 < warmup < step_epochs * (1 - 1e-9):
         lines.append(f"schedule.warmup_epochs {warmup:g}: {step}, the warm-up ends with the first one")
+    return lines
+
+
+def chain_of(job: JobConfig) -> list[str]:
+    """Names of the gradient's transforms, in their order."""
+    return [brief(config.name) for config in transform_configs(job.gradients)]
+
+
+def gradient_warnings(job: JobConfig) -> list[str]:
+    """One line for each transform of the gradient that does not do what it seems to, with this job's other parts."""
+    lines = []
+    gradients, optimizer = job.gradients, job.optimizer
+    if gradients.scaler is not None and not optimizer.keeps_scale:
+        lines.append(factor_is_lost(optimizer))
+    if gradients.teacher is not None and not optimizer.keeps_scale:
+        lines.append(
+            f"gradients.teacher: {brief(optimizer.name)} divides by the gradient's size, its noise included: "
+            "the step is not that of a small batch"
+        )
+    if gradients.teacher is not None and job.partition.deals_by != "samples" and not job.partition.is_reshuffled:
+        lines.append(
+            f"gradients.teacher: under partition {job.partition.title} clients differ by more than their samples' "
+            "noise, and the teacher takes their bias for noise"
+        )
     return lines
 
 

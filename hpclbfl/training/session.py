@@ -36,7 +36,7 @@ from hpclbfl.runs.tensorfile import checksum, to_bytes
 from hpclbfl.training.announce import Start, closing_line, log_details, tell, tell_start, title
 from hpclbfl.training.failure import describe_failure, say_failure
 from hpclbfl.training.loop import STOPPED, NotFinite, Outcome, Services, train
-from hpclbfl.training.notices import warning_at_end
+from hpclbfl.training.notices import chain_of, warning_at_end
 from hpclbfl.training.resume import Resume, default_folder, find_done, restore_newest
 from hpclbfl.training.saving import CheckpointManager
 from hpclbfl.training.setup import check_alike, make_state
@@ -236,6 +236,7 @@ class Session:
                 "torch_threads": torch.get_num_threads(),
                 "data_fingerprint": state.dataset.fingerprint,
                 "own_parts": part_records(state.job),
+                "gradient_chain": chain_of(state.job),
                 "resumed_from_step": state.counters.step,
                 "num_test": len(state.dataset.test),
                 "message_bytes": state.model.message_bytes,

@@ -75,7 +75,13 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
     plan, policy_state = policy.init(start_sizes)
     if any(size < smallest for size, most in zip(plan.sizes, capacity, strict=True) if most):
         raise ConfigError(f"batching: this net's BatchNorm needs at least {smallest} samples per client and step")
-    global_batch_size = int(sampler.counts(plan.sizes).sum())
+    counts = sampler.counts(plan.sizes)
+    global_batch_size = int(counts.sum())
+    if job.gradients.teacher is not None:
+        try:
+            job.gradients.teacher.check_batches(counts.tolist(), job.sync.sums_gradients, job.sync.trains_alone)
+        except ValueError as error:
+            raise ConfigError(f"gradients.teacher: {error}") from error
     local_steps = equal_steps(job.sync.steps_of_fastest, num_clients, comm.size)
 
     # 5. The algorithm and its schedule.

@@ -2,16 +2,20 @@
 
 Usage: jobs_program.py LIST.json [ENGINE], a list of [job file, run folder, "train" | "gradient"].
 "gradient" writes the first reduced gradient to <run folder>/gradient.npy instead of training. "train" also writes
-samples<rank>.npy: client, step and sample of everything that the rank asked its loader for.
+samples<rank>.npy: client, step and sample of everything that the rank asked its loader for; and alike<rank>.txt: a
+checksum of the averaged net and of what transforms have learnt, which all ranks share.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import hpclbfl.algorithms.terms
 from hpclbfl.comm.engines import communicator
@@ -52,6 +56,11 @@ for job_file, run_folder, what in json.loads(Path(sys.argv[1]).read_text()):
             hpclbfl.algorithms.terms.load_batch = recording(taken)
             session.run(job, Path(run_folder))
             np.save(Path(run_folder) / f"samples{comm.rank}.npy", np.array(taken))
+            state = session._state
+            shared = io.BytesIO()
+            torch.save([state.mean.state, *(one.memory.state_dict() for one in state.learners)], shared)
+            digest = hashlib.sha256(shared.getvalue()).hexdigest()
+            (Path(run_folder) / f"alike{comm.rank}.txt").write_text(digest)
             continue
         state = make_state(job, comm)
         record = begin_record(state)

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.mpi
 
 UNEQUAL = {"batching": {"local_batch_size": [2, 7, 3, 12]}}
 SCALER = {"factor": 2.0, "threshold": 0.2}
+RESIDUAL = {"kind": "residual", "small_batch": 3}
 JOBS: dict[str, dict[str, Any]] = {
     "scaled": {**UNEQUAL, "gradients": {"scaler": SCALER, "noise_scale": {}, "clip_norm": 2.0}},
     # SelSync's change is known after 25 steps.
@@ -58,6 +59,17 @@ JOBS: dict[str, dict[str, Any]] = {
         "sync": {"kind": "post_local", "switch_step": 2, "local_steps": 2},
         "stop": {"steps": 4},
     },
+    "taught": {**UNEQUAL, "gradients": {"teacher": {**RESIDUAL, "every": 4}, "clip_norm": 2.0}},
+    "taught-fedavg": {
+        "sync": {"kind": "fedavg", "local_steps": 2},
+        "gradients": {"teacher": {**RESIDUAL, "refresh": "squared_norm", "threshold": 0.8, "every": 2}},
+    },
+    "taught-directions": {
+        **UNEQUAL,
+        "gradients": {"teacher": {"kind": "subspace", "factor": 2.0, "rank": 3, "refresh": "drift", "every": 2}},
+    },
+    "taught-mse": {"gradients": {"teacher": {"kind": "mse", "small_batch": 3, "train_steps": 1}}},
+    "sample-noise": {**UNEQUAL, "gradients": {"sample_noise": 0.5}},
     "lars": {"optimizer": {"name": "lars", "lr": 1.0, "momentum": 0.9, "weight_decay": 5e-4}},
 }
 ENGINES = [("mpi", 2), ("mpi", 4), ("horovod", 2)]
@@ -110,6 +122,21 @@ def test_decisions_are_the_same_on_all_ranks(runs: Path, engine: str, size: int)
     alone, many = (rows(runs / which / "selsync")["round"] for which in ("alone", f"{engine}{size}"))
     assert many.tolist() == alone.tolist()
     assert 25 < many.max() < 33, "averaged, after the window has filled, in some steps"
+
+
+@pytest.mark.parametrize(("engine", "size"), ENGINES)
+@pytest.mark.parametrize("name", [name for name in JOBS if name.startswith("taught")])
+def test_a_teacher_is_one_on_all_ranks_and_that_of_a_single_rank(runs: Path, name: str, engine: str, size: int) -> None:
+    folder = runs / f"{engine}{size}" / name
+    assert len({(folder / f"alike{rank}.txt").read_text() for rank in range(size)}) == 1
+    found = []
+    for which in (runs / "alone" / name, folder):
+        table = np.sort(read_run(which).tables["metrics"], order=["step", "client", "name"])
+        found.append(table[table["name"] != b"teacher seconds"])
+    alone, many = found
+    assert alone[["step", "client", "name"]].tolist() == many[["step", "client", "name"]].tolist()
+    np.testing.assert_allclose(many["value"], alone["value"], rtol=1e-5, atol=1e-8)
+    assert len(set(alone["step"][alone["name"] == b"teacher noise"])) == 10
 
 
 @pytest.mark.parametrize(("engine", "size"), ENGINES)

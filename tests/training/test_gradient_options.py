@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.config.job import parse_job
 from hpclbfl.core.errors import ConfigError
+from hpclbfl.gradients.sample_noise import sample_factors
 from hpclbfl.gradients.weight_noise import client_factors
 from hpclbfl.runs.log.reader import read_run
 from hpclbfl.training import setup
@@ -138,6 +139,8 @@ def test_half_precision_reduction_trains(tmp_path: Path, toy_set: Path) -> None:
         ),
         ({"gradients": {"noise_scale": {}, "weight_noise": 0.1}}, "cannot be measured under 'weight_noise'"),
         ({"gradients": {"measure": False, "clip_norm": 1.0}}, "'measure: false' leaves"),
+        ({"gradients": {"sample_noise": 0.1, "noise_scale": {}}}, "'noise_scale' does not go with 'sample_noise'"),
+        ({"gradients": {"sample_noise": 0.1, "weight_noise": 0.1}}, "'weight_noise' does not go with 'sample_noise'"),
         ({"gradients": {"extrapolation_lr": 0.1}, "precision": "fp16"}, "does not go with precision fp16"),
     ],
 )
@@ -160,3 +163,33 @@ def test_loss_scaling_leaves_the_noise_scale_alone(
         found[precision] = read_run(tmp_path / precision).tables["steps"]
     for column in ("loss", "grad_sq_norm", "local_grad_sq_norm", "tr_sigma", "true_grad_sq_norm", "b_simple"):
         np.testing.assert_allclose(found["fp16"][column], found["float32"][column], rtol=1e-4, err_msg=column)
+
+
+@pytest.mark.parametrize("sync", [{"kind": "bsp"}, {"kind": "fedavg", "local_steps": 2}])
+def test_noisy_samples_by_hand(toy_set: Path, sync: dict[str, Any]) -> None:
+    """w <- w - lr sum of (1 + s xi_i) g_i / B, or / b_c of a client that trains alone; the logged loss has no noise."""
+    state = experiment(toy_set, gradients={"sample_noise": 0.5}, sync=sync, clients=1, batching={"local_batch_size": 6})
+    for step in range(2):
+        images, labels = state.train.batch(*state.sampler.take(0, state.counters.positions, state.sizes))
+        net = state.clients[0].replica.module
+        before = [p.detach().clone() for p in net.parameters()]
+        each = nn.functional.cross_entropy(net(images), labels, reduction="none")
+        weighed = (torch.from_numpy(sample_factors(6, 0.5, 0, step, 0)) * each).mean()
+        gradients = torch.autograd.grad(weighed, list(net.parameters()))
+        record = begin_record(state)
+        state.algorithm.step(state, record, 0)
+        state.counters.positions += state.sampler.counts(state.sizes)
+        state.counters.step += 1
+        assert record.clients[0].columns["loss"].item() == pytest.approx(each.mean().item())
+        for parameter, old, gradient in zip(net.parameters(), before, gradients, strict=True):
+            torch.testing.assert_close(parameter.detach(), old - 0.05 * gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_samples_factors_have_the_moments_that_make_the_noise_of_a_smaller_batch() -> None:
+    """b / b_small - 1 = s^2: a batch of 8 with s^2 = 3 is as noisy as one of 2."""
+    factors = np.array([sample_factors(8, 3**0.5, 0, step, 2) for step in range(4000)])
+    np.testing.assert_allclose(factors.sum(1), 8)
+    assert ((factors - 1) ** 2).mean() == pytest.approx(3, rel=0.02)
+    assert sample_factors(1, 2.0, 0, 0, 0).tolist() == [1.0]
+    assert (sample_factors(8, 1.0, 0, 3, 2) == sample_factors(8, 1.0, 0, 3, 2)).all()
+    assert (sample_factors(8, 1.0, 0, 3, 2) != sample_factors(8, 1.0, 0, 3, 1)).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
@@ -122,6 +123,31 @@ class TeacherConfig(Section):
         if self.threshold is not None and self.refresh in ("every", "drift"):
             raise ValueError(f"'threshold' goes with a detector as 'refresh', not with {self.refresh}")
         return self
+
+    def check_batches(self, counts: Sequence[int], sums: bool, alone: bool) -> None:
+        """Refuse batches from which it cannot learn, or that have the noise already that it would add.
+
+        Args:
+            counts: [C] samples of every client in a step.
+            sums: whether gradients are summed over the clients, always or for a time.
+            alone: whether clients train alone, always or for a time.
+
+        Raises:
+            ValueError: one line.
+        """
+        taking_part = [count for count in counts if count]
+        if len(taking_part) < 2:
+            raise ValueError(
+                f"learns from how clients' gradients differ: needs at least two with samples, not {len(taking_part)}"
+            )
+        small, batches = self.imitated_batch, []
+        if sums:
+            batches.append((sum(taking_part), "the global batch"))
+        if alone:
+            batches.append((min(taking_part), "the batch of a client that trains alone"))
+        for size, what in batches:
+            if small is not None and small >= size:
+                raise ValueError(f"small_batch {small} must be below {what}, {size} samples")
 
     @property
     def imitated_batch(self) -> int | None:

@@ -55,6 +55,10 @@ class TeacherTransformConfig(TransformConfig):
         return None if gradients.teacher is None else cls(name="teacher", teacher=gradients.teacher)
 
 
+def _no() -> Tensor:
+    return torch.zeros((), dtype=torch.bool)
+
+
 @checkpointed
 @dataclass(frozen=True)
 class TeacherState:
@@ -64,8 +68,8 @@ class TeacherState:
     """Eq. 8's."""
     detector: Any = None
     """State of the detector that asks for a training; None where none does."""
-    asks: bool | Tensor = False
-    """Whether it has fired since the last training; 0-d."""
+    asks: Tensor = field(default_factory=_no)
+    """Whether it has fired since the last training, 0-d."""
 
 
 class Teacher:
