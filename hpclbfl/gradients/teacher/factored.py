@@ -118,11 +118,14 @@ class ResidualMemory:
             return None
         rows, rho = self.factors.zeros(len(clients)), self.factors.rho
         sq_norms = torch.zeros(len(clients), dtype=torch.float64, device=rows.whole.device)
+        largest = max(tensor.numel() for tensor in found.mean.tensors)
+        space = rows.whole.new_empty(largest)
         for place, client in enumerate(clients):
             if client in found.own:
                 share = 1.0 / found.counts[client] - 1.0 / found.counts.sum()
                 one = rows.cut(place, place + 1, rho)
-                sq_norms[place] = self.factors.encode(_differences(found, client), one, float(share**-0.5))
+                differences = _differences(found, client, space)
+                sq_norms[place] = self.factors.encode(differences, one, float(share**-0.5))
         for part in (rows.thin, rows.whole, sq_norms):
             if part.numel():
                 found.sum_(part)
@@ -145,9 +148,11 @@ class ResidualMemory:
         return 1 - error < (1 - reference) / 2
 
 
-def _differences(found: ClientGradients, client: int) -> Iterator[Tensor]:
+def _differences(found: ClientGradients, client: int, space: Tensor) -> Iterator[Tensor]:
+    """g_c - G by layer, one after the other in the same place: fresh memory costs more than the subtraction."""
     for own, mean in zip(found.own[client], found.mean.tensors, strict=True):
-        yield mean.neg() if own is None else own - mean
+        place = space[: mean.numel()].view(mean.shape)
+        yield torch.neg(mean, out=place) if own is None else torch.sub(own, mean, out=place)
 
 
 def captured(cross: Tensor, inner: Tensor, own: Tensor, eps: float) -> Tensor:

@@ -124,11 +124,13 @@ class Factors:
                 continue
             matrix = matrices[layer]
             values = part.reshape(matrix.rows, matrix.cols)
+            # Factors lie as rows: BLAS takes a tenth of the time for a few rows times a matrix that it takes for a
+            # matrix times a few columns.
             q = self._start(matrix)
             for _ in range(ITERATIONS):
-                p = torch.linalg.qr(values @ q).Q
-                q = values.T @ p
-            out.thin[:, matrix.p], out.thin[:, matrix.q] = p.T, q.T * scale
+                p = torch.linalg.qr((q @ values.T).T).Q.T.contiguous()
+                q = p @ values
+            out.thin[:, matrix.p], out.thin[:, matrix.q] = p, q * scale
         return total * scale**2
 
     def combine(self, rows: Rows, weights: Tensor) -> Rows:
@@ -146,7 +148,7 @@ class Factors:
         spread = weights.T.repeat_interleave(rho, 0)
         for matrix in self._matrices:
             p, q = rows.thin[:, matrix.p], rows.thin[:, matrix.q]
-            right = self._start(matrix).expand(count, -1, -1)
+            right = self._start(matrix).T.expand(count, -1, -1)
             for _ in range(ITERATIONS + 1):
                 # [r, K rho, rho], then [r, rows, rho]
                 left = torch.linalg.qr(p.T @ (spread.T.unsqueeze(2) * (q @ right))).Q
@@ -173,9 +175,8 @@ class Factors:
             found += rows.whole @ torch.cat([tensors[layer].reshape(-1) for layer, _ in self._wholes])
         for matrix in self._matrices:
             values = tensors[matrix.layer].reshape(matrix.rows, matrix.cols)
-            # [rows, K rho]; the longer side is summed over first.
-            image = values @ rows.thin[:, matrix.q].T
-            found += (image.T * rows.thin[:, matrix.p]).sum(1).view(-1, rho).sum(1)
+            image = rows.thin[:, matrix.q] @ values.T
+            found += (image * rows.thin[:, matrix.p]).sum(1).view(-1, rho).sum(1)
         return found
 
     def add_(self, gradient: Gradient, rows: Rows, weights: Tensor) -> None:
@@ -221,9 +222,9 @@ class Factors:
         return torch.zeros(shape, dtype=self.layout.dtype, device=self.layout.device)
 
     def _start(self, matrix: _Matrix) -> Tensor:
-        """[cols, rho] where the power iteration of a layer starts; the same on all ranks and in all steps."""
+        """[rho, cols] where the power iteration of a layer starts; the same on all ranks and in all steps."""
         if matrix.layer not in self._starts:
             key = np.random.SeedSequence(0, spawn_key=(_START_STREAM, matrix.layer))
-            draws = np.random.Generator(np.random.Philox(key)).standard_normal((matrix.cols, self.rho))
+            draws = np.random.Generator(np.random.Philox(key)).standard_normal((self.rho, matrix.cols))
             self._starts[matrix.layer] = torch.from_numpy(draws).to(self.layout.device, self.layout.dtype)
         return self._starts[matrix.layer]

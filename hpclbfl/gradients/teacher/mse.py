@@ -31,6 +31,7 @@ from hpclbfl.gradients.teacher import kind
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from hpclbfl.gradients.gradient import Gradient, Layout
@@ -41,12 +42,15 @@ else:
     torch = lazy("torch")
 
 BLOCK, HIDDEN, CODE, FEATURES = 64, 32, 16, 3
+AT_ONCE = 2048
+"""Blocks that go through the net together, as a processor's cache holds."""
 SAMPLED = 256
 """Blocks of each client in a training step, at most."""
 MOST_CLIENTS = 64
 """In a training step."""
-ITERATIONS, RATE, LOOK_EVERY = 200, 3e-3, 10
-"""Of Adam in each training step, on all blocks at once; looks at the pairs that are held out, a quarter."""
+ITERATIONS, RATE, LOOK_EVERY, PATIENCE = 200, 3e-3, 10, 3
+"""Of Adam in each training step, on all blocks at once; it ends after as many looks at the quarter of the pairs that is
+held out without an improvement."""
 _INITIAL_STREAM, _BLOCK_STREAM, _CHOICE_STREAM = 10, 11, 12
 
 
@@ -76,10 +80,10 @@ class Net:
     """That it has been trained on; 0: it is the identity."""
 
     def __call__(self, blocks: Tensor, features: Tensor) -> Tensor:
-        """[N, BLOCK] from [N, BLOCK] and [N, FEATURES]."""
+        """[N, BLOCK] from [N, BLOCK] and [N or 1, FEATURES]."""
         skip, encode, code, decode, out = self.weights
-        hidden = torch.tanh(torch.cat([blocks, features], 1) @ encode)
-        back = torch.tanh(torch.cat([hidden @ code, features], 1) @ decode)
+        hidden = torch.tanh(torch.addmm(features @ encode[BLOCK:], blocks, encode[:BLOCK]))
+        back = torch.tanh(torch.addmm(features @ decode[CODE:], hidden @ code, decode[:CODE]))
         return torch.addmm(skip * blocks, back, out)
 
 
@@ -92,10 +96,18 @@ class MseTeacher:
     def __init__(self, config: MseConfig) -> None:
         self._small = config.small_batch
         self._layout: Layout
+        self._begins: NDArray[np.int64]
+        """Of every block of a flat gradient."""
+        self._layers: NDArray[np.int64]
+        """In which it lies."""
 
     def init(self, layout: Layout, num_clients: int) -> Net:
         """The identity."""
         self._layout = layout
+        slices = sorted(((at.start, at.stop, layer) for layer, at in enumerate(layout.slices)))
+        begins = [np.arange(start, stop, BLOCK) for start, stop, _ in slices]
+        self._begins = np.concatenate(begins)
+        self._layers = np.repeat([layer for _, _, layer in slices], [len(part) for part in begins])
         return self._identity(0)
 
     def collect(self, found: ClientGradients, ctx: Context, change: Tensor) -> Tensor | None:
@@ -103,11 +115,11 @@ class MseTeacher:
         clients = taking_part(found, ctx)
         if len(clients) < 2 or not bool(torch.isfinite(found.mean.sq_norm)):
             return None
-        count = max(1, min(SAMPLED, len(self._blocks) // len(clients)))
+        count = max(1, min(SAMPLED, len(self._begins) // len(clients)))
         rows = self._zeros(len(clients), count, 2 * BLOCK + FEATURES)
         total = int(found.counts.sum())
         key = np.random.SeedSequence(ctx.seed, spawn_key=(_BLOCK_STREAM, ctx.step))
-        order = np.random.Generator(np.random.Philox(key)).permutation(len(self._blocks)).tolist()
+        order = np.random.Generator(np.random.Philox(key)).permutation(len(self._begins))
         for place, client in enumerate(clients):
             if client in found.own:
                 chosen = order[place * count : (place + 1) * count]
@@ -154,40 +166,36 @@ class MseTeacher:
         for tensor in gradient.tensors:
             flat = tensor.view(-1)
             size = flat.square().mean().sqrt()
-            blocks = torch.nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
-            features = self._features(size, change, ratio).expand(len(blocks), FEATURES)
-            found = (state(blocks / _not_zero(size), features) * size).view(-1)[: len(flat)]
-            moved += (found - flat).square().sum()
-            flat.copy_(found)
+            features = self._features(size, change, ratio).unsqueeze(0)
+            for part in flat.split(AT_ONCE * BLOCK):
+                blocks = torch.nn.functional.pad(part, (0, -len(part) % BLOCK)).view(-1, BLOCK)
+                found = (state(blocks / _not_zero(size), features) * size).view(-1)[: len(part)]
+                moved += (found - part).square().sum()
+                part.copy_(found)
         return gradient, {kind.NOISE: moved / gradient.measured.sq_norm}
 
-    @property
-    def _blocks(self) -> list[tuple[int, int]]:
-        """Begin and end of every block of a flat gradient."""
-        return [
-            (begin, min(begin + BLOCK, at.stop))
-            for at in self._layout.slices
-            for begin in range(at.start, at.stop, BLOCK)
-        ]
-
-    def _pairs(self, found: ClientGradients, client: int, total: int, chosen: list[int], change: Tensor) -> Tensor:
+    def _pairs(
+        self, found: ClientGradients, client: int, total: int, chosen: NDArray[np.int64], change: Tensor
+    ) -> Tensor:
+        """[N, 2 BLOCK + FEATURES] of a client's blocks."""
         layout, size = self._layout, int(found.counts[client])
-        mean, own = found.mean.flat, self._zeros(layout.size)
-        for value, at in zip(found.own[client], layout.slices, strict=True):
-            if value is not None:
-                own[at] = value.reshape(-1)
-        others = (total * mean - size * own) / (total - size)
-        blocks = self._blocks
-        roots = [others[at].square().mean().sqrt() for at in layout.slices]
-        starts = np.array([at.start for at in layout.slices])
-        order = np.argsort(starts)
-        rows = self._zeros(len(chosen), 2 * BLOCK + FEATURES)
+        own = [
+            mean.new_zeros(mean.shape) if value is None else value
+            for value, mean in zip(found.own[client], found.mean.tensors, strict=True)
+        ]
         ratio = math.log((total - size) / size)
+        others, roots = [], []
+        for value, mean in zip(own, found.mean.tensors, strict=True):
+            others.append(((total * mean - size * value) / (total - size)).reshape(-1))
+            roots.append(others[-1].square().mean().sqrt())
+        rows = self._zeros(len(chosen), 2 * BLOCK + FEATURES)
         for row, number in zip(rows, chosen, strict=True):
-            begin, end = blocks[number]
-            root = roots[order[np.searchsorted(starts[order], begin, side="right") - 1]]
-            row[: end - begin] = others[begin:end] / _not_zero(root)
-            row[BLOCK : BLOCK + end - begin] = own[begin:end] / _not_zero(root)
+            layer = int(self._layers[number])
+            begin = int(self._begins[number]) - layout.slices[layer].start
+            root = roots[layer]
+            for place, values in ((0, others[layer]), (BLOCK, own[layer].reshape(-1))):
+                part = values[begin : begin + BLOCK]
+                row[place : place + len(part)] = part / _not_zero(root)
             row[2 * BLOCK :] = self._features(root, change, ratio)
         return rows
 
@@ -221,7 +229,7 @@ def _fitted(start: tuple[Tensor, ...], fit: tuple[Tensor, ...], check: tuple[Ten
 
     moving = [w.detach().clone().requires_grad_() for w in start[1:]]
     optimizer = torch.optim.Adam(moving, lr=RATE)
-    best = start
+    best, since = start, 0
     least = error(start, check) if len(check[0]) else None
     for iteration in range(1, ITERATIONS + 1):
         with torch.enable_grad():
@@ -234,8 +242,11 @@ def _fitted(start: tuple[Tensor, ...], fit: tuple[Tensor, ...], check: tuple[Ten
         reached = error(now, check)
         if reached < least:
             best, least = tuple(w.clone() for w in now), reached
-        elif reached > 2 * least:
-            break
+            since = 0
+        else:
+            since += 1
+            if since == PATIENCE:
+                break
     return best
 
 
