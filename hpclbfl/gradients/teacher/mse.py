@@ -17,7 +17,6 @@ a = |g|^2 / (|g|^2 + tr Sigma / b_large). It is here so that the paper's conject
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,9 +24,9 @@ import numpy as np
 from hpclbfl.config.components import TEACHERS
 from hpclbfl.config.sections import TeacherConfig
 from hpclbfl.config.sections.base import PositiveInt
-from hpclbfl.core.state import checkpointed
 from hpclbfl.gradients import Context, Metrics
 from hpclbfl.gradients.teacher import kind
+from hpclbfl.gradients.teacher.net import BLOCK, FEATURES, Net, identity, not_zero
 
 if TYPE_CHECKING:
     import torch
@@ -41,17 +40,13 @@ else:
 
     torch = lazy("torch")
 
-BLOCK, HIDDEN, CODE, FEATURES = 64, 32, 16, 3
 AT_ONCE = 2048
 """Blocks that go through the net together, as a processor's cache holds."""
 SAMPLED = 256
 """Blocks of each client in a training step, at most."""
 MOST_CLIENTS = 64
 """In a training step."""
-ITERATIONS, RATE, LOOK_EVERY, PATIENCE = 200, 3e-3, 10, 3
-"""Of Adam in each training step, on all blocks at once; it ends after as many looks at the quarter of the pairs that is
-held out without an improvement."""
-_INITIAL_STREAM, _BLOCK_STREAM, _CHOICE_STREAM = 10, 11, 12
+_BLOCK_STREAM, _CHOICE_STREAM = 11, 12
 
 
 class MseConfig(TeacherConfig):
@@ -67,24 +62,6 @@ class MseConfig(TeacherConfig):
     def imitated_batch(self) -> int:
         """See `TeacherConfig`."""
         return self.small_batch
-
-
-@checkpointed
-@dataclass(frozen=True)
-class Net:
-    """The encoder-decoder."""
-
-    weights: tuple[Tensor, ...]
-    """s, 0-d; [BLOCK + FEATURES, HIDDEN]; [HIDDEN, CODE]; [CODE + FEATURES, HIDDEN]; [HIDDEN, BLOCK]."""
-    lessons: int = 0
-    """That it has been trained on; 0: it is the identity."""
-
-    def __call__(self, blocks: Tensor, features: Tensor) -> Tensor:
-        """[N, BLOCK] from [N, BLOCK] and [N or 1, FEATURES]."""
-        skip, encode, code, decode, out = self.weights
-        hidden = torch.tanh(torch.addmm(features @ encode[BLOCK:], blocks, encode[:BLOCK]))
-        back = torch.tanh(torch.addmm(features @ decode[CODE:], hidden @ code, decode[:CODE]))
-        return torch.addmm(skip * blocks, back, out)
 
 
 @TEACHERS.register("mse", MseConfig)
@@ -144,13 +121,8 @@ class MseTeacher:
         self, lesson: Tensor, state: Net, begins: bool, found: ClientGradients, ctx: Context
     ) -> tuple[Net, Metrics]:
         """Fit the net to the pairs; rank 0's fit is taken."""
-        held_out = torch.arange(len(lesson), device=lesson.device) % 4 == 3
-        fit, check = (part.split([BLOCK, BLOCK, FEATURES], 1) for part in (lesson[~held_out], lesson[held_out]))
-        net = self._identity(ctx.seed) if begins else state
-        skip = (fit[0] * fit[1]).sum() / _not_zero(fit[0].square().sum())
-        skip = (net.weights[0] * net.lessons + skip) / (net.lessons + 1)
-        best = _fitted((skip, *net.weights[1:]), fit, check)
-        return Net(tuple(found.from_first(w.clone()) for w in best), net.lessons + 1), {}
+        net = (self._identity(ctx.seed) if begins else state).fitted(lesson)
+        return Net(tuple(found.from_first(w.clone()) for w in net.weights), net.lessons), {}
 
     def has_drifted(self, error: float, reference: float) -> bool:
         """Whether the error has doubled."""
@@ -166,10 +138,10 @@ class MseTeacher:
         for tensor in gradient.tensors:
             flat = tensor.view(-1)
             size = flat.square().mean().sqrt()
-            features = self._features(size, change, ratio).unsqueeze(0)
+            features = self._features(size.reshape(1), change, ratio)
             for part in flat.split(AT_ONCE * BLOCK):
                 blocks = torch.nn.functional.pad(part, (0, -len(part) % BLOCK)).view(-1, BLOCK)
-                found = (state(blocks / _not_zero(size), features) * size).view(-1)[: len(part)]
+                found = (state(blocks / not_zero(size), features) * size).view(-1)[: len(part)]
                 moved += (found - part).square().sum()
                 part.copy_(found)
         return gradient, {kind.NOISE: moved / gradient.measured.sq_norm}
@@ -179,81 +151,39 @@ class MseTeacher:
     ) -> Tensor:
         """[N, 2 BLOCK + FEATURES] of a client's blocks."""
         layout, size = self._layout, int(found.counts[client])
-        own = [
-            mean.new_zeros(mean.shape) if value is None else value
-            for value, mean in zip(found.own[client], found.mean.tensors, strict=True)
-        ]
-        ratio = math.log((total - size) / size)
-        others, roots = [], []
-        for value, mean in zip(own, found.mean.tensors, strict=True):
-            others.append(((total * mean - size * value) / (total - size)).reshape(-1))
-            roots.append(others[-1].square().mean().sqrt())
+        own = self._zeros(layout.size)
+        for value, at in zip(found.own[client], layout.slices, strict=True):
+            if value is not None:
+                own[at] = value.reshape(-1)
+        others = (total * found.mean.flat - size * own) / (total - size)
+        # [N, BLOCK]: where the blocks' numbers lie; a layer's last block may be shorter.
+        places = self._begins[chosen][:, None] + np.arange(BLOCK)
+        stops = np.array([at.stop for at in layout.slices])[self._layers[chosen]]
+        is_there = torch.from_numpy(places < stops[:, None]).to(layout.device)
+        index = torch.from_numpy(np.minimum(places, layout.size - 1)).to(layout.device)
+        layers = torch.from_numpy(self._layers[chosen]).to(layout.device)
+        sizes = torch.stack([others[at].square().mean().sqrt() for at in layout.slices])[layers]
         rows = self._zeros(len(chosen), 2 * BLOCK + FEATURES)
-        for row, number in zip(rows, chosen, strict=True):
-            layer = int(self._layers[number])
-            begin = int(self._begins[number]) - layout.slices[layer].start
-            root = roots[layer]
-            for place, values in ((0, others[layer]), (BLOCK, own[layer].reshape(-1))):
-                part = values[begin : begin + BLOCK]
-                row[place : place + len(part)] = part / _not_zero(root)
-            row[2 * BLOCK :] = self._features(root, change, ratio)
+        for place, values in ((0, others), (BLOCK, own)):
+            rows[:, place : place + BLOCK] = values[index] * is_there / not_zero(sizes).unsqueeze(1)
+        rows[:, 2 * BLOCK :] = self._features(sizes, change, math.log((total - size) / size))
         return rows
 
-    def _features(self, size: Tensor, change: Tensor, ratio: float) -> Tensor:
-        """[FEATURES], of order 1."""
-        parts = (_not_zero(size).log() / 10, change.nan_to_num(0.0).clamp(max=2.0), torch.full_like(change, ratio / 5))
-        return torch.stack([part.to(self._layout.device, self._layout.dtype) for part in parts])
+    def _features(self, sizes: Tensor, change: Tensor, ratio: float) -> Tensor:
+        """[N, FEATURES], of order 1, from [N] root mean squares."""
+        found = sizes.new_empty(len(sizes), FEATURES)
+        found[:, 0] = not_zero(sizes).log() / 10
+        found[:, 1] = change.nan_to_num(0.0).clamp(max=2.0)
+        found[:, 2] = ratio / 5
+        return found
 
     def _identity(self, seed: int) -> Net:
-        """The encoder is drawn, what the decoder adds is 0."""
-        draw = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(_INITIAL_STREAM,))))
-        shapes = ((BLOCK + FEATURES, HIDDEN), (HIDDEN, CODE), (CODE + FEATURES, HIDDEN))
-        drawn = [torch.from_numpy(draw.standard_normal(s) / math.sqrt(s[0])).to(self._zeros(0)) for s in shapes]
-        return Net((self._zeros() + 1, *drawn, self._zeros(HIDDEN, BLOCK)))
+        return identity(seed, self._zeros(0))
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self._layout.dtype, device=self._layout.device)
 
 
-def _fitted(start: tuple[Tensor, ...], fit: tuple[Tensor, ...], check: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Weights that predict best what is held out, among those at the start and on the way.
-
-    Args:
-        start: of a `Net`; s stays as it is.
-        fit, check: inputs, targets and features.
-    """
-
-    def error(weights: tuple[Tensor, ...], pairs: tuple[Tensor, ...]) -> Tensor:
-        inputs, targets, features = pairs
-        return (Net(weights)(inputs, features) - targets).square().mean()
-
-    moving = [w.detach().clone().requires_grad_() for w in start[1:]]
-    optimizer = torch.optim.Adam(moving, lr=RATE)
-    best, since = start, 0
-    least = error(start, check) if len(check[0]) else None
-    for iteration in range(1, ITERATIONS + 1):
-        with torch.enable_grad():
-            optimizer.zero_grad()
-            error((start[0], *moving), fit).backward()
-        optimizer.step()
-        if least is None or iteration % LOOK_EVERY:
-            continue
-        now = (start[0], *(w.detach() for w in moving))
-        reached = error(now, check)
-        if reached < least:
-            best, least = tuple(w.clone() for w in now), reached
-            since = 0
-        else:
-            since += 1
-            if since == PATIENCE:
-                break
-    return best
-
-
 def taking_part(found: ClientGradients, ctx: Context) -> list[int]:
     """Clients of a training step, see `kind.taking_part`."""
     return kind.taking_part(found.counts, MOST_CLIENTS, (ctx.seed, _CHOICE_STREAM, ctx.step))
-
-
-def _not_zero(size: Tensor) -> Tensor:
-    return torch.where(size > 0, size, 1.0)

@@ -72,7 +72,7 @@ class TeacherState:
     """Whether it has fired since the last training, 0-d."""
 
 
-class Teacher:
+class TeacherTransform:
     """A `hpclbfl.gradients.GradientTransform` and `hpclbfl.gradients.learning.Learner`."""
 
     is_identity = False
@@ -170,6 +170,6 @@ class Teacher:
 
 
 @TRANSFORMS.register("teacher", TeacherTransformConfig)
-def make_teacher(config: TeacherTransformConfig) -> Teacher:
+def make_teacher(config: TeacherTransformConfig) -> TeacherTransform:
     """See the module."""
-    return Teacher(config.teacher)
+    return TeacherTransform(config.teacher)

@@ -9,7 +9,7 @@ import torch
 
 from hpclbfl.gradients import Context
 from hpclbfl.gradients.gradient import Gradient
-from hpclbfl.gradients.teacher.mse import BLOCK
+from hpclbfl.gradients.teacher.net import BLOCK
 from tests.gradients.teacher.worked import applied, found_of, layout_of, taught
 
 CONTEXT = Context(0, 3)
