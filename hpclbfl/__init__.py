@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hpclbfl.core.errors import HpclbflError as HpclbflError
     from hpclbfl.core.errors import RunFailed as RunFailed
     from hpclbfl.gradients.attach import GradientScaler as GradientScaler
+    from hpclbfl.gradients.attach_teacher import Teacher as Teacher
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "JobConfig",
     "Result",
     "RunFailed",
+    "Teacher",
     "__version__",
     "load_job",
     "load_runs",
@@ -50,6 +52,7 @@ _PLACES = {
     **dict.fromkeys(("Frames", "Result", "load_runs", "read_run", "run", "summarise"), "api.runs"),
     "GradientScaler": "gradients.attach",
     "JobConfig": "config.job",
+    "Teacher": "gradients.attach_teacher",
     "plot": "api.plot",
 }
 """Which module each public name comes from."""

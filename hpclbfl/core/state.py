@@ -88,6 +88,33 @@ def check_restorable(value: Any, where: str) -> None:
         )
 
 
+def as_plain(value: Any, clone: bool = False) -> Any:
+    """A state with mappings in place of dataclasses, for torch.save.
+
+    Args:
+        clone: copy the tensors.
+    """
+    if is_dataclass(value):
+        return {field.name: as_plain(getattr(value, field.name), clone) for field in fields(value)}
+    if isinstance(value, list | tuple):
+        return [as_plain(item, clone) for item in value]
+    return value.clone() if clone and _is_tensor(value) else value
+
+
+def from_plain(like: Any, value: Any) -> Any:
+    """The state that `as_plain` made plain, with the dataclasses of a fresh one. Raises KeyError or TypeError."""
+    if is_dataclass(like) and not isinstance(like, type):
+        names = [field.name for field in fields(like)]
+        if not isinstance(value, Mapping) or set(value) != set(names):
+            raise TypeError(f"no {type(like).__name__}")
+        return type(like)(**{name: from_plain(getattr(like, name), value[name]) for name in names})
+    if isinstance(like, list | tuple):
+        if not isinstance(value, list | tuple) or len(value) != len(like):
+            raise TypeError(f"not {len(like)} values")
+        return type(like)(from_plain(one, item) for one, item in zip(like, value, strict=True))
+    return value
+
+
 def _is_tensor(value: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)

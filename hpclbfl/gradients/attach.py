@@ -1,19 +1,13 @@
 """The step-up scaler for any training script: attached to a torch optimizer, it acts in each of the optimizer's steps.
 
 S. Tyagi, "On Using Large-Batches in Federated Learning", Eq. 6 and 8; `hpclbfl.gradients.scaler` tells what is scaled,
-and when. Here the order is kept, whatever the script is made of: reduce, unscale, measure, clip, scale, step.
-
-    DistributedDataParallel    has reduced the gradients when step() is called.
-    hvd.DistributedOptimizer   reduces them inside step(), or in synchronize() before it; nothing is done until then.
-    torch.amp.GradScaler       has unscaled them, except for a fused optimizer, which it gives the loss scale instead.
+and when. Here the order is kept, whatever the script is made of (see `attached`): reduce, unscale, measure, clip,
+scale, step.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Sequence
-from numbers import Real
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -23,21 +17,18 @@ from torch.optim import Optimizer
 from hpclbfl.config.component_configs import detector_config
 from hpclbfl.config.components import DETECTORS
 from hpclbfl.gradients.apply import FactorOnStep
+from hpclbfl.gradients.attached import Attached, is_count, is_number
 from hpclbfl.gradients.chain import Chain
 from hpclbfl.gradients.change import ChangeState
 from hpclbfl.gradients.clip import Clip
 from hpclbfl.gradients.gradient import Gradient
-from hpclbfl.gradients.optimizer_gradients import HorovodGradients, gradients_of, loss_scale_of, squared_norm_of
+from hpclbfl.gradients.optimizer_gradients import gradients_of, loss_scale_of
 from hpclbfl.gradients.scaler import ScalerState, StepUpScale, When
 
-NORMALISERS = frozenset({"adam", "adamw", "adamax", "nadam", "radam", "lamb", "lars"})
-"""Optimizers, in lower case, that divide out a constant factor on the gradient, or nearly."""
-
 _STATE_KEYS = ("steps", "grad_sq_norm", "previous", "change", "window", "scale")
-_OWNER = "_hpclbfl_scaler"
 
 
-class GradientScaler:
+class GradientScaler(Attached):
     """Multiplies the gradient by X in some steps (Eq. 6), decided from its relative change (Eq. 8).
 
     Args:
@@ -58,6 +49,8 @@ class GradientScaler:
         ValueError: one line, for a value that is out of range.
     """
 
+    normalised = "a factor on the gradient hardly acts; SGD follows it"
+
     def __init__(
         self,
         factor: float,
@@ -69,33 +62,28 @@ class GradientScaler:
         seed: int = 0,
         agree: Callable[[Tensor], Tensor | None] | None = None,
     ) -> None:
-        _check("factor", factor, _is_number(factor) and factor > 0, "a number above 0")
-        _check("when", when, when in get_args(When), f"one of {', '.join(get_args(When))}")
+        self._check("factor", factor, is_number(factor) and factor > 0, "a number above 0")
+        self._check("when", when, when in get_args(When), f"one of {', '.join(get_args(When))}")
         known = [name for name in DETECTORS.names() if DETECTORS.config(name).takes_norms_only]
-        _check("change", change, change in known, f"one of {', '.join(known)}")
+        self._check("change", change, change in known, f"one of {', '.join(known)}")
         threshold = detector_config(change).scaler_threshold if threshold is None else threshold
-        _check("threshold", threshold, _is_number(threshold) and threshold >= 0, "a number of at least 0")
+        self._check("threshold", threshold, is_number(threshold) and threshold >= 0, "a number of at least 0")
         if when == "random":
-            is_share = duty is not None and _is_number(duty) and 0 <= duty <= 1
-            _check("duty", duty, is_share, "a share from 0 to 1 with when='random'")
+            is_share = duty is not None and is_number(duty) and 0 <= duty <= 1
+            self._check("duty", duty, is_share, "a share from 0 to 1 with when='random'")
         else:
-            _check("duty", duty, duty is None, "none without when='random'")
-        is_norm = max_norm is None or (_is_number(max_norm) and max_norm > 0)
-        _check("max_norm", max_norm, is_norm, "a number above 0, or None")
-        is_seed = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
-        _check("seed", seed, is_seed, "a whole number of at least 0")
-        _check("agree", agree, agree is None or callable(agree), "a function of a tensor, or None")
+            self._check("duty", duty, duty is None, "none without when='random'")
+        is_norm = max_norm is None or (is_number(max_norm) and max_norm > 0)
+        self._check("max_norm", max_norm, is_norm, "a number above 0, or None")
+        self._check("seed", seed, is_count(seed, 0), "a whole number of at least 0")
+        self._check("agree", agree, agree is None or callable(agree), "a function of a tensor, or None")
 
         step_up = StepUpScale(float(factor), float(threshold), when, 1.0 if duty is None else float(duty), change)
         self._chain = Chain([step_up] if max_norm is None else [step_up, Clip(float(max_norm))], seed)
-        self._agree = agree
+        super().__init__(agree)
         self._steps = 0
         self._grad_sq_norm: Tensor | None = None
         self._measured: Tensor | None = None
-        self._optimizer: Optimizer | None = None
-        self._factor: FactorOnStep | None = None
-        self._horovod: HorovodGradients | None = None
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     @property
     def steps(self) -> int:
@@ -117,50 +105,10 @@ class GradientScaler:
         """Squared norm of the newest step's gradient, before clipping and X, float64 0-d."""
         return self._grad_sq_norm
 
-    def attach(self, optimizer: Optimizer) -> GradientScaler:
-        """Act in every step of this optimizer from now on; its hvd.DistributedOptimizer is made before.
-
-        Returns:
-            itself
-
-        Raises:
-            RuntimeError: it is attached already, or the optimizer has another one.
-            ValueError: not an optimizer, or Horovod's Adasum, which reduces updates instead of gradients.
-        """
-        if self._optimizer is not None:
-            raise RuntimeError("this GradientScaler is attached already: detach() it, or make one for each optimizer")
-        if not isinstance(optimizer, Optimizer):
-            raise ValueError(f"attach() takes a torch optimizer, not {type(optimizer).__name__}")
-        if hasattr(optimizer, _OWNER):
-            raise RuntimeError("the optimizer has a GradientScaler already: detach() that one first")
-        if hasattr(optimizer, "_starting_models"):
-            raise ValueError("Horovod's Adasum reduces updates, not gradients: a GradientScaler finds none to measure")
-        name = next((c.__name__ for c in type(optimizer).__mro__ if c.__name__.lower() in NORMALISERS), None)
-        if name is not None:
-            text = f"{name} divides by the gradient's own size: a factor on the gradient hardly acts; SGD follows it"
-            warnings.warn(text, stacklevel=2)
-        self._optimizer, self._factor = optimizer, FactorOnStep(optimizer)
-        setattr(optimizer, _OWNER, self)
-        if hasattr(optimizer, "skip_synchronize"):
-            self._horovod = HorovodGradients(optimizer)
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
-        return self
-
     def detach(self) -> None:
         """Leave the optimizer as it was; the state stays."""
-        if self._optimizer is None:
-            return
-        if self._factor is not None:
-            self._factor.restore()
-        for hook in self._hooks:
-            hook.remove()
-        if self._horovod is not None:
-            self._horovod.detach()
-        delattr(self._optimizer, _OWNER)
-        self._optimizer, self._factor, self._horovod, self._hooks, self._measured = None, None, None, [], None
+        super().detach()
+        self._measured = None
 
     @torch.no_grad()
     def measure(self) -> Tensor:
@@ -181,10 +129,10 @@ class GradientScaler:
                 "measure() needs reduced gradients: call optimizer.synchronize() before it, "
                 "and step() inside `with optimizer.skip_synchronize()`"
             )
-        gradients = gradients_of(self._optimizer)
+        gradients = gradients_of(self._optimizer, type(self).__name__)
         if not gradients:
             raise RuntimeError("measure() finds no gradient: it comes after backward()")
-        self._measured = self._sq_norms(gradients)
+        self._measured = self._sq_norms(gradients, self._chain.needs_layers)
         return self._measured[0]
 
     def state_dict(self) -> dict[str, Any]:
@@ -225,23 +173,9 @@ class GradientScaler:
     def _scaler_state(self, state: ScalerState) -> None:
         self._chain.states = (state, *self._chain.current()[1:])
 
-    @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if any(callable(value) for value in (*args[1:], kwargs.get("closure"))):
-            raise RuntimeError(
-                "step(closure) computes the gradients after a GradientScaler has to see them: "
-                "call backward() first and step() without a closure"
-            )
-        if self._horovod is not None and not self._horovod.take():
-            return
-        if self._factor is None:
-            return
-        self._factor.restore()  # Left over where the step before has raised.
+    def _act(self, optimizer: Optimizer, gradients: list[Tensor], factor: FactorOnStep) -> None:
         measured, self._measured = self._measured, None
-        gradients = gradients_of(optimizer)
-        if not gradients:
-            return
-        sq_norms = self._sq_norms(gradients) if measured is None else measured
+        sq_norms = self._sq_norms(gradients, self._chain.needs_layers) if measured is None else measured
         loss_scale = loss_scale_of(optimizer)
         if loss_scale is not None:
             loss_scale = loss_scale.to(sq_norms.device, torch.float64)
@@ -252,32 +186,10 @@ class GradientScaler:
         self._grad_sq_norm = sq_norms[0]
         self._steps += 1
         if not self._chain.is_identity and gradient.factor is not None:
-            self._factor.apply(gradients, gradient.factor, loss_scale)
+            factor.apply(gradients, gradient.factor, loss_scale)
 
-    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._factor is not None:
-            self._factor.restore()
-
-    def _sq_norms(self, gradients: Sequence[Tensor]) -> Tensor:
-        """[1] of the whole, or [1 + L] with those of the parameters after it; float64, on the first one's device."""
-        if self._chain.needs_layers:
-            layers = torch.stack([squared_norm_of([g]).to(gradients[0].device) for g in gradients])
-            sq_norms = torch.cat([layers.sum(0, keepdim=True), layers])
-        else:
-            sq_norms = squared_norm_of(gradients).reshape(1)
-        if self._agree is None:
-            return sq_norms
-        agreed = self._agree(sq_norms)
-        return sq_norms if agreed is None else agreed.to(sq_norms)
-
-
-def _check(name: str, value: object, is_right: bool, expected: str) -> None:
-    if not is_right:
-        raise ValueError(f"GradientScaler: {name}={value!r}: expected {expected}")
-
-
-def _is_number(value: object) -> bool:
-    return not isinstance(value, (bool, complex)) and isinstance(value, Real) and math.isfinite(value)
+    def _miss(self) -> None:
+        self._measured = None
 
 
 def _moved(state: ScalerState, device: torch.device) -> ScalerState:

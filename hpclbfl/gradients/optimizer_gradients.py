@@ -55,13 +55,13 @@ class HorovodGradients:
         self._optimizer.synchronize = self._synchronize
 
 
-def gradients_of(optimizer: Optimizer) -> list[Tensor]:
-    """All there are, complex ones as real views."""
+def gradients_of(optimizer: Optimizer, whose: str) -> list[Tensor]:
+    """All there are, complex ones as real views; `whose` names who takes them, in errors."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     for gradient in gradients:
         if gradient.layout != torch.strided:
             shape = tuple(gradient.shape)
-            raise RuntimeError(f"a GradientScaler takes dense gradients; one of shape {shape} is {gradient.layout}")
+            raise RuntimeError(f"a {whose} takes dense gradients; one of shape {shape} is {gradient.layout}")
     return [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
 
 
