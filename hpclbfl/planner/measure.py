@@ -1,7 +1,8 @@
 """Time and memory of steps of the job's own training code, measured inside a probe's process.
 
 The components of Eq. 3 are counted exactly, storage by storage: parameters and buffers, gradients as the optimizer sees
-them, the optimizer's state, and all tensors that the forward pass saves for the backward pass. The peak of a step comes
+them and what a teacher keeps of them, the optimizer's state, and all tensors that the forward pass saves for the
+backward pass. The peak of a step comes
 from the device's allocator on a GPU and from the kernel's count of resident memory on a CPU.
 """
 
@@ -30,6 +31,8 @@ from hpclbfl.data.frames import Frames
 from hpclbfl.data.loader import Loader
 from hpclbfl.data.sampling import GlobalSampler
 from hpclbfl.data.splits import Split
+from hpclbfl.gradients.gradient import Layout
+from hpclbfl.planner.taught import kept_for_teacher, without_teacher
 from hpclbfl.training.loop import begin_record
 from hpclbfl.training.setup import make_state
 from hpclbfl.training.state import TrainState
@@ -72,6 +75,8 @@ class Bench:
         num_opened, num_train = len(self.state.train), len(whole.train)
         self.state.sampler = GlobalSampler(num_opened, len(self.state.sizes), job.seed, max(num_opened, num_train))
         self.device = self.state.device
+        layout = Layout.of(self.state.mean.module.named_parameters())
+        self._taught = kept_for_teacher(job, layout, num_clients)
         self.num_train = num_train
         self.fingerprint = whole.fingerprint
         self.missing_bytes = self._missing_bytes(whole)
@@ -124,7 +129,7 @@ class Bench:
         states = [value for o in optimizers for slots in o.state.values() for value in slots.values()]
         return {
             "model": sum(model.values()),
-            "gradient": sum(gradients.values()),
+            "gradient": sum(gradients.values()) + sum(_storages(self._taught).values()),
             "optimizer": sum(_storages(v for v in states if isinstance(v, Tensor)).values()),
             "activation": sum(size for place, size in saved.items() if place not in (model | inputs)),
         }
@@ -177,7 +182,7 @@ def probe_job(job: JobConfig, whole: Dataset, num_clients: int) -> JobConfig:
         "batching": component_config(POLICIES, {"local_batch_size": OTHERS}, "plan", "batching"),
         # Diverging weights become NaN or denormals, which compute at another speed.
         "optimizer": job.optimizer.model_copy(update={"lr": 1e-12}),
-        "gradients": job.gradients.model_copy(update={"weight_noise": None}),
+        "gradients": without_teacher(job.gradients).model_copy(update={"weight_noise": None}),
         "emulate": None,
     }
     return job.model_copy(update=changes)

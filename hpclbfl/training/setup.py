@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hpclbfl.algorithms.counters import Counters
 from hpclbfl.algorithms.emulate import make_emulation
+from hpclbfl.algorithms.rank import clients_of_rank
 from hpclbfl.algorithms.times import TimeExchange
 from hpclbfl.batching.bounds import check_batches, held_sizes
 from hpclbfl.batching.local_steps import equal_steps
@@ -64,6 +65,10 @@ def make_state(job: JobConfig, comm: Communicator) -> TrainState:
     # 3. The net.
     template = initial_net(job.model, data, job.seed, device, dtype)
     footprint = replace(measure(template, train, autocast), local_size=comm.local_size)
+    if job.gradients.teacher is not None:
+        # In a training step the clients' own gradients are kept.
+        own = len(clients_of_rank(num_clients, comm.rank, comm.size))
+        footprint = replace(footprint, fixed=footprint.fixed * (1 + own))
 
     # 4. The batches.
     check_batches(job.batching, asked, num_train)

@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 
 from hpclbfl.batching.plan_file import Plan, check_plan, load_plan
-from hpclbfl.config.sections import EmulateConfig
+from hpclbfl.config.component_configs import component_config
+from hpclbfl.config.components import TEACHERS
+from hpclbfl.config.sections import EmulateConfig, GradientsConfig
 from hpclbfl.core.errors import ConfigError
 from hpclbfl.core.memory import free_memory
+from hpclbfl.gradients.gradient import Layout
+from hpclbfl.gradients.teacher.factors import Factors
 from hpclbfl.launch.mpirun import run_mpirun
 from hpclbfl.planner.command import run_plan
 from hpclbfl.planner.measure import Bench
@@ -300,3 +304,22 @@ def test_two_unlike_ranks(larger_set: Path, tmp_path: Path) -> None:
     assert {b"t_sync_s", b"t_step_s"} <= set(table["quantity"])
     assert set(table["rank"]) == {-1, 0, 1}
     assert set(table["size_bytes"][table["quantity"] != b"t_sync_s"]) == {0}
+
+
+def test_what_a_teacher_keeps_is_counted_as_gradients(larger_set: Path) -> None:
+    """Of ten clients, one here: 20 residuals in factors, their inner products and norms, and the client's gradient."""
+    job = planned_job(larger_set)
+    taught = job.model_copy(
+        update={
+            "clients": 10,
+            "gradients": GradientsConfig.model_validate(
+                {"teacher": component_config(TEACHERS, {"kind": "residual", "small_batch": 4}, "a test", "teacher")}
+            ),
+        }
+    )
+    plain, more = Bench(job, 0, 1), Bench(taught, 0, 1)
+    layout = Layout.of(plain.state.mean.module.named_parameters())
+    width = Factors(layout, 2).width
+    item = layout.dtype.itemsize
+    expected = layout.size * item + 20 * width * item + (20 * 20 + 20) * 8
+    assert more.account(8)["gradient"] - plain.account(8)["gradient"] == expected
