@@ -72,3 +72,26 @@ def marked(table: pl.DataFrame) -> pl.DataFrame:
     stride = (pl.len().over("arm", "seed") / MARKS).ceil().cast(pl.Int64)
     shift = pl.col("arm").to_physical().cast(pl.Int64)
     return table.with_columns(mark=(place + shift) % stride == 0)
+
+
+def per_seed(table: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
+    """The rows of single seeds, labelled so; none if there is only one seed."""
+    if runs["seed"].n_unique() < 2:
+        return table.clear()
+    return table.with_columns(label=pl.format("{} (seed {})", pl.col("arm").cast(pl.String), "seed"))
+
+
+def with_seeds(
+    means: pl.DataFrame, table: pl.DataFrame, runs: pl.DataFrame, columns: Sequence[str] | None = None
+) -> pl.DataFrame:
+    """Means over seeds (seed null), and the rows of single seeds after them: arm, seed, label, then the columns.
+
+    Args:
+        columns: of the rows of single seeds; None: those of the means.
+    """
+    names = [name for name in columns or means.columns if name in table.columns and name not in ("arm", "label")]
+    single = per_seed(table, runs).select("arm", "seed", "label", *names)
+    overall = means.with_columns(seed=pl.lit(None, table.schema["seed"]))
+    return pl.concat(
+        [overall.select("arm", "seed", "label", pl.exclude("arm", "seed", "label")), single], how="diagonal"
+    )

@@ -13,7 +13,15 @@ import numpy as np
 import polars as pl
 
 from hpclbfl.analysis.measure import metrics, stats, step_metrics
-from hpclbfl.analysis.measure.curves import BUDGET_ROWS, CURVE_POINTS, marked, on_arm_grids, points_per_curve
+from hpclbfl.analysis.measure.curves import (
+    BUDGET_ROWS,
+    CURVE_POINTS,
+    marked,
+    on_arm_grids,
+    per_seed,
+    points_per_curve,
+    with_seeds,
+)
 from hpclbfl.analysis.measure.eigenvalues import read_all
 from hpclbfl.analysis.read.frames import Frames
 
@@ -46,7 +54,7 @@ def learning_curves(frames: Frames, runs: pl.DataFrame, axis: metrics.Axis) -> p
     curves = metrics.along(frames.evals, axis).with_columns(top1=pl.col("top1") * 100)
     table = on_arm_grids(curves, runs, ["top1"], points_per_curve(runs))
     means = stats.over_seeds(table, "top1", ("arm", "label", "x"), PERCENT).drop("n", "sd")
-    return marked(_with_seeds(means, table.rename({"top1": "mean"}), runs))
+    return marked(with_seeds(means, table.rename({"top1": "mean"}), runs))
 
 
 def final_accuracy(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
@@ -61,7 +69,7 @@ def final_accuracy(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
         ],
         how="diagonal",
     )
-    return pl.concat([overall, _per_seed(single, runs).with_columns(kind=pl.lit("mean"))], how="diagonal")
+    return pl.concat([overall, per_seed(single, runs).with_columns(kind=pl.lit("mean"))], how="diagonal")
 
 
 def sharpness_points(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
@@ -79,7 +87,7 @@ def sharpness_points(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     )
     columns = ("run", "step", "eigenvalue", "residual", "has_settled", "low", "high", "top1")
     table = table.select("arm", "seed", "label", *columns).drop_nulls("top1")
-    return pl.concat([table.with_columns(seed=pl.lit(None, table.schema["seed"])), _per_seed(table, runs)])
+    return pl.concat([table.with_columns(seed=pl.lit(None, table.schema["seed"])), per_seed(table, runs)])
 
 
 def gradients(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
@@ -93,7 +101,7 @@ def gradients(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     columns = ("norm", "cumulative_norm", "change")
     table = on_arm_grids(curves, runs, columns, points)
     means = table.group_by("arm", "label", "x", maintain_order=True).agg(pl.col(columns).mean())
-    rows = marked(_with_seeds(means, table, runs)).with_columns(
+    rows = marked(with_seeds(means, table, runs)).with_columns(
         *_clipped("norm", NORM_FLOOR, float("inf")), *_clipped("change", *CHANGE_RANGE)
     )
     if "gradients.scaler.threshold" not in frames.runs.columns:
@@ -129,7 +137,7 @@ def scale_factor(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     means = table.group_by("arm", "label", "factor", maintain_order=True).agg(
         pl.col("density").mean(), pl.col("share_scaled").mean()
     )
-    both = _with_seeds(means, table, runs, ["factor", "density", "share_scaled"])
+    both = with_seeds(means, table, runs, ["factor", "density", "share_scaled"])
     share = (pl.col("share_scaled") * 100).round(0).cast(pl.Int64)
     label = pl.format("{}: {} % of steps", pl.col("label"), share)
     peak = pl.col("density").filter(pl.col("factor") > 2**0.5).max().over("arm", "seed")
@@ -150,7 +158,7 @@ def time_shares(frames: Frames, runs: pl.DataFrame) -> pl.DataFrame:
     table = split.unpivot(["compute", "data", "transfer", "wait", "sync"], index="run", variable_name="part")
     table = table.drop_nulls("value").with_columns(share=pl.col("value") * 100).join(runs, on="run")
     means = table.group_by("arm", "label", "part", maintain_order=True).agg(pl.col("share").mean())
-    return _with_seeds(means, table, runs, ["part", "share"]).sort("arm", maintain_order=True)
+    return with_seeds(means, table, runs, ["part", "share"]).sort("arm", maintain_order=True)
 
 
 def example_runs(runs: pl.DataFrame) -> pl.DataFrame:
@@ -214,21 +222,3 @@ def _steps_of(frames: Frames, runs: pl.DataFrame) -> pl.LazyFrame:
 def _example(table: pl.DataFrame, example: pl.DataFrame) -> pl.DataFrame:
     found = table.join(example.select("run", "arm", "label"), on="run").sort("arm", maintain_order=True)
     return found.with_columns(seed=pl.lit(None, pl.Int64))
-
-
-def _per_seed(table: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
-    """The rows of single seeds, labelled so; none if there is only one seed."""
-    if runs["seed"].n_unique() < 2:
-        return table.clear()
-    return table.with_columns(label=pl.format("{} (seed {})", pl.col("arm").cast(pl.String), "seed"))
-
-
-def _with_seeds(
-    means: pl.DataFrame, table: pl.DataFrame, runs: pl.DataFrame, columns: Sequence[str] | None = None
-) -> pl.DataFrame:
-    names = [name for name in columns or means.columns if name in table.columns and name not in ("arm", "label")]
-    single = _per_seed(table, runs).select("arm", "seed", "label", *names)
-    overall = means.with_columns(seed=pl.lit(None, table.schema["seed"]))
-    return pl.concat(
-        [overall.select("arm", "seed", "label", pl.exclude("arm", "seed", "label")), single], how="diagonal"
-    )

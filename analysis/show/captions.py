@@ -43,6 +43,12 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         "Distribution of the scale factor over the steps: kernel density on a logarithmic axis, mean over n seeds. "
         "Arms whose factor is 1 in every step of every seed are left out.",
     ),
+    "teacher": (
+        "Teacher",
+        "First: how much the teacher A(.) changes the gradient, |A(G) - G|² relative to |G|², mean over a stretch of "
+        "steps and over clients. Second: at its training steps, the share of fresh gradients (of their squared norm) "
+        "that it predicts before it learns them. Means over n seeds.",
+    ),
     "time_shares": (
         "Where a step's time goes",
         "Shares of the time of all clients' steps: forward and backward pass and optimizer; waiting for and copying "

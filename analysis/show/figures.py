@@ -13,6 +13,7 @@ from typing import Any
 import altair as alt
 
 from hpclbfl.analysis.measure.metrics import AXES, Axis
+from hpclbfl.analysis.measure.teaching import CAPTURED_PANEL, NOISE_PANEL
 from hpclbfl.analysis.show.phase_figure import critical_phases
 from hpclbfl.analysis.show.style import (
     PARTS,
@@ -88,6 +89,24 @@ def scale_factor(width: int = 520, height: int = 240) -> Chart:
     y = alt.Y("density:Q", title="density of steps per octave", scale=alt.Scale(zero=True))
     area = rows().mark_area(opacity=0.08).encode(x, y.stack(None), color(), detail="label:N")
     return finish(area + line(rows(), x, y.stack(None)), width, height)
+
+
+def teacher(width: int = 400, height: int = 230) -> Chart:
+    """How much the teacher changes the gradient, and how much of fresh gradients it predicts (Eq. 5)."""
+    x = alt.X("x:Q", title="optimizer steps", axis=alt.Axis(tickCount=4))
+    noise = alt.Y(
+        "value:Q",
+        title="|A(G) - G|² / |G|² (log scale)",
+        scale=alt.Scale(type="log", nice=False),
+        axis=alt.Axis(format="~g", labelOverlap=True),
+    )
+    captured = alt.Y("value:Q", title="share of fresh gradients predicted", scale=loose())
+    # Nothing is 0 on a logarithmic axis.
+    panels = (
+        line(rows().transform_filter(f"datum.panel == '{NOISE_PANEL}' && datum.value > 0"), x, noise),
+        line(rows().transform_filter(f"datum.panel == '{CAPTURED_PANEL}'"), x, captured),
+    )
+    return configured(alt.concat(*(p.properties(width=width, height=height) for p in panels), columns=2, spacing=24))
 
 
 def time_shares(parts: Sequence[str] = tuple(PARTS), width: int = 480) -> Chart:
@@ -232,6 +251,7 @@ _CHARTS: dict[str, Callable[..., Chart]] = {
     "gradient_norm": gradient_norm,
     "critical_phases": critical_phases,
     "scale_factor": scale_factor,
+    "teacher": teacher,
     "time_shares": time_shares,
     "batches_and_waits": batches_and_waits,
 }

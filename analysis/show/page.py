@@ -34,6 +34,7 @@ from hpclbfl.analysis.show.markup import TextTable, to_html
 from hpclbfl.analysis.show.render import VEGALITE, figure_rows, max_arms, parts_of
 from hpclbfl.analysis.show.style import SPREAD, SPREAD_RATIO
 from hpclbfl.analysis.show.tables import all_runs_table, arms_table, comparison_table, differences_table
+from hpclbfl.analysis.show.teacher_table import teachers_table
 from hpclbfl.analysis.show.traffic_table import traffic_table
 from hpclbfl.core.files import write_output
 from hpclbfl.core.text import printable
@@ -106,6 +107,7 @@ def page(report: Report) -> str:
         ],
         traffic_html=_extra(traffic_table, "traffic", frames, tasks, places),
         detectors_html=_extra(detectors_table, "detectors", frames, tasks, places),
+        teachers_html=_extra(teachers_table, "teachers", frames, tasks, places),
         figures=_shown_figures(figures),
         num_runs=len(runs),
         runs_html=_html(all_runs_table(runs, labels), "runs"),

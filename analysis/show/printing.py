@@ -16,6 +16,7 @@ from hpclbfl.analysis.read.scan import unstarted
 from hpclbfl.analysis.show.detector_table import detectors_table
 from hpclbfl.analysis.show.markup import TextTable, to_latex, to_markdown, to_rich
 from hpclbfl.analysis.show.tables import arms_table, comparison_table, is_same, runs_table
+from hpclbfl.analysis.show.teacher_table import teachers_table
 from hpclbfl.analysis.show.traffic_table import traffic_table
 from hpclbfl.core.console import make_console
 
@@ -84,8 +85,9 @@ def _print_text(report: Report) -> None:
 
 
 def _extra(report: Report) -> list[TextTable]:
-    """What clients send, of tasks whose runs compress it, and the watched detectors, of those that watch any."""
-    tables = [make(report.frames, task) for make in (traffic_table, detectors_table) for task in report.arms]
+    """What clients send, the watched detectors, and the teachers, of tasks whose runs have any."""
+    makers = (traffic_table, detectors_table, teachers_table)
+    tables = [make(report.frames, task) for make in makers for task in report.arms]
     return [table for table in tables if table.rows]
 
 

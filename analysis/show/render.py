@@ -15,6 +15,7 @@ from hpclbfl.analysis.measure import detectors, plot_data
 from hpclbfl.analysis.measure.arm_summary import ranked_arms
 from hpclbfl.analysis.measure.metrics import AXES
 from hpclbfl.analysis.measure.report import Report
+from hpclbfl.analysis.measure.teaching import teacher_curves
 from hpclbfl.analysis.read.frames import Frames
 from hpclbfl.analysis.show.convert import convert_all
 from hpclbfl.analysis.show.figures import definition
@@ -39,6 +40,7 @@ def figure_rows(frames: Frames) -> dict[str, pl.DataFrame]:
         "sharpness": plot_data.sharpness_points(frames, runs),
         "gradient_norm": plot_data.gradients(frames, runs),
         "critical_phases": detectors.raster(frames, runs),
+        "teacher": teacher_curves(frames, runs),
         "scale_factor": plot_data.scale_factor(frames, runs),
         "time_shares": plot_data.time_shares(frames, runs),
         "batches_and_waits": pl.concat(

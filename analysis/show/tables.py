@@ -40,9 +40,9 @@ def arms_table(task: ArmSummary, brief: bool = False) -> TextTable:
     for axis, point in task.points.items() if len(arms) > 1 and not without_classes else ():
         same = next((title for name, title in shown.items() if is_same(arms, f"at_{axis}", name)), None)
         if same is not None:
-            notes.append(f"At equal {axis} ({_number(point)}): as '{same}'.")
+            notes.append(f"At equal {axis} ({number(point)}): as '{same}'.")
         else:
-            shown[f"at_{axis}"] = f"at {_number(point)} {'s' if axis == 'seconds' else axis} (%)"
+            shown[f"at_{axis}"] = f"at {number(point)} {'s' if axis == 'seconds' else axis} (%)"
     if not brief and arms["gap_top1"].null_count() < len(arms):
         shown["gap_top1"] = "train - test (points)"
     if not brief and (arms["share_scaled"] > 0).any():
@@ -63,9 +63,9 @@ def arms_table(task: ArmSummary, brief: bool = False) -> TextTable:
             columns[f"{axis} to {100 * task.target:g} %"] = [_target(row, axis) for row in rows]
     for name, title in (("samples_per_s", "samples/s"), ("elapsed_s", "seconds")):
         if not brief or name == "elapsed_s":
-            columns[title] = [_number(row[name]) for row in rows]
+            columns[title] = [number(row[name]) for row in rows]
     if task.size is not None:
-        columns["speed-up"] = [_number(row["speed_up"]) for row in rows]
+        columns["speed-up"] = [number(row["speed_up"]) for row in rows]
         columns["efficiency (%)"] = ["-" if (e := row["efficiency"]) is None else f"{100 * e:.0f}" for row in rows]
         notes.append(f"Speed-up: samples per second against one {'client' if task.size == 'clients' else 'rank'}.")
     return TextTable(
@@ -143,9 +143,9 @@ def runs_table(runs: pl.DataFrame, title: str) -> TextTable:
     if runs["top1"].null_count() < len(runs) or runs["loss"].null_count() == len(runs):
         columns["test accuracy"] = ["-" if top1 is None else f"{100 * top1:.1f} %" for top1 in runs["top1"]]
     else:
-        columns["test loss"] = [_number(loss) for loss in runs["loss"]]
+        columns["test loss"] = [number(loss) for loss in runs["loss"]]
     for name in (name for name in runs.columns if name.startswith(METRIC)):
-        columns[name.removeprefix(METRIC)] = [_number(value) for value in runs[name]]
+        columns[name.removeprefix(METRIC)] = [number(value) for value in runs[name]]
     columns["seconds"] = ["-" if seconds is None else f"{seconds:.1f}" for seconds in runs["elapsed_s"]]
     if (runs["share_wait"] >= _SOME_WAIT).any():
         columns["wait"] = ["-" if share is None else f"{100 * share:.0f} %" for share in runs["share_wait"]]
@@ -213,11 +213,11 @@ def _interval(row: dict[str, Any], name: str, is_signed: bool = False) -> str:
 
 def _number_interval(row: dict[str, Any], name: str) -> str:
     """A number, with its interval where it has one."""
-    mean, low, high = (_number(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
+    mean, low, high = (number(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
     return mean if row[f"{name}_low"] is None else f"{mean} [{low}, {high}]"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """With at least three digits: `0.123`, `12.3`, `5,000`."""
     if value is None or not math.isfinite(value):
         return "-"
@@ -230,4 +230,4 @@ def _target(row: dict[str, Any], axis: str) -> str:
     if not row["reached"]:
         return "never" if row["n"] else "-"
     some = "" if row["reached"] == row["n"] else f" ({row['reached']} of {row['n']})"
-    return _number(row[f"target_{axis}"]) + some
+    return number(row[f"target_{axis}"]) + some

@@ -32,7 +32,7 @@ def plot(
     Args:
         runs: a run, the frames of many, or the path of a folder that holds them.
         figure: learning_curves_steps, learning_curves_samples, learning_curves_seconds, final_accuracy, sharpness,
-            gradient_norm, scale_factor, time_shares or batches_and_waits.
+            gradient_norm, scale_factor, teacher, time_shares or batches_and_waits.
         file: also write it there, .png, .svg or .pdf.
         task: title of the net and data to draw, where there are several.
 

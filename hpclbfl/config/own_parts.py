@@ -139,7 +139,9 @@ def own_config(config: type[Model], values: dict[str, Any], source: str, section
     """
     try:
         found = validated(config, values, source, (section,))
-        again = config.model_validate(found.model_dump(mode="json"))
+        # Parts within it have been looked at on their own.
+        inner = {key: value for key, value in dict(found).items() if isinstance(value, Section)}
+        again = config.model_validate({**found.model_dump(mode="json"), **inner})
     except HpclbflError:
         raise
     except Exception as error:

@@ -83,6 +83,10 @@ def make_run(
         log.extend("steps", rows)
         if watched:
             log.extend("metrics", _watched_rows(rows["grad_change"][::clients]))
+        if factor != 1:
+            for name, values in _teacher_values(rng, num_steps).items():
+                for step, value in values:
+                    log.append("metrics", step=step, client=-1, name=name, value=value)
         for step in range(evaluate_every - 1, num_steps, evaluate_every):
             grown = 1 - np.exp(-4 * (step + 1) / num_steps)
             common = {"step": step, "num_samples": int(num_samples[step]), "elapsed_s": float(elapsed[step])}
@@ -106,6 +110,17 @@ def _watched_rows(change):
         fires = np.where(np.isnan(seen), np.nan, seen >= 0.5)
         rows["name"][:, 2 * place + 1], rows["value"][:, 2 * place + 1] = f"{name} fires".encode(), fires
     return rows.reshape(-1)
+
+
+def _teacher_values(rng, num_steps):
+    """What a teacher tells that is trained in two steps out of 25."""
+    trained = [step for step in range(num_steps) if step % 25 < 2]
+    return {
+        "teacher noise": [(step, float(rng.lognormal(1, 0.3))) for step in range(num_steps)],
+        "teacher energy": [(step, 0.75) for step in trained],
+        "teacher error": [(step, float(rng.uniform(0.4, 0.8))) for step in trained[1:]],
+        "teacher seconds": [(step, 0.5) for step in trained],
+    }
 
 
 def _step_rows(rng, factor, batch, num_steps, slowdown, dynamic):

@@ -1,4 +1,4 @@
-"""An algorithm, a batch policy, a transform and a detector of the user's own: trained, stopped and gone on with."""
+"""An algorithm, a batch policy, a transform, a detector and a teacher of one's own: trained, and gone on with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 from hpclbfl.algorithms.base import LocalTraining
 from hpclbfl.batching import Plan
-from hpclbfl.config.sections import BatchingConfig, DetectorConfig, LocalConfig, TransformConfig
+from hpclbfl.config.sections import BatchingConfig, DetectorConfig, LocalConfig, TeacherConfig, TransformConfig
 from hpclbfl.config.sections.base import PositiveFloat, PositiveInt
 from hpclbfl.core.state import checkpointed
 
@@ -84,6 +84,40 @@ class EveryThird:
     def observe(self, gradient, state, ctx):
         change = torch.full_like(gradient.sq_norm, self.high if state.steps % 3 == 2 else 0.0)
         return Seen(change, state.steps + 1)
+
+@checkpointed
+@dataclass(frozen=True)
+class Learnt:
+    factor: torch.Tensor
+    lessons: int = 0
+
+# Halves the gradient with each lesson.
+class Halving:
+    class Config(TeacherConfig):
+        by: PositiveFloat = 2.0
+
+    def __init__(self, config):
+        self.by = config.by
+
+    def init(self, layout, num_clients):
+        return Learnt(torch.ones((), dtype=torch.float64))
+
+    def collect(self, found, ctx, change):
+        seen = torch.tensor([float(len(found.own))])
+        found.sum_(seen)
+        return seen
+
+    def test(self, lesson, state, ctx):
+        return {}
+
+    def learn(self, lesson, state, begins, found, ctx):
+        return Learnt(state.factor / self.by, state.lessons + 1), {"seen": lesson[0]}
+
+    def has_drifted(self, error, reference):
+        return False
+
+    def apply(self, gradient, state, ctx, change):
+        return gradient.scaled(state.factor), {"halved": state.factor}
 """
 
 
@@ -144,3 +178,19 @@ def test_a_detector_decides_for_the_scaler_and_for_selsync(tmp_path: Path, toy_s
     run_job(load_job(job_file, [sync, "stop.steps=9"]), tmp_path / "selsync")
     rounds = read_run(tmp_path / "selsync").tables["steps"]
     assert rounds["round"][rounds["client"] == 0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_teacher_learns_when_a_detector_asks_and_goes_on_bit_for_bit(tmp_path: Path, toy_set: Path) -> None:
+    job_file, source = write_parts(tmp_path, toy_set), tmp_path / "mine.py"
+    refresh = f"refresh: '{source}:EveryThird', every: 1, threshold: 0.5, train_steps: 1"
+    own = [f"gradients={{teacher: {{kind: '{source}:Halving', by: 2, {refresh}}}}}"]
+    run_job(load_job(job_file, own), tmp_path / "own")
+    run_job(load_job(job_file, [*own, "stop.steps=10"]), tmp_path / "own")
+    found = read_run(tmp_path / "own")
+    metrics = found.tables["metrics"]
+    # At first, and in the step after each third one.
+    seen = metrics[metrics["name"] == b"seen"]
+    assert seen["step"].tolist() == [0, 3, 6, 9] and set(seen["value"]) == {4.0}
+    halved = metrics["value"][metrics["name"] == b"halved"]
+    assert halved.tolist() == [0.5] * 3 + [0.25] * 3 + [0.125] * 3 + [0.0625]
+    assert found.num_attempts == 2

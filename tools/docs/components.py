@@ -15,7 +15,12 @@ ROOT = Path(__file__).parents[2]
 OWN_PARTS = ROOT / "docs" / "examples" / "own_parts"
 """Complete examples of parts outside the package, with the jobs that name them."""
 FROM_PYTHON = ROOT / "docs" / "examples" / "from_python.py"
-NESTED_KEYS = {"transform": "gradients.chain", "detector": "change", "adapter": "compression.adapt"}
+NESTED_KEYS = {
+    "transform": "gradients.chain",
+    "detector": "change",
+    "adapter": "compression.adapt",
+    "teacher": "gradients.teacher",
+}
 """Where components are named that stand within a section."""
 KINDS = """## Kinds of components
 

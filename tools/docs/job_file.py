@@ -12,7 +12,7 @@ from hpclbfl.core.registry import Component, Registry, fields_of
 from tools.docs.docstrings import docstring
 from tools.docs.keys import Config, Key, keys_of, keys_table
 from tools.docs.markdown import text
-from tools.docs.values import sections_of
+from tools.docs.values import nested_registry, sections_of
 
 
 def job_file() -> str:
@@ -48,6 +48,9 @@ def _keys_within(config: Config, prefix: str) -> Iterator[Key]:
     for name, field in fields_of(config).items():
         for inner in _inner(field):
             yield from _keys_within(inner, f"{prefix}{name}.")
+        registry = nested_registry(field)
+        for _, found in _grouped(registry) if registry is not None else ():
+            yield from _keys_within(found.config, f"{prefix}{name}.")
 
 
 def _section(name: str, config: Config, level: int) -> Iterator[str]:
@@ -58,18 +61,21 @@ def _section(name: str, config: Config, level: int) -> Iterator[str]:
     for key, field in fields_of(config).items():
         for inner in _inner(field):
             yield from _section(f"{name}.{key}", inner, level + 1)
+        registry = nested_registry(field)
+        if registry is not None and registry.interface is not None:
+            yield from _components(f"{name}.{key}", registry, registry.interface.config, level + 1)
 
 
-def _components(section: str, registry: Registry[Any], shared: Config) -> Iterator[str]:
+def _components(section: str, registry: Registry[Any], shared: Config, level: int = 3) -> Iterator[str]:
     """A section that names a component: what all share, then each."""
-    yield f"### `{section}`"
+    yield f"{'#' * level} `{section}`"
     yield text(docstring(shared))
     yield _choice(registry.key, registry.names(), registry.default)
     common = [key for key in keys_of(shared, f"{section}.") if key.name != registry.key]
     if common:
         yield f"All of them have:\n\n{keys_table(common)}"
     for names, found in _grouped(registry):
-        yield f"#### `{section}.{registry.key}: {' | '.join(names)}`"
+        yield f"{'#' * (level + 1)} `{section}.{registry.key}: {' | '.join(names)}`"
         yield text(_described(registry, found))
         keys = keys_of(found.config, f"{section}.", {registry.key: names[0]})
         own = [key for key in keys if key not in common and key.name != registry.key]
@@ -78,7 +84,7 @@ def _components(section: str, registry: Registry[Any], shared: Config) -> Iterat
         for key, field in fields_of(found.config).items():
             if key not in fields_of(shared):
                 for inner in _inner(field):
-                    yield from _section(f"{section}.{key}", inner, 5)
+                    yield from _section(f"{section}.{key}", inner, level + 2)
 
 
 def _detectors() -> Iterator[str]:

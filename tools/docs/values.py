@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from hpclbfl.config.component_configs import nested_mark
 from hpclbfl.config.components import NESTED
 from hpclbfl.config.sections.base import PathText
+from hpclbfl.core.registry import Registry
 
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 SMALLEST, GREATEST = 1e-3, 1e6
@@ -24,7 +25,9 @@ def values_of(field: FieldInfo) -> str:
     mark = nested_mark(field)
     if mark is None or mark.name is not None:
         return ", or ".join(_words(field.annotation, field.metadata))
-    names = [f"`{name}`" for name in NESTED[mark.kind].names()]
+    if nested_registry(field) is not None:
+        return "mapping"
+    names = [f"`{name}`" for name in (*mark.words, *NESTED[mark.kind].names())]
     return f"list of {', '.join(names)} and your own" if mark.many else f"{', '.join(names)}, or your own"
 
 
@@ -58,6 +61,15 @@ def sections_of(field: FieldInfo) -> list[type[BaseModel]]:
     if mark is None:
         return sections_in(field.annotation)
     return [] if mark.name is None else [NESTED[mark.kind].config(mark.name)]
+
+
+def nested_registry(field: FieldInfo) -> Registry[Any] | None:
+    """The components of which a key holds one, where these have keys of their own; else None."""
+    mark = nested_mark(field)
+    if mark is None or mark.name is not None or mark.many:
+        return None
+    registry = NESTED[mark.kind]
+    return registry if registry.keys() - {registry.key} else None
 
 
 def sections_in(annotation: Any) -> list[type[BaseModel]]:

@@ -101,10 +101,12 @@ class TeacherConfig(Section):
     start_step: NonNegativeInt = 0
     """First step that may train it; until then it leaves gradients as they are."""
     refresh: Refresh = "every"
-    """When it is trained again. every: after so many steps; drift: when its prediction of fresh gradients has become
-    twice as bad since the training; or a detector, which fires where the change reaches `threshold`."""
+    """When it is trained again. every: after so many steps; drift: when the share of fresh residuals that it predicts
+    has halved since the training, under mse when its error has doubled; or a detector of a change of the gradient,
+    which fires where the change reaches `threshold`."""
     every: PositiveInt = 25
-    """Steps between two trainings; under drift or a detector between two looks, and 5 by default."""
+    """every: steps between two trainings; drift: between two looks at fresh gradients, 5 by default; under a detector
+    the fewest steps between two trainings, 5 by default."""
     threshold: NonNegativeFloat | None = None
     """Of the detector; null: its own for a scaler."""
 

@@ -27,6 +27,8 @@ COSINE = "teacher cosine"
 """Between a prediction and what it predicts."""
 VARIANCE = "teacher variance"
 """Of the teacher's noise along the leading directions of fresh residuals, relative to other residuals' variance."""
+SECONDS = "teacher seconds"
+"""That a training step took besides what a step takes anyway."""
 NOISE = "teacher noise"
 """|A(G) - G|^2 / |G|^2 of a step."""
 

@@ -36,9 +36,6 @@ else:
 
     torch = lazy("torch")
 
-SECONDS = "teacher seconds"
-"""That a training step took, besides what a step takes anyway."""
-
 
 class TeacherTransformConfig(TransformConfig):
     """The teacher as a transform; what it is stands under `gradients.teacher`."""
@@ -147,7 +144,7 @@ class TeacherTransform:
             progress = Progress(begun=ctx.step)
         memory.progress = replace(progress, taught=progress.taught + 1, looked=ctx.step)
         seconds = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
-        return metrics | told | {SECONDS: seconds}
+        return metrics | told | {kind.SECONDS: seconds}
 
     def update(self, gradient: Gradient, state: TeacherState, ctx: Context) -> tuple[Gradient, TeacherState, Metrics]:
         """Apply the teacher, as it is, to the gradient of a step."""
