@@ -62,5 +62,10 @@ def teach(
     return metrics
 
 
+def learns(chain: Chain) -> bool:
+    """Whether any of a chain's transforms learns."""
+    return bool(_learners(chain))
+
+
 def _learners(chain: Chain) -> dict[int, Learner]:
     return {place: one for place, one in enumerate(chain.transforms) if isinstance(one, Learner)}

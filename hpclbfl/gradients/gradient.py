@@ -197,6 +197,8 @@ class Gradient:
 
     def _there(self) -> list[Tensor]:
         values = [self.values] if isinstance(self.values, torch.Tensor) else self.values
+        if not len(values):
+            raise ValueError("of this gradient the norms alone are known: its values have been changed since")
         return [value for value in values if value is not None]
 
     def _known_layout(self) -> Layout:

@@ -76,10 +76,12 @@ def layer_squared_norms(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def arithmetic(device: torch.device) -> str:
-    """Names what the rounding of a norm depends on: ranks that agree in it get equal norms from equal gradients."""
+    """Names what the rounding of norms and matrix products depends on: ranks that agree in it get equal ones."""
     if device.type == "cuda":
         kind = torch.cuda.get_device_name(device)
     else:
         kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     sample = torch.randn(2 * PIECE + 77, generator=torch.Generator().manual_seed(0)).to(device)
-    return f"torch {torch.__version__}, {kind}, {float(squared_norm([sample])).hex()}"
+    square = sample[: ROW * 16].view(512, 512)
+    norms = (float(squared_norm([part])).hex() for part in (sample, square @ square))
+    return f"torch {torch.__version__}, {kind}, {' '.join(norms)}"

@@ -125,3 +125,48 @@ def test_a_transform_that_returns_anything_else_is_named() -> None:
     layout = Layout.of(net().named_parameters())
     with pytest.raises(ConfigError, match=r"^Wrong\.update gives no Gradient first, but tensor"):
         Chain([Wrong()], 0, layout=layout).update(Gradient(torch.zeros(8), layout), 0)
+
+
+def test_an_edited_gradient_is_the_owners_or_a_copy() -> None:
+    layout = Layout.of(net().named_parameters())
+    values = torch.arange(8.0, dtype=torch.float64)
+    foreign = Gradient(values, layout).edited()
+    assert foreign.is_replaced and torch.equal(foreign.flat, values) and foreign.flat is not values
+    own = Gradient(values, layout, is_owned=True).scaled(torch.tensor(0.5)).edited()
+    assert own.flat is values and not own.is_replaced and own.factor is not None and own.factor.item() == 0.5
+    own.flat.add_(1.0)
+    assert own.measured.sq_norm.item() == 140.0 and own.sq_norm.item() == sum(k**2 for k in range(1, 9))
+    with pytest.raises(ValueError, match="the norms alone are known"):
+        own.measured.tensors  # noqa: B018 - they are gone
+    # One part is missing, another does not lie in one piece.
+    parts = [torch.ones(3, 2, dtype=torch.float64).T, None]
+    whole = Gradient(parts, layout, is_owned=True).edited()
+    assert whole.is_replaced and [part.tolist() for part in whole.tensors] == [[[1.0] * 3] * 2, [0.0] * 2]
+    assert whole.tensors[0].is_contiguous()
+
+
+def test_ranks_that_round_differently_step_with_the_first_ones_values() -> None:
+    """What a transform changes is made equal, and its norm after it."""
+    layout = Layout.of(net().named_parameters())
+    seen: list[list[int]] = []
+
+    def first_ranks(tensor: Tensor) -> Tensor:
+        seen.append(list(tensor.shape))
+        return tensor if tensor.dim() else tensor + 100.0
+
+    chain = Chain([Centred(), Clip(max_norm=1.0)], seed=0, layout=layout, agree=first_ranks)
+    values = torch.arange(8.0, dtype=torch.float64)
+    gradient, metrics = chain.update(chain.agreed(Gradient(values, layout)), chain.context(0))
+    # The norm as it came, the values, and their norm, from which the clip is taken.
+    assert seen == [[], [8], []]
+    assert metrics["grad_sq_norm"].item() == 240.0
+    assert gradient.factor is not None and gradient.factor.item() == pytest.approx(142.0**-0.5)
+
+
+def test_layers_are_measured_before_a_transform_changes_them() -> None:
+    layout = Layout.of(net().named_parameters())
+    chain = Chain([Centred(), StepUpScale(2.0, 0.1, change="selsync")], seed=0, layout=layout)
+    assert chain.needs_layers
+    gradient = Gradient(torch.arange(8.0, dtype=torch.float64), layout)
+    chain.update(gradient, chain.context(0))
+    assert gradient._layer_sq_norms is not None
