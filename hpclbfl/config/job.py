@@ -128,6 +128,8 @@ class JobConfig(Section):
             return
         if gradients.noise_scale is not None:
             raise ValueError("gradients.noise_scale: needs exact sums of gradients, without 'compression'")
+        if gradients.teacher is not None:
+            raise ValueError("gradients.teacher: learns from exact sums of gradients, without 'compression'")
         if compression.keeps_residual and self.precision == "fp16" and self.sync.sums_gradients:
             raise ValueError(
                 "compression.feedback: what is not sent lies in units of the loss scale, which changes under precision "

@@ -75,6 +75,9 @@ class GradientTransform(Protocol[State]):
     def is_identity(self) -> bool:
         """Whether it only measures."""
 
+    # What it may have besides: `reads_values`, whether it reads the values of `Gradient.measured`, which are then kept
+    # where a transform before it has changed the gradient.
+
     def init(self, layout: Layout | None) -> State:
         """Before the first step."""
 

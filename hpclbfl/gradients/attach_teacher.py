@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hpclbfl.config.component_configs import component_config
-from hpclbfl.config.components import TEACHERS
+from hpclbfl.config.components import DETECTORS, TEACHERS
 from hpclbfl.core.errors import ConfigError, DataError
 from hpclbfl.core.fitting import check_like, placed_like
 from hpclbfl.core.state import as_plain, from_plain
@@ -92,6 +92,8 @@ class Teacher(Attached):
             config.check_batches([local_batch_size] * num_ranks * passes, sums=True, alone=False)
         except (ConfigError, ValueError) as error:
             raise ValueError(str(error) if isinstance(error, ConfigError) else f"Teacher: {error}") from error
+        known = ["every", "drift", *(name for name in DETECTORS.names() if DETECTORS.config(name).takes_norms_only)]
+        self._check("refresh", config.refresh, config.refresh in known, f"one of {', '.join(known)}")
         self._transform = TeacherTransform(config)
         self._clip = None if max_norm is None else Clip(float(max_norm))
         self._size, self._num_ranks, self._rank, self._passes = local_batch_size, num_ranks, rank, passes

@@ -47,8 +47,9 @@ class Chain:
         self._agree = agree
         self.states: tuple[Any, ...] | None = None
         """One of each transform; None before the first step."""
-        # A class of the user's own may leave these two away.
+        # A class of the user's own may leave these away.
         self.needs_layers = any(getattr(t, "needs_layers", False) for t in self.transforms)
+        self._reads_values = any(getattr(t, "reads_values", False) for t in self.transforms)
         self.is_identity = all(getattr(t, "is_identity", False) for t in self.transforms)
 
     def agreed(self, gradient: Gradient) -> Gradient:
@@ -76,6 +77,8 @@ class Chain:
         Returns:
             The gradient to step with, and numbers for the log: its squared norm as it came, and the transforms'.
         """
+        if self._reads_values:
+            gradient = gradient.kept()
         measured = gradient
         if self.needs_layers:
             # Before a transform changes the values that they are measured of.

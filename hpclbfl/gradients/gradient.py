@@ -128,7 +128,8 @@ class Gradient:
     def measured(self) -> Gradient:
         """What a change of the gradient is told from: without the noise that a transform has added since.
 
-        Of a gradient that has been `edited` the norms alone can be asked for, those by layer where they were known.
+        Of a gradient whose owner let it be `edited` the norms alone can be asked for, those by layer where they were
+        known.
         """
         return self if self._measured is None else self._measured
 
@@ -140,6 +141,10 @@ class Gradient:
         """The same values with these norms."""
         return self._with(sq_norm=sq_norm, layer_sq_norms=layer_sq_norms)
 
+    def kept(self) -> Gradient:
+        """The same gradient, of whose values whoever wants to change them takes a copy."""
+        return self._with(is_owned=False)
+
     def edited(self) -> Gradient:
         """The same values, which may be changed in place: its own where their owner allows that, else a copy.
 
@@ -147,15 +152,15 @@ class Gradient:
         change. Its `measured` has the norms from before.
         """
         before = self.measured
-        norms = Gradient((), self.layout, before.sq_norm, before._layer_sq_norms)
-        changed = {"sq_norm": None, "layer_sq_norms": None, "measured": norms, "changes": self.changes + 1}
+        changed = {"sq_norm": None, "layer_sq_norms": None, "changes": self.changes + 1}
         if self.is_owned and self._is_dense:
-            return self._with(**changed)
+            norms = Gradient((), self.layout, before.sq_norm, before._layer_sq_norms)
+            return self._with(**changed, measured=norms)
         if isinstance(self.values, torch.Tensor):
             values: Any = self.values.clone()
         else:
             values = [tensor.clone(memory_format=torch.contiguous_format) for tensor in self.tensors]
-        return self._with(**changed, values=values, is_replaced=True, is_owned=True)
+        return self._with(**changed, measured=before, values=values, is_replaced=True, is_owned=True)
 
     def _with(self, **changed: Any) -> Gradient:
         own = {

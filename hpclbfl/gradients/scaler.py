@@ -125,6 +125,12 @@ class StepUpScale:
         return self.detector.needs_layers
 
     @property
+    def reads_values(self) -> bool:
+        """Whether the change is taken from more than norms; of a detector of the user's own that is not known."""
+        config = detector_config(self.change)
+        return not config.takes_norms_only or ":" in config.name
+
+    @property
     def is_identity(self) -> bool:
         """Whether it only measures."""
         return self.when == "never" or self.factor == 1.0

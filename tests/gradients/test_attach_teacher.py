@@ -199,6 +199,10 @@ def test_a_gradient_that_is_not_finite_is_not_learnt_from() -> None:
         ({"local_batch_size": 2.5}, "local_batch_size=2.5: expected a whole number of at least 1"),
         ({"max_norm": -1}, "max_norm=-1: expected a number above 0, or None"),
         ({"kind": "residue"}, "did you mean 'residual'"),
+        (
+            {"refresh": "accordion"},
+            "refresh='accordion': expected one of every, drift, log_ratio, selsync, squared_norm",
+        ),
         ({"draw": 3}, "did you mean 'draws'"),
     ],
 )

@@ -163,6 +163,32 @@ def test_ranks_that_round_differently_step_with_the_first_ones_values() -> None:
     assert gradient.factor is not None and gradient.factor.item() == pytest.approx(142.0**-0.5)
 
 
+def test_a_detector_of_values_behind_one_that_changes_them_sees_what_came() -> None:
+    class Doubling:
+        """Doubles in place, where it may."""
+
+        def init(self, layout: Layout | None) -> None:
+            return None
+
+        def update(self, gradient: Gradient, state: None, ctx: Context) -> tuple[Gradient, None, dict[str, Tensor]]:
+            gradient = gradient.edited()
+            gradient.flat.mul_(2.0)
+            return gradient, None, {}
+
+    layout = Layout.of(net().named_parameters())
+    for detector, in_place in (("accordion", False), ("squared_norm", True)):
+        values = torch.ones(8, dtype=torch.float64)
+        chain = Chain([Doubling(), StepUpScale(2.0, 0.5, change=detector)], seed=0, layout=layout)
+        context = chain.context(0, epoch=0.0, lr=0.1, epoch_after=0.5)
+        gradient, metrics = chain.update(Gradient(values, layout, is_owned=True), context)
+        assert (gradient.flat is values) == in_place and gradient.flat.tolist() == [2.0] * 8
+        assert metrics["grad_sq_norm"].item() == 8.0 and chain.states is not None
+        if detector == "accordion":
+            assert chain.states[1].detector.total.tolist() == [0.5] * 8
+        else:
+            assert chain.states[1].detector.previous.item() == 8.0
+
+
 def test_layers_are_measured_before_a_transform_changes_them() -> None:
     layout = Layout.of(net().named_parameters())
     chain = Chain([Centred(), StepUpScale(2.0, 0.1, change="selsync")], seed=0, layout=layout)

@@ -186,7 +186,10 @@ def values_of(toy_set: Path, **sections: Any) -> dict[str, Any]:
         ({"teacher": {**RESIDUAL}, "weight_noise": 0.1}, "'teacher' does not go with 'weight_noise'"),
         ({"teacher": {**RESIDUAL}, "extrapolation_lr": 0.1}, "'teacher' does not go with 'extrapolation_lr'"),
         ({"teacher": {**RESIDUAL}, "sample_noise": 0.1}, "'teacher' does not go with 'sample_noise'"),
-        ({"teacher": {**RESIDUAL}, "compression": "fp16"}, "'teacher' needs 'compression: none'"),
+        (
+            {"teacher": {**RESIDUAL}, "compression": "fp16"},
+            "gradients.teacher: learns from exact sums of gradients, without 'compression'",
+        ),
         ({"teacher": {**RESIDUAL}, "measure": False}, "'measure: false' leaves"),
         ({"teacher": {"kind": "residual"}}, "gradients.teacher.small_batch"),
         ({"teacher": {"kind": "subspace"}}, "gradients.teacher.factor"),

@@ -84,7 +84,8 @@ class TeacherTransform:
         if config.refresh not in ("every", "drift"):
             chosen: DetectorConfig = detector_config(config.refresh)
             self._detector = DETECTORS.make(chosen)
-            self._threshold = chosen.scaler_threshold if config.threshold is None else config.threshold
+            stated = config.threshold if chosen.threshold is None else chosen.threshold
+            self._threshold = chosen.scaler_threshold if stated is None else stated
 
     @property
     def needs_layers(self) -> bool:
