@@ -17,7 +17,7 @@ from hpclbfl.core.text import say
 
 logger = Diagnostics(__name__, title="")
 
-BENCHMARKS = ("comm", "step", "federated", "scaler", "input", "log", "hetero", "compression")
+BENCHMARKS = ("comm", "step", "federated", "scaler", "input", "log", "hetero", "gradients", "compression")
 """Each is a module of this folder with `VARIANTS`, `Settings` and `measure`, and `draw` where there is a figure."""
 OPTIONS = {"num_ranks": "-np"}
 """Settings whose option is not `--` and their name."""

@@ -19,7 +19,10 @@ def doctor(as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = Fal
 
 def bench(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="comm, step, federated, scaler, input, log, hetero or compression.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="comm, step, federated, scaler, input, log, hetero, gradients or compression."
+        ),
     ],
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds; each runs every variant.")] = None,
     num_ranks: Annotated[int | None, typer.Option("-np", "-n", min=1, help="Number of ranks [2].")] = None,
@@ -28,7 +31,7 @@ def bench(
     clients: Annotated[int | None, typer.Option("--clients", min=1, help="federated: their number.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="federated: of each client.")] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=2, help="step, scaler: timed; compression: trained.")
+        int | None, typer.Option("--steps", min=2, help="step, scaler, gradients: timed; compression: trained.")
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", metavar="FILE", help="compression: a packed set [digits].")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpclbfl.bench import comm, federated, hetero, scaler, step
+from hpclbfl.bench import comm, federated, gradients, hetero, scaler, step
 from hpclbfl.bench.findings import Findings
 from hpclbfl.bench.launches import Launcher
 from hpclbfl.bench.turns import Turns
@@ -76,6 +76,23 @@ def test_scaler() -> None:
     errors = findings.find("relative error of the squared norm", "ours")
     assert errors is not None and errors.raw[0][0] < 1e-6
     assert [(c.variant, c.against) for c in findings.comparisons] == [("ours", "foreach"), ("ours", "loop")]
+
+
+def test_gradients() -> None:
+    """A teacher's training steps are told apart, and what is sent follows from the sizes."""
+    variants = ("measured", "residual", "topk", "fp16")
+    settings = gradients.Settings(**{**SMALL, "warmup": 3, "variants": variants})
+    findings = gradients.measure(settings, Turns("gradients"))
+    sent = {s.variant: s.raw[0][0] for s in findings.series if s.group == gradients.SENT}
+    assert sent["residual"] == sent["measured"]
+    assert sent["fp16"] == pytest.approx(sent["measured"] / 2, rel=0.01)
+    assert sent["topk"] < sent["measured"] / 20
+    assert [s.variant for s in findings.series if s.group == gradients.LESSON] == ["residual"]
+    assert {(c.variant, c.against) for c in findings.comparisons} == {
+        ("residual", "measured"),
+        ("topk", "measured"),
+        ("fp16", "measured"),
+    }
 
 
 def test_the_parts_of_our_cost_by_hand() -> None:
