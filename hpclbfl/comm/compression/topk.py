@@ -6,6 +6,7 @@ Compression", ICLR 2018. A contraction: |v - C(v)|^2 <= (1 - k / n) |v|^2.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -73,17 +74,12 @@ class TopK:
 
 
 def largest(values: Tensor, count: int) -> Tensor:
-    """[count] places of the largest magnitudes, int64; among equal ones at the limit the first.
-
-    On a host a sample tells first from where on to look.
-    """
+    """[count] places of the largest magnitudes, int64; among equal ones at the limit the first."""
     magnitudes = values.abs()
     candidates = None
     if not values.is_cuda and values.numel() > 4 * _SAMPLE and count * 4 < values.numel():
-        sample = magnitudes[:: values.numel() // _SAMPLE]
-        wanted = min(sample.numel(), int(_MARGIN * count / values.numel() * sample.numel()) + 16)
-        candidates = _where(magnitudes >= nth_largest(sample, wanted))
-    if candidates is None or candidates.numel() < count:
+        candidates = _candidates(magnitudes, count)
+    if candidates is None:
         limit = nth_largest(magnitudes, count)
         above, equal = _where(magnitudes > limit), _where(magnitudes == limit)
     else:
@@ -93,6 +89,24 @@ def largest(values: Tensor, count: int) -> Tensor:
     if limit.isnan():
         return torch.arange(count, device=values.device)
     return torch.cat([above, equal[: count - above.numel()]])
+
+
+def _candidates(magnitudes: Tensor, count: int) -> Tensor | None:
+    """Places of all values from a limit on that a sample tells: at least `count`; None: the limit was too high.
+
+    Exact zeros, of which gradients of convolutions may be full, are left out where there are enough others: a
+    partition of many equal values takes thirty times as long as of unequal ones.
+    """
+    size = magnitudes.numel()
+    stride = size // _SAMPLE
+    # Else the sample might see one place of every kernel alone.
+    while math.gcd(stride, size) > 1:
+        stride += 1
+    sample = magnitudes[::stride]
+    wanted = min(sample.numel(), int(_MARGIN * count / size * sample.numel()) + 16)
+    limit = nth_largest(sample, wanted)
+    found = _where(magnitudes >= limit if limit > 0 else magnitudes > 0)
+    return found if found.numel() >= count else None
 
 
 def nth_largest(values: Tensor, count: int) -> Tensor:

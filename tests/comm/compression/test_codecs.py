@@ -41,7 +41,7 @@ def test_topk_by_hand() -> None:
 @pytest.mark.parametrize(
     ("size", "count"), [(1, 1), (100, 7), (6 * _SAMPLE, 300), (6 * _SAMPLE, 1), (5 * _SAMPLE, 9000)]
 )
-@pytest.mark.parametrize("kind", ["normal", "ties", "few", "sorted"])
+@pytest.mark.parametrize("kind", ["normal", "ties", "few", "zeros", "sorted"])
 def test_the_largest_are_those_of_a_full_sort(size: int, count: int, kind: str) -> None:
     values = draws(size, 1, size)[0].float()
     if kind == "ties":
@@ -49,6 +49,9 @@ def test_the_largest_are_those_of_a_full_sort(size: int, count: int, kind: str) 
     elif kind == "few":
         # A sample that sees next to nothing of what counts.
         values = torch.where(torch.arange(size) % 997 == 5, values, 0.0)
+    elif kind == "zeros":
+        # A kernel's centre alone, as of a convolution of one pixel.
+        values = torch.where(torch.arange(size) % 9 == 4, values, 0.0)
     elif kind == "sorted":
         values = values.sort().values
     order = np.lexsort((np.arange(size), -np.abs(values.numpy())))
