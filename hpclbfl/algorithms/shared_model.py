@@ -76,6 +76,7 @@ class SharedModel:
         self._terms: StepTerms
         self._divisors: NDArray[np.float64] = np.empty(0)
         self._loss_scale: Tensor | float = 1.0
+        self._measures_noise = True
         self._asking: list[int] = []
         """Transforms that learn from this step."""
         self._own: dict[int, OwnGradient] = {}
@@ -105,7 +106,8 @@ class SharedModel:
             self._loss_scale = scaler.scale(torch.ones((), dtype=torch.float64, device=rank.device))
         if self.compression is not None:
             self.compression.begin(rank.counters.step)
-        self.reducer.begin_step()
+        self._measures_noise = rank.counters.step % rank.job.gradients.noise_every == 0
+        self.reducer.begin_step(self._measures_noise)
         self._own = {}
         self._asking = [] if self.chain is None else asking([self.chain], rank.counters.step)
 
@@ -175,9 +177,10 @@ class SharedModel:
             record.columns |= self.compression.observe(measured, context, total, reducer.norms)
         if chain is None:
             return None
-        noise = self._noise(measured.sq_norm)
-        averages = self.noise_scale.averages if noise and self.noise_scale is not None else None
-        context = replace(context, noise=averages)
+        is_known = self.noise_scale is not None and (self._counts > 0).sum() > 1
+        noise = self._noise(measured.sq_norm) if is_known and self._measures_noise else {}
+        if is_known and self.noise_scale is not None:
+            context = replace(context, noise=self.noise_scale.averages)
         if self._asking:
             own, self._own = self._own, {}
             noise |= teach(self._asking, [chain], rank.comm, own, self._counts, measured, context)
@@ -186,9 +189,9 @@ class SharedModel:
         return gradient
 
     def _noise(self, sq_norm: Tensor) -> dict[str, Tensor]:
-        """The log's columns of the noise scale; none where it cannot be told."""
+        """The log's columns of the noise scale, of at least two clients."""
         num_clients = int((self._counts > 0).sum())
-        if num_clients < 2 or self.noise_scale is None:
+        if self.noise_scale is None:
             return {}
         # The clients' own norms were taken before the loss scaling was undone.
         local = self.reducer.noise / self._loss_scale**2

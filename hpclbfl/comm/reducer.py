@@ -74,7 +74,7 @@ class GradientReducer:
         self.noise = torch.zeros((), dtype=torch.float64, device=like.device)
         """A of the noise scale, 0-d, after `finish`; 0 unless clients are measured."""
         self._norm = SquaredNorm(self.flat) if measure else None
-        self._own_norm = SquaredNorm(self.flat) if measure_clients else None
+        self._client_norm = self._own_norm = SquaredNorm(self.flat) if measure_clients else None
         self._views: dict[nn.Parameter, Tensor] = {}
         """Of `flat`."""
         self._targets: dict[int, dict[nn.Parameter, Tensor]] = {}
@@ -114,9 +114,10 @@ class GradientReducer:
         """The buckets' places in `flat`."""
         return [bucket.piece for bucket in self._buckets]
 
-    def begin_step(self) -> None:
-        """Forget the last step."""
+    def begin_step(self, measure_clients: bool = True) -> None:
+        """Forget the last step; `measure_clients`: in this one, too, where clients are measured at all."""
         self.noise.zero_()
+        self._own_norm = self._client_norm if measure_clients else None
         self._filled.clear()
         for bucket in self._buckets:
             bucket.num_waiting, bucket.handle, bucket.is_started = bucket.num_parameters, None, False

@@ -27,6 +27,8 @@ from hpclbfl.config.sections.base import (
 
 NOISE_DECAY = 0.95
 """Of the noise scale where a job asks for it without saying so."""
+NOISE_EVERY = 4
+"""Steps between its estimates there: the clients' own norms cost a pass over the gradient."""
 
 
 class TransformConfig(Section):
@@ -213,6 +215,11 @@ class GradientsConfig(Section):
             if getattr(self, key) is None:
                 values.pop(key, None)
         return values
+
+    @property
+    def noise_every(self) -> int:
+        """Steps from one estimate of the noise scale to the next."""
+        return 1 if self.noise_scale is not None else NOISE_EVERY
 
     @property
     def noise_decay(self) -> float | None:
