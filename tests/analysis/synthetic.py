@@ -58,6 +58,7 @@ def make_run(
     state: str = "done",
     evaluate_every: int = 25,
     watched: bool = False,
+    taught: bool = False,
 ) -> None:
     """One run of four clients on one rank, a row per client and step, that looks like training.
 
@@ -67,6 +68,7 @@ def make_run(
         slowdown: of each client.
         dynamic: whether batches follow the clients' speed after a fifth of the run.
         watched: whether the run watches two detectors, one of which knows no change in the first half.
+        taught: whether it has a teacher.
     """
     rng = np.random.default_rng((seed, int(factor * 10), batch))
     clients = len(slowdown)
@@ -83,7 +85,7 @@ def make_run(
         log.extend("steps", rows)
         if watched:
             log.extend("metrics", _watched_rows(rows["grad_change"][::clients]))
-        if factor != 1:
+        if taught:
             for name, values in _teacher_values(rng, num_steps).items():
                 for step, value in values:
                     log.append("metrics", step=step, client=-1, name=name, value=value)

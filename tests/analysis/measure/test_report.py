@@ -344,7 +344,7 @@ def test_command_writes_page_and_figures(seeds, tmp_path):
     assert "Arms: means over seeds" in done.stdout
     assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert len(names) == 27
+    assert len(names) == 24
     heads = {"png": b"\x89PNG", "svg": b"<svg", "pdf": b"%PDF"}
     for path in (tmp_path / "figures").iterdir():
         assert path.read_bytes().startswith(heads[path.suffix[1:]])

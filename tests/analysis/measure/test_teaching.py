@@ -31,7 +31,7 @@ def test_only_runs_with_a_teacher_have_a_table_and_a_figure(tmp_path):
     frames = load(tmp_path)
     (task,) = make_report(frames).arms
     assert not len(teacher_curves(frames, figure_runs(frames))) and not teachers_table(frames, task).rows
-    make_run(tmp_path / "taught", 0, 2, num_steps=30, evaluate_every=10)
+    make_run(tmp_path / "taught", 0, 2, num_steps=30, evaluate_every=10, taught=True)
     frames = load(tmp_path)
     curves = teacher_curves(frames, figure_runs(frames))
     assert curves["label"].unique().to_list() == ["X=2 (n=1)"]

@@ -40,7 +40,8 @@ def frames(tmp_path_factory):
     for factor in (1, 2, 4):
         for seed in range(3):
             run = root / f"x{factor}-s{seed}"
-            make_run(run, seed, factor, num_steps=60, evaluate_every=10, dynamic=factor == 4, watched=factor != 4)
+            options = {"dynamic": factor == 4, "watched": factor != 4, "taught": factor != 1}
+            make_run(run, seed, factor, num_steps=60, evaluate_every=10, **options)
             save_top_eigenvalue(root / f"x{factor}-s{seed}", 60, 20.0 / factor + seed)
     make_run(root / "x8-s0", 0, 8, num_steps=30, evaluate_every=10, state="running")
     make_run(root / "x8-s1", 1, 8, num_steps=30, evaluate_every=10, state="failed")

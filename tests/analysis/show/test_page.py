@@ -77,7 +77,7 @@ def click(browser, selector, count):
 @pytest.mark.slow
 def test_page_in_a_browser(html, browser):
     opened(browser, html)
-    assert browser.evaluate("document.querySelectorAll('figure .chart svg.marks').length") == 7
+    assert browser.evaluate("document.querySelectorAll('figure .chart svg.marks').length") == 6
     assert browser.evaluate("document.querySelector('main').firstElementChild.id") == "failures"
     assert "optimizer steps" in browser.evaluate(DRAWN)
 
@@ -170,7 +170,7 @@ def test_figures_have_the_width_of_the_page(html, browser, width):
     measures = "c.querySelector('svg.marks').getBoundingClientRect().width, c.clientWidth, c.scrollWidth"
     widths = f"[...document.querySelectorAll('figure:not([hidden]) .chart')].map((c) => [{measures}])"
     found = browser.evaluate(widths)
-    assert len(found) == 7
+    assert len(found) == 6
     for drawn, room, scrolled in found:
         assert room - 12 <= drawn <= room and scrolled == room
     assert max(room for _, room, _ in found) > width - 110
