@@ -124,7 +124,10 @@ class SharedModel:
             record.clients[-1].columns["local_grad_sq_norm"] = own / (share * self._loss_scale) ** 2
         if kept:
             # What passed through the hooks is this client's part of the sum, before the loss scaling is undone.
-            torch._foreach_mul_(list(kept.values()), 1.0 / (share * self._loss_scale))
+            factor = 1.0 / (share * self._loss_scale)
+            if isinstance(factor, Tensor):
+                factor = factor.to(self.reducer.flat.dtype)
+            torch._foreach_mul_(list(kept.values()), factor)
             self._own[client.id] = [kept.get(p) for p in self.mean.parameters if p.requires_grad]
 
     def reduce(self, rank: Rank, record: StepRecord) -> None:

@@ -40,8 +40,7 @@ class ClientGradients:
 
     def from_first(self, tensor: Tensor) -> Tensor:
         """Rank 0's tensor, on all ranks bit for bit."""
-        if self.rank:
-            tensor = tensor.new_zeros(tensor.shape)
+        tensor = tensor.new_zeros(tensor.shape) if self.rank else tensor.contiguous()
         self.sum_(tensor)
         return tensor
 

@@ -66,6 +66,30 @@ def test_precisions(tmp_path: Path, toy_set: Path, precision: str, sync: str) ->
     assert math.isfinite(run_job(job, tmp_path).loss)
 
 
+@pytest.mark.parametrize("sync", ["bsp", "post_local"])
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        {"kind": "residual", "small_batch": 2},
+        {"kind": "subspace", "factor": 2.0, "rank": 3, "refresh": "drift"},
+        {"kind": "mse", "small_batch": 2, "refresh": "squared_norm"},
+    ],
+    ids=lambda teacher: teacher["kind"],
+)
+def test_teachers_agree_on_a_gpu_and_a_cpu(
+    tmp_path: Path, toy_set: Path, teacher: dict[str, Any], sync: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(toy_set, sync=SYNCS[sync], gradients={"teacher": teacher, "clip_norm": 1.0}, stop={"steps": 9})
+    run_job(job, tmp_path / "gpu")
+    monkeypatch.setattr(devices, "choose", lambda comm: torch.device("cpu"))
+    run_job(job, tmp_path / "cpu")
+    runs = [read_run(tmp_path / which).tables for which in ("gpu", "cpu")]
+    np.testing.assert_allclose(runs[0]["steps"]["loss"], runs[1]["steps"]["loss"], rtol=1e-5)
+    rows = [run["metrics"][run["metrics"]["name"] != b"teacher seconds"] for run in runs]
+    assert rows[0][["step", "client", "name"]].tolist() == rows[1][["step", "client", "name"]].tolist()
+    np.testing.assert_allclose(rows[0]["value"], rows[1]["value"], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("sync", SYNCS)
 def test_a_gpu_and_a_cpu_agree(tmp_path: Path, toy_set: Path, sync: str, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(toy_set, sync=SYNCS[sync], gradients=scaler(sync), **FEW)

@@ -134,7 +134,7 @@ class MseTeacher:
             return gradient, {}
         ratio = math.log(ctx.batch_size / self._small) if ctx.batch_size else 0.0
         gradient = gradient.edited()
-        moved = torch.zeros((), dtype=torch.float64, device=change.device)
+        moved = torch.zeros_like(gradient.measured.sq_norm)
         for tensor in gradient.tensors:
             flat = tensor.view(-1)
             size = flat.square().mean().sqrt()

@@ -144,7 +144,7 @@ class TeacherTransform:
         if begins:
             progress = Progress(begun=ctx.step)
         memory.progress = replace(progress, taught=progress.taught + 1, looked=ctx.step)
-        seconds = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
+        seconds = torch.full_like(found.mean.sq_norm, time.perf_counter() - begin)
         return metrics | told | {kind.SECONDS: seconds}
 
     def update(self, gradient: Gradient, state: TeacherState, ctx: Context) -> tuple[Gradient, TeacherState, Metrics]:
