@@ -15,6 +15,8 @@ from hpclbfl.comm.base import Handle, Receiving
 from hpclbfl.comm.compression import Codec, Key, Piece, Setup, Target, align
 from hpclbfl.comm.compression.broken import drop, spread
 from hpclbfl.comm.wire import ring
+from hpclbfl.core.errors import ConfigError
+from hpclbfl.core.text import shown
 from hpclbfl.gradients.norm import squared_norm
 
 
@@ -60,7 +62,7 @@ class PayloadReduction:
             key, values = Key(self._setup.seed, self._step, client, layer.number), layer.of(flat)
             before = squared_norm([values])
             spread(values, before)
-            payload = self._codec.encode(values, key)
+            payload = self._encoded(values, key)
             self._codec.decode_(payload, values, key, -1.0)
             after = squared_norm([values])
             self._norms += torch.stack([before, after])
@@ -69,6 +71,16 @@ class PayloadReduction:
             else:
                 self._codec.decode_(payload, layer.of(self._setup.flat), key)
             drop(values, after)
+
+    def _encoded(self, values: Tensor, key: Key) -> Tensor:
+        payload, size = self._codec.encode(values, key), self._codec.size(values.numel(), values.element_size())
+        if not isinstance(payload, Tensor) or payload.dtype != torch.uint8 or payload.shape != (size,):
+            given = f"{payload.dtype} {list(payload.shape)}" if isinstance(payload, Tensor) else shown(payload)
+            raise ConfigError(
+                f"compression.kind: {type(self._codec).__name__}.encode gives {given} for {values.numel()} values, not "
+                f"the {size} bytes (torch.uint8) that size tells"
+            )
+        return payload
 
     def start(self, piece: Piece) -> None:
         """Send this rank's payloads, or their sum."""

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpclbfl.comm.compression.build import Compression
+from hpclbfl.comm.compression.payloads import PayloadReduction
+from hpclbfl.core.errors import ConfigError
 from tests.comm.compression.reductions import ALL, FEEDBACK, SHAPES, Run, draws, size_of
 
 SIZE = size_of(SHAPES)
@@ -146,6 +148,34 @@ def test_levels_follow_a_rule(rule: dict[str, Any], levels: list[float]) -> None
         metrics = run.compression.observe(gradient, Context(0, step), batch, run.norms)
         assert metrics["compression_level"].item() == seen[-1]
     assert seen == levels
+
+
+@pytest.mark.parametrize(
+    ("payload", "told"),
+    [
+        (torch.zeros(3, dtype=torch.uint8), "torch.uint8 [3] for 10 values"),
+        (torch.zeros(8), "torch.float32 [8] for 10 values"),
+        (b"12345678", "b'12345678' for 10 values"),
+    ],
+)
+def test_a_payload_of_another_size_is_refused(payload: Any, told: str) -> None:
+    class Codec:
+        def size(self, num_values: int, itemsize: int) -> int:
+            return 8
+
+        def encode(self, values: torch.Tensor, key: Any) -> Any:
+            return payload
+
+        def decode_(self, payload: torch.Tensor, out: torch.Tensor, key: Any, alpha: float = 1.0) -> None: ...
+
+    run = Run({"kind": "topk", "ratio": 0.5}, [(10,)], num_clients=1)
+    run.compression.reduction = run.reduction = PayloadReduction(Codec(), False, run.setup)
+    with pytest.raises(ConfigError) as refused:
+        run.step(0, draws(0, 1, 10))
+    assert (
+        str(refused.value)
+        == f"compression.kind: Codec.encode gives {told}, not the 8 bytes (torch.uint8) that size tells"
+    )
 
 
 def test_a_state_of_another_compressor_is_refused() -> None:
