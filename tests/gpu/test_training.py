@@ -66,6 +66,33 @@ def test_precisions(tmp_path: Path, toy_set: Path, precision: str, sync: str) ->
     assert math.isfinite(run_job(job, tmp_path).loss)
 
 
+@pytest.mark.parametrize("sync", ["bsp", "fedavg"])
+@pytest.mark.parametrize(
+    "compression",
+    [
+        {"kind": "topk", "ratio": 0.1, "adapt": {"by": "phase", "to": 0.01}},
+        {"kind": "randomk", "ratio": 0.1},
+        {"kind": "randomk", "ratio": 0.1, "draw": "own"},
+        {"kind": "powersgd", "rank": 2},
+        {"kind": "qsgd", "bits": 4},
+        {"kind": "signsgd"},
+        {"kind": "fp16"},
+    ],
+    ids=lambda values: values["kind"],
+)
+def test_compressors_agree_with_a_cpu(
+    tmp_path: Path, toy_set: Path, compression: dict[str, Any], sync: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(toy_set, sync=SYNCS[sync], compression=compression, **FEW)
+    run_job(job, tmp_path / "gpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(devices, "choose", lambda comm: torch.device("cpu"))
+        run_job(job, tmp_path / "cpu")
+    gpu, cpu = (read_run(tmp_path / name).tables["steps"]["loss"] for name in ("gpu", "cpu"))
+    # In float64; where two magnitudes nearly tie, another one is sent.
+    np.testing.assert_allclose(gpu[:24], cpu[:24], rtol=1e-3)
+
+
 @pytest.mark.parametrize("sync", ["bsp", "post_local"])
 @pytest.mark.parametrize(
     "teacher",
