@@ -226,7 +226,8 @@ class GradientsConfig(Section):
         """Of the noise scale's averages; None: it is not measured."""
         if self.noise_scale is not None:
             return self.noise_scale.decay
-        return NOISE_DECAY if self.teacher is not None and self.teacher.needs_noise else None
+        # The averages reach back as many steps as with an estimate in each of them.
+        return NOISE_DECAY**NOISE_EVERY if self.teacher is not None and self.teacher.needs_noise else None
 
     @property
     def shared_only(self) -> list[str]:

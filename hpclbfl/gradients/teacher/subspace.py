@@ -114,4 +114,4 @@ class SubspaceTeacher(ResidualMemory):
         factor = torch.full_like(share, self._factor)
         gradient = gradient.edited()
         self.factors.add_(gradient, state.directions, within * (1 / self._factor - 1))
-        return gradient.scaled(factor), {kind.NOISE: (self._factor - 1) ** 2 * (1 - share), SHARE: share}
+        return gradient.scaled(factor), {kind.NOISE: (self._factor - 1) ** 2 * (1 - share).clamp(min=0), SHARE: share}
