@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from hpclbfl.config.sections import DetectorConfig
 from hpclbfl.core.state import checkpointed
 
 if TYPE_CHECKING:
@@ -61,6 +62,31 @@ class Detector(Protocol):
 
     def observe(self, gradient: Gradient, state: ChangeState, ctx: Context) -> ChangeState:
         """Take a step's unscaled gradient; one that is not finite does not become the predecessor."""
+
+
+class SquaredNorms:
+    """What detectors have in common that compare the squared norms of two successive gradients."""
+
+    needs_layers = False
+
+    def __init__(self, config: DetectorConfig | None = None) -> None:
+        pass
+
+    def change(self, now: Tensor, previous: Tensor) -> Tensor:
+        """Of the squared norm, 0-d; NaN where it is not known."""
+        raise NotImplementedError
+
+    def init(self, layout: Layout | None = None) -> ChangeState:
+        """No predecessor."""
+        return ChangeState()
+
+    def observe(self, gradient: Gradient, state: ChangeState, ctx: Context) -> ChangeState:
+        """Takes the squared norm alone."""
+        now = gradient.sq_norm.double()
+        previous = state.previous.to(now.device)
+        is_finite = torch.isfinite(now)
+        change = torch.where(is_finite, self.change(now, previous), torch.nan)
+        return ChangeState(previous=torch.where(is_finite, now, previous), change=change)
 
 
 def relative(now: Tensor, previous: Tensor, resolution: float) -> Tensor:

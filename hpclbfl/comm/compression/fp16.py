@@ -7,9 +7,10 @@ With a client per rank halves travel, else the ranks' sums in their own type, an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hpclbfl.comm.compression import Layer, Piece, Reduction, Setup, Target
+from hpclbfl.comm.compression.forgetful import Forgetful
 from hpclbfl.config.components import COMPRESSORS
 from hpclbfl.config.sections.compression import CompressionConfig
 from hpclbfl.gradients.norm import squared_norm
@@ -50,7 +51,7 @@ class Fp16:
         return Volume(2.0 * sum(layer.size for layer in layers))
 
 
-class Halves:
+class Halves(Forgetful):
     """A `hpclbfl.comm.compression.Reduction`."""
 
     def __init__(self, setup: Setup) -> None:
@@ -103,20 +104,6 @@ class Halves:
             self.sent_bytes += summing.sent_bytes
         comm.reduce_(self._norms, "compressed.norms").wait()
         return self._norms
-
-    def residual(self, client: int) -> Tensor | None:
-        """None."""
-        return None
-
-    def add_residual(self, client: int, saved: Tensor) -> None:
-        """Nothing."""
-
-    def shared_state(self) -> dict[str, Any]:
-        """None."""
-        return {}
-
-    def load_shared_state(self, found: dict[str, Any]) -> None:
-        """Nothing."""
 
 
 def _half_of_sum(rows: list[Tensor]) -> Tensor:

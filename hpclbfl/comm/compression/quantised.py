@@ -6,20 +6,19 @@ rank needs room for its own, P numbers.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from hpclbfl.comm.compression import Key, Layer, Piece, Setup, Target
 from hpclbfl.comm.compression.draws import dither
+from hpclbfl.comm.compression.forgetful import Forgetful
 from hpclbfl.comm.wire import Summing, ring, shares
 from hpclbfl.gradients.norm import squared_norm
 
 _BYTE = 8
 
 
-class Quantised:
+class Quantised(Forgetful):
     """A `hpclbfl.comm.compression.Reduction`.
 
     Args:
@@ -112,20 +111,6 @@ class Quantised:
         for row in rows[1:]:
             total += row
         return total
-
-    def residual(self, client: int) -> Tensor | None:
-        """None: it has no bias."""
-        return None
-
-    def add_residual(self, client: int, saved: Tensor) -> None:
-        """Nothing."""
-
-    def shared_state(self) -> dict[str, Any]:
-        """None: random numbers are keyed."""
-        return {}
-
-    def load_shared_state(self, found: dict[str, Any]) -> None:
-        """Nothing."""
 
 
 def levels(bits: int) -> int:

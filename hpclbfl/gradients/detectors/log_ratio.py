@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hpclbfl.config.components import DETECTORS
 from hpclbfl.config.sections import DetectorConfig
-from hpclbfl.gradients.change import RESOLUTION, ChangeState
+from hpclbfl.gradients.change import RESOLUTION, SquaredNorms
 
 if TYPE_CHECKING:
     import torch
-
-    from hpclbfl.gradients import Context
-    from hpclbfl.gradients.gradient import Gradient, Layout
+    from torch import Tensor
 else:
     from hpclbfl.core.lazy import lazy
 
@@ -39,24 +37,11 @@ class LogRatioConfig(DetectorConfig):
 
 
 @DETECTORS.register("log_ratio", LogRatioConfig)
-class LogRatio:
+class LogRatio(SquaredNorms):
     """See the module; a `hpclbfl.gradients.change.Detector`."""
 
-    needs_layers = False
-
-    def __init__(self, config: DetectorConfig | None = None) -> None:
-        pass
-
-    def init(self, layout: Layout | None = None) -> ChangeState:
-        """No predecessor."""
-        return ChangeState()
-
-    def observe(self, gradient: Gradient, state: ChangeState, ctx: Context) -> ChangeState:
-        """Takes the squared norm alone."""
-        now = gradient.sq_norm.double()
-        previous = state.previous.to(now.device)
-        is_finite = torch.isfinite(now)
+    def change(self, now: Tensor, previous: Tensor) -> Tensor:
+        """|log(now / previous)|; NaN where one of the two is zero up to rounding."""
         smaller, larger = torch.minimum(now, previous), torch.maximum(now, previous)
-        is_known = is_finite & (smaller >= RESOLUTION**2 * larger.clamp(min=1.0))
-        change = torch.where(is_known, (now.log() - previous.log()).abs(), torch.nan)
-        return ChangeState(previous=torch.where(is_finite, now, previous), change=change)
+        is_known = smaller >= RESOLUTION**2 * larger.clamp(min=1.0)
+        return torch.where(is_known, (now.log() - previous.log()).abs(), torch.nan)

@@ -11,17 +11,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hpclbfl.config.components import DETECTORS
 from hpclbfl.config.sections import DetectorConfig
-from hpclbfl.gradients.change import RESOLUTION, ChangeState, relative
+from hpclbfl.gradients.change import RESOLUTION, SquaredNorms, relative
 
 if TYPE_CHECKING:
-    import torch
-
-    from hpclbfl.gradients import Context
-    from hpclbfl.gradients.gradient import Gradient, Layout
-else:
-    from hpclbfl.core.lazy import lazy
-
-    torch = lazy("torch")
+    from torch import Tensor
 
 
 class SquaredNormConfig(DetectorConfig):
@@ -36,22 +29,9 @@ class SquaredNormConfig(DetectorConfig):
 
 
 @DETECTORS.register("squared_norm", SquaredNormConfig)
-class SquaredNormChange:
+class SquaredNormChange(SquaredNorms):
     """See the module; a `hpclbfl.gradients.change.Detector`."""
 
-    needs_layers = False
-
-    def __init__(self, config: DetectorConfig | None = None) -> None:
-        pass
-
-    def init(self, layout: Layout | None = None) -> ChangeState:
-        """No predecessor."""
-        return ChangeState()
-
-    def observe(self, gradient: Gradient, state: ChangeState, ctx: Context) -> ChangeState:
-        """Takes the squared norm alone."""
-        now = gradient.sq_norm.double()
-        previous = state.previous.to(now.device)
-        is_finite = torch.isfinite(now)
-        change = torch.where(is_finite, relative(now, previous, RESOLUTION**2), torch.nan)
-        return ChangeState(previous=torch.where(is_finite, now, previous), change=change)
+    def change(self, now: Tensor, previous: Tensor) -> Tensor:
+        """|now - previous| / previous; NaN where the predecessor is zero up to rounding."""
+        return relative(now, previous, RESOLUTION**2)
