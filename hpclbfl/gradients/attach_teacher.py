@@ -45,7 +45,8 @@ class Teacher(Attached):
     Args:
         kind: residual, subspace or mse; a file's own kind is named as in a job.
         local_batch_size: samples of each backward pass, the same in all passes of all ranks.
-        num_ranks, rank: of the script; 1 and 0 in one process.
+        num_ranks: of the script; 1 in one process.
+        rank: of this process; 0 in one process.
         sum_: sums a tensor over the ranks, by what it returns or in place, such as
             `lambda t: hvd.allreduce(t, op=hvd.Sum)` or `dist.all_reduce`; None: there is one rank.
         passes: backward passes of each rank between two steps; in one process at least 2.

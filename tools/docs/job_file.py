@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from hpclbfl.config.components import DETECTORS, SECTIONS
+from hpclbfl.config.components import ADAPTERS, DETECTORS, SECTIONS
 from hpclbfl.config.job import JobConfig
 from hpclbfl.config.sections import DetectorConfig
 from hpclbfl.core.registry import Component, Registry, fields_of
@@ -27,6 +27,7 @@ def job_file() -> str:
             parts += _union(name, field)
         else:
             parts += [part for config in _inner(field) for part in _section(name, config, 3)]
+    parts += _rules()
     parts += _detectors()
     return "\n\n".join(parts)
 
@@ -85,6 +86,19 @@ def _components(section: str, registry: Registry[Any], shared: Config, level: in
             if key not in fields_of(shared):
                 for inner in _inner(field):
                     yield from _section(f"{section}.{key}", inner, level + 2)
+
+
+def _rules() -> Iterator[str]:
+    """The rules that `compression.adapt` takes."""
+    yield "### Rules that adapt compression"
+    yield (
+        "`compression.adapt` is a rule, named by its key `by`, such as `{by: phase, to: 0.01}`. The level, a ratio or a "
+        "rank, lies between the section's own and the rule's `to`."
+    )
+    for name in ADAPTERS.names():
+        yield f"#### `by: {name}`"
+        yield text(docstring(ADAPTERS.config(name)))
+        yield keys_table([key for key in keys_of(ADAPTERS.config(name), "") if key.name != ADAPTERS.key])
 
 
 def _detectors() -> Iterator[str]:

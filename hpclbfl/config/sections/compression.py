@@ -14,7 +14,10 @@ Ratio = Annotated[Number, Field(gt=0.0, le=1.0)]
 
 
 class CompressionConfig(Section):
-    """A compressor; see `hpclbfl.comm.compression`."""
+    """What clients send instead of their gradients or, where they train alone, of what they have changed.
+
+    Left out, or with `kind: none`, all of it. See `hpclbfl.comm.compression`.
+    """
 
     kind: str
     """Which compressor."""
