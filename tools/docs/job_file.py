@@ -92,8 +92,8 @@ def _rules() -> Iterator[str]:
     """The rules that `compression.adapt` takes."""
     yield "### Rules that adapt compression"
     yield (
-        "`compression.adapt` is a rule, named by its key `by`, such as `{by: phase, to: 0.01}`. The level, a ratio or a "
-        "rank, lies between the section's own and the rule's `to`."
+        "`compression.adapt` is a rule, named by its key `by`, such as `{by: phase, to: 0.01}`. The level, a ratio or "
+        "a rank, lies between the section's own and the rule's `to`."
     )
     for name in ADAPTERS.names():
         yield f"#### `by: {name}`"
