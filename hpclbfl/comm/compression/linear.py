@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from hpclbfl.comm.compression import Piece, Setup, Target
-from hpclbfl.comm.compression.broken import drop
-from hpclbfl.gradients.norm import squared_norm
 
 
 class LinearReduction:
@@ -40,10 +38,6 @@ class LinearReduction:
 
     def add(self, client: int, piece: Piece) -> None:
         """It is in the sum already."""
-
-    def _settle(self) -> None:
-        """What is left is the residual; one that is not finite would be added to all gradients to come."""
-        drop(self._sum, squared_norm([self._sum]))
 
     def residual(self, client: int) -> Tensor | None:
         """The rank's, with its first client."""

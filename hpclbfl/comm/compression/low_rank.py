@@ -14,9 +14,11 @@ from torch import Tensor
 
 from hpclbfl.comm.base import Handle
 from hpclbfl.comm.compression import Key, Layer, Piece, Setup
+from hpclbfl.comm.compression.broken import drop
 from hpclbfl.comm.compression.draws import ALL, generator
 from hpclbfl.comm.compression.linear import LinearReduction
 from hpclbfl.comm.wire import ring
+from hpclbfl.gradients.norm import squared_norm
 
 _FEW = 4
 
@@ -94,7 +96,11 @@ class LowRank(LinearReduction):
         second = {piece.number: self._take_left(piece) for piece in self._setup.pieces}
         for piece in self._setup.pieces:
             self._take_right(piece, *second[piece.number])
-        self._settle()
+        if not self._setup.is_alike:
+            # Unlike machines round products differently, and their models would part.
+            self._setup.comm.broadcast_([self._setup.flat])
+        # Where one rank's gradient was not finite, no rank's is any more.
+        drop(self._sum, squared_norm([self._sum]))
 
     def _take_left(self, piece: Piece) -> tuple[Tensor, Handle | None]:
         flat, handle = self._first.pop(piece.number)
@@ -138,7 +144,6 @@ class LowRank(LinearReduction):
             return torch.full_like(left, math.nan)
         basis: Tensor = torch.linalg.qr(left.T).Q.T.contiguous()
         if not self._setup.is_alike:
-            # Unlike machines round differently, and their models would part.
             self._setup.comm.broadcast_([basis])
         return basis
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hpclbfl.comm.base import Handle
 from hpclbfl.comm.compression import Key, Layer, Piece, Setup, kept
-from hpclbfl.comm.compression.broken import spread
+from hpclbfl.comm.compression.broken import drop, spread
 from hpclbfl.comm.compression.draws import ALL, places
 from hpclbfl.comm.compression.linear import LinearReduction
 from hpclbfl.comm.wire import ring
@@ -43,9 +43,10 @@ class SharedPlaces(LinearReduction):
             chosen = self._places.pop(piece.number)
             for layer, at, sums in zip(piece.layers, chosen, values.split([len(c) for c in chosen]), strict=True):
                 layer.of(flat)[at] = sums if self._feedback else sums * (layer.size / len(at))
-                own = layer.of(self._sum)
-                own[at] = 0.0 if self._feedback else own[at] * (1 - layer.size / len(at))
-        self._settle()
+                if self._feedback:
+                    layer.of(self._sum)[at] = 0.0
+            # All ranks begin anew where one of them had a gradient that was not finite, as one rank would.
+            drop(piece.of(self._sum), squared_norm([values]))
 
     def _draw(self, layer: Layer) -> Tensor:
         key = Key(self._setup.seed, self._step, ALL, layer.number)

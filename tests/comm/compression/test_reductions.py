@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpclbfl.comm.compression.build import Compression
+from hpclbfl.comm.compression.low_rank import LowRank
 from hpclbfl.comm.compression.payloads import PayloadReduction
+from hpclbfl.comm.local import LocalCommunicator
 from hpclbfl.core.errors import ConfigError
 from tests.comm.compression.reductions import ALL, FEEDBACK, SHAPES, Run, draws, size_of
 
@@ -105,6 +109,21 @@ def test_the_error_is_what_the_clients_did_not_send(name: str) -> None:
         kept = [run.reduction.residual(client) for client in range(2)]
         assert run.norms[1].item() == pytest.approx(sum(one.square().sum().item() for one in kept if one is not None))
         torch.testing.assert_close(total, torch.stack(own).sum(0) - run.residual())
+
+
+def test_ranks_that_round_differently_take_the_firsts_products() -> None:
+    class Counting(LocalCommunicator):
+        calls: ClassVar[list[int]] = []
+
+        def broadcast_(self, tensors: Sequence[torch.Tensor], root: int = 0) -> None:
+            self.calls.extend(tensor.numel() for tensor in tensors)
+
+    run = Run(FEEDBACK["powersgd"])
+    setup = replace(run.setup, comm=Counting(), is_alike=False)
+    run.reduction = run.compression.reduction = LowRank(1, True, setup)
+    run.step(0, draws(0, 2, SIZE))
+    # P of both matrices, then the whole sum.
+    assert Counting.calls == [6, 3, SIZE]
 
 
 @pytest.mark.parametrize("name", FEEDBACK)
