@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from hpclbfl.batching.cost_model import Line, medians
-from hpclbfl.batching.plan_file import LineFit, MemoryPlan, Plan, RankPlan
+from hpclbfl.batching.plan_file import LineFit, MemoryPlan, NetworkPlan, Plan, RankPlan
 from hpclbfl.core.memory import shown_size
 from hpclbfl.core.table import DataTable
 from hpclbfl.planner.network import usual_batch
@@ -60,7 +60,7 @@ def print_plan(plan: Plan, rows: Sequence[ProbeRow], title: str, files: list[Pat
     network = plan.network
     if network is not None:
         note = (
-            f"ring of {shown_size(network.num_bytes)}, fitted on {network.num_ranks} ranks ({network.engine}): "
+            f"{_message(network)}, fitted on {network.num_ranks} ranks ({network.engine}): "
             f"{shown_size(network.bandwidth_bytes_per_s)}/s, {1e6 * network.hop_s:.0f} us per hop"
         )
         _show(console, "Step of ranks like these, with their shares (Eq. 2), ms", _steps(plan), note)
@@ -192,3 +192,11 @@ def _errors(least: str, found: Mapping[str, tuple[float, float, int]]) -> DataTa
 
 def _mb(size: float) -> str:
     return f"{size / 1e6:.1f}"
+
+
+def _message(network: NetworkPlan) -> str:
+    """What the job reduces at once, in words."""
+    if not network.gathered_bytes:
+        return f"ring of {shown_size(network.num_bytes)}"
+    payload = shown_size(network.gathered_bytes)
+    return f"payloads of {payload}, gathered where a ring of {shown_size(network.num_bytes)} sends more"
