@@ -30,6 +30,7 @@ def test_log(tmp_path: Path) -> None:
     assert all(value > 0 for series in found["series"] for values in series["raw"] for value in values)
 
 
+@pytest.mark.slow
 def test_compression(tmp_path: Path) -> None:
     """The more values are kept, the less is lost."""
     path = tmp_path / "found.json"

@@ -37,6 +37,7 @@ def test_optimizers_do_without_the_compiler(name: str) -> None:
     run(STEPS.format(name=name) + "assert COMPILER not in sys.modules")
 
 
+@pytest.mark.slow
 def test_a_compiled_net_is_compiled() -> None:
     run(
         STEPS.format(name="SGD")
@@ -50,11 +51,13 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["import torch._dynamo.config as found", "from torch._dynamo import config as found"])
 def test_its_modules_can_be_imported(line: str) -> None:
     run(f"{line}\nassert found.__name__ == 'torch._dynamo.config' and COMPILER in sys.modules")
 
 
+@pytest.mark.slow
 def test_a_function_of_the_users_is_kept_from_the_compiler() -> None:
     run(
         """
@@ -79,6 +82,7 @@ def test_a_compiler_that_is_there_stays() -> None:
     )
 
 
+@pytest.mark.slow
 def test_torchvisions_nets_do_without_the_compiler() -> None:
     run(
         """

@@ -60,6 +60,7 @@ def test_watching_leaves_the_run_as_it_is(tmp_path: Path, toy_set: Path) -> None
     assert np.isnan(watched(seen, "selsync change")).all()
 
 
+@pytest.mark.slow
 def test_a_watched_run_that_is_cut_goes_on_bit_for_bit(
     tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
