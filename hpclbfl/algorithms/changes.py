@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hpclbfl.algorithms.averaging import average
 from hpclbfl.algorithms.flat_model import FlatModel
 from hpclbfl.algorithms.local_client import LocalClient
-from hpclbfl.algorithms.rank import Rank, clients_of_rank
+from hpclbfl.algorithms.rank import Rank
 from hpclbfl.algorithms.record import StepRecord
 from hpclbfl.comm.compression import Layer, Piece, Setup
 from hpclbfl.comm.compression.build import Compression
@@ -42,9 +42,8 @@ class Changes:
         self._sum = torch.zeros_like(self._reference)
         self._pieces = pieces_of(mean)
         self._layout = Layout.of(mean.module.named_parameters())
-        num_clients, comm = len(rank.sizes), rank.comm
-        blocks = [clients_of_rank(num_clients, r, comm.size) for r in range(comm.size)]
-        setup = Setup(comm, self._sum, self._pieces, blocks, rank.job.seed, rank.agree is None)
+        clients = rank.clients_by_rank
+        setup = Setup(rank.comm, self._sum, self._pieces, clients, rank.job.seed, rank.agree is None)
         self.compression = Compression(config, setup, self._layout)
         self.sent_bytes = 0.0
         """By this rank in the last averaging."""
@@ -81,8 +80,10 @@ class Changes:
         # What has changed belongs to all steps since the last averaging.
         before = after * (1 - samples / max(1, rank.counters.num_samples))
         step, seed = rank.counters.step, rank.job.seed
-        context = Context(seed, step, SHARED, before, record.lr, epoch_after=after, agree=rank.agree)
-        record.columns |= self.compression.observe(self._change(rank), context, samples, norms)
+        context = Context(
+            *(seed, step, SHARED, before, record.lr), epoch_after=after, agree=rank.agree, batch_size=samples
+        )
+        record.columns |= self.compression.observe(self._change(rank), context, norms)
 
     def _change(self, rank: Rank) -> Gradient:
         layers = (layer for piece in self._pieces for layer in piece.layers)

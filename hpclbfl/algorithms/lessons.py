@@ -12,7 +12,7 @@ from hpclbfl.comm.base import Communicator
 from hpclbfl.gradients import Context, Metrics
 from hpclbfl.gradients.chain import Chain
 from hpclbfl.gradients.gradient import Gradient
-from hpclbfl.gradients.learning import ClientGradients, Learner, OwnGradient
+from hpclbfl.gradients.learning import ClientGradients, OwnGradient
 
 
 def asking(chains: Sequence[Chain], step: int, vote: Callable[[int], int] | None = None) -> list[int]:
@@ -23,7 +23,7 @@ def asking(chains: Sequence[Chain], step: int, vote: Callable[[int], int] | None
         step: from 0.
         vote: or-s bits over the ranks; None: the ranks' chains are equal.
     """
-    learners = _learners(chains[0])
+    learners = chains[0].learners
     if not learners:
         return []
     states = [chain.current() for chain in chains]
@@ -56,16 +56,7 @@ def teach(
 
     found = ClientGradients(own, counts, mean, sum_, comm.rank)
     metrics: Metrics = {}
-    learners = _learners(chains[0])
+    learners = chains[0].learners
     for place in places:
         metrics |= learners[place].learn(found, [chain.current()[place] for chain in chains], context)
     return metrics
-
-
-def learns(chain: Chain) -> bool:
-    """Whether any of a chain's transforms learns."""
-    return bool(_learners(chain))
-
-
-def _learners(chain: Chain) -> dict[int, Learner]:
-    return {place: one for place, one in enumerate(chain.transforms) if isinstance(one, Learner)}

@@ -64,6 +64,11 @@ class Rank:
         return clients_of_rank(len(self.sizes), self.comm.rank, self.comm.size)
 
     @property
+    def clients_by_rank(self) -> list[range]:
+        """Numbers of the clients of every rank."""
+        return [clients_of_rank(len(self.sizes), rank, self.comm.size) for rank in range(self.comm.size)]
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """b_c of every client under the plan in force."""
         return self.plan.sizes

@@ -14,7 +14,7 @@ from torch import nn
 from hpclbfl.algorithms.averaging import average, average_optimizer_states, averaging_weights, begin_counts
 from hpclbfl.algorithms.changes import Changes
 from hpclbfl.algorithms.flat_model import FlatModel
-from hpclbfl.algorithms.lessons import asking, learns, teach
+from hpclbfl.algorithms.lessons import asking, teach
 from hpclbfl.algorithms.local_client import LocalClient
 from hpclbfl.algorithms.rank import Rank
 from hpclbfl.comm.wire import ring
@@ -69,7 +69,7 @@ class Replicas:
     def asking(self, rank: Rank, record: StepRecord) -> list[int]:
         """Transforms that learn from the coming step, see `lessons`; only where all clients are at the same weights."""
         chains = [client.chain for client in self.clients if client.chain is not None]
-        if not chains or not learns(chains[0]) or rank.counters.since_averaging.any():
+        if not chains or not chains[0].learners or rank.counters.since_averaging.any():
             return []
         begin = rank.clock.mark()
         found = asking(chains, rank.counters.step, rank.comm.vote)

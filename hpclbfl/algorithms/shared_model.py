@@ -169,15 +169,14 @@ class SharedModel:
         if chain is not None:
             measured = chain.agreed(measured)
         step, after = rank.counters.step, record.epoch_after
-        total = int(self._counts.sum())
         context = Context(
             *(rank.job.seed, step, SHARED, record.epoch, record.lr),
             epoch_after=after,
             agree=rank.agree,
-            batch_size=total,
+            batch_size=int(self._counts.sum()),
         )
         if self.compression is not None:
-            record.columns |= self.compression.observe(measured, context, total, reducer.norms)
+            record.columns |= self.compression.observe(measured, context, reducer.norms)
         if chain is None:
             return None
         is_known = self.noise_scale is not None and (self._counts > 0).sum() > 1

@@ -15,7 +15,7 @@ from hpclbfl.algorithms.client import Client
 from hpclbfl.algorithms.flags import NONFINITE
 from hpclbfl.algorithms.flat_model import FlatModel
 from hpclbfl.algorithms.local_client import LocalClient
-from hpclbfl.algorithms.rank import Rank, clients_of_rank
+from hpclbfl.algorithms.rank import Rank
 from hpclbfl.algorithms.record import StepRecord
 from hpclbfl.algorithms.replicas import Replicas
 from hpclbfl.algorithms.shared_model import SharedModel
@@ -92,8 +92,8 @@ class RankState(Rank):
     def _gradient_compression(self, mean: FlatModel, reducer: GradientReducer) -> Compression | None:
         if self.job.compression is None:
             return None
-        blocks = [clients_of_rank(len(self.sizes), rank, self.comm.size) for rank in range(self.comm.size)]
-        setup = Setup(self.comm, reducer.flat, reducer.pieces, blocks, self.job.seed, self.agree is None)
+        clients = self.clients_by_rank
+        setup = Setup(self.comm, reducer.flat, reducer.pieces, clients, self.job.seed, self.agree is None)
         return Compression(self.job.compression, setup, Layout.of(mean.module.named_parameters()))
 
     def make_changes(self, mean: FlatModel) -> Changes | None:

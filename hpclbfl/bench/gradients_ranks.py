@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from hpclbfl.algorithms.lessons import asking
 from hpclbfl.bench import peers
 from hpclbfl.bench.gradients import SECTIONS, Settings
 from hpclbfl.bench.ranks import Task, run
 from hpclbfl.bench.training import IMAGES, Training, make_job
 from hpclbfl.comm.engines import communicator
 from hpclbfl.config.sections import CommConfig
-from hpclbfl.gradients.learning import Learner
 from hpclbfl.planner.network import slowest
 
 
@@ -56,11 +56,7 @@ def measure(task: Task) -> dict[str, Any]:
 def _learns(training: Training) -> bool:
     """Whether a teacher is trained in the coming step."""
     chain, step = training.state.shared_model.chain, training.state.counters.step
-    if chain is None:
-        return False
-    states = chain.current()
-    learners = [(one, states[place]) for place, one in enumerate(chain.transforms) if isinstance(one, Learner)]
-    return any(learner.wants(step, [state]) for learner, state in learners)
+    return chain is not None and bool(asking([chain], step))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from hpclbfl.core.fitting import check_like, placed_like
 from hpclbfl.core.text import shown
 from hpclbfl.gradients import Context, GradientTransform, Metrics, NoiseAverages
 from hpclbfl.gradients.gradient import Gradient, Layout
+from hpclbfl.gradients.learning import Learner
 from hpclbfl.gradients.watch import Watch
 
 SHARED = -1
@@ -47,6 +48,8 @@ class Chain:
         self._agree = agree
         self.states: tuple[Any, ...] | None = None
         """One of each transform; None before the first step."""
+        self.learners = {place: one for place, one in enumerate(self.transforms) if isinstance(one, Learner)}
+        """Those that learn from the clients' own gradients, by their places."""
         # A class of the user's own may leave these away.
         self.needs_layers = any(getattr(t, "needs_layers", False) for t in self.transforms)
         self._reads_values = any(getattr(t, "reads_values", False) for t in self.transforms)

@@ -11,7 +11,6 @@ from typing import NoReturn
 import torch
 from torch import nn
 
-from hpclbfl.algorithms.rank import clients_of_rank
 from hpclbfl.comm.base import Communicator
 from hpclbfl.comm.engines import communicator
 from hpclbfl.config.job import JobConfig
@@ -240,7 +239,7 @@ class Session:
                 "resumed_from_step": state.counters.step,
                 "num_test": len(state.dataset.test),
                 "message_bytes": state.model.message_bytes,
-                "clients_per_rank": [len(clients_of_rank(len(state.sizes), r, comm.size)) for r in range(comm.size)],
+                "clients_per_rank": [len(clients) for clients in state.clients_by_rank],
             }
             attempt.write_provenance(collect(comm.engine, comm.size, extra))
             folder.write_status("running", step=state.counters.step)

@@ -48,7 +48,7 @@ class Compression:
             self._level = float(self._adapter.level(self._config.level, self._adapter_state))
         self.reduction.begin(step, self._level)
 
-    def observe(self, gradient: Gradient, context: Context, batch_size: int, norms: Tensor | None) -> Metrics:
+    def observe(self, gradient: Gradient, context: Context, norms: Tensor | None) -> Metrics:
         """Take what has arrived, and return numbers for the log.
 
         Args:
@@ -56,7 +56,7 @@ class Compression:
         """
         error = None if norms is None else norms[1] / norms[0]
         if self._adapter is not None:
-            seen = Seen(gradient, context, batch_size, error)
+            seen = Seen(gradient, context, error)
             self._adapter_state = self._adapter.update(seen, self._config.level, self._adapter_state)
         metrics = {"sent_mb": torch.tensor(self.reduction.sent_bytes / _MB, dtype=torch.float64)}
         if error is not None:

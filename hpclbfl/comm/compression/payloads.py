@@ -6,6 +6,7 @@ about 1 / n do not. Gathered ones are added client by client, so that the sum ha
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -36,7 +37,9 @@ class PayloadReduction:
         self._residuals = {client: torch.zeros_like(flat) for client in setup.own} if feedback else {}
         self._scratch = flat.new_empty(0 if feedback else flat.shape)
         self._norms = torch.zeros(2, dtype=torch.float64, device=flat.device)
-        self._step, self.sent_bytes = 0, 0.0
+        self._step, self.sent_bytes, self._level = 0, 0.0, math.nan
+        self._sizes: dict[int, int] = {}
+        """Bytes of one client's payloads at this level, by piece."""
         self._payloads: dict[int, list[Tensor]] = {}
         self._handles: dict[int, Handle | Receiving] = {}
 
@@ -44,7 +47,9 @@ class PayloadReduction:
         """See `Reduction`."""
         self._step, self.sent_bytes = step, 0.0
         at = getattr(self._base, "at", None)
-        self._codec = at(level) if at is not None else self._base
+        if at is not None and level != self._level:
+            self._codec, self._level = at(level), level
+            self._sizes.clear()
         self._norms.zero_()
         self._setup.flat.zero_()
         self._payloads.clear()
@@ -123,8 +128,10 @@ class PayloadReduction:
 
     def _bytes(self, piece: Piece) -> int:
         """Of one client's payloads."""
-        itemsize = self._setup.flat.element_size()
-        return sum(align(self._codec.size(layer.size, itemsize)) for layer in piece.layers)
+        if piece.number not in self._sizes:
+            itemsize = self._setup.flat.element_size()
+            self._sizes[piece.number] = sum(align(self._codec.size(layer.size, itemsize)) for layer in piece.layers)
+        return self._sizes[piece.number]
 
     def residual(self, client: int) -> Tensor | None:
         """See `Reduction`."""

@@ -164,7 +164,7 @@ def test_levels_follow_a_rule(rule: dict[str, Any], levels: list[float]) -> None
         sent = run.step(step, [torch.arange(1.0, 11.0).double()])
         seen.append(int((sent != 0).sum()) / 10)
         gradient = Gradient([], None, torch.tensor(norm, dtype=torch.float64))
-        metrics = run.compression.observe(gradient, Context(0, step), batch, run.norms)
+        metrics = run.compression.observe(gradient, Context(0, step, batch_size=batch), run.norms)
         assert metrics["compression_level"].item() == seen[-1]
     assert seen == levels
 

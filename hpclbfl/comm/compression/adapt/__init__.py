@@ -23,8 +23,6 @@ class Seen:
     gradient: Gradient
     """The sum as it arrived, or what local training has changed."""
     context: Context
-    batch_size: int
-    """B, samples."""
     error: Tensor | None
     """phi: |p - C(p)|^2 / |p|^2 over all clients, 0-d float64; None for compressors of ranks' sums."""
 

@@ -59,4 +59,4 @@ class Batch:
 
     def update(self, seen: Seen, weakest: float, state: BatchState) -> BatchState:
         """See `Adapter`."""
-        return BatchState(seen.batch_size)
+        return BatchState(seen.context.batch_size)
